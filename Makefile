@@ -1,0 +1,35 @@
+# Each target makes and reuses .venv by itself.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+DEMO := examples/demo
+SPEECH := $(DEMO)/speech.wav
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/.ready ## render the demo avatar to out/demo.mp4
+	@$(RUN) examples.networks
+	@mkdir -p out
+	$(RUN) engine.render --avatar $(DEMO) --audio $(SPEECH) -o out/demo.mp4
+
+test: $(VENV)/.ready ## everything that runs without a GPU; the GPU tests skip
+	$(RUN) pytest
+
+lint: $(VENV)/.ready
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+bench: $(VENV)/.ready ## frames a second on this machine, next to a frame-by-frame loop
+	@$(RUN) examples.networks
+	$(RUN) benchmarks.render
+
+clean:
+	rm -rf $(VENV) out build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -f $(DEMO)/*.onnx
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
