@@ -1,0 +1,260 @@
+"""Checkpoint files: found out, read, checked, and written."""
+
+import functools
+import os
+import pickle
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from models.audio_encoder import AudioEncoder
+from models.generator import Generator
+
+_NETWORKS: dict[str, type[nn.Module]] = {"generator": Generator, "audio_encoder": AudioEncoder}
+_WORDS = {"generator": "a generator", "audio_encoder": "an audio encoder"}
+
+# Older PyTorch did not write these counters; inference never reads them.
+_COUNTER = "num_batches_tracked"
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be used as the checkpoint asked for. One line, naming the file."""
+
+
+def load(path: str | os.PathLike[str], kind: str | None = None) -> nn.Module:
+    """Reads a checkpoint into the network it holds.
+
+    path: a .pth / .pt file (a state dict, or a training checkpoint with one inside, with or without
+        the prefixes that wrappers put before the names) or a .safetensors file, of any float dtype.
+        What a file is, is found out from its content, not from its name. Pickles are read with
+        `weights_only=True`: nothing in the file is ever run.
+    kind: "generator", "audio_encoder", or None to find out from the names.
+    Returns a `Generator` or `AudioEncoder` in eval mode, float32, on the CPU.
+    Raises `CheckpointError` when the file is missing, is no checkpoint, holds another network, or
+    holds weights that are not finite; `ValueError` for an unknown kind.
+    """
+    if kind is not None and kind not in _NETWORKS:
+        raise ValueError(f"kind is {kind!r}, must be one of {', '.join(_NETWORKS)} or None")
+    path = Path(path)
+    content = _read(path)
+    candidates = [_without_prefix(tensors) for tensors in _state_dicts(content)]
+    if not candidates:
+        raise CheckpointError(f"{path}: holds no weights{_guess_without_weights(content)}")
+
+    kinds = list(_NETWORKS) if kind is None else [kind]
+    scores = {
+        (name, i): len(_expected(name).keys() & tensors.keys())
+        for name in kinds
+        for i, tensors in enumerate(candidates)
+    }
+    if kind is None:
+        complete = {name for name, i in scores if not any(_misfit(name, candidates[i]))}
+        if len(complete) > 1:
+            raise CheckpointError(f"{path}: holds both networks; say which one is wanted")
+    # max() keeps the first of equals: the order of the file, which puts `model` before `ema`.
+    found, index = max(scores, key=scores.__getitem__)
+    tensors = candidates[index]
+    misfit = _misfit(found, tensors)
+    if any(misfit):
+        wanted = "a network of Viseme" if kind is None else _WORDS[kind]
+        raise CheckpointError(
+            f"{path}: not {wanted}: {_guess(tensors, kind)} ({_describe(misfit)})"
+        )
+    return _build(path, found, tensors)
+
+
+def save(module: nn.Module, path: str | os.PathLike[str], *, precision: str = "fp32") -> None:
+    """Writes a network's weights as .safetensors, so that no half-written file is ever seen.
+
+    module: a `Generator` or `AudioEncoder`, on any device. precision: "fp32" or "fp16".
+    Raises `ValueError` for weights that are not finite in that precision, `OSError` when the file
+    cannot be written.
+    """
+    if precision not in ("fp32", "fp16"):
+        raise ValueError(f"precision is {precision!r}, must be fp32 or fp16")
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    tensors = {}
+    for name, tensor in module.state_dict().items():
+        tensor = tensor.detach().cpu()
+        if tensor.is_floating_point():
+            tensor = tensor.to(dtype)
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} is not finite in {precision}")
+        tensors[name] = tensor.contiguous()
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(safetensors.torch.save(tensors))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> object:
+    """The content of a checkpoint file, whichever format it has."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise CheckpointError(f"{path}: is a folder, not a checkpoint file") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+
+    if not head:
+        raise CheckpointError(f"{path}: is empty")
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path}: is a Git LFS pointer; fetch the file itself: git lfs pull")
+    if head.lstrip()[:5].lower() in (b"<!doc", b"<html"):
+        raise CheckpointError(f"{path}: is a web page, not a checkpoint: the download went wrong")
+    # A safetensors file starts with the length of its JSON header, in 8 bytes.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
+        try:
+            return safetensors.torch.load_file(path)
+        except (safetensors.SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: broken safetensors file: {_line(error)}") from None
+    # A zip archive or a pickle, the two forms that torch.save has had.
+    if not head.startswith((b"PK\x03\x04", b"\x80")):
+        raise CheckpointError(f"{path}: not a checkpoint file{_guess_from_suffix(path)}")
+    try:
+        with warnings.catch_warnings():  # of TorchScript files, which are refused below
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if name := re.search(r"GLOBAL (\S+)", str(error)):
+            raise CheckpointError(
+                f"{path}: refused: it holds {name[1]}, and a pickle with more than tensors in it "
+                "can run code; save the network's state_dict alone"
+            ) from None
+        raise CheckpointError(f"{path}: broken or truncated checkpoint file") from None
+    except Exception as error:
+        # torch.load has no documented exceptions: a broken file has given EOFError, RuntimeError,
+        # KeyError, UnicodeDecodeError and more.
+        if "TorchScript" in str(error):
+            raise CheckpointError(
+                f"{path}: is a TorchScript program; save the network's state_dict instead"
+            ) from None
+        raise CheckpointError(f"{path}: broken or truncated checkpoint file") from None
+
+
+def _state_dicts(content: object, depth: int = 3) -> Iterator[dict[str, torch.Tensor]]:
+    """Every mapping from names to weights in a checkpoint, the outermost first."""
+    # "param_groups" marks an optimizer, whose state holds tensors that are no weights.
+    if not isinstance(content, Mapping) or "param_groups" in content:
+        return
+    tensors = {
+        name: value
+        for name, value in content.items()
+        if isinstance(name, str) and isinstance(value, torch.Tensor)
+    }
+    if tensors:
+        yield tensors
+    if depth:
+        for value in content.values():
+            yield from _state_dicts(value, depth - 1)
+
+
+def _without_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without what wrappers (`module.`, `_orig_mod.`, `audio_encoder.`) put before every name.
+
+    Neither network's own names all begin alike.
+    """
+    while len({name.partition(".")[0] for name in tensors}) == 1 and all("." in n for n in tensors):
+        tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+@functools.cache
+def _expected(kind: str) -> dict[str, torch.Tensor]:
+    with torch.device("meta"):
+        return _NETWORKS[kind]().state_dict()
+
+
+def _misfit(kind: str, tensors: dict[str, torch.Tensor]) -> tuple[list[str], list[str], list[str]]:
+    """Names that are missing, unexpected, mis-shaped."""
+    expected = _expected(kind)
+    missing = [n for n in expected if n not in tensors and not n.endswith(_COUNTER)]
+    unexpected = [n for n in tensors if n not in expected]
+    misshaped = [
+        f"{n} {list(tensors[n].shape)} instead of {list(expected[n].shape)}"
+        for n in expected
+        if n in tensors and tensors[n].shape != expected[n].shape
+    ]
+    return missing, unexpected, misshaped
+
+
+def _describe(misfit: tuple[list[str], list[str], list[str]]) -> str:
+    parts = []
+    for word, names in zip(("missing", "unexpected", "mis-shaped"), misfit, strict=True):
+        if names:
+            more = ", ..." if len(names) > 3 else ""
+            parts.append(f"{len(names)} {word}: {', '.join(names[:3])}{more}")
+    return "; ".join(parts)
+
+
+def _guess(tensors: dict[str, torch.Tensor], wanted: str | None) -> str:
+    """What a state dict that is not the wanted network may be."""
+    for kind, words in _WORDS.items():
+        if kind != wanted and not any(_misfit(kind, tensors)):
+            return f"it is {words}"
+    parts = {name.partition(".")[0] for name in tensors}
+    if any(part.startswith("face_decoder_blocks") for part in parts):
+        return "it looks like a Wav2Lip network"
+    if {"face_encoder", "audio_encoder"} <= parts:
+        return "it looks like a SyncNet, which is used in training only"
+    kind = max(_NETWORKS, key=lambda kind: len(_expected(kind).keys() & tensors.keys()))
+    missing, unexpected, misshaped = _misfit(kind, tensors)
+    if 2 * len(missing) > len(_expected(kind)):
+        return "it is no network that Viseme knows"
+    if not misshaped and not unexpected:
+        return f"it is {_WORDS[kind]} with parts missing"
+    if all(name.startswith("audio_model.") for name in missing + unexpected + misshaped):
+        return "it looks like a generator for other audio features, such as WeNet's or Whisper's"
+    return f"it looks like {_WORDS[kind]} of another size or design"
+
+
+def _guess_without_weights(content: object) -> str:
+    if isinstance(content, Mapping):
+        if "param_groups" in content or any("optim" in str(key) for key in content):
+            return ": it is the state of an optimizer, without a network"
+        if content:
+            return f": its entries are {', '.join(sorted(map(str, content))[:5])}"
+    return ""
+
+
+def _guess_from_suffix(path: Path) -> str:
+    if path.suffix == ".onnx":
+        return ": an ONNX file is already exported"
+    if path.suffix in (".plan", ".engine", ".trt"):
+        return ": a TensorRT plan is already built"
+    return ": neither PyTorch nor safetensors"
+
+
+def _build(path: Path, kind: str, tensors: dict[str, torch.Tensor]) -> nn.Module:
+    # On the meta device no weights are drawn: loading leaves the caller's random numbers alone.
+    with torch.device("meta"):
+        network = _NETWORKS[kind]()
+    weights = {}
+    for name, expected in network.state_dict().items():
+        tensor = tensors.get(name)
+        if tensor is None:
+            tensor = torch.zeros((), dtype=expected.dtype)
+        tensor = tensor.to(expected.dtype)
+        if not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise CheckpointError(f"{path}: {name} has {bad} values that are not finite")
+        weights[name] = tensor
+    network.to_empty(device="cpu")
+    network.load_state_dict(weights)
+    return network.eval()
+
+
+def _line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,171 @@
+"""The generator: a lower face with its mouth masked, and a feature window, to the mouth that fits.
+
+A U-Net of MobileNetV2 inverted residuals (Sandler et al., 2018) with the audio joined at its
+narrowest point: the 328-pixel network of the SyncTalk 2D family. Parameter names are the ones its
+checkpoints carry, which is why some say what the layer once was (`maxpool_conv`).
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class InvertedResidual(nn.Module):
+    """1x1 expand, 3x3 depthwise, 1x1 project: (n, c, h, w) -> (n, out, h / stride, w / stride).
+
+    The expanded part has twice the input's channels. A residual one adds its input.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, stride: int = 1, residual: bool = False
+    ):
+        super().__init__()
+        expanded = 2 * in_channels
+        self.residual = residual
+        self.conv = nn.Sequential(
+            nn.Conv2d(in_channels, expanded, 1, bias=False),
+            nn.BatchNorm2d(expanded),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(expanded, expanded, 3, stride, 1, groups=expanded, bias=False),
+            nn.BatchNorm2d(expanded),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(expanded, out_channels, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return x + y if self.residual else y
+
+
+class Double(nn.Module):
+    """Two inverted residuals: in -> out with the stride, then out -> out with a residual."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
+        super().__init__()
+        self.double_conv = nn.Sequential(
+            InvertedResidual(in_channels, out_channels, stride),
+            InvertedResidual(out_channels, out_channels, residual=True),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.double_conv(x)
+
+
+class In(nn.Module):
+    """The first layer: (n, 6, 320, 320) -> (n, 32, 320, 320)."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.inconv = nn.Sequential(InvertedResidual(in_channels, out_channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inconv(x)
+
+
+class Down(nn.Module):
+    """Halves height and width: (n, c, h, w) -> (n, out, h / 2, w / 2)."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.maxpool_conv = nn.Sequential(Double(in_channels, out_channels, stride=2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.maxpool_conv(x)
+
+
+class Up(nn.Module):
+    """Doubles height and width and joins the down path's output of that size.
+
+    (n, c, h, w), (n, s, 2h, 2w) -> (n, out, 2h, 2w), with c + s = in_channels.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = Double(in_channels, out_channels)
+
+    def forward(self, x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+        return self.conv(torch.cat((x, skip), dim=1))
+
+
+class AudioModel(nn.Module):
+    """Feature window -> what is joined to the face: (n, 32, 16, 16) -> (n, 512, 10, 10)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = InvertedResidual(32, 64)
+        self.conv2 = InvertedResidual(64, 128)
+        self.conv3 = nn.Conv2d(128, 256, 3, padding=1)
+        self.bn3 = nn.BatchNorm2d(256)
+        self.conv4 = InvertedResidual(256, 256, residual=True)
+        self.conv5 = nn.Conv2d(256, 512, 3, stride=2, padding=3)
+        self.bn5 = nn.BatchNorm2d(512)
+        self.relu = nn.ReLU()
+        self.conv6 = InvertedResidual(512, 512, residual=True)
+        self.conv7 = InvertedResidual(512, 512, residual=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv2(self.conv1(x))
+        x = self.conv4(self.relu(self.bn3(self.conv3(x))))
+        x = self.relu(self.bn5(self.conv5(x)))
+        return self.conv7(self.conv6(x))
+
+
+class Out(nn.Module):
+    """16 channels -> 3, by a 1x1 convolution with bias."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+class Generator(nn.Module):
+    """ROI + masked ROI, feature window -> the ROI with the mouth that fits.
+
+    (n, 6, 320, 320), (n, 32, 16, 16) -> (n, 3, 320, 320), in the dtype of the weights.
+    12.19 M parameters, 9.77 GFLOP a frame.
+
+    input: values in [0, 1]; channels 0-2 are the ROI as planes B, G, R, channels 3-5 the same with
+        the mouth set to 0. Any other height and width than 320 is an error: the audio joins at
+        10 x 10.
+    audio: 16 consecutive features of the audio encoder, reshaped.
+    Returns planes B, G, R in [0, 1].
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.audio_model = AudioModel()
+        self.fuse_conv = nn.Sequential(Double(1024, 512), Double(512, 256))
+        self.inc = In(6, 32)
+        self.down1 = Down(32, 32)
+        self.down2 = Down(32, 64)
+        self.down3 = Down(64, 128)
+        self.down4 = Down(128, 256)
+        self.down5 = Down(256, 512)
+        self.up1 = Up(512, 128)
+        self.up2 = Up(256, 64)
+        self.up3 = Up(128, 32)
+        self.up4 = Up(64, 32)
+        self.up5 = Up(64, 16)
+        self.outc = Out(16, 3)
+
+    def forward(self, input: torch.Tensor, audio: torch.Tensor) -> torch.Tensor:
+        x320 = self.inc(input)
+        x160 = self.down1(x320)
+        x80 = self.down2(x160)
+        x40 = self.down3(x80)
+        x20 = self.down4(x40)
+        x10 = self.down5(x20)
+
+        x = self.fuse_conv(torch.cat((x10, self.audio_model(audio)), dim=1))
+
+        x = self.up1(x, x20)
+        x = self.up2(x, x40)
+        x = self.up3(x, x80)
+        x = self.up4(x, x160)
+        x = self.up5(x, x320)
+        return torch.sigmoid(self.outc(x))

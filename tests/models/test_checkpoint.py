@@ -1,0 +1,314 @@
+"""Every form a checkpoint comes in, and every way in which a file is not one."""
+
+import pickle
+import warnings
+import zipfile
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from models import AudioEncoder, Generator
+from models.checkpoint import CheckpointError, load, save
+
+
+def prefixed(prefix, weights):
+    return {prefix + name: tensor for name, tensor in weights.items()}
+
+
+FORMS = {
+    "raw": lambda w: w,
+    "state_dict": lambda w: {"epoch": 3, "state_dict": w},
+    "model beside an optimizer": lambda w: {
+        "optimizer": {
+            "state": {0: {"exp_avg": torch.zeros(3)}},
+            "param_groups": [{"lr": 0.1, "params": [0]}],
+        },
+        "model": w,
+        "best": 0.5,
+    },
+    "model_state_dict": lambda w: {"model_state_dict": w},
+    "net": lambda w: {"net": w},
+    "nested twice": lambda w: {"checkpoint": {"network": w}},
+    "model before ema": lambda w: {"model": w, "ema": {n: t + 1 for n, t in w.items()}},
+    "DataParallel": lambda w: prefixed("module.", w),
+    "compiled DataParallel": lambda w: {"net": prefixed("_orig_mod.module.", w)},
+    "audio_encoder.": lambda w: prefixed("audio_encoder.", w),
+    "module.audio_encoder.": lambda w: prefixed("module.audio_encoder.", w),
+    "without counters": lambda w: {n: t for n, t in w.items() if "num_batches" not in n},
+}
+
+
+def assert_same(network, expected, kind):
+    assert type(network) is kind
+    assert not network.training
+    for name, tensor in network.state_dict().items():
+        if "num_batches_tracked" in name:
+            continue
+        assert tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+        assert torch.equal(tensor, expected[name].float()), name
+
+
+@pytest.mark.parametrize("kind", ["audio_encoder", None])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_weights(tmp_path, audio_encoder, form, kind):
+    weights = audio_encoder.state_dict()
+    torch.save(FORMS[form](weights), tmp_path / "a.pth")
+    assert_same(load(tmp_path / "a.pth", kind), weights, AudioEncoder)
+
+
+@pytest.mark.parametrize("kind", ["generator", None])
+@pytest.mark.parametrize("form", ["raw", "DataParallel", "model beside an optimizer"])
+def test_generator_forms(tmp_path, generator, form, kind):
+    weights = generator.state_dict()
+    torch.save(FORMS[form](weights), tmp_path / "g.pth")
+    assert_same(load(tmp_path / "g.pth", kind), weights, Generator)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes_become_float32(tmp_path, audio_encoder, dtype):
+    weights = {
+        name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in audio_encoder.state_dict().items()
+    }
+    torch.save(weights, tmp_path / "a.pth")
+    assert_same(load(tmp_path / "a.pth"), weights, AudioEncoder)
+
+
+def test_the_file_format_before_zip(tmp_path, audio_encoder):
+    weights = audio_encoder.state_dict()
+    torch.save(weights, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    assert_same(load(tmp_path / "a.pt"), weights, AudioEncoder)
+
+
+def test_safetensors_under_any_name(tmp_path, audio_encoder):
+    weights = audio_encoder.state_dict()
+    safetensors.torch.save_file(prefixed("audio_encoder.", weights), tmp_path / "a.pth")
+    assert_same(load(tmp_path / "a.pth"), weights, AudioEncoder)
+
+
+def test_loading_leaves_random_numbers_alone(tmp_path, audio_encoder):
+    save(audio_encoder, tmp_path / "a.safetensors")
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    load(tmp_path / "a.safetensors")
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("fp16", torch.half)])
+def test_save_then_load(tmp_path, generator, precision, dtype):
+    path = tmp_path / "g.safetensors"
+    path.write_bytes(b"the one before")
+    save(generator, path, precision=precision)
+    assert [p.name for p in tmp_path.iterdir()] == ["g.safetensors"]
+    stored = safetensors.torch.load_file(path)
+    assert {t.dtype for n, t in stored.items() if "num_batches" not in n} == {dtype}
+    rounded = {name: t.to(dtype) for name, t in generator.state_dict().items()}
+    assert_same(load(path), rounded, Generator)
+
+
+def test_save_refuses_what_float16_cannot_hold(tmp_path):
+    network = AudioEncoder()
+    network[4].conv_block[0].weight.data[0, 0, 0, 0] = 1e5
+    with pytest.raises(ValueError, match=r"4\.conv_block\.0\.weight is not finite in fp16"):
+        save(network, tmp_path / "a.safetensors", precision="fp16")
+    assert not list(tmp_path.iterdir())
+
+
+# What is wrong with a file: how to make it from the two networks' weights, which kind is asked
+# for, and what the message must say.
+
+
+def without(weights, part):
+    return {name: tensor for name, tensor in weights.items() if part not in name}
+
+
+def wider(weights, part):
+    return {n: torch.cat((t, t)) if part in n and t.ndim else t for n, t in weights.items()}
+
+
+def stepped_adam():
+    weight = torch.zeros(3, requires_grad=True)
+    weight.sum().backward()
+    adam = torch.optim.Adam([weight])
+    adam.step()
+    return adam
+
+
+WRONG = {
+    "generator for encoder": (
+        lambda g, a: g,
+        "audio_encoder",
+        [
+            "not an audio encoder",
+            "it is a generator",
+            "78 missing: 0.conv_block.0.weight",
+            "556 un",
+        ],
+    ),
+    "encoder for generator": (
+        lambda g, a: a,
+        "generator",
+        ["not a generator", "it is an audio encoder", "91 unexpected: 0.conv_block.0.weight"],
+    ),
+    "both networks": (
+        lambda g, a: {"generator": g, "audio_encoder": a},
+        None,
+        ["holds both networks"],
+    ),
+    "mis-shaped": (
+        lambda g, a: wider(a, "12.conv_block.0.bias"),
+        "audio_encoder",
+        [
+            "an audio encoder of another",
+            "1 mis-shaped: 12.conv_block.0.bias [1024] instead of [512]",
+        ],
+    ),
+    "other audio features": (
+        lambda g, a: wider(g, "audio_model.conv1"),
+        "generator",
+        ["a generator for other audio features", "mis-shaped: audio_model.conv1"],
+    ),
+    "parts missing": (
+        lambda g, a: without(g, "outc."),
+        None,
+        ["a generator with parts missing", "2 missing: outc.conv.weight, outc.conv.bias)"],
+    ),
+    "Wav2Lip": (
+        lambda g, a: {
+            "state_dict": prefixed("module.audio_encoder.", a)
+            | {
+                "module.face_encoder_blocks.0.0.conv_block.0.weight": torch.zeros(16, 6, 7, 7),
+                "module.face_decoder_blocks.0.0.conv_block.0.weight": torch.zeros(512, 512, 1, 1),
+            }
+        },
+        "audio_encoder",
+        ["looks like a Wav2Lip network"],
+    ),
+    "SyncNet": (
+        lambda g, a: prefixed("audio_encoder.", a) | prefixed("face_encoder.", a),
+        "audio_encoder",
+        ["looks like a SyncNet"],
+    ),
+    "unknown": (
+        lambda g, a: {"layer1.weight": torch.zeros(3), "fc.weight": torch.zeros(2)},
+        None,
+        ["not a network of Viseme", "no network that Viseme knows", "unexpected: layer1.weight"],
+    ),
+    "optimizer only": (
+        lambda g, a: {"epoch": 3, "optimizer": stepped_adam().state_dict()},
+        None,
+        ["holds no weights", "the state of an optimizer"],
+    ),
+    "no tensors": (lambda g, a: {"epoch": 3, "loss": 0.1}, None, ["no weights", "epoch, loss"]),
+    "not a number": (
+        lambda g, a: a | {"7.conv_block.1.running_var": torch.full((128,), float("nan"))},
+        None,
+        ["7.conv_block.1.running_var has 128 values that are not finite"],
+    ),
+}
+
+
+def refusal(path, kind=None):
+    """The message, which must be one line and name the file."""
+    with pytest.raises(CheckpointError) as error:
+        load(path, kind)
+    message = str(error.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_content(tmp_path, generator, audio_encoder, case):
+    make, kind, phrases = WRONG[case]
+    torch.save(make(generator.state_dict(), audio_encoder.state_dict()), tmp_path / "x.pth")
+    message = refusal(tmp_path / "x.pth", kind)
+    for phrase in phrases:
+        assert phrase in message
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "phrase"),
+    [
+        ("empty.pth", b"", "is empty"),
+        ("lfs.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
+        ("page.pth", b"\n<!DOCTYPE html><html>Sign in", "is a web page"),
+        ("text.pth", b"not a checkpoint", "not a checkpoint file"),
+        ("x.onnx", b"\x08\x0a\x12\x07pytorch", "an ONNX file is already exported"),
+        ("x.plan", b"ftrt\x00\x00", "a TensorRT plan is already built"),
+        ("x.pth", b"\x80\x02}", "broken or truncated"),
+        ("x.safetensors", b'\x09\0\0\0\0\0\0\0{"a":1}!!', "broken safetensors"),
+    ],
+)
+def test_files_that_are_no_checkpoint(tmp_path, name, content, phrase):
+    (tmp_path / name).write_bytes(content)
+    assert phrase in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.pth", "old.pth", "a.safetensors"])
+@pytest.mark.parametrize("kept", [0.01, 0.5, 0.999])
+def test_truncated_files(tmp_path, audio_encoder, name, kept):
+    path = tmp_path / name
+    if name == "a.safetensors":
+        save(audio_encoder, path)
+    else:
+        zipped = name == "a.pth"
+        torch.save(audio_encoder.state_dict(), path, _use_new_zipfile_serialization=zipped)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    assert "broken" in refusal(path)
+
+
+def test_missing_file_and_folder(tmp_path):
+    assert "no such file" in refusal(tmp_path / "nothing.pth")
+    assert "is a folder" in refusal(tmp_path)
+
+
+def test_a_zip_of_something_else(tmp_path):
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+        archive.writestr("a.txt", "a")
+    assert "broken or truncated" in refusal(tmp_path / "x.pth")
+
+
+def test_torchscript_is_named(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(torch.nn.ReLU()).save(tmp_path / "x.pt")
+    assert "TorchScript" in refusal(tmp_path / "x.pt")
+
+
+def test_unknown_kind(tmp_path):
+    with pytest.raises(ValueError, match="kind is 'decoder', must be one of generator, audio_enc"):
+        load(tmp_path / "x.pth", "decoder")
+
+
+class Code:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (self.path, "w")
+
+
+@pytest.mark.parametrize("how", ["torch", "pickle"])
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, audio_encoder, how):
+    proof = tmp_path / "executed"
+    if how == "torch":
+        content = {"state_dict": audio_encoder.state_dict(), "extra": Code(str(proof))}
+        torch.save(content, tmp_path / "x.pth")
+    else:
+        (tmp_path / "x.pth").write_bytes(pickle.dumps(Code(str(proof)), protocol=2))
+    message = refusal(tmp_path / "x.pth")
+    assert "can run code" in message and "io.open" in message
+    assert not proof.exists()
+
+
+def test_other_python_objects_are_named(tmp_path, audio_encoder):
+    torch.save(
+        {"state_dict": audio_encoder.state_dict(), "loss": np.float64(1)}, tmp_path / "x.pth"
+    )
+    assert "refused: it holds numpy" in refusal(tmp_path / "x.pth")
+    torch.save(AudioEncoder(), tmp_path / "x.pth")
+    assert "refused: it holds models.audio_encoder.AudioEncoder" in refusal(tmp_path / "x.pth")
