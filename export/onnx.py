@@ -1,0 +1,283 @@
+"""Checkpoint -> ONNX file that has been checked against PyTorch."""
+
+import contextlib
+import copy
+import io
+import logging
+import math
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import nn
+
+from models import checkpoint
+
+# The lowest opset that PyTorch's exporter writes without converting, so that the file runs on the
+# oldest runtimes it can.
+_OPSET = 18
+
+_DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+_NAMES = {
+    "generator": (["input", "audio"], ["output"]),
+    "audio_encoder": (["mel_spectrogram"], ["audio_features"]),
+}
+
+# The largest |difference| allowed, and what it is relative to: 1 for the generator's pixels, the
+# largest feature for the audio encoder, whose scale depends on its training. Half an ulp of float16
+# is 5e-4 of a value, rounded once per layer, in weights and activations: 13 layers that add up like
+# noise give 2e-3; 5e-3 leaves room for the cancellation in them.
+_TOLERANCES = {
+    ("generator", "fp16"): 2e-3,
+    ("generator", "fp32"): 1e-4,
+    ("audio_encoder", "fp16"): 5e-3,
+    ("audio_encoder", "fp32"): 1e-4,
+}
+_MIN_PSNR = 55.0  # dB, of the float16 generator
+
+
+class ExportError(RuntimeError):
+    """The exported network does not compute what the checkpoint computes. One line."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was exported, and how close it is to PyTorch float32.
+
+    max_difference: largest |difference|, in the output's own units; relative_difference: the same
+    over the output's scale (1 for the generator); psnr: dB, None for the audio encoder.
+    """
+
+    file: Path
+    bytes: int
+    nodes: int
+    precision: str
+    max_difference: float
+    relative_difference: float
+    psnr: float | None
+
+
+def export(
+    kind: str,
+    checkpoint_path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    precision: str = "fp16",
+    max_batch: int = 64,
+) -> Report:
+    """Exports a checkpoint, checks the file in ONNX Runtime, and only then gives it its name.
+
+    kind: "generator" or "audio_encoder". precision: "fp16" or "fp32", of the weights, the inputs
+    and the outputs. max_batch: the batch dimension is free from 1 to this; 1 fixes it.
+    Batch norms are folded into the convolutions before them, and the weights are in the file.
+
+    The check compares with PyTorch float32 on random inputs of realistic scale, in batches of 1
+    and 3. Raises `ExportError` when it fails, `models.checkpoint.CheckpointError` for a checkpoint
+    that does not fit, `OSError` for an output that cannot be written, `ValueError` for the rest;
+    whatever is raised, an existing output stays as it was and no other file is left.
+    """
+    if kind not in _NAMES:
+        raise ValueError(f"kind is {kind!r}, must be one of {', '.join(_NAMES)}")
+    if precision not in _DTYPES:
+        raise ValueError(f"precision is {precision!r}, must be one of {', '.join(_DTYPES)}")
+    if max_batch < 1:
+        raise ValueError(f"max_batch is {max_batch}, must be at least 1")
+    output = Path(output)
+    if output.suffix != ".onnx":
+        raise ValueError(f"{output}: the output's name must end in .onnx")
+    if output.is_dir():
+        raise IsADirectoryError(f"{output}: is a folder")
+
+    part = output.with_name(f".{output.name}.{os.getpid()}.part")
+    try:
+        # Before the long work: is there a folder, and may one write there?
+        part.touch()
+    except OSError as error:
+        raise type(error)(f"{output.parent}: cannot be written to: {error.strerror}") from None
+    try:
+        _progress(f"loading {checkpoint_path}")
+        reference = checkpoint.load(checkpoint_path, kind)
+        network = copy.deepcopy(reference)
+        fold_batch_norms(network)
+        network.to(_DTYPES[precision])
+        for name, weight in network.named_parameters():
+            if not torch.isfinite(weight).all():
+                raise ExportError(f"{name} is not finite in {precision} once its norm is folded in")
+
+        _progress(f"exporting to {precision}")
+        model = _to_onnx(kind, network, max_batch)
+        onnx.save(model, part)
+        _progress("checking against PyTorch")
+        difference, relative, psnr = _check(kind, reference, part, precision, max_batch)
+        part.replace(output)
+    finally:
+        part.unlink(missing_ok=True)
+    return Report(
+        file=output,
+        bytes=output.stat().st_size,
+        nodes=len(model.graph.node),
+        precision=precision,
+        max_difference=difference,
+        relative_difference=relative,
+        psnr=psnr,
+    )
+
+
+def fold_batch_norms(module: nn.Module) -> None:
+    """Folds, in place, every BatchNorm2d into the Conv2d that stands right before it.
+
+    To be done before any rounding to float16, in which a variance over 65504 is infinite.
+    """
+    previous = None
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d) and isinstance(previous, nn.Conv2d):
+            scale = child.weight.double() / torch.sqrt(child.running_var.double() + child.eps)
+            bias = 0 if previous.bias is None else previous.bias.double()
+            bias = child.bias.double() + (bias - child.running_mean.double()) * scale
+            weight = previous.weight.double() * scale[:, None, None, None]
+            previous.weight = nn.Parameter(weight.to(previous.weight.dtype).detach())
+            previous.bias = nn.Parameter(bias.to(previous.weight.dtype).detach())
+            setattr(module, name, nn.Identity())
+        else:
+            fold_batch_norms(child)
+        previous = child
+
+
+def _to_onnx(kind: str, network: nn.Module, max_batch: int) -> onnx.ModelProto:
+    inputs, outputs = _NAMES[kind]
+    dtype = next(network.parameters()).dtype
+    free = max_batch > 1
+    # The exporter would take a batch of 1 for a constant.
+    example = tuple(torch.from_numpy(x).to(dtype) for x in _random_inputs(kind, 2 if free else 1))
+    batch = torch.export.Dim("batch", min=1, max=max_batch) if free else None
+    with _silence():
+        program = torch.onnx.export(
+            network,
+            example,
+            dynamo=True,
+            dynamic_shapes=tuple({0: batch} for _ in example) if free else None,
+            input_names=inputs,
+            output_names=outputs,
+            opset_version=_OPSET,
+            verbose=False,
+        )
+    model = program.model_proto
+    # The exporter's notes hold stack traces, with the paths of the machine they were made on.
+    for node in model.graph.node:
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        del value.metadata_props[:]
+    del model.graph.metadata_props[:]
+    del model.metadata_props[:]
+    model.metadata_props.add(key="max_batch", value=str(max_batch))
+    return model
+
+
+def _check(
+    kind: str, reference: nn.Module, path: Path, precision: str, max_batch: int
+) -> tuple[float, float, float | None]:
+    """Largest difference, the same relative to the output's scale, PSNR. Raises ExportError."""
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    dtype = np.float16 if precision == "fp16" else np.float32
+    largest, scale, squares, count = 0.0, 0.0, 0.0, 0
+    for n in sorted({1, min(3, max_batch)}):
+        inputs = _random_inputs(kind, n)
+        expected, peak = _run_reference(reference, inputs)
+        if precision == "fp16" and peak > torch.finfo(torch.float16).max:
+            # ONNX Runtime computes in float32 on a CPU and would not notice; a GPU would.
+            raise ExportError(
+                f"values inside the network reach {peak:.3g}, beyond float16's 65504: use fp32"
+            )
+        feeds = {i.name: x.astype(dtype) for i, x in zip(session.get_inputs(), inputs, strict=True)}
+        (actual,) = session.run(None, feeds)
+        if actual.shape != expected.shape or actual.dtype != dtype:
+            raise ExportError(
+                f"the exported network gives {actual.dtype} {actual.shape} "
+                f"instead of {np.dtype(dtype)} {expected.shape}"
+            )
+        error = np.abs(actual.astype(np.float64) - expected)
+        # np.max keeps NaN, which the comparison below then refuses.
+        largest = float(np.max([largest, error.max()]))
+        scale = max(scale, float(np.abs(expected).max()))
+        squares += float((error**2).sum())
+        count += error.size
+
+    relative = largest if kind == "generator" else largest / max(scale, 1e-30)
+    tolerance = _TOLERANCES[kind, precision]
+    if not relative <= tolerance:
+        raise ExportError(
+            f"the exported network differs from PyTorch by {relative:.2g}, more than {tolerance:g}"
+        )
+    if kind != "generator":
+        return largest, relative, None
+    psnr = 10 * math.log10(count / squares) if squares else math.inf
+    if precision == "fp16" and psnr < _MIN_PSNR:
+        raise ExportError(f"the exported network's PSNR is {psnr:.1f} dB, under {_MIN_PSNR:g}")
+    return largest, relative, psnr
+
+
+def _run_reference(reference: nn.Module, inputs: list[np.ndarray]) -> tuple[np.ndarray, float]:
+    """The output in float32, and the largest |value| of any layer's output on the way."""
+    peak = 0.0
+
+    def note_peak(module: nn.Module, args: object, output: torch.Tensor) -> None:
+        nonlocal peak
+        peak = max(peak, output.abs().max().item())
+
+    # A batch norm's input does not exist in the exported network, hence no hook on its conv.
+    hooks = [
+        module.register_forward_hook(note_peak)
+        for module in reference.modules()
+        if not isinstance(module, nn.Conv2d)
+    ]
+    try:
+        with torch.inference_mode():
+            output = reference(*(torch.from_numpy(x) for x in inputs))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return output.numpy(), peak
+
+
+def _random_inputs(kind: str, n: int) -> list[np.ndarray]:
+    """Inputs with the scale and the structure of real ones, float32."""
+    rng = np.random.default_rng(n)
+    if kind == "audio_encoder":
+        return [rng.uniform(-4, 4, (n, 1, 80, 16)).astype(np.float32)]
+    # Smooth with some noise, as a face is, and with the mouth of channels 3-5 masked.
+    blocks = rng.random((n, 3, 10, 10), dtype=np.float32).repeat(32, axis=2).repeat(32, axis=3)
+    roi = 0.8 * blocks + 0.2 * rng.random((n, 3, 320, 320), dtype=np.float32)
+    masked = roi.copy()
+    masked[:, :, 5:310, 5:315] = 0
+    # Features come out of a ReLU.
+    audio = np.maximum(rng.standard_normal((n, 32, 16, 16), dtype=np.float32), 0)
+    return [np.concatenate((roi, masked), axis=1), audio]
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps the exporter's prints, warnings and log lines from the user."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

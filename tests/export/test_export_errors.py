@@ -1,0 +1,191 @@
+"""Whatever goes wrong: one line, exit code 2, and no file."""
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from export import ExportError, export
+from export.__main__ import main
+from models import AudioEncoder, checkpoint
+
+# `export.export` is the function; this is the file it is in.
+onnx_module = importlib.import_module("export.onnx")
+
+
+@pytest.fixture
+def existing(tmp_path):
+    """An earlier export, which a failing one must leave as it is."""
+    file = tmp_path / "out" / "a.onnx"
+    file.parent.mkdir()
+    file.write_bytes(b"the one before")
+    yield file
+    assert list(file.parent.iterdir()) == [file]
+    assert file.read_bytes() == b"the one before"
+
+
+def test_over_the_tolerance(monkeypatch, audio_encoder_checkpoint, existing):
+    monkeypatch.setitem(onnx_module._TOLERANCES, ("audio_encoder", "fp32"), 1e-12)
+    with pytest.raises(ExportError, match=r"differs from PyTorch by .*, more than 1e-12"):
+        export("audio_encoder", audio_encoder_checkpoint[1], existing, precision="fp32")
+
+
+@pytest.mark.parametrize("wrong", [1.0, float("nan")])
+def test_a_wrong_weight_is_noticed(monkeypatch, audio_encoder_checkpoint, existing, wrong):
+    def export_badly(kind, network, max_batch):
+        network[12].conv_block[0].bias.data[0] += wrong
+        return to_onnx(kind, network, max_batch)
+
+    to_onnx = onnx_module._to_onnx
+    monkeypatch.setattr(onnx_module, "_to_onnx", export_badly)
+    with pytest.raises(ExportError, match="differs from PyTorch by"):
+        export("audio_encoder", audio_encoder_checkpoint[1], existing, precision="fp16")
+
+
+def test_psnr_of_the_generator(monkeypatch, generator_checkpoint, existing):
+    monkeypatch.setattr(onnx_module, "_MIN_PSNR", 200.0)
+    with pytest.raises(ExportError, match=r"PSNR is \d+\.\d dB, under 200"):
+        export("generator", generator_checkpoint[1], existing)
+
+
+def encoder_scaled(tmp_path, factor):
+    """The same features up to float32 rounding, through values `factor` times as large."""
+    torch.manual_seed(0)
+    network = AudioEncoder().eval()
+    norm, conv = network[0].conv_block[1], network[1].conv_block[0]
+    norm.weight.data *= factor
+    conv.weight.data /= factor
+    checkpoint.save(network, tmp_path / "scaled.safetensors")
+    return tmp_path / "scaled.safetensors"
+
+
+def test_values_beyond_float16_inside_the_network(tmp_path, existing):
+    path = encoder_scaled(tmp_path, 5e4)
+    with pytest.raises(ExportError, match="beyond float16's 65504: use fp32"):
+        export("audio_encoder", path, existing, precision="fp16")
+
+
+def test_weights_beyond_float16(tmp_path, existing):
+    path = encoder_scaled(tmp_path, 1e7)
+    with pytest.raises(ExportError, match=r"0\.conv_block\.0\.weight is not finite in fp16"):
+        export("audio_encoder", path, existing, precision="fp16")
+
+
+def test_large_variances_survive_float16(tmp_path):
+    """A variance of 1e6 is infinite in float16: norms must be folded before rounding."""
+    torch.manual_seed(0)
+    network = AudioEncoder().eval()
+    for block in network:
+        conv, norm = block.conv_block
+        conv.weight.data *= 1e3
+        norm.running_var.data.fill_(1e6)
+    checkpoint.save(network, tmp_path / "a.safetensors")
+    report = export("audio_encoder", tmp_path / "a.safetensors", tmp_path / "a.onnx")
+    assert report.relative_difference < 5e-3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kind": "decoder"}, "kind is 'decoder', must be one of generator, audio_encoder"),
+        ({"precision": "int8"}, "precision is 'int8', must be one of fp16, fp32"),
+        ({"max_batch": 0}, "max_batch is 0, must be at least 1"),
+    ],
+)
+def test_wrong_arguments(existing, arguments, message):
+    arguments = {"kind": "generator", "precision": "fp32", "max_batch": 2} | arguments
+    with pytest.raises(ValueError, match=message):
+        export(arguments.pop("kind"), "x.pth", existing, **arguments)
+
+
+def test_command_exports_and_says_so(command, audio_encoder_checkpoint, tmp_path):
+    file = tmp_path / "a.onnx"
+    done = command("audio-encoder", audio_encoder_checkpoint[1], "-o", file)
+    assert done.returncode == 0
+    # Only our own short lines, nothing of PyTorch's.
+    assert [line.split()[0] for line in done.stderr.splitlines()] == [
+        "loading",
+        "exporting",
+        "checking",
+    ]
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(f"{file}: 5.6 MB, 35 nodes, fp16, largest difference ")
+    assert list(tmp_path.iterdir()) == [file]
+    assert file.stat().st_mode & 0o777 == 0o666 & ~_umask()
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def failing(capsys, *arguments):
+    """The one line that the command's failure leaves on stderr, after its progress."""
+    try:
+        code = main([str(a) for a in arguments])
+    except SystemExit as error:  # argparse
+        code = error.code
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    lines = err.splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    return lines[-1], lines[:-1]
+
+
+def test_command_errors(capsys, generator_checkpoint, existing, tmp_path):
+    path = generator_checkpoint[1]
+    line, _ = failing(capsys, "generator", tmp_path / "none.pth", "-o", existing)
+    assert line == f"error: {tmp_path}/none.pth: no such file"
+    line, _ = failing(capsys, "audio-encoder", path, "-o", existing)
+    assert "not an audio encoder: it is a generator" in line
+    line, before = failing(capsys, "generator", path, "-o", tmp_path / "no" / "a.onnx")
+    assert line == f"error: {tmp_path}/no: cannot be written to: No such file or directory"
+    assert before == []  # found out before the long work
+    line, before = failing(capsys, "generator", path, "-o", existing.with_name("a.plan"))
+    assert line.endswith("a.plan: the output's name must end in .onnx") and before == []
+    line, _ = failing(capsys, "generator", path, "-o", existing, "--max-batch", "0")
+    assert line == "error: max_batch is 0, must be at least 1"
+    line, before = failing(capsys, "generator", path, "-o", existing, "--max-batch", "many")
+    assert "invalid int value: 'many'" in line and before == []
+    line, before = failing(capsys, "generator", path)
+    assert "required: -o/--output" in line and before == []
+    line, before = failing(capsys, "vocoder", path, "-o", existing)
+    assert "invalid choice: 'vocoder'" in line and before == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_ctrl_c_leaves_nothing(generator_checkpoint, existing):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "export", "generator", generator_checkpoint[1], "-o", existing],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if line.startswith("exporting"):
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == "" and "Traceback" not in err
+
+
+def test_check_inputs_are_those_of_the_pipeline():
+    image, audio = onnx_module._random_inputs("generator", 3)
+    assert image.shape == (3, 6, 320, 320) and audio.shape == (3, 32, 16, 16)
+    assert image.min() >= 0 and image.max() <= 1 and image.dtype == audio.dtype == np.float32
+    masked = np.zeros((320, 320), bool)
+    masked[5 : 309 + 1, 5 : 314 + 1] = True
+    assert not image[:, 3:, masked].any()
+    assert np.array_equal(image[:, 3:, ~masked], image[:, :3, ~masked])
+    assert image[:, :3, masked].any()
+    (mel,) = onnx_module._random_inputs("audio_encoder", 3)
+    assert mel.shape == (3, 1, 80, 16) and mel.min() < -3.9 and mel.max() > 3.9
