@@ -1,0 +1,130 @@
+"""What people run today: librosa, OpenCV and eager PyTorch, one frame after another.
+
+Independent of `kernels` and `engine`: the tests hold the pipeline against it, and the benchmark
+measures it in the same run.
+"""
+
+from collections.abc import Callable, Iterator
+
+import cv2
+import librosa
+import numpy as np
+import torch
+
+MEL_FILTERS = {"sr": 16000, "n_fft": 800, "n_mels": 80, "fmin": 55, "fmax": 7600}
+
+
+def log_mel(pcm: np.ndarray) -> np.ndarray:
+    """(S,) samples at 16 kHz -> (T, 80) float64 in [-4, 4]."""
+    x = pcm.astype(np.float64)
+    emphasised = np.append(x[0], x[1:] - 0.97 * x[:-1])
+    spectrum = librosa.stft(
+        emphasised, n_fft=800, hop_length=200, win_length=800, center=True, pad_mode="constant"
+    )
+    mel = librosa.filters.mel(**MEL_FILTERS, dtype=np.float64) @ np.abs(spectrum)
+    decibels = 20 * np.log10(np.maximum(1e-5, mel)) - 20
+    return np.clip(8 * (decibels + 100) / 100 - 4, -4, 4).T
+
+
+def encode(mel: np.ndarray, encoder: torch.nn.Module, batch: int = 64) -> np.ndarray:
+    """(T, 80) -> (M + 2, 512) features, the first and the last doubled."""
+    count = int((len(mel) - 16) / 80 * 25) + 2
+    starts = [min(int(80 * frame / 25), len(mel) - 16) for frame in range(count)]
+    windows = np.stack([mel[start : start + 16].T for start in starts])[:, None]
+    with torch.inference_mode():
+        parts = torch.from_numpy(windows.astype(np.float32)).split(batch)
+        features = np.concatenate([encoder(part).numpy() for part in parts])
+    return np.concatenate([features[:1], features, features[-1:]])
+
+
+def feature_window(padded: np.ndarray, frame: int) -> np.ndarray:
+    """Rows frame - 8 to frame + 7 of the padded features, zeros outside -> (32, 16, 16)."""
+    window = np.zeros((16, 512), np.float32)
+    for place, row in enumerate(range(frame - 8, frame + 8)):
+        if 0 <= row < len(padded):
+            window[place] = padded[row]
+    return window.reshape(32, 16, 16)
+
+
+def cut(frame: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+    """The box out of an (H, W, 3) frame, the edge repeated outside of it."""
+    x0, y0, x1, y1 = box
+    height, width = frame.shape[:2]
+    top, left = max(0, -y0), max(0, -x0)
+    bottom, right = max(0, y1 - height), max(0, x1 - width)
+    padded = cv2.copyMakeBorder(frame, top, bottom, left, right, cv2.BORDER_REPLICATE)
+    return padded[y0 + top : y1 + top, x0 + left : x1 + left]
+
+
+def face_input(frame: np.ndarray, box: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """BGR frame -> (6, 320, 320) float32, (328, 328, 3) BGR crop."""
+    crop = cv2.resize(cut(frame, box), (328, 328), interpolation=cv2.INTER_CUBIC)
+    roi = crop[4:324, 4:324].copy()
+    masked = cv2.rectangle(roi.copy(), (5, 5), (314, 309), (0, 0, 0), -1)
+    planes = np.concatenate([roi.transpose(2, 0, 1), masked.transpose(2, 0, 1)])
+    return planes.astype(np.float32) / 255.0, crop
+
+
+def direct_resize(image: np.ndarray, size: int) -> np.ndarray:
+    """Bilinear at src = dst * 320 / size, edge clamped, truncated."""
+    source = np.arange(size) * (image.shape[0] / size)
+    low = np.minimum(source.astype(int), image.shape[0] - 1)
+    high = np.minimum(low + 1, image.shape[0] - 1)
+    part = (source - low)[:, None]
+    image = image.astype(np.float64)
+    rows = image[low] * (1 - part[..., None]) + image[high] * part[..., None]
+    both = rows[:, low] * (1 - part) + rows[:, high] * part
+    return np.floor(both + 1e-6).astype(np.uint8)  # what is whole but for rounding, is whole
+
+
+def composite(
+    frame: np.ndarray,
+    box: tuple[int, int, int, int],
+    crop: np.ndarray,
+    generated: np.ndarray,
+    mode: str,
+) -> np.ndarray:
+    """Paste a (3, 320, 320) generated ROI into a copy of the BGR frame."""
+    mouth = np.nan_to_num(generated.astype(np.float32) * 255, nan=0.0)
+    mouth = np.clip(mouth, 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    x0, y0, x1, y1 = box
+    if mode == "crop":
+        face = crop.copy()
+        face[4:324, 4:324] = mouth
+        patch = cv2.resize(face, (x1 - x0, y1 - y0), interpolation=cv2.INTER_CUBIC)
+    else:
+        patch = direct_resize(mouth, x1 - x0)
+    height, width = frame.shape[:2]
+    finished = frame.copy()
+    top, left, bottom, right = max(y0, 0), max(x0, 0), min(y1, height), min(x1, width)
+    finished[top:bottom, left:right] = patch[top - y0 : bottom - y0, left - x0 : right - x0]
+    return finished
+
+
+def pingpong(frame: int, count: int) -> int:
+    """Which of `count` frames: 1, 2, ..., count - 1, count - 2, ..., 0, 1, ..."""
+    if count == 1:
+        return 0
+    at = (frame + 1) % (2 * (count - 1))
+    return min(at, 2 * (count - 1) - at)
+
+
+def render(
+    pcm: np.ndarray,
+    read: Callable[[int], np.ndarray],
+    boxes: list[tuple[int, int, int, int]],
+    encoder: torch.nn.Module,
+    generator: torch.nn.Module,
+    *,
+    mode: str = "crop",
+) -> Iterator[np.ndarray]:
+    """Finished frames, (H, W, 3) uint8 BGR, one by one; `read(i)` gives the avatar's frame i."""
+    padded = encode(log_mel(pcm), encoder)
+    for i in range(len(padded)):
+        number = pingpong(i, len(boxes))
+        frame = read(number)
+        picture, crop = face_input(frame, boxes[number])
+        audio = torch.from_numpy(feature_window(padded, i))[None]
+        with torch.inference_mode():
+            generated = generator(torch.from_numpy(picture)[None], audio)[0].numpy()
+        yield composite(frame, boxes[number], crop, generated, mode)

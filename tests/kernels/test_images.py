@@ -1,0 +1,198 @@
+"""Stand-alone resize and colour conversion against OpenCV and NumPy."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import kernels
+from benchmarks import frame_loop
+
+INTERPOLATION = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+
+
+def check_resize(image: np.ndarray, size: tuple[int, int], mode: str) -> None:
+    expected = cv2.resize(image, size[::-1], interpolation=INTERPOLATION[mode])
+    expected = expected.reshape(*size, image.shape[2])
+    actual = kernels.resize(torch.from_numpy(image)[None], size, mode=mode)[0].numpy()
+    difference = np.abs(actual.astype(int) - expected)
+    assert actual.shape == expected.shape
+    # OpenCV's own bilinear works in steps of 1/2048: a level off here and there. Where the image
+    # is flat along its rows, one tie is a whole row.
+    share = 0.12 if mode == "bilinear" else 1e-3
+    allowed = max(expected[0].size, share * expected.size)
+    assert difference.max() <= 1 and (difference > 0).sum() <= allowed
+
+
+SIZES = [
+    ((1, 1), (1, 1)),
+    ((1, 1), (64, 48)),
+    ((64, 48), (1, 1)),
+    ((2, 3), (7, 5)),
+    ((328, 328), (182, 182)),
+    ((182, 182), (328, 328)),
+    ((1280, 720), (641, 361)),
+    ((8192, 3), (17, 5)),
+    ((3, 8192), (5, 17)),
+    ((5, 2), (8192, 3)),
+    ((2, 5), (3, 8192)),
+]
+
+
+@pytest.mark.parametrize("mode", INTERPOLATION)
+@pytest.mark.parametrize(("source", "target"), SIZES)
+def test_resize(person, source, target, mode):
+    image = person[0].numpy()
+    image = np.tile(image, (8, 12, 1))[200 : 200 + source[0], 100 : 100 + source[1]]
+    check_resize(np.ascontiguousarray(image), target, mode)
+
+
+@given(
+    source=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    target=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    mode=st.sampled_from(sorted(INTERPOLATION)),
+    channels=st.sampled_from([1, 3, 4]),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_resize_matches_torch(source, target, mode, channels, seed):
+    noise = np.random.default_rng(seed).integers(0, 256, (2, *source, channels), dtype=np.uint8)
+    images = torch.from_numpy(noise)
+    expected = torch.nn.functional.interpolate(
+        images.permute(0, 3, 1, 2).double(), target, mode=mode, align_corners=False
+    ).permute(0, 2, 3, 1)
+    difference = kernels.resize(images, target, mode=mode).double() - expected.clamp(0, 255)
+    assert difference.abs().max() <= 0.501  # rounded to the nearest, but for float32's own error
+
+
+@pytest.mark.parametrize("mode", kernels.RESIZE_MODES)
+def test_the_same_size_is_a_copy(person, mode):
+    assert torch.equal(kernels.resize(person[:2], (1280, 720), mode=mode), person[:2])
+
+
+@pytest.mark.parametrize("mode", kernels.RESIZE_MODES)
+@pytest.mark.parametrize("level", [0, 1, 127, 254, 255])
+def test_a_flat_image_stays_flat(mode, level):
+    flat = torch.full((1, 33, 17, 3), level, dtype=torch.uint8)
+    for size in [(1, 1), (3, 1000), (77, 13), (320, 182)]:
+        assert (kernels.resize(flat, size, mode=mode) == level).all()
+
+
+def row(values: list[int]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.uint8).view(1, 1, -1, 1)
+
+
+def test_exact_bilinear():
+    # centres of the doubled pixels lie at -0.25, 0.25, 0.75, 1.25 of the source
+    assert kernels.resize(row([0, 200]), (1, 4)).flatten().tolist() == [0, 50, 150, 200]
+    assert kernels.resize(row([0, 100, 200, 40]), (1, 2)).flatten().tolist() == [50, 120]
+
+
+def test_exact_bicubic():
+    # At an eighth: W(1.125), W(0.125), W(0.875), W(1.875) of Keys' kernel with a = -0.75
+    a = -0.75
+    near = lambda x: (a + 2) * x**3 - (a + 3) * x**2 + 1  # noqa: E731
+    far = lambda x: a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a  # noqa: E731
+    weights = np.array([far(1.125), near(0.125), near(0.875), far(1.875)])
+    step = row([10, 20, 200, 60, 90])
+    wide = kernels.resize(step, (1, 20), mode="bicubic").flatten()  # 4 a pixel, centres at n/4+1/8
+    assert wide[10] == round(float(weights @ [20, 200, 60, 90]))
+    assert wide[6] == round(float(weights @ [10, 20, 200, 60]))
+    # overshoot on either side of an edge is clipped
+    edge = kernels.resize(row([0, 0, 0, 255, 255, 255]), (1, 24), mode="bicubic").flatten()
+    assert edge.min() == 0 and edge.max() == 255
+
+
+def test_exact_direct():
+    # src = dst * 2 / 5: 0, 0.4, 0.8, 1.2 and 1.6, edge clamped, cut off
+    assert kernels.resize(row([10, 21]), (1, 5), mode="direct").flatten().tolist() == [
+        10, 14, 18, 21, 21,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [1, 40, 182, 319, 320, 321, 700])
+def test_direct_matches_float64(person, size):
+    roi = person[0, 300:620, 200:520]
+    actual = kernels.resize(roi[None], (size, size), mode="direct")[0]
+    assert np.array_equal(actual.numpy(), frame_loop.direct_resize(roi.numpy(), size))
+
+
+@pytest.mark.parametrize("size", [(0, 5), (5, 0), (8193, 5), (5, -1)])
+def test_bad_sizes(size):
+    with pytest.raises(ValueError, match="it must be 1 to 8192"):
+        kernels.resize(torch.zeros(1, 4, 4, 3, dtype=torch.uint8), size)
+    with pytest.raises(ValueError, match="mode is 'cubic', it must be one of"):
+        kernels.resize(torch.zeros(1, 4, 4, 3, dtype=torch.uint8), (2, 2), mode="cubic")
+
+
+CODES = {
+    ("rgb", "bgr"): cv2.COLOR_RGB2BGR,
+    ("rgb", "rgba"): cv2.COLOR_RGB2RGBA,
+    ("bgr", "rgb"): cv2.COLOR_BGR2RGB,
+    ("bgr", "rgba"): cv2.COLOR_BGR2RGBA,
+    ("rgba", "rgb"): cv2.COLOR_RGBA2RGB,
+    ("rgba", "bgr"): cv2.COLOR_RGBA2BGR,
+}
+
+
+@pytest.mark.parametrize(("source", "target"), CODES)
+@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (1280, 720)])
+def test_colors_match_opencv(source, target, shape):
+    channels = 4 if source == "rgba" else 3
+    image = np.random.default_rng(0).integers(0, 256, (*shape, channels), dtype=np.uint8)
+    actual = kernels.convert_color(torch.from_numpy(image)[None], source, target)[0]
+    assert np.array_equal(actual.numpy(), cv2.cvtColor(image, CODES[source, target]))
+
+
+@pytest.mark.parametrize("name", ["rgb", "bgr", "rgba"])
+def test_bytes_survive_the_way_to_floats_and_back(name):
+    levels = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 16, 16, 3)
+    images = kernels.convert_color(levels, "rgb", name)
+    planes = kernels.convert_color(images, name, "planar_bgr")
+    assert planes.shape == (1, 3, 16, 16) and planes.min() == 0 and planes.max() == 1
+    assert torch.equal(planes[:, 2], levels[..., 0].float() / 255)
+    back = kernels.convert_color(planes, "planar_bgr", name)
+    # v / 255 * 255 may come out a hair below v, and is cut off: never above, at most 1 below
+    lost = images.int() - back.int()
+    assert lost.min() >= 0 and lost.max() <= 1 and (lost == 0).float().mean() > 0.9
+
+
+VALUES = [-1e10, -1.0, -0.0, 0.0, 1e-10, 0.5, 0.999, 1.0, 1.001, 2.0, 1e10]
+LEVELS = [0, 0, 0, 0, 0, 127, 254, 255, 255, 255, 255]
+
+
+@pytest.mark.parametrize("target", ["rgb", "bgr", "rgba"])
+def test_floats_are_clamped(target):
+    values = torch.tensor([*VALUES, float("nan"), float("inf"), float("-inf")])
+    levels = torch.tensor([*LEVELS, 0, 255, 0], dtype=torch.uint8)
+    planes = values.expand(1, 3, 1, -1)
+    image = kernels.convert_color(planes, "planar_bgr", target)
+    assert torch.equal(image[0, 0, :, :3], levels[:, None].expand(-1, 3))
+    if target == "rgba":
+        assert (image[..., 3] == 255).all()
+
+
+def test_planar_order_is_blue_green_red():
+    planes = torch.tensor([1.0, 0.5, 0.0]).view(1, 3, 1, 1)
+    assert kernels.convert_color(planes, "planar_bgr", "rgb").flatten().tolist() == [0, 127, 255]
+    assert kernels.convert_color(planes, "planar_bgr", "bgr").flatten().tolist() == [255, 127, 0]
+    half = torch.zeros(1, 3, 1, 1, dtype=torch.float16)
+    pixel = torch.tensor([10, 20, 30], dtype=torch.uint8).view(1, 1, 1, 3)
+    kernels.convert_color(pixel, "rgb", "planar_bgr", out=half)
+    assert torch.equal(half.flatten(), (torch.tensor([30, 20, 10]) / 255).half())
+
+
+@pytest.mark.parametrize(
+    ("images", "source", "message"),
+    [
+        (torch.zeros(1, 2, 2, 3).byte(), "yuv", "source is 'yuv'.*one of rgb, bgr, rgba, planar"),
+        (torch.zeros(1, 2, 2, 4).byte(), "rgb", r"\(1, 2, 2, 4\).*\(n, H, W, 3\)"),
+        (torch.zeros(1, 2, 2, 3), "rgb", "torch.float32.*torch.uint8"),
+        (torch.zeros(1, 2, 2, 3), "planar_bgr", r"\(n, 3, H, W\)"),
+    ],
+)
+def test_bad_colors(images, source, message):
+    with pytest.raises(ValueError, match=message):
+        kernels.convert_color(images, source, "rgb")

@@ -1,0 +1,153 @@
+"""Windows against slices taken one by one in NumPy, and against the numbers worked out by hand."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import kernels
+from benchmarks import frame_loop
+
+
+def mel_of(rows: int) -> torch.Tensor:
+    return torch.arange(rows * 80, dtype=torch.float32).view(rows, 80)
+
+
+def sliced(mel: torch.Tensor, fps: float = 25) -> np.ndarray:
+    rows = mel.numpy()
+    count = int((len(rows) - 16) / 80 * fps) + 2
+    starts = [min(int(80 * f / fps), len(rows) - 16) for f in range(count)]
+    return np.stack([rows[s : s + 16].T for s in starts])[:, None]
+
+
+@pytest.mark.parametrize("rows", [16, 17, 18, 19, 20, 64, 79, 80, 81, 481, 4801])
+def test_mel_windows(rows):
+    mel = mel_of(rows)
+    np.testing.assert_array_equal(kernels.mel_windows(mel).numpy(), sliced(mel))
+
+
+@given(rows=st.integers(16, 700), fps=st.sampled_from([12.5, 24, 25, 30000 / 1001, 30, 50, 60]))
+@settings(max_examples=60, deadline=None)
+def test_mel_windows_at_any_rate(rows, fps):
+    mel = mel_of(rows)
+    np.testing.assert_array_equal(kernels.mel_windows(mel, fps=fps).numpy(), sliced(mel, fps))
+
+
+# Mel row that frame f's window starts with: 80 / 25 = 3.2 rows a frame, cut off.
+STARTS = [0, 3, 6, 9, 12, 16, 19, 22, 25, 28, 32]
+
+
+@pytest.mark.parametrize("frames", [8, 25, 40])
+def test_index_arithmetic(frames):
+    rows = 16 + int(np.ceil((frames - 2) * 3.2))  # the shortest mel with that many windows
+    assert kernels.mel_window_count(rows) == frames
+    assert kernels.mel_window_count(rows - 1) == frames - 1
+    windows = kernels.mel_windows(mel_of(rows))
+    first_row = windows[:, 0, 0, 0] / 80
+    wanted = [min(start, rows - 16) for start in STARTS]
+    assert first_row[: len(STARTS)].tolist() == wanted[:frames]
+    assert first_row[-1] == rows - 16  # the last window ends with the mel
+    assert (windows[:, 0, 0, -1] / 80 - first_row == 15).all()
+
+
+def test_counts_of_known_lengths():
+    # samples, mel rows, windows, video frames
+    for samples, rows, windows, frames in [
+        (3000, 16, 2, 4),
+        (16000, 81, 22, 24),
+        (96000, 481, 147, 149),
+        (160000, 801, 247, 249),
+    ]:
+        assert kernels.mel_rows(samples) == rows
+        assert kernels.mel_window_count(rows) == windows
+        assert kernels.frame_count(windows) == frames
+
+
+def test_counts_keep_the_rounding_of_the_formula():
+    # 25 windows in exact arithmetic plus 2; the floating-point formula, which trained avatars
+    # were cut with, gives one less somewhere: both must be met.
+    exact = [(rows - 16) * 25 // 80 + 2 for rows in range(16, 5000)]
+    given = [kernels.mel_window_count(rows) for rows in range(16, 5000)]
+    assert given == [int((rows - 16) / 80 * 25) + 2 for rows in range(16, 5000)]
+    assert given != exact
+
+
+@pytest.mark.parametrize("rows", [1, 8, 15])
+def test_too_short(rows):
+    with pytest.raises(ValueError, match=rf"too short: {rows} mel rows, at least 16.*3000 samples"):
+        kernels.mel_windows(mel_of(rows))
+
+
+def features_of(count: int) -> torch.Tensor:
+    return torch.arange(1, count * 512 + 1, dtype=torch.float32).view(count, 512)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 25, 40])
+def test_feature_windows(count):
+    features = features_of(count).numpy()
+    padded = np.concatenate([features[:1], features, features[-1:]])
+    expected = np.stack([frame_loop.feature_window(padded, i) for i in range(count + 2)])
+    actual = kernels.feature_windows(torch.from_numpy(features)).numpy()
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_feature_window_by_hand():
+    windows = kernels.feature_windows(features_of(30)).view(32, 16, 512)
+    first = (windows[:, :, 0] - 1) / 512  # which feature each row is; -1/512 where it is zeros
+    assert first[0].tolist() == [-1 / 512] * 8 + [0, 0, 1, 2, 3, 4, 5, 6]
+    assert first[10].tolist() == list(range(1, 17))
+    assert first[31].tolist() == [*range(22, 30), 29] + [-1 / 512] * 7
+
+
+@given(count=st.integers(1, 60), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_any_part_equals_that_part_of_the_whole(count, data):
+    features = features_of(count)
+    start = data.draw(st.integers(0, count + 2))
+    part = data.draw(st.integers(0, count + 2 - start))
+    whole = kernels.feature_windows(features)
+    some = kernels.feature_windows(features, start=start, count=part)
+    assert torch.equal(some, whole[start : start + part])
+
+    mel = mel_of(16 + 3 * count)
+    whole = kernels.mel_windows(mel)
+    start = min(start, len(whole))
+    part = min(part, len(whole) - start)
+    assert torch.equal(kernels.mel_windows(mel, start=start, count=part), whole[start:][:part])
+
+
+def test_features_beyond_the_window_are_not_read():
+    features = features_of(40)
+    expected = kernels.feature_windows(features, start=8, count=8)
+    features[8 + 8 + 6 :] = float("nan")
+    assert torch.equal(kernels.feature_windows(features, start=8, count=8), expected)
+
+
+def test_half_precision_and_out():
+    features = features_of(9).half()
+    out = torch.full((11, 32, 16, 16), float("nan"), dtype=torch.float16)
+    assert kernels.feature_windows(features, out=out) is out
+    assert torch.equal(out.float(), kernels.feature_windows(features.float()))
+    mel = mel_of(100)
+    out = torch.full((28, 1, 80, 16), float("nan"))
+    assert kernels.mel_windows(mel, out=out) is out
+    assert torch.equal(out, kernels.mel_windows(mel))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: kernels.mel_windows(torch.zeros(100, 79)), r"\(100, 79\).*\(T, 80\)"),
+        (lambda: kernels.mel_windows(torch.zeros(100, 80), fps=0), "fps is 0"),
+        (lambda: kernels.mel_windows(torch.zeros(100, 80), fps=float("nan")), "fps is nan"),
+        (lambda: kernels.mel_windows(torch.zeros(16, 80), start=1, count=2), "1 to 3.*there are 2"),
+        (lambda: kernels.feature_windows(torch.zeros(0, 512)), "0 rows"),
+        (lambda: kernels.feature_windows(torch.zeros(5, 512), start=-1), "-1"),
+        (lambda: kernels.feature_windows(torch.zeros(5, 512), count=8), "0 to 8.*there are 7"),
+        (lambda: kernels.feature_windows(torch.zeros(5, 512).double()), "float64"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
