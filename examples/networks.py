@@ -1,0 +1,90 @@
+"""Networks for the demo avatar until trained ones exist: `python -m examples.networks`.
+
+Weights drawn from a fixed seed, but for one path through the generator's outermost skip connection
+that hands the ROI through: an untrained mouth should not be a grey square. Speech only tints it.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+from export import export
+from models import AudioEncoder, Generator, checkpoint
+
+DEMO = Path(__file__).parent / "demo"
+SEED = 2026
+KNOTS = 16  # of the piecewise linear inverse of the last sigmoid
+
+
+def untrained() -> dict[str, torch.nn.Module]:
+    """The two networks: the same weights on every machine."""
+    torch.manual_seed(SEED)
+    generator, encoder = Generator().eval(), AudioEncoder().eval()
+    _hand_the_roi_through(generator)
+    return {"generator": generator, "audio_encoder": encoder}
+
+
+@torch.no_grad()
+def _hand_the_roi_through(generator: Generator) -> None:
+    """Make the output the input's first three channels, nearly.
+
+    The values have to pass a sigmoid at the end: hinges ReLU(x - knot), one hidden channel each,
+    add up to its inverse.
+    """
+    first = generator.inc.inconv[0].conv
+    expand, depthwise, project = first[0], first[3], first[6]
+    for channel in range(3):  # B, G, R; not negative, so that the ReLUs let them through
+        expand.weight[channel] = 0
+        expand.weight[channel, channel] = 1
+        _only_the_centre(depthwise, channel)
+        project.weight[channel] = 0
+        project.weight[channel, channel] = 1
+
+    knots = torch.linspace(0.01, 0.99, KNOTS)
+    heights = torch.logit(knots)
+    slopes = heights.diff() / knots.diff()
+    hinges = torch.cat([slopes[:1], slopes.diff()])  # each adds to the slope before it
+    last, refine = (block.conv for block in generator.up5.conv.double_conv)
+    below = last[0].in_channels - 32  # channels that come from below, before the skip's 32
+    for channel in range(3):
+        last[6].weight[channel] = 0
+        for knot, hinge in enumerate(hinges):
+            hidden = channel * KNOTS + knot
+            last[0].weight[hidden] = 0
+            last[0].weight[hidden, below + channel] = 1
+            last[1].bias[hidden] = -knots[knot] + (knots[0] if knot == 0 else 0)
+            _only_the_centre(last[3], hidden)
+            last[6].weight[channel, hidden] = hinge
+        last[7].bias[channel] = heights[0] - slopes[0] * knots[0]
+        refine[6].weight[channel] *= 0.02
+        generator.outc.conv.weight[channel] *= 0.02
+        generator.outc.conv.weight[channel, channel] = 1
+        generator.outc.conv.bias[channel] = 0
+
+
+def _only_the_centre(depthwise: torch.nn.Conv2d, channel: int) -> None:
+    depthwise.weight[channel] = 0
+    depthwise.weight[channel, 0, 1, 1] = 1
+
+
+def main() -> int:
+    for kind, network in untrained().items():
+        target = DEMO / f"{kind}.onnx"
+        if target.exists():
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            weights = Path(folder) / f"{kind}.safetensors"
+            checkpoint.save(network, weights)
+            export(kind, weights, target, precision="fp32")
+    print(
+        f"The demo's networks are untrained (seed {SEED}): "
+        "the mouth does not follow the speech yet.",
+        file=sys.stderr,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

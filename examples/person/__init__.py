@@ -1,0 +1,6 @@
+"""A drawn person who can speak: `draw(pose, mouth)` gives a frame."""
+
+from .frame import draw
+from .pose import SIZE, Mouth, Pose, face_box, idle, idle_mouth, mouth_box
+
+__all__ = ["SIZE", "Mouth", "Pose", "draw", "face_box", "idle", "idle_mouth", "mouth_box"]
