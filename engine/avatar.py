@@ -1,0 +1,387 @@
+"""Avatar folders: which layout one has, what is in it, and whether it can be used."""
+
+import json
+import math
+import os
+import re
+import warnings
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kernels import FPS
+
+from .errors import InputError
+from .frames import CACHE_BYTES, FrameCache, ImageFolder, Source, VideoFile
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+NETWORK_SUFFIXES = (".onnx", ".plan", ".pth", ".pt", ".safetensors")
+LANDMARKS = 110
+MAX_BOX = 8192  # pixels
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a layout says of a folder, before it is opened."""
+
+    name: str
+    frames: Path  # a video or a folder of numbered images
+    boxes: Path  # a JSON file or a folder of landmarks
+    fps: Fraction | None = None
+    generator: Path | None = None
+    audio_encoder: Path | None = None
+
+
+class Avatar:
+    """A recorded person: frames, a face box for each, and the files of the two networks.
+
+    Attributes:
+        name: for people.
+        fps: exact frames a second, a Fraction.
+        height, width: of every frame, pixels.
+        boxes: (F, 4) int32 face boxes on `device`.
+        generator, audio_encoder: paths of the networks' files.
+        device: where `batch` puts frames: decoded as needed for the CPU; all held on a GPU.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        boxes: Tensor,
+        *,
+        fps: Fraction,
+        generator: Path,
+        audio_encoder: Path,
+        device: str | torch.device = "cpu",
+        cache_bytes: int = CACHE_BYTES,
+    ):
+        self.name, self.fps = name, fps
+        self.generator, self.audio_encoder = generator, audio_encoder
+        self.height, self.width = source.height, source.width
+        self.device = torch.device(device)
+        self._length = min(len(source), boxes.shape[0])
+        if len(source) != boxes.shape[0]:
+            warnings.warn(
+                f"avatar {name!r} has {len(source)} frames and {boxes.shape[0]} boxes: "
+                f"the first {self._length} of both are used",
+                stacklevel=2,
+            )
+        boxes = boxes[: self._length]
+        _check_boxes(boxes, self.height, self.width)
+        self._cache = FrameCache(source, cache_bytes)
+        self.boxes = boxes.to(self.device)
+        self._resident = self._upload() if self.device.type == "cuda" else None
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike,
+        *,
+        device: str | torch.device = "cpu",
+        generator: str | os.PathLike | None = None,
+        audio_encoder: str | os.PathLike | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> "Avatar":
+        """Open an avatar folder of any of the four layouts: native, SyncTalk 2D, package 2.0,
+        CPU server. Which one it is shows by what it holds.
+
+        Args:
+            path: the folder.
+            device: "cpu" or "cuda". On a GPU all frames are uploaded here.
+            generator, audio_encoder: network files to use instead of the folder's own, or where
+                it has none.
+            cache_bytes: how much memory decoded frames may take on a CPU.
+
+        Raises:
+            InputError: what is missing, damaged or does not fit, in one line.
+        """
+        root = Path(path)
+        if not root.is_dir():
+            raise InputError(f"{path} {'is not a folder' if root.exists() else 'does not exist'}")
+        parts = _find_layout(root)
+        networks = {
+            "generator": _network(root, parts.generator, generator, "generator"),
+            "audio_encoder": _network(root, parts.audio_encoder, audio_encoder, "audio encoder"),
+        }
+        source: Source
+        if parts.frames.is_dir():
+            source, fps = ImageFolder(_numbered(parts.frames, IMAGE_SUFFIXES)), parts.fps
+        else:
+            source = VideoFile(parts.frames)
+            fps = parts.fps or source.fps
+        boxes = (
+            _boxes_from_landmarks(_numbered(parts.boxes, (".lms",)))
+            if parts.boxes.is_dir()
+            else _boxes_from_json(parts.boxes)
+        )
+        return cls(
+            parts.name,
+            source,
+            boxes,
+            fps=fps or Fraction(FPS),
+            device=device,
+            cache_bytes=cache_bytes,
+            **networks,
+        )
+
+    def __len__(self) -> int:
+        return self._length
+
+    def batch(self, numbers: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """What the face stages need to work on these frames.
+
+        Returns:
+            frames (k, H, W, 3) uint8, boxes (k, 4) int32, index (n,) int64 into both, on
+            `device`, so that frame `numbers[i]` is `frames[index[i]]`. On a GPU k is the whole
+            avatar and nothing is copied but the index; on a CPU k = n.
+
+        Raises:
+            InputError: a frame cannot be decoded.
+        """
+        if self._resident is not None:
+            index = torch.tensor(numbers).to(self.device, non_blocking=True)
+            return self._resident, self.boxes, index
+        frames = torch.from_numpy(self._cache.read(numbers))
+        return frames, self.boxes[numbers], torch.arange(len(numbers))
+
+    def _upload(self) -> Tensor:
+        shape = (self._length, self.height, self.width, 3)
+        needed, (free, _) = math.prod(shape), torch.cuda.mem_get_info(self.device)
+        if needed > free:
+            raise InputError(
+                f"avatar {self.name!r} needs {needed / 2**30:.2f} GiB on {self.device} for its "
+                f"{self._length} frames of {self.width} x {self.height}, "
+                f"{free / 2**30:.2f} GiB are free"
+            )
+        frames = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        for first in range(0, self._length, 32):
+            numbers = list(range(first, min(first + 32, self._length)))
+            frames[first : first + len(numbers)] = torch.from_numpy(self._cache.read(numbers))
+        return frames
+
+
+# --- layouts -------------------------------------------------------------------------------------
+
+
+def _find_layout(root: Path) -> _Parts:
+    if (root / "avatar.json").exists():
+        return _native(root)
+    if (root / "dataset_manifest.json").exists():
+        return _package(root)
+    if (root / "full_body_img").is_dir():
+        return _synctalk(root)
+    if (root / "frames").is_dir():
+        return _cpu_server(root)
+    raise InputError(
+        f"{root} is not an avatar folder: it holds none of avatar.json (native), "
+        "dataset_manifest.json (package 2.0), full_body_img/ (SyncTalk 2D), frames/ (CPU server)"
+    )
+
+
+def _native(root: Path) -> _Parts:
+    path = root / "avatar.json"
+    record = _read_json(path)
+    if not isinstance(record, dict):
+        raise InputError(f"{path} holds a {type(record).__name__}, it must be an object")
+    for key in ("fps", "frames", "boxes", "generator", "audio_encoder"):
+        if key not in record:
+            raise InputError(f"{path} has no {key!r}")
+
+    def inside(key: str) -> Path:
+        value = record[key]
+        if not isinstance(value, str) or not value:
+            raise InputError(f"{path}: {key} is {value!r}, it must be a path")
+        target = root / value
+        if not target.resolve().is_relative_to(root.resolve()):
+            raise InputError(f"{path}: {key} is {value!r}, which lies outside the avatar folder")
+        return target
+
+    return _Parts(
+        name=str(record.get("name", root.resolve().name)),
+        frames=_existing(inside("frames")),
+        boxes=_existing(inside("boxes")),
+        fps=_fps(path, record["fps"]),
+        generator=inside("generator"),
+        audio_encoder=inside("audio_encoder"),
+    )
+
+
+def _package(root: Path) -> _Parts:
+    manifest = root / "dataset_manifest.json"
+    record = _read_json(manifest)
+    record = record if isinstance(record, dict) else {}
+    return _Parts(
+        name=str(record.get("name", root.resolve().name)),
+        frames=_first(root, ("full_body_video.mp4", "full_body_img"), "frames"),
+        boxes=_first(
+            root, ("crop_rects.json", "cache/crop_rectangles.json", "landmarks"), "face boxes"
+        ),
+        fps=_fps(manifest, record["fps"]) if "fps" in record else None,
+        generator=_maybe(root, ("checkpoint/model_best.onnx", "models/generator.onnx")),
+        audio_encoder=_maybe(root, ("models/audio_encoder.onnx",)),
+    )
+
+
+def _synctalk(root: Path) -> _Parts:
+    def number(path: Path) -> int:
+        digits = re.findall(r"\d+", path.stem)
+        return int(digits[-1]) if digits else -1
+
+    checkpoints = sorted((root / "checkpoint").glob("*.pth"), key=number)
+    return _Parts(
+        name=root.resolve().name,
+        frames=root / "full_body_img",
+        boxes=_first(root, ("landmarks",), "face boxes"),
+        generator=checkpoints[-1] if checkpoints else None,
+        audio_encoder=_maybe(root, ("models/audio_encoder.onnx",)),
+    )
+
+
+def _cpu_server(root: Path) -> _Parts:
+    return _Parts(
+        name=root.resolve().name,
+        frames=root / "frames",
+        boxes=_first(root, ("crop_rects.json",), "face boxes"),
+        generator=_maybe(root, ("checkpoint/model_best.onnx",)),
+        audio_encoder=_maybe(root, ("models/audio_encoder.onnx",)),
+    )
+
+
+def _first(root: Path, names: tuple[str, ...], what: str) -> Path:
+    found = _maybe(root, names)
+    if found is None:
+        raise InputError(f"{root} has no {what}: it holds none of {', '.join(names)}")
+    return found
+
+
+def _maybe(root: Path, names: tuple[str, ...]) -> Path | None:
+    return next((root / name for name in names if (root / name).exists()), None)
+
+
+def _existing(path: Path) -> Path:
+    if not path.exists():
+        raise InputError(f"{path} does not exist")
+    return path
+
+
+def _network(root: Path, found: Path | None, given: str | os.PathLike | None, what: str) -> Path:
+    path = Path(given) if given is not None else found
+    if path is None:
+        option = what.replace(" ", "-")
+        raise InputError(f"{root} has no {what}: give its file (--{option} FILE)")
+    if not path.is_file():
+        fault = "is not a file" if path.exists() else "does not exist"
+        raise InputError(f"{path} ({what}) {fault}")
+    if path.suffix.lower() not in NETWORK_SUFFIXES:
+        raise InputError(f"{path} ({what}) must end in one of {', '.join(NETWORK_SUFFIXES)}")
+    return path
+
+
+def _fps(path: Path, value: object) -> Fraction:
+    """Frames a second as a number (25, 29.97) or as a fraction ("30000/1001")."""
+    try:
+        fps = Fraction(value).limit_denominator(1001)  # type: ignore[arg-type]
+        if isinstance(value, bool) or not 1 <= fps <= 240:
+            raise ValueError
+    except (ValueError, TypeError, OverflowError, ZeroDivisionError):
+        raise InputError(f"{path}: fps is {value!r}, it must be a number from 1 to 240") from None
+    return fps
+
+
+def _numbered(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files of a folder in the order of the number their names end in, from 0 or 1 on."""
+    found: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        digits = re.search(r"(\d+)$", path.stem)
+        if path.suffix.lower() not in suffixes or digits is None:
+            continue
+        number = int(digits[1])
+        if number in found:
+            raise InputError(f"{folder}: number {number} is {found[number].name} and {path.name}")
+        found[number] = path
+    if not found:
+        raise InputError(f"{folder} has no numbered files ending in {', '.join(suffixes)}")
+    first = 0 if 0 in found else 1
+    for number in range(first, first + len(found)):
+        if number not in found:
+            raise InputError(f"{folder}: number {number} is missing (there are {len(found)} files)")
+    return [found[number] for number in sorted(found)]
+
+
+# --- face boxes ----------------------------------------------------------------------------------
+
+
+def _read_json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def _boxes_from_json(path: Path) -> Tensor:
+    """[[x0, y0, x1, y1], ...], or {"0": {"rect": [x0, y0, x1, y1]}, ...} -> (F, 4) int32."""
+    record = _read_json(path)
+    if isinstance(record, dict):
+        for number in range(len(record)):
+            if str(number) not in record:
+                raise InputError(
+                    f"{path}: number {number} is missing (there are {len(record)} boxes)"
+                )
+        rects = [record[str(number)] for number in range(len(record))]
+        rects = [rect.get("rect") if isinstance(rect, dict) else rect for rect in rects]
+    else:
+        rects = record  # type: ignore[assignment]
+    if not isinstance(rects, list) or not rects:
+        raise InputError(f"{path} holds no list of face boxes")
+    for frame, rect in enumerate(rects):
+        usable = isinstance(rect, list) and len(rect) == 4 and all(map(_is_coordinate, rect))
+        if not usable:
+            raise InputError(
+                f"{path}: the box of frame {frame} is {rect!r}, it must be 4 numbers "
+                "x0, y0, x1, y1 in pixels"
+            )
+    return torch.tensor([[int(value) for value in rect] for rect in rects], dtype=torch.int32)
+
+
+def _is_coordinate(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and abs(value) < 2**24  # type: ignore[arg-type]
+
+
+def _boxes_from_landmarks(paths: list[Path]) -> Tensor:
+    """110 landmarks a frame, "x y" lines -> (F, 4) int32: from landmark 1's column and landmark
+    52's row, as wide and as high as the way to landmark 31's column."""
+    boxes = []
+    for path in paths:
+        try:
+            points = [tuple(map(float, line.split())) for line in path.read_text().splitlines()]
+        except ValueError:
+            points = []
+        points = [point for point in points if point]  # a last empty line
+        if len(points) != LANDMARKS or not all(
+            len(point) == 2 and all(map(_is_coordinate, point)) for point in points
+        ):
+            raise InputError(f'{path} must hold {LANDMARKS} lines "x y"')
+        x0, y0, x1 = int(points[1][0]), int(points[52][1]), int(points[31][0])
+        boxes.append([x0, y0, x1, y0 + x1 - x0])
+    return torch.tensor(boxes, dtype=torch.int32)
+
+
+def _check_boxes(boxes: Tensor, height: int, width: int) -> None:
+    for frame, box in enumerate(boxes.tolist()):
+        x0, y0, x1, y1 = box
+        fault = None
+        if x1 <= x0 or y1 <= y0:
+            fault = "is empty"
+        elif x1 - x0 != y1 - y0:
+            fault = f"is not square ({x1 - x0} x {y1 - y0})"
+        elif x1 - x0 > MAX_BOX:
+            fault = f"is {x1 - x0} pixels wide, at most {MAX_BOX} are allowed"
+        elif x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+            fault = f"is wholly outside the frame of {width} x {height}"
+        if fault:
+            raise InputError(f"the box of frame {frame}, {box}, {fault}")

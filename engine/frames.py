@@ -1,0 +1,156 @@
+"""Frames of an avatar on demand: out of a folder of images or a video, through a bounded cache."""
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Lock
+from typing import Protocol
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from .errors import InputError
+from .media import Video
+
+CACHE_BYTES = 256 << 20
+
+
+class Source(Protocol):
+    """Where decoded frames come from. `height` and `width` are those of every frame."""
+
+    height: int
+    width: int
+
+    def __len__(self) -> int: ...
+
+    def decode(self, number: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Frames that have to be decoded to get at frame `number`, which is the last of them."""
+        ...
+
+
+class ImageFolder:
+    """A list of image files of one size, each a frame. Opening reads their headers only.
+
+    Raises:
+        InputError: a file that is not an image, or not of the first one's size.
+    """
+
+    def __init__(self, paths: list[Path]):
+        self._paths = paths
+        self.height = self.width = 0
+        for number, path in enumerate(paths):
+            try:
+                with Image.open(path) as image:
+                    width, height = image.size
+            except (UnidentifiedImageError, OSError) as error:
+                raise _unreadable(path) from error
+            if number == 0:
+                self.height, self.width = height, width
+            elif (height, width) != (self.height, self.width):
+                raise InputError(
+                    f"frame {number} ({path}) is {width} x {height}, frame 0 is "
+                    f"{self.width} x {self.height}: all frames of an avatar have one size"
+                )
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def decode(self, number: int) -> Iterator[tuple[int, np.ndarray]]:
+        path = self._paths[number]
+        try:
+            with Image.open(path) as image:
+                frame = np.asarray(image.convert("RGB"))
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise _unreadable(path) from error
+        if frame.shape[:2] != (self.height, self.width):
+            raise InputError(f"{path} changed its size while it was in use")
+        yield number, frame
+
+
+class VideoFile:
+    """A video whose frames, in the order they are shown, are the avatar's."""
+
+    def __init__(self, path: Path):
+        self._video = Video(path)
+        self.height, self.width = self._video.height, self._video.width
+        self._decoder: Iterator[tuple[int, np.ndarray]] | None = None
+        self._next = 0  # what the decoder gives next
+
+    @property
+    def fps(self):
+        return self._video.fps
+
+    def __len__(self) -> int:
+        return len(self._video)
+
+    def decode(self, number: int) -> Iterator[tuple[int, np.ndarray]]:
+        keys = self._video.keyframes
+        key = max(bisect_right(keys, number) - 1, 0)
+        # Going on from where the decoder stands is cheapest, unless a keyframe lies between.
+        if self._decoder is None or not keys[key] <= self._next <= number:
+            self._seek(key)
+            while key > 0 and self._next > number:  # an open group starts later than its keyframe
+                key -= 1
+                self._seek(key)
+        while self._next <= number:
+            yield self._advance()
+
+    def _seek(self, key: int) -> None:
+        self._decoder = self._video.frames(self._video.keyframes[key])
+        self._peeked = next(self._decoder, None)
+        self._next = len(self) if self._peeked is None else self._peeked[0]
+
+    def _advance(self) -> tuple[int, np.ndarray]:
+        current = self._peeked
+        assert current is not None and self._decoder is not None
+        self._peeked = next(self._decoder, None)
+        self._next = len(self) if self._peeked is None else self._peeked[0]
+        return current
+
+
+class FrameCache:
+    """The frames of a source, the ones used last kept decoded. Any number of threads may read.
+
+    Playing a video backwards needs frames in the opposite order of decoding: the cache keeps the
+    last ones of what was decoded to get at one, which are those wanted next.
+    """
+
+    def __init__(self, source: Source, capacity_bytes: int = CACHE_BYTES):
+        self._source = source
+        self._capacity = max(1, capacity_bytes // (source.height * source.width * 3))
+        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._lock = Lock()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def read(self, numbers: list[int]) -> np.ndarray:
+        """The frames of these numbers, (n, H, W, 3) uint8 RGB.
+
+        Raises:
+            InputError: a frame that cannot be decoded.
+        """
+        frames = np.empty((len(numbers), self._source.height, self._source.width, 3), np.uint8)
+        with self._lock:
+            for place, number in enumerate(numbers):
+                frames[place] = self._read(number)
+        return frames
+
+    def _read(self, number: int) -> np.ndarray:
+        if number in self._kept:
+            self._kept.move_to_end(number)
+            return self._kept[number]
+        frame = None
+        for decoded, frame in self._source.decode(number):
+            self._kept[decoded] = frame
+            self._kept.move_to_end(decoded)
+            if len(self._kept) > self._capacity:
+                self._kept.popitem(last=False)
+        if frame is None or decoded != number:
+            raise InputError(f"frame {number} of the avatar's video cannot be decoded")
+        return frame
+
+
+def _unreadable(path: Path) -> InputError:
+    return InputError(f"{path} cannot be read as an image (JPEG or PNG)")

@@ -1,0 +1,277 @@
+"""Audio and video files in and out, through FFmpeg's libraries (PyAV)."""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from av.video.reformatter import Colorspace
+
+from kernels import SAMPLE_RATE
+
+from .errors import InputError
+
+AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+
+
+def read_speech(path: str | os.PathLike) -> torch.Tensor:
+    """Read the first audio stream of any file that FFmpeg reads, as PCM.
+
+    Channels are averaged, then resampled to 16 kHz.
+
+    Returns:
+        (S,) float32, nominally in [-1, 1].
+
+    Raises:
+        InputError: no such file, nothing FFmpeg can read, no audio stream, no samples, or a
+            sample that is not finite.
+    """
+    resampler, blocks = None, []
+    for channels, rate, first in _audio_blocks(path):
+        _check_finite(path, channels, rate, first)
+        mono = channels.mean(axis=0, dtype=np.float32)
+        if rate == SAMPLE_RATE:
+            blocks.append(mono)
+            continue
+        resampler = resampler or av.AudioResampler("flt", "mono", SAMPLE_RATE)
+        blocks += _resampled(resampler, _audio_frame(mono[None], rate, first))
+    if resampler is not None:
+        blocks += _resampled(resampler, None)
+    pcm = np.concatenate(blocks) if blocks else np.empty(0, np.float32)
+    if pcm.size == 0:
+        raise InputError(f"{path} has an audio stream of 0 samples")
+    return torch.from_numpy(pcm)
+
+
+def _audio_blocks(path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int, int]]:
+    """The samples of a file as they are decoded: (channels, n) float32, rate in Hz, first's number.
+
+    Mixing down is left to the caller: FFmpeg's own lets loud stereo pass 1.
+    """
+    with _open(path) as container:
+        if not container.streams.audio:
+            held = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
+            raise InputError(f"{path} has no audio stream (it holds {held})")
+        stream = container.streams.audio[0]
+        to_float = av.AudioResampler("fltp")
+        first = 0
+        with _reading(path):
+            for frame in container.decode(stream):
+                frame.pts = None
+                for part in to_float.resample(frame):
+                    block = part.to_ndarray()
+                    yield block, part.sample_rate, first
+                    first += block.shape[1]
+
+
+def _audio_frame(block: np.ndarray, rate: int, first: int) -> av.AudioFrame:
+    """(channels, n) float32 as a frame; one channel or two."""
+    layout = "mono" if block.shape[0] == 1 else "stereo"
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block), "fltp", layout)
+    frame.sample_rate, frame.pts, frame.time_base = rate, first, Fraction(1, rate)
+    return frame
+
+
+def _resampled(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> list[np.ndarray]:
+    return [part.to_ndarray()[0] for part in resampler.resample(frame)]
+
+
+def _check_finite(path: str | os.PathLike, channels: np.ndarray, rate: int, first: int) -> None:
+    if np.isfinite(channels).all():
+        return
+    channel, sample = np.argwhere(~np.isfinite(channels))[0]
+    raise InputError(
+        f"{path}: sample {first + sample} ({(first + sample) / rate:.3f} s) of channel {channel} "
+        f"is {channels[channel, sample]}, samples must be finite"
+    )
+
+
+class Video:
+    """A video file as a stream of frames from any keyframe on.
+
+    Attributes:
+        height, width: pixels. fps: frames a second. keyframes: numbers, ascending, of the frames
+        where decoding can start.
+
+    Raises:
+        InputError: no such file, nothing FFmpeg can read, no video stream, no frames.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = path
+        self._container = _open(path)
+        if not self._container.streams.video:
+            raise InputError(f"{path} has no video stream")
+        self._stream = self._container.streams.video[0]
+        self._stream.thread_type = "AUTO"
+        self.height, self.width = self._stream.height, self._stream.width
+        rate = self._stream.average_rate
+        self.fps = Fraction(rate) if rate else None
+
+        # Packets tell the times of all frames without decoding any.
+        with _reading(path):
+            packets = [
+                (packet.pts, packet.is_keyframe)
+                for packet in self._container.demux(self._stream)
+                if packet.pts is not None and not packet.is_discard
+            ]
+        packets.sort()
+        self._times = [pts for pts, _ in packets]
+        self._number = {pts: number for number, pts in enumerate(self._times)}
+        self.keyframes = [number for number, (_, key) in enumerate(packets) if key]
+        if not packets or not self.keyframes:
+            raise InputError(f"{path} has a video stream of 0 frames")
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def frames(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+        """Frames from keyframe `start` on: (number, (H, W, 3) uint8 RGB). One iterator at a time.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        with _reading(self.path):
+            self._container.seek(self._times[start], stream=self._stream)
+            for frame in self._container.decode(self._stream):
+                number = self._number.get(frame.pts)
+                if number is not None:
+                    yield number, frame.to_ndarray(format="rgb24")
+
+
+class VideoWriter:
+    """Writes an mp4: H.264 yuv420p (BT.709) with the speech as AAC.
+
+    A context manager: the file gets its name when the block ends well, and no trace of it stays
+    when it does not. Odd sizes, which yuv420p cannot hold, repeat their last row or column.
+
+    Args:
+        path: ends in .mp4; its folder exists.
+        fps: frame i is shown at exactly i / fps seconds.
+        speech: a file whose first audio stream becomes the video's, at its own rate, in mono or
+            stereo; None for a silent video.
+
+    Raises:
+        InputError: the path cannot be written, or the speech cannot be read.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        *,
+        height: int,
+        width: int,
+        fps: Fraction,
+        speech: str | os.PathLike | None = None,
+    ):
+        self.path = Path(path)
+        if self.path.suffix.lower() != ".mp4":
+            raise InputError(f"{path} does not end in .mp4")
+        if self.path.is_dir():
+            raise InputError(f"{path} is a folder")
+        self._partial = self.path.with_name(f".{self.path.stem}.{os.getpid()}.partial.mp4")
+        self._pad = (height % 2, width % 2)
+        self._fps, self._written = Fraction(fps), 0
+        try:
+            # Opened by hand first: FFmpeg would only say so at the first frame.
+            self._partial.touch()
+            self._container = av.open(
+                str(self._partial), "w", format="mp4", options={"movflags": "+faststart"}
+            )
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        self._video: Any = self._container.add_stream(
+            "libx264", rate=self._fps, options={"crf": "18", "preset": "veryfast"}
+        )
+        self._video.height, self._video.width = height + self._pad[0], width + self._pad[1]
+        self._video.pix_fmt = "yuv420p"
+        self._video.time_base = 1 / self._fps
+        context = self._video.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
+        context.color_range = 1  # limited
+        try:
+            self._blocks = _audio_blocks(speech) if speech is not None else iter(())
+            self._block = next(self._blocks, None)
+            self._heard = 0.0  # seconds of audio written
+            if self._block is not None:
+                channels, rate, _ = self._block
+                self._audio: Any = self._container.add_stream(
+                    "aac", rate=next((r for r in AAC_RATES if r >= rate), AAC_RATES[-1])
+                )
+                self._audio.layout = "mono" if channels.shape[0] == 1 else "stereo"
+                self._audio.bit_rate = 96000 * min(channels.shape[0], 2)
+        except BaseException:
+            self._discard()
+            raise
+
+    def write(self, frames: np.ndarray) -> None:
+        """Append frames, (n, H, W, 3) uint8 RGB, and the audio up to their end."""
+        for rgb in frames:
+            if any(self._pad):
+                rgb = np.pad(rgb, ((0, self._pad[0]), (0, self._pad[1]), (0, 0)), mode="edge")
+            frame = av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(
+                format="yuv420p", dst_colorspace=Colorspace.ITU709
+            )
+            frame.pts, frame.time_base = self._written, 1 / self._fps
+            self._container.mux(self._video.encode(frame))
+            self._written += 1
+        self._write_audio(until=float(self._written / self._fps))
+
+    def _write_audio(self, until: float) -> None:
+        while self._block is not None and self._heard < until:
+            channels, rate, first = self._block
+            if channels.shape[0] > 2:
+                channels = channels.mean(axis=0, keepdims=True).repeat(2, axis=0)
+            self._container.mux(self._audio.encode(_audio_frame(channels, rate, first)))
+            self._heard = (first + channels.shape[1]) / rate
+            self._block = next(self._blocks, None)
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._discard()
+            return
+        try:
+            self._write_audio(until=float("inf"))
+            for stream in self._container.streams:
+                self._container.mux(stream.encode(None))
+            self._container.close()
+            self._partial.replace(self.path)
+        except BaseException:
+            self._discard()
+            raise
+
+    def _discard(self) -> None:
+        with suppress(Exception):  # an encoder that never got a frame may refuse its trailer
+            self._container.close()
+        self._partial.unlink(missing_ok=True)
+
+
+def _open(path: str | os.PathLike) -> av.container.InputContainer:
+    if not Path(path).exists():
+        raise InputError(f"{path} does not exist")
+    with _reading(path):
+        return av.open(str(path))
+
+
+class _reading:
+    """Turns what FFmpeg says of a file into one line with the file's name."""
+
+    def __init__(self, path: str | os.PathLike):
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, _: Any) -> None:
+        if isinstance(error, av.error.FFmpegError):
+            raise InputError(
+                f"{self._path} cannot be read as audio or video: {error.strerror}"
+            ) from error

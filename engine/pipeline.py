@@ -1,0 +1,171 @@
+"""The data flow, once."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle, islice
+
+import torch
+from torch import Tensor
+
+import kernels
+
+from .avatar import Avatar
+from .errors import InputError
+from .media import read_speech
+from .runtime import AUDIO_ENCODER, GENERATOR, open_network
+from .stopwatch import Stopwatch
+
+LOOPS = ("pingpong", "wrap")
+LOOK_AHEAD = 7  # how far the features go that a video frame sees beyond its own number
+
+
+class Pipeline:
+    """Renders speech with one avatar. Any number of threads may render at once.
+
+    Args:
+        avatar: decides the device too.
+        batch_size: frames generated at once, 25 on a GPU and 8 on a CPU unless told; the frames
+            do not depend on it.
+        runtime: "onnxruntime" or "torch"; by default what suits the avatar's networks.
+
+    Raises:
+        InputError: a network cannot be opened.
+    """
+
+    def __init__(
+        self, avatar: Avatar, *, batch_size: int | None = None, runtime: str | None = None
+    ):
+        on_gpu = avatar.device.type == "cuda"
+        self.batch_size = batch_size if batch_size is not None else 25 if on_gpu else 8
+        if self.batch_size < 1:
+            raise InputError(f"batch size is {batch_size}, it must be at least 1")
+        self.avatar, self.device = avatar, avatar.device
+        network = {"device": self.device, "runtime": runtime}
+        self.audio_encoder = open_network(AUDIO_ENCODER, avatar.audio_encoder, **network)
+        self.generator = open_network(GENERATOR, avatar.generator, **network)
+
+    def frame_count(self, speech: Tensor) -> int:
+        """Video frames in the render of (S,) samples."""
+        rows = kernels.mel_rows(speech.numel())
+        return kernels.frame_count(kernels.mel_window_count(rows, float(self.avatar.fps)))
+
+    def render(
+        self,
+        speech: str | os.PathLike | Tensor,
+        *,
+        loop: str = "pingpong",
+        start_frame: int | None = None,
+        mode: str = "crop",
+        stopwatch: Stopwatch | None = None,
+    ) -> Iterator[Tensor]:
+        """Finished frames of the speech, a batch at a time.
+
+        Args:
+            speech: an audio or video file, or (S,) float32 PCM at 16 kHz, at least 3000 samples.
+            loop: how the avatar's frames repeat, "pingpong" (forth and back) or "wrap".
+            start_frame: which of them comes first; by default 1 for "pingpong", 0 for "wrap".
+            mode: how the mouth is pasted, see `kernels.composite`.
+            stopwatch: adds up the times of the stages.
+
+        Returns:
+            An iterator over (n, H, W, 3) uint8 RGB tensors on the avatar's device, n at most the
+            batch size. They are the caller's to keep.
+
+        Raises:
+            InputError: the speech cannot be used, or an argument is out of range.
+        """
+        numbers = frame_numbers(len(self.avatar), loop, start_frame)
+        if mode not in kernels.COMPOSITE_MODES:
+            allowed = ", ".join(kernels.COMPOSITE_MODES)
+            raise InputError(f"mode is {mode!r}, it must be one of {allowed}")
+        return self._stages(self._pcm(speech), numbers, mode, stopwatch or Stopwatch(self.device))
+
+    def _stages(
+        self, pcm: Tensor, numbers: Iterator[int], mode: str, stopwatch: Stopwatch
+    ) -> Iterator[Tensor]:
+        total, fps, stage = self.frame_count(pcm), float(self.avatar.fps), stopwatch.stage
+        most = min(self.batch_size, total)
+        roi = kernels.ROI, kernels.ROI
+        picture = {"dtype": self.generator.dtype, "device": self.device}
+        inputs = torch.empty(most, 6, *roi, **picture)
+        generated = torch.empty(most, 3, *roi, **picture)
+        crops = torch.empty(most, kernels.CROP, kernels.CROP, 3, dtype=torch.uint8).to(self.device)
+        features = torch.empty(total - 2, kernels.FEATURE, device=self.device)
+        encoded = 0
+
+        with stage("log_mel"):
+            mel = kernels.log_mel(pcm.to(self.device))
+        batches = self._read_ahead(islice(numbers, total))
+        for first in range(0, total, self.batch_size):
+            n = min(self.batch_size, total - first)
+
+            with stage("audio encoder"):
+                known = min(first + n + LOOK_AHEAD, len(features))
+                windows = kernels.mel_windows(mel, fps=fps, start=encoded, count=known - encoded)
+                self.audio_encoder(windows, out=features[encoded:known])
+                encoded = known
+                audio = kernels.feature_windows(features, start=first, count=n)
+            with stage("frames", host=True):
+                frames, boxes, index = next(batches)
+            with stage("face_input"):
+                kernels.face_input(frames, boxes, index, out=(inputs[:n], crops[:n]))
+            with stage("generator"):
+                self.generator(inputs[:n], audio, out=generated[:n])
+            with stage("composite"):
+                finished = kernels.composite(
+                    frames, boxes, index, crops[:n], generated[:n], mode=mode
+                )
+            yield finished
+
+    def _read_ahead(self, numbers: Iterator[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """`Avatar.batch` of the numbers, each batch read while the one before it is worked on."""
+        with ThreadPoolExecutor(1, "viseme-frames") as reader:
+            ahead = None
+            while batch := list(islice(numbers, self.batch_size)):
+                following = reader.submit(self.avatar.batch, batch)
+                if ahead is not None:
+                    yield ahead.result()
+                ahead = following
+            if ahead is not None:
+                yield ahead.result()
+
+    def _pcm(self, speech: str | os.PathLike | Tensor) -> Tensor:
+        name = "speech" if isinstance(speech, Tensor) else speech
+        pcm = speech if isinstance(speech, Tensor) else read_speech(speech)
+        if pcm.ndim != 1 or pcm.dtype != torch.float32:
+            raise InputError(
+                f"{name} is {tuple(pcm.shape)} {pcm.dtype}, it must be (S,) torch.float32"
+            )
+        if pcm.numel() < kernels.MIN_SAMPLES:
+            raise InputError(
+                f"{name} is too short: {pcm.numel()} samples at 16 kHz "
+                f"({pcm.numel() / kernels.SAMPLE_RATE:.3f} s), at least {kernels.MIN_SAMPLES} "
+                f"({kernels.MIN_SAMPLES / kernels.SAMPLE_RATE:.2f} s) are needed"
+            )
+        finite = torch.isfinite(pcm)
+        if not finite.all():
+            sample = int((~finite).nonzero()[0])
+            raise InputError(f"{name}: sample {sample} is {pcm[sample]}, samples must be finite")
+        return pcm
+
+
+def frame_numbers(count: int, loop: str = "pingpong", start: int | None = None) -> Iterator[int]:
+    """Which of an avatar's `count` frames goes with each video frame, without end.
+
+    Args:
+        loop: "pingpong": start, start + 1, ..., F-1, F-2, ..., 0, 1, ...; "wrap": start,
+            start + 1, ... modulo F.
+        start: by default 1 for "pingpong" (0 where there is but one frame), 0 for "wrap".
+
+    Raises:
+        InputError: another loop, or a start that is not one of the frames.
+    """
+    if loop not in LOOPS:
+        raise InputError(f"loop is {loop!r}, it must be one of {', '.join(LOOPS)}")
+    if start is None:
+        start = min(1, count - 1) if loop == "pingpong" else 0
+    if not 0 <= start < count:
+        raise InputError(f"start frame is {start}, it must be 0 to {count - 1}")
+    back = range(count - 2, 0, -1) if loop == "pingpong" else ()
+    return islice(cycle([*range(count), *back]), start, None)
