@@ -131,21 +131,28 @@ class Avatar:
     def __len__(self) -> int:
         return self._length
 
+    @property
+    def resident(self) -> bool:
+        """Whether `batch` gives the avatar's own frames (on a GPU) or copies (on a CPU)."""
+        return self._resident is not None
+
     def batch(self, numbers: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """What the face stages need to work on these frames.
 
         Returns:
             frames (k, H, W, 3) uint8, boxes (k, 4) int32, index (n,) int64 into both, on
-            `device`, so that frame `numbers[i]` is `frames[index[i]]`. On a GPU k is the whole
-            avatar and nothing is copied but the index; on a CPU k = n.
+            `device`, so that frame `numbers[i]` is `frames[index[i]]`. On a GPU these are the
+            whole avatar and nothing is copied but the index; on a CPU they are copies of the
+            frames asked for, in order, the caller's to write on.
 
         Raises:
             InputError: a frame cannot be decoded.
         """
         if self._resident is not None:
-            index = torch.tensor(numbers).to(self.device, non_blocking=True)
+            index = torch.tensor(numbers, dtype=torch.int64).to(self.device, non_blocking=True)
             return self._resident, self.boxes, index
-        frames = torch.from_numpy(self._cache.read(numbers))
+        frames = torch.empty(len(numbers), self.height, self.width, 3, dtype=torch.uint8)
+        self._cache.read(numbers, frames.numpy())
         return frames, self.boxes[numbers], torch.arange(len(numbers))
 
     def _upload(self) -> Tensor:
@@ -158,9 +165,10 @@ class Avatar:
                 f"{free / 2**30:.2f} GiB are free"
             )
         frames = torch.empty(shape, dtype=torch.uint8, device=self.device)
-        for first in range(0, self._length, 32):
-            numbers = list(range(first, min(first + 32, self._length)))
-            frames[first : first + len(numbers)] = torch.from_numpy(self._cache.read(numbers))
+        staging = torch.empty(32, *shape[1:], dtype=torch.uint8)
+        for part in torch.arange(self._length).split(len(staging)):
+            self._cache.read(part.tolist(), staging[: len(part)].numpy())
+            frames[part[0] : part[-1] + 1] = staging[: len(part)]
         return frames
 
 
@@ -289,7 +297,9 @@ def _fps(path: Path, value: object) -> Fraction:
             raise ValueError
     except (ValueError, TypeError, OverflowError, ZeroDivisionError):
         raise InputError(f"{path}: fps is {value!r}, it must be a number from 1 to 240") from None
-    return fps
+    # 29.97 and its like are short for television's rates
+    television = Fraction(round(fps * Fraction(1001, 1000)) * 1000, 1001)
+    return television if 0 < abs(fps - television) < Fraction(1, 200) and fps % 1 else fps
 
 
 def _numbered(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -17,15 +17,24 @@ CACHE_BYTES = 256 << 20
 
 
 class Source(Protocol):
-    """Where decoded frames come from. `height` and `width` are those of every frame."""
+    """Where decoded frames come from.
+
+    A frame is whatever the source likes to keep, as a video likes YUV, which takes half the
+    memory of pixels; `pixels` makes those. `height` and `width` are those of every frame.
+    """
 
     height: int
     width: int
+    frame_bytes: int  # that a decoded frame takes
 
     def __len__(self) -> int: ...
 
-    def decode(self, number: int) -> Iterator[tuple[int, np.ndarray]]:
+    def decode(self, number: int) -> Iterator[tuple[int, Any]]:
         """Frames that have to be decoded to get at frame `number`, which is the last of them."""
+        ...
+
+    def pixels(self, frame: Any) -> np.ndarray:
+        """(H, W, 3) uint8 RGB."""
         ...
 
 
@@ -53,6 +62,8 @@ class ImageFolder:
                     f"{self.width} x {self.height}: all frames of an avatar have one size"
                 )
 
+        self.frame_bytes = self.height * self.width * 3
+
     def __len__(self) -> int:
         return len(self._paths)
 
@@ -67,6 +78,9 @@ class ImageFolder:
             raise InputError(f"{path} changed its size while it was in use")
         yield number, frame
 
+    def pixels(self, frame: np.ndarray) -> np.ndarray:
+        return frame
+
 
 class VideoFile:
     """A video whose frames, in the order they are shown, are the avatar's."""
@@ -74,7 +88,9 @@ class VideoFile:
     def __init__(self, path: Path):
         self._video = Video(path)
         self.height, self.width = self._video.height, self._video.width
-        self._decoder: Iterator[tuple[int, np.ndarray]] | None = None
+        self.frame_bytes = self.height * self.width * 3 // 2
+        self.pixels = self._video.pixels
+        self._decoder: Iterator[tuple[int, Any]] | None = None
         self._next = 0  # what the decoder gives next
 
     @property
@@ -84,7 +100,7 @@ class VideoFile:
     def __len__(self) -> int:
         return len(self._video)
 
-    def decode(self, number: int) -> Iterator[tuple[int, np.ndarray]]:
+    def decode(self, number: int) -> Iterator[tuple[int, Any]]:
         keys = self._video.keyframes
         key = max(bisect_right(keys, number) - 1, 0)
         # Going on from where the decoder stands is cheapest, unless a keyframe lies between.
@@ -101,7 +117,7 @@ class VideoFile:
         self._peeked = next(self._decoder, None)
         self._next = len(self) if self._peeked is None else self._peeked[0]
 
-    def _advance(self) -> tuple[int, np.ndarray]:
+    def _advance(self) -> tuple[int, Any]:
         current = self._peeked
         assert current is not None and self._decoder is not None
         self._peeked = next(self._decoder, None)
@@ -118,38 +134,31 @@ class FrameCache:
 
     def __init__(self, source: Source, capacity_bytes: int = CACHE_BYTES):
         self._source = source
-        self._capacity = max(1, capacity_bytes // (source.height * source.width * 3))
-        self._kept: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._capacity = max(1, capacity_bytes // source.frame_bytes)
+        self._kept: OrderedDict[int, Any] = OrderedDict()  # the ones used last last
         self._lock = Lock()
 
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def read(self, numbers: list[int]) -> np.ndarray:
-        """The frames of these numbers, (n, H, W, 3) uint8 RGB.
+    def read(self, numbers: list[int], out: np.ndarray) -> None:
+        """Write the frames of these numbers into `out`, (n, H, W, 3) uint8 RGB.
 
         Raises:
             InputError: a frame that cannot be decoded.
         """
-        frames = np.empty((len(numbers), self._source.height, self._source.width, 3), np.uint8)
         with self._lock:
-            for place, number in enumerate(numbers):
-                frames[place] = self._read(number)
-        return frames
+            for pixels, number in zip(out, numbers, strict=True):
+                pixels[...] = self._source.pixels(self._frame(number))
 
-    def _read(self, number: int) -> np.ndarray:
-        if number in self._kept:
-            self._kept.move_to_end(number)
-            return self._kept[number]
-        frame = None
-        for decoded, frame in self._source.decode(number):
-            self._kept[decoded] = frame
-            self._kept.move_to_end(decoded)
-            if len(self._kept) > self._capacity:
-                self._kept.popitem(last=False)
-        if frame is None or decoded != number:
-            raise InputError(f"frame {number} of the avatar's video cannot be decoded")
-        return frame
+    def _frame(self, number: int) -> Any:
+        if number not in self._kept:
+            for decoded, frame in self._source.decode(number):
+                self._kept[decoded] = frame
+                self._kept.move_to_end(decoded)
+                if len(self._kept) > self._capacity:
+                    self._kept.popitem(last=False)
+        if number not in self._kept:
+            raise InputError(f"frame {number} of the avatar cannot be decoded")
+        self._kept.move_to_end(number)
+        return self._kept[number]
 
 
 def _unreadable(path: Path) -> InputError:

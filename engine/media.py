@@ -10,7 +10,7 @@ from typing import Any
 import av
 import numpy as np
 import torch
-from av.video.reformatter import Colorspace
+from av.video.reformatter import Colorspace, VideoReformatter
 
 from kernels import SAMPLE_RATE
 
@@ -104,11 +104,13 @@ class Video:
 
     def __init__(self, path: str | os.PathLike):
         self.path = path
+        self._converter = VideoReformatter()
         self._container = _open(path)
         if not self._container.streams.video:
             raise InputError(f"{path} has no video stream")
         self._stream = self._container.streams.video[0]
-        self._stream.thread_type = "AUTO"
+        # FFmpeg's threads decode ahead, at the expense of whatever runs next where cores are few.
+        self._stream.thread_type = "AUTO" if (os.cpu_count() or 1) > 4 else "NONE"
         self.height, self.width = self._stream.height, self._stream.width
         rate = self._stream.average_rate
         self.fps = Fraction(rate) if rate else None
@@ -130,8 +132,8 @@ class Video:
     def __len__(self) -> int:
         return len(self._times)
 
-    def frames(self, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-        """Frames from keyframe `start` on: (number, (H, W, 3) uint8 RGB). One iterator at a time.
+    def frames(self, start: int = 0) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Numbered frames from keyframe `start` on, as decoded; one iterator at a time.
 
         Raises:
             InputError: the file is damaged.
@@ -141,7 +143,14 @@ class Video:
             for frame in self._container.decode(self._stream):
                 number = self._number.get(frame.pts)
                 if number is not None:
-                    yield number, frame.to_ndarray(format="rgb24")
+                    yield number, frame
+
+    def pixels(self, frame: av.VideoFrame) -> np.ndarray:
+        """(H, W, 3) uint8 RGB of a frame: FFmpeg's own memory, which may pad the rows."""
+        with _reading(self.path):
+            plane = self._converter.reformat(frame, format="rgb24").planes[0]
+        rows = np.frombuffer(plane, np.uint8).reshape(self.height, plane.line_size)
+        return rows[:, : 3 * self.width].reshape(self.height, self.width, 3)
 
 
 class VideoWriter:

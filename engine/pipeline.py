@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle, islice
 
 import torch
@@ -17,6 +16,7 @@ from .runtime import AUDIO_ENCODER, GENERATOR, open_network
 from .stopwatch import Stopwatch
 
 LOOPS = ("pingpong", "wrap")
+ENCODER_BATCH = 32  # more than frames: the encoder's weights outweigh its windows
 LOOK_AHEAD = 7  # how far the features go that a video frame sees beyond its own number
 
 
@@ -79,7 +79,7 @@ class Pipeline:
         if mode not in kernels.COMPOSITE_MODES:
             allowed = ", ".join(kernels.COMPOSITE_MODES)
             raise InputError(f"mode is {mode!r}, it must be one of {allowed}")
-        return self._stages(self._pcm(speech), numbers, mode, stopwatch or Stopwatch(self.device))
+        return self._stages(load_pcm(speech), numbers, mode, stopwatch or Stopwatch(self.device))
 
     def _stages(
         self, pcm: Tensor, numbers: Iterator[int], mode: str, stopwatch: Stopwatch
@@ -96,58 +96,53 @@ class Pipeline:
 
         with stage("log_mel"):
             mel = kernels.log_mel(pcm.to(self.device))
-        batches = self._read_ahead(islice(numbers, total))
-        for first in range(0, total, self.batch_size):
-            n = min(self.batch_size, total - first)
+        numbers = islice(numbers, total)
+        for first in range(0, total, most):
+            n = min(most, total - first)
 
             with stage("audio encoder"):
-                known = min(first + n + LOOK_AHEAD, len(features))
-                windows = kernels.mel_windows(mel, fps=fps, start=encoded, count=known - encoded)
-                self.audio_encoder(windows, out=features[encoded:known])
-                encoded = known
+                while encoded < min(first + n + LOOK_AHEAD, len(features)):
+                    m = min(ENCODER_BATCH, len(features) - encoded)
+                    windows = kernels.mel_windows(mel, fps=fps, start=encoded, count=m)
+                    self.audio_encoder(windows, out=features[encoded : encoded + m])
+                    encoded += m
                 audio = kernels.feature_windows(features, start=first, count=n)
             with stage("frames", host=True):
-                frames, boxes, index = next(batches)
+                frames, boxes, index = self.avatar.batch(list(islice(numbers, n)))
             with stage("face_input"):
                 kernels.face_input(frames, boxes, index, out=(inputs[:n], crops[:n]))
             with stage("generator"):
                 self.generator(inputs[:n], audio, out=generated[:n])
             with stage("composite"):
                 finished = kernels.composite(
-                    frames, boxes, index, crops[:n], generated[:n], mode=mode
-                )
+                    frames, boxes, index, crops[:n], generated[:n],
+                    mode=mode, out=None if self.avatar.resident else frames,
+                )  # fmt: skip
             yield finished
 
-    def _read_ahead(self, numbers: Iterator[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """`Avatar.batch` of the numbers, each batch read while the one before it is worked on."""
-        with ThreadPoolExecutor(1, "viseme-frames") as reader:
-            ahead = None
-            while batch := list(islice(numbers, self.batch_size)):
-                following = reader.submit(self.avatar.batch, batch)
-                if ahead is not None:
-                    yield ahead.result()
-                ahead = following
-            if ahead is not None:
-                yield ahead.result()
 
-    def _pcm(self, speech: str | os.PathLike | Tensor) -> Tensor:
-        name = "speech" if isinstance(speech, Tensor) else speech
-        pcm = speech if isinstance(speech, Tensor) else read_speech(speech)
-        if pcm.ndim != 1 or pcm.dtype != torch.float32:
-            raise InputError(
-                f"{name} is {tuple(pcm.shape)} {pcm.dtype}, it must be (S,) torch.float32"
-            )
-        if pcm.numel() < kernels.MIN_SAMPLES:
-            raise InputError(
-                f"{name} is too short: {pcm.numel()} samples at 16 kHz "
-                f"({pcm.numel() / kernels.SAMPLE_RATE:.3f} s), at least {kernels.MIN_SAMPLES} "
-                f"({kernels.MIN_SAMPLES / kernels.SAMPLE_RATE:.2f} s) are needed"
-            )
-        finite = torch.isfinite(pcm)
-        if not finite.all():
-            sample = int((~finite).nonzero()[0])
-            raise InputError(f"{name}: sample {sample} is {pcm[sample]}, samples must be finite")
-        return pcm
+def load_pcm(speech: str | os.PathLike | Tensor) -> Tensor:
+    """Speech that can be rendered, out of a file or given as PCM: (S,) float32 at 16 kHz.
+
+    Raises:
+        InputError: it cannot be read, is shorter than one mel window (3000 samples), or has a
+            sample that is not finite.
+    """
+    name = "speech" if isinstance(speech, Tensor) else speech
+    pcm = speech if isinstance(speech, Tensor) else read_speech(speech)
+    if pcm.ndim != 1 or pcm.dtype != torch.float32:
+        raise InputError(f"{name} is {tuple(pcm.shape)} {pcm.dtype}, it must be (S,) torch.float32")
+    if pcm.numel() < kernels.MIN_SAMPLES:
+        raise InputError(
+            f"{name} is too short: {pcm.numel()} samples at 16 kHz "
+            f"({pcm.numel() / kernels.SAMPLE_RATE:.3f} s), at least {kernels.MIN_SAMPLES} "
+            f"({kernels.MIN_SAMPLES / kernels.SAMPLE_RATE:.2f} s) are needed"
+        )
+    finite = torch.isfinite(pcm)
+    if not finite.all():
+        sample = int((~finite).nonzero()[0])
+        raise InputError(f"{name}: sample {sample} is {pcm[sample]}, samples must be finite")
+    return pcm
 
 
 def frame_numbers(count: int, loop: str = "pingpong", start: int | None = None) -> Iterator[int]:

@@ -19,8 +19,8 @@ from kernels import COMPOSITE_MODES
 
 from .avatar import Avatar
 from .errors import InputError
-from .media import VideoWriter, read_speech
-from .pipeline import LOOPS, Pipeline
+from .media import VideoWriter
+from .pipeline import LOOPS, Pipeline, load_pcm
 from .runtime import RUNTIMES
 from .stopwatch import Stopwatch
 
@@ -50,7 +50,7 @@ def render(options: argparse.Namespace) -> str:
     with ExitStack() as outputs:
         # Speech and folders first: what is wrong there should not wait for the networks.
         with stopwatch.stage("read speech", host=True):
-            speech = read_speech(options.audio)
+            speech = load_pcm(options.audio)
         images = options.frames and outputs.enter_context(
             ImageWriter(options.frames, options.frames_format)
         )

@@ -199,7 +199,8 @@ def composite(
         crops: (n, 328, 328, 3) uint8 RGB, as `face_input` made them.
         generated: (n, 3, 320, 320) float32 or float16, planes B, G, R in [0, 1].
         mode: "crop" or "direct".
-        out: (n, H, W, 3) uint8 to write into; not a view of `frames`.
+        out: (n, H, W, 3) uint8 to write into. It may be `frames` itself, where `index` is 0, 1,
+            ..., F - 1: then the ROIs are pasted in place. It shares no memory with it otherwise.
 
     Returns:
         (n, H, W, 3) uint8 RGB, the finished frames.

@@ -200,15 +200,16 @@ def resize(images: Tensor, mode: str, out: Tensor) -> Tensor:
 # --- colour --------------------------------------------------------------------------------------
 
 
-def _levels(values: Tensor) -> Tensor:
+def _levels(values: Tensor, out: Tensor) -> Tensor:
     """floor(clip(255 v, 0, 255)) as float32, NaN counting as 0."""
-    scaled = values.float() * 255
-    return scaled.nan_to_num_(nan=0.0, posinf=255.0, neginf=0.0).clamp_(0, 255).floor_()
+    torch.mul(values.float(), 255, out=out)
+    return out.nan_to_num_(nan=0.0, posinf=255.0, neginf=0.0).clamp_(0, 255).floor_()
 
 
 def convert_color(images: Tensor, source: str, target: str, out: Tensor) -> Tensor:
     if source == "planar_bgr":
-        rgb = _levels(images).byte().flip(1).permute(0, 2, 3, 1)
+        rgb = _levels(images, torch.empty_like(images, dtype=torch.float32)).byte()
+        rgb = rgb.flip(1).permute(0, 2, 3, 1)
     else:
         rgb = images.flip(3) if source == "bgr" else images[..., :3]
     if target == "planar_bgr":
@@ -231,16 +232,16 @@ def face_input(
     pixel = torch.arange(max(int(height.max()), int(width.max()), CROP), device=frames.device)
 
     # Boxes of a batch differ in size: all are cut at the largest one's, and only the taps,
-    # which stay inside each one's own box, know the true size. Cut lying on its side, for
-    # `_resample` to turn upright.
+    # which stay inside each one's own box, know the true size.
     y = (pixel[: int(height.max())] + y0).clamp_(0, frames.shape[1] - 1)
     x = (pixel[: int(width.max())] + x0).clamp_(0, frames.shape[2] - 1)
-    channel = torch.arange(3, device=frames.device)[:, None, None]
-    cut = frames[index.view(n, 1, 1, 1), y[:, None, None, :], x[:, None, :, None], channel]
+    cut = frames[index.view(n, 1, 1), y[:, :, None], x[:, None, :]]
     full, dst = torch.full_like(width, CROP), pixel[:CROP].expand(n, -1)
-    face = _resample(cut, _bicubic(dst, width, full), _bicubic(dst, height, full))
+    # lying on its side, for `_resample` to turn upright
+    turned = cut.permute(0, 3, 2, 1).contiguous()
+    face = _resample(turned, _bicubic(dst, width, full), _bicubic(dst, height, full))
 
-    crops.copy_(face.permute(0, 2, 3, 1))
+    torch.stack(face.byte().unbind(1), dim=-1, out=crops)
     for blue_green_red, plane in enumerate(face[:, :, INNER, INNER].unbind(1)[::-1]):
         torch.div(plane, 255, out=inputs[:, blue_green_red])
     inputs[:, 3:] = inputs[:, :3]
@@ -257,7 +258,8 @@ def composite(
     mode: str,
     out: Tensor,
 ) -> Tensor:
-    torch.index_select(frames, 0, index, out=out)
+    if out.data_ptr() != frames.data_ptr():
+        torch.index_select(frames, 0, index, out=out)
     x0, y0, x1, y1 = boxes[index].long()[..., None].unbind(1)
     top, left = (-y0).clamp_(min=0), (-x0).clamp_(min=0)  # what can be seen of each box
     bottom = torch.minimum(y1, y1.new_tensor(frames.shape[1])) - y0
@@ -277,23 +279,21 @@ def composite(
     pixel = torch.arange(int(max((bottom - top).max(), (right - left).max())), device=out.device)
     row = torch.minimum(pixel[: int((bottom - top).max())] + top, bottom - 1)
     column = torch.minimum(pixel[: int((right - left).max())] + left, right - 1)
-    mouth = _levels(generated).flip(1)
+    face = torch.empty(n, 3, CROP, CROP, device=out.device)
+    mouth = face[:, :, INNER, INNER]
+    for red_green_blue, plane in enumerate(generated.unbind(1)[::-1]):
+        _levels(plane, out=mouth[:, red_green_blue])
     if mode == "crop":
-        face = torch.empty(n, 3, CROP, CROP, device=out.device)
         margin = crops.permute(0, 3, 1, 2)
         for edge in (slice(0, MARGIN), slice(CROP - MARGIN, CROP)):
             face[:, :, edge] = margin[:, :, edge]
             face[:, :, INNER, edge] = margin[:, :, INNER, edge]
-        face[:, :, INNER, INNER] = mouth
         full = torch.full_like(x0, CROP)
         patch = _resample(face, _bicubic(row, full, y1 - y0), _bicubic(column, full, x1 - x0))
     else:
         patch = _direct(mouth, row, column, y1 - y0, x1 - x0)
 
-    image = seen.nonzero()  # (n, 1)
-    at = (image * frames.shape[1] + y0 + row)[:, None, :] * frames.shape[2] + (x0 + column)[
-        ..., None
-    ]
-    channel = torch.arange(3, device=out.device).view(3, 1, 1)
-    out.view(-1)[at[:, None] * 3 + channel] = patch.byte()
+    line = (seen.nonzero() * frames.shape[1] + y0 + row) * frames.shape[2]
+    at = line[:, None, :] + (x0 + column)[:, :, None]
+    out.view(-1, 3)[at] = torch.stack(patch.byte().unbind(1), dim=-1)
     return out

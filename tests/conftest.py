@@ -29,7 +29,8 @@ def speech() -> torch.Tensor:
 @pytest.fixture(scope="session")
 def person() -> torch.Tensor:
     """(24, 1280, 720, 3) uint8: frames of the drawn person, every tenth one."""
-    frames = [frame for number, frame in Video(DEMO / "frames.mp4").frames() if number % 10 == 0]
+    video = Video(DEMO / "frames.mp4")
+    frames = [video.pixels(frame) for number, frame in video.frames() if number % 10 == 0]
     return torch.from_numpy(np.stack(frames[:24]))
 
 

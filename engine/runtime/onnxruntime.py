@@ -17,9 +17,6 @@ from torch import Tensor
 from ..errors import InputError
 from . import CHECKPOINT_SUFFIXES, Signature
 
-# A CPU gains nothing from more frames at once, and each costs some 100 MB of activations.
-CPU_BATCH = 4
-
 DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 NUMPY = {torch.float32: np.float32, torch.float16: np.float16}
 
@@ -46,13 +43,14 @@ class OnnxNetwork:
         self.dtype = DTYPES[self._inputs[0].type]
         batch = self._inputs[0].shape[0]
         self._fixed = batch if isinstance(batch, int) else None
+        self._step = self._fixed or (signature.cpu_batch if device.type == "cpu" else None)
         self.description = f"ONNX Runtime {onnxruntime.__version__}, {device}, {self.dtype}" + (
             f", batch {self._fixed}" if self._fixed else ""
         )
 
     def __call__(self, *inputs: Tensor, out: Tensor) -> Tensor:
         n = out.shape[0]
-        step = self._fixed or (CPU_BATCH if self._device.type == "cpu" else n)
+        step = self._step or max(n, 1)
         for first in range(0, n, step):
             last = min(first + step, n)
             self._run([tensor[first:last] for tensor in inputs], out[first:last])

@@ -157,7 +157,7 @@ def test_video_from_any_keyframe(tmp_path, numbered, options):
         numbers = []
         for number, frame in video.frames(start):
             numbers.append(number)
-            assert abs(float(frame.mean()) - 6 * number) < 3
+            assert abs(float(video.pixels(frame).mean()) - 6 * number) < 3
         assert set(range(start, 40)) <= set(numbers) and numbers == sorted(numbers)
 
 
@@ -166,10 +166,13 @@ def test_video_colors(tmp_path, person):
     frames = person[:2].numpy()
     with VideoWriter(tmp_path / "v.mp4", height=1280, width=720, fps=Fraction(25)) as writer:
         writer.write(frames)
-    for (_, ours), before in zip(Video(tmp_path / "v.mp4").frames(), frames, strict=True):
+    video = Video(tmp_path / "v.mp4")
+    for (_, frame), before in zip(video.frames(), frames, strict=True):
+        ours = video.pixels(frame)
         assert cv2.PSNR(ours, before) > 36
         bias = ours.astype(float).mean((0, 1)) - before.mean((0, 1))
-        assert np.abs(bias).max() < 1  # a wrong matrix turns skin by several levels
+        # FFmpeg's quick conversion to RGB is a level dark; a wrong matrix turns skin by several
+        assert np.abs(bias).max() < 1.6 and np.ptp(bias) < 0.5
 
 
 @pytest.mark.parametrize(
@@ -237,7 +240,8 @@ def test_odd_sizes(tmp_path, height, width):
     frames = np.broadcast_to(ramp[None, None, :, None], (3, height, width, 3))
     with VideoWriter(tmp_path / "v.mp4", height=height, width=width, fps=Fraction(25)) as writer:
         writer.write(frames)
-    _, frame = next(Video(tmp_path / "v.mp4").frames())
+    video = Video(tmp_path / "v.mp4")
+    frame = video.pixels(next(video.frames())[1])
     assert frame.shape == (48, 64, 3)
     assert cv2.PSNR(frame[:height, :width].copy(), frames[0].copy()) > 30
 

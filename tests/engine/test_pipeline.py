@@ -1,0 +1,229 @@
+"""The whole way: against a frame-by-frame loop, and against itself in every other arrangement."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+import kernels
+from benchmarks import frame_loop
+from engine import Avatar, InputError, Pipeline
+from engine.pipeline import frame_numbers
+from models import checkpoint
+from tests.conftest import DEMO
+
+
+@pytest.fixture(scope="module")
+def avatar(native) -> Avatar:
+    return Avatar.load(native)
+
+
+@pytest.fixture(scope="module")
+def pipeline(avatar) -> Pipeline:
+    return Pipeline(avatar)
+
+
+def finished(pipeline: Pipeline, speech, **options) -> torch.Tensor:
+    return torch.cat(list(pipeline.render(speech, **options)))
+
+
+@pytest.fixture(scope="module")
+def short(speech) -> torch.Tensor:
+    """0.75 s from the middle."""
+    return speech[16000:28000]
+
+
+@pytest.fixture(scope="module")
+def rendered(pipeline, short) -> torch.Tensor:
+    return finished(pipeline, short)
+
+
+def test_parity_with_the_frame_loop(folders, native, checkpoints, speech, monkeypatch):
+    """50 frames and more, both modes: librosa, OpenCV and PyTorch alone, one after another."""
+    pcm = speech[: int(2.1 * 16000)]
+    encoder, generator = (checkpoint.load(checkpoints[k]) for k in ("audio_encoder", "generator"))
+    generated = {}  # the same in both modes, and slow
+
+    def once(picture, audio):
+        key = (picture.numpy().tobytes(), audio.numpy().tobytes())
+        if key not in generated:
+            generated[key] = generator(picture, audio)
+        return generated[key]
+
+    boxes = [tuple(box) for box in folders.boxes]
+    pipeline = Pipeline(Avatar.load(native), batch_size=7)
+    for mode in kernels.COMPOSITE_MODES:
+        ours = finished(pipeline, pcm, mode=mode).numpy()
+        loop = frame_loop.render(
+            pcm.numpy(), lambda i: folders.frames[i][..., ::-1], boxes, encoder, once, mode=mode
+        )
+        theirs = np.stack([frame[..., ::-1] for frame in loop])
+        assert ours.shape == theirs.shape and len(ours) >= 50
+        difference = np.abs(ours.astype(int) - theirs)
+        assert (difference <= 1).mean() >= 0.999
+        # and the mouths were worth comparing: they differ from the frames, and move
+        numbers = [n for n, _ in zip(frame_numbers(12), ours, strict=False)]
+        assert (ours != folders.frames[numbers]).any(axis=(1, 2, 3)).all()
+        outside = np.ones(ours.shape[1:3], bool)
+        x0, y0 = np.min(boxes, axis=0)[:2]
+        x1, y1 = np.max(boxes, axis=0)[2:]
+        outside[y0:y1, x0:x1] = False
+        assert np.array_equal(ours[:, outside], folders.frames[numbers][:, outside])
+
+
+def test_speech_moves_the_mouth(pipeline, short, rendered):
+    silent = finished(pipeline, torch.zeros_like(short))
+    assert (silent != rendered).float().mean() > 0.001
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 25, 40])
+def test_batch_size_does_not_change_frames(avatar, short, rendered, batch_size):
+    batches = list(Pipeline(avatar, batch_size=batch_size).render(short))
+    assert max(map(len, batches)) == min(batch_size, len(rendered))
+    assert torch.equal(torch.cat(batches), rendered)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda f, _: (f.native("pipe-video", video=True), {}),
+        lambda f, _: (f.package("pipe-package"), {}),
+        lambda f, _: (f.package("pipe-images", video=False, boxes="cache"), {}),
+        lambda f, _: (f.cpu_server("pipe-cpu"), {}),
+        lambda f, c: (
+            f.synctalk(c["generator"], "pipe-synctalk"),
+            {"audio_encoder": c["audio_encoder"]},
+        ),
+    ],
+)
+def test_layouts_render_the_same(
+    folders, checkpoints, short, rendered, make, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    root, networks = make(folders, checkpoints)
+    assert torch.equal(finished(Pipeline(Avatar.load(root, **networks)), short), rendered)
+
+
+def test_a_bounded_cache_does_not_change_frames(native, short, rendered):
+    avatar = Avatar.load(native, cache_bytes=1)
+    assert torch.equal(finished(Pipeline(avatar), short), rendered)
+
+
+def test_threads_render_as_if_alone(native, avatar, pipeline, short, rendered):
+    """One pipeline used by two threads, one sharing its avatar, one of its own."""
+    pipelines = [pipeline, pipeline, Pipeline(avatar, batch_size=3), Pipeline(Avatar.load(native))]
+    with ThreadPoolExecutor(4) as threads:
+        for frames in threads.map(lambda one: finished(one, short), pipelines):
+            assert torch.equal(frames, rendered)
+
+
+def test_frames_are_the_callers(pipeline, short, rendered):
+    for frames in pipeline.render(short):
+        frames.zero_()
+    kept = list(pipeline.render(short))
+    assert torch.equal(torch.cat(kept), rendered)
+
+
+def test_a_render_can_be_left(pipeline, short, rendered):
+    render = pipeline.render(short)
+    next(render)
+    render.close()
+    assert torch.equal(finished(pipeline, short), rendered)
+
+
+def test_files_and_tensors_are_the_same(pipeline):
+    whole = pipeline.render(DEMO / "speech.wav")
+    first = next(whole)
+    whole.close()
+    from engine.media import read_speech
+
+    assert torch.equal(first, next(pipeline.render(read_speech(DEMO / "speech.wav"))))
+
+
+def test_torch_runtime(native, avatar, checkpoints, short, rendered):
+    same = Avatar.load(native, **checkpoints)
+    frames = finished(Pipeline(same, runtime="torch"), short[:4800])
+    reference = finished(Pipeline(avatar), short[:4800])
+    assert ((frames.int() - reference.int()).abs() <= 1).float().mean() >= 0.999
+
+
+@pytest.mark.parametrize(
+    ("samples", "frames"), [(3000, 4), (3199, 4), (3200, 4), (4800, 6), (16000, 24)]
+)
+def test_frame_counts(pipeline, samples, frames):
+    pcm = torch.zeros(samples)
+    assert pipeline.frame_count(pcm) == frames
+    if frames < 10:
+        assert len(finished(pipeline, pcm)) == frames
+
+
+def test_other_frame_rates(own, short):
+    for fps, frames in [(25, 18), (30, 20), (50, 32)]:
+        pipeline = Pipeline(Avatar.load(own.native(str(fps), fps=fps)))
+        assert pipeline.frame_count(short) == frames
+        assert abs(frames / fps - 0.75) < 0.14
+
+
+def take(count: int, *arguments, **options) -> list[int]:
+    return [
+        number
+        for number, _ in zip(frame_numbers(*arguments, **options), range(count), strict=False)
+    ]
+
+
+def test_frame_numbers():
+    assert take(9, 4) == [1, 2, 3, 2, 1, 0, 1, 2, 3]
+    assert take(9, 4) == [frame_loop.pingpong(i, 4) for i in range(9)]
+    assert take(5, 1) == [0] * 5
+    assert take(5, 2) == [1, 0, 1, 0, 1]
+    assert take(6, 4, "wrap") == [0, 1, 2, 3, 0, 1]
+    assert take(6, 4, "wrap", 3) == [3, 0, 1, 2, 3, 0]
+    assert take(6, 4, "pingpong", 3) == [3, 2, 1, 0, 1, 2]
+    assert take(3, 4, "pingpong", 0) == [0, 1, 2]
+
+
+def test_loop_and_start(pipeline, folders, short):
+    x, y = 3, 3  # a pixel that no box covers
+    for options in [{}, {"loop": "wrap"}, {"loop": "wrap", "start_frame": 7}, {"start_frame": 11}]:
+        frames = finished(pipeline, short, **options)
+        numbers = take(len(frames), 12, options.get("loop", "pingpong"), options.get("start_frame"))
+        assert np.array_equal(frames[:, y, x].numpy(), folders.frames[numbers][:, y, x])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda p, s: p.render(s, loop="bounce"),
+            "loop is 'bounce', it must be one of pingpong, wrap",
+        ),
+        (lambda p, s: p.render(s, start_frame=12), "start frame is 12, it must be 0 to 11"),
+        (lambda p, s: p.render(s, start_frame=-1), "start frame is -1"),
+        (lambda p, s: p.render(s, mode="blend"), "mode is 'blend', it must be one of crop, direct"),
+        (lambda p, s: p.render(s[:2999]), r"2999 samples at 16 kHz \(0.187 s\), at least 3000"),
+        (lambda p, s: p.render(s[:0]), "0 samples"),
+        (lambda p, s: p.render(s.double()), "torch.float64"),
+        (lambda p, s: p.render(s[None]), r"\(1, 12000\)"),
+        (
+            lambda p, s: p.render(s.clone().index_fill_(0, torch.tensor(77), float("nan"))),
+            "sample 77 is nan",
+        ),
+        (lambda p, s: p.render("no.wav"), "no.wav does not exist"),
+        (lambda p, s: Pipeline(p.avatar, batch_size=0), "batch size is 0, it must be at least 1"),
+        (lambda p, s: Pipeline(p.avatar, runtime="x"), "runtime is 'x'"),
+    ],
+)
+def test_bad_input_is_said_at_once(pipeline, short, call, message):
+    with pytest.raises(InputError, match=message):
+        call(pipeline, short)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", kernels.COMPOSITE_MODES)
+def test_cuda_matches_the_cpu(native, checkpoints, short, rendered, mode):
+    avatar = Avatar.load(native, device="cuda", **checkpoints)
+    expected = finished(Pipeline(Avatar.load(native)), short, mode=mode)
+    for batch_size in (1, 8, 25):
+        frames = finished(Pipeline(avatar, batch_size=batch_size), short, mode=mode).cpu()
+        assert ((frames.int() - expected.int()).abs() <= 2).float().mean() >= 0.999

@@ -1,0 +1,232 @@
+"""The command: what it writes, and what it says of bad input."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import wavfile
+
+from engine import Avatar, Pipeline
+from engine.media import read_speech
+from engine.render import main
+from tests.conftest import DEMO
+from tests.engine.files import write_audio, write_video
+
+RATE = 16000
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory, speech):
+    """0.6 s of speech in a file."""
+    path = tmp_path_factory.mktemp("audio") / "speech.wav"
+    wavfile.write(path, RATE, (speech[16000:25600].numpy() * 32767).astype(np.int16))
+    return path
+
+
+def render(*arguments) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_the_mp4(native, audio, tmp_path, capsys):
+    out = tmp_path / "out.mp4"
+    assert render("--avatar", native, "--audio", audio, "-o", out) == 0
+    said = capsys.readouterr().out.strip().splitlines()
+    assert said[-1].startswith(f"{out}: 14 frames, 0.56 s of video, ")
+    for stage in ("read speech", "log_mel", "audio encoder", "face_input", "generator", "write"):
+        assert stage in said[-1]
+
+    with av.open(str(out)) as container:
+        video, sound = container.streams.video[0], container.streams.audio[0]
+        assert (video.codec_context.name, video.pix_fmt) == ("h264", "yuv420p")
+        assert (video.width, video.height, video.average_rate) == (500, 392, 25)  # 391 made even
+        assert (sound.codec_context.name, sound.rate) == ("aac", RATE)
+        times = [frame.pts * video.time_base for frame in container.decode(video)]
+    assert [float(t) for t in times] == [i / 25 for i in range(14)]
+    with av.open(str(out)) as container:
+        heard = np.concatenate([f.to_ndarray()[0] for f in container.decode(audio=0)])
+    spoken = read_speech(audio).numpy()
+    assert np.corrcoef(heard[: len(spoken)], spoken)[0, 1] > 0.95
+    assert abs(len(heard) / RATE - 14 / 25) < 0.08 + 1024 / RATE
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_the_demos_length(tmp_path, native, speech):
+    """Both streams of a longer render are the same length within 80 ms."""
+    out = tmp_path / "out.mp4"
+    assert render("--avatar", native, "--audio", DEMO / "speech.wav", "-o", out) == 0
+    with av.open(str(out)) as container:
+        video, sound = container.streams.video[0], container.streams.audio[0]
+        frames = Pipeline(Avatar.load(native)).frame_count(speech)
+        assert video.frames == frames == int((len(speech) // 200 + 1 - 16) / 80 * 25) + 4
+        lengths = [float(stream.duration * stream.time_base) for stream in (video, sound)]
+    assert abs(lengths[0] - lengths[1]) < 0.08
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_frames(native, audio, tmp_path, kind):
+    folder = tmp_path / "frames"
+    folder.mkdir()  # an empty one may exist
+    options = ["--frames", folder, "--frames-format", kind, "--mode", "direct", "--loop", "wrap"]
+    options += ["--start-frame", 2, "--batch-size", 4, "--device", "cpu"]
+    assert render("--avatar", native, "--audio", audio, "-o", tmp_path / "o.mp4", *options) == 0
+    assert sorted(path.name for path in folder.iterdir()) == [f"{i:06}.{kind}" for i in range(14)]
+    pipeline = Pipeline(Avatar.load(native))
+    batches = pipeline.render(audio, mode="direct", loop="wrap", start_frame=2)
+    first = next(batches)[0].numpy().astype(int)
+    image = np.asarray(Image.open(folder / f"000000.{kind}")).astype(int)
+    assert np.abs(image - first).mean() < (0.001 if kind == "png" else 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "rate", "picture"),
+    [("a.mp3", "libmp3lame", 44100, False), ("a.m4a", "aac", 48000, False), ("a.mp4", "aac", 44100, True), ("a.flac", "flac", 8000, False)],
+)  # fmt: skip
+def test_any_audio(native, tmp_path, name, codec, rate, picture):
+    t = np.arange(rate // 2) / rate
+    samples = np.stack([np.sin(2 * np.pi * 200 * t), np.sin(2 * np.pi * 300 * t)]) * 0.3
+    path = write_audio(tmp_path / name, samples, rate, codec, picture)
+    assert render("--avatar", native, "--audio", path, "-o", tmp_path / "o.mp4") == 0
+    with av.open(str(tmp_path / "o.mp4")) as container:
+        assert container.streams.audio[0].channels == 2
+
+
+def test_a_warning_is_one_line(own, audio, tmp_path, capsys):
+    root = own.native()
+    (root / "boxes.json").write_text("[[20, 30, 120, 130], [20, 30, 120, 130]]")
+    assert render("--avatar", root, "--audio", audio, "-o", tmp_path / "o.mp4") == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert warnings == [
+        "warning: avatar 'native' has 4 frames and 2 boxes: the first 2 of both are used"
+    ]
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+def wav(samples):
+    return lambda path: wavfile.write(path, RATE, samples.astype(np.float32))
+
+
+def spoilt(value):
+    samples = np.zeros(20000)
+    samples[4321] = value
+    return wav(samples)
+
+
+def film(path):
+    write_video(path.with_suffix(".mp4"), np.zeros((5, 48, 64, 3), np.uint8), codec="libx264")
+    path.with_suffix(".mp4").rename(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.write_text("no audio"), "cannot be read as audio or video"),
+        (wav(np.zeros(0)), "0 samples"),
+        (
+            wav(np.zeros(1600)),
+            "too short: 1600 samples at 16 kHz (0.100 s), at least 3000 (0.19 s)",
+        ),
+        (spoilt(np.nan), "sample 4321 (0.270 s) of channel 0 is nan"),
+        (spoilt(np.inf), "sample 4321 (0.270 s) of channel 0 is inf"),
+        (film, "no audio stream"),
+    ],
+)
+def test_bad_speech(native, tmp_path, capsys, make, message):
+    path = tmp_path / "speech.wav"
+    make(path)
+    before = set(tmp_path.iterdir())
+    assert render("--avatar", native, "--audio", path, "-o", tmp_path / "o.mp4") == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[-1].startswith("error: ") and message in said[-1] and str(path) in said[-1]
+    assert len([line for line in said if "error" in line]) == 1
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--avatar", "nowhere"], "nowhere does not exist"),
+        (["-o", "no/folder/o.mp4"], "cannot be written: No such file or directory"),
+        (["-o", "/proc/o.mp4"], "/proc/o.mp4 cannot be written"),
+        (["-o", "o.avi"], "does not end in .mp4"),
+        (["--batch-size", "0"], "batch size is 0"),
+        (["--start-frame", "99"], "start frame is 99, it must be 0 to 11"),
+        (["--generator", "no.onnx"], "no.onnx (generator) does not exist"),
+        (["--runtime", "torch"], "the torch runtime takes checkpoints"),
+        (["--frames", "."], "exists and is not an empty folder"),
+        (["--frames", "no/folder"], "cannot be made"),
+    ],
+)
+def test_bad_options(native, audio, tmp_path, monkeypatch, capsys, options, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "something").touch()
+    arguments = ["--avatar", native, "--audio", audio, "-o", tmp_path / "o.mp4", *options]
+    assert render(*arguments) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[-1].startswith("error: ") and message in said[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["something"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_no_gpu(native, audio, tmp_path, capsys):
+    arguments = ["--avatar", native, "--audio", audio, "-o", tmp_path / "o.mp4", "--device", "cuda"]
+    assert render(*arguments) == 2
+    assert "PyTorch finds no CUDA GPU here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--loop", "bounce"], ["--mode", "x"], ["--batch-size", "x"]])
+def test_bad_words(native, audio, capsys, options):
+    with pytest.raises(SystemExit) as caught:
+        render("--avatar", native, "--audio", audio, "-o", "o.mp4", *options)
+    assert caught.value.code == 2 and options[1] in capsys.readouterr().err
+
+
+def test_a_fault_in_the_middle(own, audio, tmp_path, capsys):
+    """A frame that shows its damage only when it is decoded, after frames were written."""
+    root = own.native()
+    path = root / "frames" / "00003.jpg"
+    path.write_bytes(path.read_bytes()[:600])
+    options = ["--frames", tmp_path / "frames", "--batch-size", 1]
+    assert render("--avatar", root, "--audio", audio, "-o", tmp_path / "o.mp4", *options) == 2
+    assert "00003.jpg cannot be read as an image" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["avatars"]
+
+
+@pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted(native, tmp_path, kind, code):
+    """Ctrl-C, and a service manager's stop, in the middle of a render."""
+    command = [sys.executable, "-m", "engine.render", "--avatar", str(native), "--no-progress"]
+    command += ["--audio", str(DEMO / "speech.wav"), "-o", str(tmp_path / "o.mp4")]
+    command += ["--frames", str(tmp_path / "frames")]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=DEMO.parents[1]
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not any(tmp_path.glob(".frames*/000003.png")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(process.pid, kind)
+        out, error = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in error and out == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_says_everything():
+    done = subprocess.run(
+        [sys.executable, "-m", "engine.render", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for option in ("--avatar", "--audio", "--loop {pingpong,wrap}", "--runtime", "--frames DIR"):
+        assert option in done.stdout

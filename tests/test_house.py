@@ -1,0 +1,49 @@
+"""Who may import whom, and what no file may be called."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = {"kernels", "models", "export", "engine", "benchmarks", "examples", "tests"}
+MAY_IMPORT = {
+    "kernels": set(),
+    "models": set(),
+    "export": {"models"},
+    "engine": {"kernels"},
+    "engine/runtime/torch.py": {"kernels", "models"},
+}
+FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """The rooms that a file imports, at its top or anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module or "")
+    return {name.split(".")[0] for name in names} & ROOMS
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports(path):
+    name = path.relative_to(ROOT).as_posix()
+    room = name.split("/")[0]
+    if room in MAY_IMPORT:
+        allowed = MAY_IMPORT.get(name, MAY_IMPORT[room])
+        assert imported(path) <= allowed | {room}
+
+
+def test_there_are_files_to_look_at():
+    assert len(FILES) > 30
+    assert imported(ROOT / "engine/runtime/torch.py") == {"models"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_names_and_sizes(path):
+    assert path.stem not in {"utils", "helpers", "common", "misc", "manager"}
+    if path.relative_to(ROOT).parts[0] != "tests":
+        assert len(path.read_text().splitlines()) <= 400
