@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import kernels
 from benchmarks import frame_loop
-from engine import Avatar, Pipeline
+from engine import Avatar, InputError, Pipeline
 from engine.media import VideoWriter, read_speech
 from engine.stopwatch import Stopwatch
 from examples.networks import untrained
@@ -251,7 +251,7 @@ def _parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--avatar", default=str(DEMO))
     add("--audio", default=str(DEMO / "speech.wav"))
     add("--batch-size", type=int)
-    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     add("--runtime")
     add("--rounds", type=int, default=5)
     add("--no-loop", dest="loop", action="store_false", help="without the frame-by-frame loop")
@@ -262,4 +262,8 @@ def _parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

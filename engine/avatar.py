@@ -1,6 +1,5 @@
 """Avatar folders: which layout one has, what is in it, and whether it can be used."""
 
-import json
 import math
 import os
 import re
@@ -14,13 +13,13 @@ from torch import Tensor
 
 from kernels import FPS
 
-from .errors import InputError
+from .boxes import MAX_SIDE, boxes_from_json, boxes_from_landmarks, check_boxes, read_json
+from .errors import DeviceError, InputError
 from .frames import CACHE_BYTES, FrameCache, ImageFolder, Source, VideoFile
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 NETWORK_SUFFIXES = (".onnx", ".plan", ".pth", ".pt", ".safetensors")
-LANDMARKS = 110
-MAX_BOX = 8192  # pixels
+RESERVED = 2 << 30  # bytes of a GPU that the avatar's frames leave to the networks and a batch
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,13 @@ class Avatar:
         self.name, self.fps = name, fps
         self.generator, self.audio_encoder = generator, audio_encoder
         self.height, self.width = source.height, source.width
-        self.device = torch.device(device)
+        self.device = _usable(device)
+        for side in (self.height, self.width):
+            if side > MAX_SIDE:
+                raise InputError(
+                    f"avatar {name!r} has frames of {self.width} x {self.height}, at most "
+                    f"{MAX_SIDE} x {MAX_SIDE} are allowed"
+                )
         self._length = min(len(source), boxes.shape[0])
         if len(source) != boxes.shape[0]:
             warnings.warn(
@@ -71,10 +76,13 @@ class Avatar:
                 stacklevel=2,
             )
         boxes = boxes[: self._length]
-        _check_boxes(boxes, self.height, self.width)
-        self._cache = FrameCache(source, cache_bytes)
+        check_boxes(boxes, self.height, self.width)
         self.boxes = boxes.to(self.device)
-        self._resident = self._upload() if self.device.type == "cuda" else None
+        self._cache = self._resident = None
+        if self.device.type == "cuda":
+            self._resident = self._upload(FrameCache(source, 0))
+        else:
+            self._cache = FrameCache(source, cache_bytes)
 
     @classmethod
     def load(
@@ -114,9 +122,9 @@ class Avatar:
             source = VideoFile(parts.frames)
             fps = parts.fps or source.fps
         boxes = (
-            _boxes_from_landmarks(_numbered(parts.boxes, (".lms",)))
+            boxes_from_landmarks(_numbered(parts.boxes, (".lms",)))
             if parts.boxes.is_dir()
-            else _boxes_from_json(parts.boxes)
+            else boxes_from_json(parts.boxes)
         )
         return cls(
             parts.name,
@@ -155,21 +163,35 @@ class Avatar:
         self._cache.read(numbers, frames.numpy())
         return frames, self.boxes[numbers], torch.arange(len(numbers))
 
-    def _upload(self) -> Tensor:
+    def _upload(self, source: FrameCache) -> Tensor:
         shape = (self._length, self.height, self.width, 3)
+        torch.cuda.empty_cache()  # what PyTorch keeps for later is free too
         needed, (free, _) = math.prod(shape), torch.cuda.mem_get_info(self.device)
-        if needed > free:
-            raise InputError(
+        if needed > free - RESERVED:
+            raise DeviceError(
                 f"avatar {self.name!r} needs {needed / 2**30:.2f} GiB on {self.device} for its "
                 f"{self._length} frames of {self.width} x {self.height}, "
-                f"{free / 2**30:.2f} GiB are free"
+                f"{free / 2**30:.2f} GiB are free and {RESERVED / 2**30:.0f} GiB of them are kept "
+                "for the networks"
             )
         frames = torch.empty(shape, dtype=torch.uint8, device=self.device)
         staging = torch.empty(32, *shape[1:], dtype=torch.uint8)
         for part in torch.arange(self._length).split(len(staging)):
-            self._cache.read(part.tolist(), staging[: len(part)].numpy())
+            source.read(part.tolist(), staging[: len(part)].numpy())
             frames[part[0] : part[-1] + 1] = staging[: len(part)]
         return frames
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        found = None
+    if found is None or found.type not in ("cpu", "cuda"):
+        raise InputError(f"device is {str(device)!r}, it must be cpu or cuda")
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"device is {device}, but PyTorch finds no CUDA GPU here")
+    return found
 
 
 # --- layouts -------------------------------------------------------------------------------------
@@ -192,7 +214,7 @@ def _find_layout(root: Path) -> _Parts:
 
 def _native(root: Path) -> _Parts:
     path = root / "avatar.json"
-    record = _read_json(path)
+    record = read_json(path)
     if not isinstance(record, dict):
         raise InputError(f"{path} holds a {type(record).__name__}, it must be an object")
     for key in ("fps", "frames", "boxes", "generator", "audio_encoder"):
@@ -201,7 +223,7 @@ def _native(root: Path) -> _Parts:
 
     def inside(key: str) -> Path:
         value = record[key]
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value or "\0" in value:
             raise InputError(f"{path}: {key} is {value!r}, it must be a path")
         target = root / value
         if not target.resolve().is_relative_to(root.resolve()):
@@ -220,7 +242,7 @@ def _native(root: Path) -> _Parts:
 
 def _package(root: Path) -> _Parts:
     manifest = root / "dataset_manifest.json"
-    record = _read_json(manifest)
+    record = read_json(manifest)
     record = record if isinstance(record, dict) else {}
     return _Parts(
         name=str(record.get("name", root.resolve().name)),
@@ -320,78 +342,3 @@ def _numbered(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
         if number not in found:
             raise InputError(f"{folder}: number {number} is missing (there are {len(found)} files)")
     return [found[number] for number in sorted(found)]
-
-
-# --- face boxes ----------------------------------------------------------------------------------
-
-
-def _read_json(path: Path) -> object:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from error
-
-
-def _boxes_from_json(path: Path) -> Tensor:
-    """[[x0, y0, x1, y1], ...], or {"0": {"rect": [x0, y0, x1, y1]}, ...} -> (F, 4) int32."""
-    record = _read_json(path)
-    if isinstance(record, dict):
-        for number in range(len(record)):
-            if str(number) not in record:
-                raise InputError(
-                    f"{path}: number {number} is missing (there are {len(record)} boxes)"
-                )
-        rects = [record[str(number)] for number in range(len(record))]
-        rects = [rect.get("rect") if isinstance(rect, dict) else rect for rect in rects]
-    else:
-        rects = record  # type: ignore[assignment]
-    if not isinstance(rects, list) or not rects:
-        raise InputError(f"{path} holds no list of face boxes")
-    for frame, rect in enumerate(rects):
-        usable = isinstance(rect, list) and len(rect) == 4 and all(map(_is_coordinate, rect))
-        if not usable:
-            raise InputError(
-                f"{path}: the box of frame {frame} is {rect!r}, it must be 4 numbers "
-                "x0, y0, x1, y1 in pixels"
-            )
-    return torch.tensor([[int(value) for value in rect] for rect in rects], dtype=torch.int32)
-
-
-def _is_coordinate(value: object) -> bool:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and abs(value) < 2**24  # type: ignore[arg-type]
-
-
-def _boxes_from_landmarks(paths: list[Path]) -> Tensor:
-    """110 landmarks a frame, "x y" lines -> (F, 4) int32: from landmark 1's column and landmark
-    52's row, as wide and as high as the way to landmark 31's column."""
-    boxes = []
-    for path in paths:
-        try:
-            points = [tuple(map(float, line.split())) for line in path.read_text().splitlines()]
-        except ValueError:
-            points = []
-        points = [point for point in points if point]  # a last empty line
-        if len(points) != LANDMARKS or not all(
-            len(point) == 2 and all(map(_is_coordinate, point)) for point in points
-        ):
-            raise InputError(f'{path} must hold {LANDMARKS} lines "x y"')
-        x0, y0, x1 = int(points[1][0]), int(points[52][1]), int(points[31][0])
-        boxes.append([x0, y0, x1, y0 + x1 - x0])
-    return torch.tensor(boxes, dtype=torch.int32)
-
-
-def _check_boxes(boxes: Tensor, height: int, width: int) -> None:
-    for frame, box in enumerate(boxes.tolist()):
-        x0, y0, x1, y1 = box
-        fault = None
-        if x1 <= x0 or y1 <= y0:
-            fault = "is empty"
-        elif x1 - x0 != y1 - y0:
-            fault = f"is not square ({x1 - x0} x {y1 - y0})"
-        elif x1 - x0 > MAX_BOX:
-            fault = f"is {x1 - x0} pixels wide, at most {MAX_BOX} are allowed"
-        elif x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
-            fault = f"is wholly outside the frame of {width} x {height}"
-        if fault:
-            raise InputError(f"the box of frame {frame}, {box}, {fault}")

@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     Commands print it after "error:" and exit with 2; every other exception is a fault of ours.
     """
+
+
+class DeviceError(InputError):
+    """The device cannot be used for this: another one may."""

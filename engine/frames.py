@@ -8,12 +8,14 @@ from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 
 from .errors import InputError
 from .media import Video
 
 CACHE_BYTES = 256 << 20
+# what Pillow raises for an image that is damaged, or larger than any frame
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class Source(Protocol):
@@ -25,7 +27,6 @@ class Source(Protocol):
 
     height: int
     width: int
-    frame_bytes: int  # that a decoded frame takes
 
     def __len__(self) -> int: ...
 
@@ -35,6 +36,10 @@ class Source(Protocol):
 
     def pixels(self, frame: Any) -> np.ndarray:
         """(H, W, 3) uint8 RGB."""
+        ...
+
+    def size(self, frame: Any) -> int:
+        """Bytes that a frame takes."""
         ...
 
 
@@ -52,7 +57,9 @@ class ImageFolder:
             try:
                 with Image.open(path) as image:
                     width, height = image.size
-            except (UnidentifiedImageError, OSError) as error:
+                    if _orientation(image) >= 5:  # to be shown on its side
+                        width, height = height, width
+            except UNREADABLE as error:
                 raise _unreadable(path) from error
             if number == 0:
                 self.height, self.width = height, width
@@ -62,8 +69,6 @@ class ImageFolder:
                     f"{self.width} x {self.height}: all frames of an avatar have one size"
                 )
 
-        self.frame_bytes = self.height * self.width * 3
-
     def __len__(self) -> int:
         return len(self._paths)
 
@@ -71,8 +76,9 @@ class ImageFolder:
         path = self._paths[number]
         try:
             with Image.open(path) as image:
-                frame = np.asarray(image.convert("RGB"))
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+                upright = ImageOps.exif_transpose(image) if _orientation(image) > 1 else image
+                frame = np.asarray(upright.convert("RGB"))
+        except UNREADABLE as error:
             raise _unreadable(path) from error
         if frame.shape[:2] != (self.height, self.width):
             raise InputError(f"{path} changed its size while it was in use")
@@ -81,6 +87,9 @@ class ImageFolder:
     def pixels(self, frame: np.ndarray) -> np.ndarray:
         return frame
 
+    def size(self, frame: np.ndarray) -> int:
+        return frame.nbytes
+
 
 class VideoFile:
     """A video whose frames, in the order they are shown, are the avatar's."""
@@ -88,7 +97,6 @@ class VideoFile:
     def __init__(self, path: Path):
         self._video = Video(path)
         self.height, self.width = self._video.height, self._video.width
-        self.frame_bytes = self.height * self.width * 3 // 2
         self.pixels = self._video.pixels
         self._decoder: Iterator[tuple[int, Any]] | None = None
         self._next = 0  # what the decoder gives next
@@ -112,6 +120,9 @@ class VideoFile:
         while self._next <= number:
             yield self._advance()
 
+    def size(self, frame: Any) -> int:
+        return sum(plane.buffer_size for plane in frame.planes)
+
     def _seek(self, key: int) -> None:
         self._decoder = self._video.frames(self._video.keyframes[key])
         self._peeked = next(self._decoder, None)
@@ -134,7 +145,7 @@ class FrameCache:
 
     def __init__(self, source: Source, capacity_bytes: int = CACHE_BYTES):
         self._source = source
-        self._capacity = max(1, capacity_bytes // source.frame_bytes)
+        self._capacity, self._bytes = capacity_bytes, 0
         self._kept: OrderedDict[int, Any] = OrderedDict()  # the ones used last last
         self._lock = Lock()
 
@@ -151,14 +162,23 @@ class FrameCache:
     def _frame(self, number: int) -> Any:
         if number not in self._kept:
             for decoded, frame in self._source.decode(number):
-                self._kept[decoded] = frame
+                if decoded not in self._kept:
+                    self._kept[decoded] = frame
+                    self._bytes += self._source.size(frame)
                 self._kept.move_to_end(decoded)
-                if len(self._kept) > self._capacity:
-                    self._kept.popitem(last=False)
+                while self._bytes > self._capacity and len(self._kept) > 1:
+                    self._bytes -= self._source.size(self._kept.popitem(last=False)[1])
         if number not in self._kept:
             raise InputError(f"frame {number} of the avatar cannot be decoded")
         self._kept.move_to_end(number)
         return self._kept[number]
+
+
+def _orientation(image: Image.Image) -> int:
+    """How cameras say that a JPEG is to be turned, 1 if not at all."""
+    if image.format != "JPEG":
+        return 1
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
 def _unreadable(path: Path) -> InputError:

@@ -16,6 +16,8 @@ from kernels import SAMPLE_RATE
 
 from .errors import InputError
 
+# FFmpeg's threads work ahead: where cores are few, at the expense of whatever runs next.
+SPARE_CORES = (os.cpu_count() or 1) > 4
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 
 
@@ -58,15 +60,35 @@ def _audio_blocks(path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int, in
             held = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
             raise InputError(f"{path} has no audio stream (it holds {held})")
         stream = container.streams.audio[0]
-        to_float = av.AudioResampler("fltp")
+        begin = now = None  # layout and rate of the first frame; format, layout and rate of this
         first = 0
         with _reading(path):
-            for frame in container.decode(stream):
+            for frame in _audio_frames(container, stream):
+                begin = begin or (frame.layout.name, frame.rate)
+                if now != (now := (frame.format.name, frame.layout.name, frame.rate)):
+                    # also in the middle: joined files may change, and become like their beginning
+                    converter = av.AudioResampler("fltp", *begin)
                 frame.pts = None
-                for part in to_float.resample(frame):
+                for part in converter.resample(frame):
                     block = part.to_ndarray()
                     yield block, part.sample_rate, first
                     first += block.shape[1]
+
+
+def _audio_frames(container: Any, stream: Any) -> Iterator[av.AudioFrame]:
+    """What can be decoded: a damaged packet is passed over, unless all are."""
+    damaged = None
+    decoded = False
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError as error:
+            damaged = error
+            continue
+        decoded = decoded or bool(frames)
+        yield from frames
+    if damaged and not decoded:
+        raise damaged
 
 
 def _audio_frame(block: np.ndarray, rate: int, first: int) -> av.AudioFrame:
@@ -84,7 +106,7 @@ def _resampled(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> lis
 def _check_finite(path: str | os.PathLike, channels: np.ndarray, rate: int, first: int) -> None:
     if np.isfinite(channels).all():
         return
-    channel, sample = np.argwhere(~np.isfinite(channels))[0]
+    sample, channel = np.argwhere(~np.isfinite(channels.T))[0]
     raise InputError(
         f"{path}: sample {first + sample} ({(first + sample) / rate:.3f} s) of channel {channel} "
         f"is {channels[channel, sample]}, samples must be finite"
@@ -109,8 +131,7 @@ class Video:
         if not self._container.streams.video:
             raise InputError(f"{path} has no video stream")
         self._stream = self._container.streams.video[0]
-        # FFmpeg's threads decode ahead, at the expense of whatever runs next where cores are few.
-        self._stream.thread_type = "AUTO" if (os.cpu_count() or 1) > 4 else "NONE"
+        self._stream.thread_type = "AUTO" if SPARE_CORES else "NONE"
         self.height, self.width = self._stream.height, self._stream.width
         rate = self._stream.average_rate
         self.fps = Fraction(rate) if rate else None
@@ -120,8 +141,10 @@ class Video:
             packets = [
                 (packet.pts, packet.is_keyframe)
                 for packet in self._container.demux(self._stream)
-                if packet.pts is not None and not packet.is_discard
+                if packet.size and not packet.is_discard
             ]
+        if any(pts is None for pts, _ in packets):
+            raise InputError(f"{path} does not say when its frames are shown: make an mp4 of it")
         packets.sort()
         self._times = [pts for pts, _ in packets]
         self._number = {pts: number for number, pts in enumerate(self._times)}
@@ -142,8 +165,19 @@ class Video:
             self._container.seek(self._times[start], stream=self._stream)
             for frame in self._container.decode(self._stream):
                 number = self._number.get(frame.pts)
-                if number is not None:
-                    yield number, frame
+                if number is None:
+                    continue
+                if (frame.height, frame.width) != (self.height, self.width):
+                    raise InputError(
+                        f"{self.path}: frame {number} is {frame.width} x {frame.height}, others "
+                        f"are {self.width} x {self.height}: all frames must have one size"
+                    )
+                if frame.rotation % 360:
+                    raise InputError(
+                        f"{self.path} is to be turned by {frame.rotation} degrees when shown: "
+                        "write it upright"
+                    )
+                yield number, frame
 
     def pixels(self, frame: av.VideoFrame) -> np.ndarray:
         """(H, W, 3) uint8 RGB of a frame: FFmpeg's own memory, which may pad the rows."""
@@ -186,45 +220,52 @@ class VideoWriter:
         self._partial = self.path.with_name(f".{self.path.stem}.{os.getpid()}.partial.mp4")
         self._pad = (height % 2, width % 2)
         self._fps, self._written = Fraction(fps), 0
+        self._converter = VideoReformatter()
         try:
             # Opened by hand first: FFmpeg would only say so at the first frame.
             self._partial.touch()
-            self._container = av.open(
-                str(self._partial), "w", format="mp4", options={"movflags": "+faststart"}
-            )
         except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+            raise InputError(f"{path} cannot be written: {error.strerror}") from error
+        try:
+            self._open(height, width, speech)
+        except BaseException:
+            self._discard()
+            raise
+
+    def _open(self, height: int, width: int, speech: str | os.PathLike | None) -> None:
+        self._container = av.open(
+            _url(self._partial), "w", format="mp4", options={"movflags": "+faststart"}
+        )
         self._video: Any = self._container.add_stream(
             "libx264", rate=self._fps, options={"crf": "18", "preset": "veryfast"}
         )
         self._video.height, self._video.width = height + self._pad[0], width + self._pad[1]
         self._video.pix_fmt = "yuv420p"
         self._video.time_base = 1 / self._fps
+        self._video.thread_count = 0 if SPARE_CORES else 1
         context = self._video.codec_context
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
         context.color_range = 1  # limited
-        try:
-            self._blocks = _audio_blocks(speech) if speech is not None else iter(())
-            self._block = next(self._blocks, None)
-            self._heard = 0.0  # seconds of audio written
-            if self._block is not None:
-                channels, rate, _ = self._block
-                self._audio: Any = self._container.add_stream(
-                    "aac", rate=next((r for r in AAC_RATES if r >= rate), AAC_RATES[-1])
-                )
-                self._audio.layout = "mono" if channels.shape[0] == 1 else "stereo"
-                self._audio.bit_rate = 96000 * min(channels.shape[0], 2)
-        except BaseException:
-            self._discard()
-            raise
+        self._blocks = _audio_blocks(speech) if speech is not None else iter(())
+        self._block = next(self._blocks, None)
+        self._heard = 0.0  # seconds of audio written
+        if self._block is not None:
+            channels, rate, _ = self._block
+            self._audio: Any = self._container.add_stream(
+                "aac", rate=next((r for r in AAC_RATES if r >= rate), AAC_RATES[-1])
+            )
+            self._audio.layout = "mono" if channels.shape[0] == 1 else "stereo"
+            self._audio.bit_rate = 96000 * min(channels.shape[0], 2)
 
     def write(self, frames: np.ndarray) -> None:
         """Append frames, (n, H, W, 3) uint8 RGB, and the audio up to their end."""
         for rgb in frames:
             if any(self._pad):
                 rgb = np.pad(rgb, ((0, self._pad[0]), (0, self._pad[1]), (0, 0)), mode="edge")
-            frame = av.VideoFrame.from_ndarray(rgb, "rgb24").reformat(
-                format="yuv420p", dst_colorspace=Colorspace.ITU709
+            frame = self._converter.reformat(
+                av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(rgb), "rgb24"),
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU709,
             )
             frame.pts, frame.time_base = self._written, 1 / self._fps
             self._container.mux(self._video.encode(frame))
@@ -267,7 +308,12 @@ def _open(path: str | os.PathLike) -> av.container.InputContainer:
     if not Path(path).exists():
         raise InputError(f"{path} does not exist")
     with _reading(path):
-        return av.open(str(path))
+        return av.open(_url(path))
+
+
+def _url(path: str | os.PathLike) -> str:
+    """A name with a colon in it, "12:30.wav", would be a protocol to FFmpeg."""
+    return f"file:{path}"
 
 
 class _reading:

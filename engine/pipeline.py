@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import cycle, islice
 
 import torch
@@ -25,8 +26,8 @@ class Pipeline:
 
     Args:
         avatar: decides the device too.
-        batch_size: frames generated at once, 25 on a GPU and 8 on a CPU unless told; the frames
-            do not depend on it.
+        batch_size: frames generated at once, 25 on a GPU and 8 on a CPU unless told. The frames do
+            not depend on it, but for rounding in networks that PyTorch or a GPU runs.
         runtime: "onnxruntime" or "torch"; by default what suits the avatar's networks.
 
     Raises:
@@ -79,12 +80,13 @@ class Pipeline:
         if mode not in kernels.COMPOSITE_MODES:
             allowed = ", ".join(kernels.COMPOSITE_MODES)
             raise InputError(f"mode is {mode!r}, it must be one of {allowed}")
-        return self._stages(load_pcm(speech), numbers, mode, stopwatch or Stopwatch(self.device))
+        return self._stages(load_pcm(speech), numbers, mode, stopwatch)
 
     def _stages(
-        self, pcm: Tensor, numbers: Iterator[int], mode: str, stopwatch: Stopwatch
+        self, pcm: Tensor, numbers: Iterator[int], mode: str, stopwatch: Stopwatch | None
     ) -> Iterator[Tensor]:
-        total, fps, stage = self.frame_count(pcm), float(self.avatar.fps), stopwatch.stage
+        total, fps = self.frame_count(pcm), float(self.avatar.fps)
+        stage = stopwatch.stage if stopwatch else lambda *_, **__: nullcontext()
         most = min(self.batch_size, total)
         roi = kernels.ROI, kernels.ROI
         picture = {"dtype": self.generator.dtype, "device": self.device}

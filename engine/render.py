@@ -9,6 +9,7 @@ import time
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from kernels import COMPOSITE_MODES
 
 from .avatar import Avatar
-from .errors import InputError
+from .errors import DeviceError, InputError
 from .media import VideoWriter
 from .pipeline import LOOPS, Pipeline, load_pcm
 from .runtime import RUNTIMES
@@ -36,6 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a folder that may not be read, a disk that is full
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
         return 130
@@ -44,22 +49,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def render(options: argparse.Namespace) -> str:
     """Do what the options say, and return the line that sums it up."""
-    device = _device(options.device)
     begin = time.perf_counter()
-    stopwatch = Stopwatch(device)
+    _refuse_to_overwrite(options)
     with ExitStack() as outputs:
         # Speech and folders first: what is wrong there should not wait for the networks.
-        with stopwatch.stage("read speech", host=True):
-            speech = load_pcm(options.audio)
+        speech = load_pcm(options.audio)
+        speech_read = time.perf_counter() - begin
         images = options.frames and outputs.enter_context(
             ImageWriter(options.frames, options.frames_format)
         )
-        avatar = Avatar.load(
-            options.avatar,
-            device=device,
-            generator=options.generator,
-            audio_encoder=options.audio_encoder,
-        )
+        pipeline = _open_pipeline(options)
+        avatar, stopwatch = pipeline.avatar, Stopwatch(pipeline.device)
         writer = outputs.enter_context(
             VideoWriter(
                 options.output,
@@ -69,7 +69,6 @@ def render(options: argparse.Namespace) -> str:
                 speech=options.audio,
             )
         )
-        pipeline = Pipeline(avatar, batch_size=options.batch_size, runtime=options.runtime)
         batches = pipeline.render(
             speech,
             loop=options.loop,
@@ -90,7 +89,8 @@ def render(options: argparse.Namespace) -> str:
                 bar.update(len(pixels))
         rate = total / (time.perf_counter() - started)
     took = time.perf_counter() - begin
-    stages = ", ".join(f"{name} {seconds:.2f}" for name, seconds in stopwatch.seconds().items())
+    times = {"read speech": speech_read, **stopwatch.seconds()}
+    stages = ", ".join(f"{name} {seconds:.2f}" for name, seconds in times.items())
     return (
         f"{options.output}: {total} frames, {float(total / avatar.fps):.2f} s of video, "
         f"{rate:.1f} frames/s, {took:.1f} s in all ({stages})"
@@ -105,7 +105,7 @@ class ImageWriter:
     """
 
     def __init__(self, folder: str | os.PathLike, kind: str):
-        self.folder, self._kind, self._written = Path(folder), kind, 0
+        self.folder, self._kind, self._written = Path(folder).absolute(), kind, 0
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise InputError(f"{folder} exists and is not an empty folder")
         self._partial = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.partial")
@@ -125,22 +125,53 @@ class ImageWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._partial.replace(self.folder)
-        else:
+        try:
+            if kind is None:
+                self._partial.replace(self.folder)
+        finally:
             shutil.rmtree(self._partial, ignore_errors=True)
 
 
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device is cuda, but PyTorch finds no CUDA GPU here: use --device cpu")
-    return torch.device(name)
+def _open_pipeline(options: argparse.Namespace) -> Pipeline:
+    """On the device asked for, or on the best one that can be used."""
+    devices = [options.device] if options.device else ["cuda", "cpu"]
+    if not options.device and not torch.cuda.is_available():
+        devices = ["cpu"]
+    for device in devices:
+        try:
+            avatar = Avatar.load(
+                options.avatar,
+                device=device,
+                generator=options.generator,
+                audio_encoder=options.audio_encoder,
+            )
+            return Pipeline(avatar, batch_size=options.batch_size, runtime=options.runtime)
+        except DeviceError as error:
+            if device == devices[-1]:
+                raise
+            warnings.warn(f"rendering on the CPU: {error}", stacklevel=2)
+    raise AssertionError
+
+
+def _refuse_to_overwrite(options: argparse.Namespace) -> None:
+    output = Path(options.output)
+    if not output.exists():
+        return
+    if Path(options.audio).exists() and output.samefile(options.audio):
+        raise InputError(f"{output} is the speech itself")
+    if output.resolve().is_relative_to(Path(options.avatar).resolve()):
+        raise InputError(f"{output} is a file of the avatar")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help lists the options)\n")
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m engine.render",
         description="Render speech with an avatar to an mp4 (H.264, AAC).",
     )

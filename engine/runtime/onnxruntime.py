@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 from threading import Lock
@@ -14,7 +15,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import DeviceError, InputError
 from . import CHECKPOINT_SUFFIXES, Signature
 
 DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
@@ -108,14 +109,19 @@ def _new_session(path: Path, device: torch.device) -> onnxruntime.InferenceSessi
     providers: list = ["CPUExecutionProvider"]
     if device.type == "cuda":
         onnxruntime.preload_dlls()  # the CUDA libraries that PyTorch came with
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+        settings = {
+            "device_id": device.index or 0,
+            "cudnn_conv_algo_search": "HEURISTIC",  # not a search of seconds for every batch size
+            "use_tf32": 0,  # float32 networks compute in float32
+        }
+        providers.insert(0, ("CUDAExecutionProvider", settings))
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:  # ONNX Runtime has no common base for what it raises
         reason = str(error).strip().splitlines()[0][:300]
         raise InputError(f"{path} cannot be opened by ONNX Runtime: {reason}") from error
     if device.type == "cuda" and session.get_providers()[0] != "CUDAExecutionProvider":
-        raise InputError(
+        raise DeviceError(
             f"ONNX Runtime {onnxruntime.__version__} has no working CUDA provider here: "
             "use --runtime torch with checkpoints, or --device cpu"
         )
@@ -161,15 +167,20 @@ def _exported(signature: Signature, path: Path, precision: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{target.parent} cannot be made: {error.strerror}") from error
-    command = [sys.executable, "-m", "export", kind, str(path.resolve()), "-o", str(target)]
     home = str(Path(__file__).resolve().parents[2])
-    done = subprocess.run(
-        [*command, "--precision", precision],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([home, os.environ.get("PYTHONPATH", "")])},
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or [f"export ended with {done.returncode}"]
-        raise InputError(lines[-1].removeprefix("error: "))
+    search = os.pathsep.join([home, os.environ.get("PYTHONPATH", "")])
+    # a folder of its own, so that nothing stays of an export that is killed with us
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        made = Path(folder) / target.name
+        command = [sys.executable, "-m", "export", kind, str(path.resolve()), "-o", str(made)]
+        done = subprocess.run(
+            [*command, "--precision", precision],
+            env={**os.environ, "PYTHONPATH": search},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode != 0:
+            lines = done.stderr.strip().splitlines() or [f"export ended with {done.returncode}"]
+            raise InputError(lines[-1].removeprefix("error: "))
+        made.replace(target)
     return target

@@ -24,7 +24,11 @@ class TorchNetwork:
         except checkpoint.CheckpointError as error:
             raise InputError(str(error)) from error
         self.dtype = torch.float16 if device.type == "cuda" else torch.float32
-        self._module = module.to(device, self.dtype, memory_format=torch.channels_last).eval()
+        module.to(device, self.dtype, memory_format=torch.channels_last)
+        for layer in module.modules():
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                layer.float()  # a variance may be beyond float16
+        self._module = module.eval()
         self.description = f"PyTorch {torch.__version__}, {device}, {self.dtype}"
 
     @torch.inference_mode()

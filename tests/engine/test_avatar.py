@@ -133,6 +133,7 @@ OUTSIDE = "which lies outside the avatar folder"
         (lambda root: edit(root, boxes="nowhere.json"), "nowhere.json does not exist"),
         (lambda root: edit(root, frames="../frames"), OUTSIDE),
         (lambda root: edit(root, generator="/etc/passwd"), OUTSIDE),
+        (lambda root: edit(root, boxes="a\0b"), "it must be a path"),
         (lambda root: edit(root, boxes=7), "boxes is 7, it must be a path"),
         (lambda root: edit(root, fps="fast"), "fps is 'fast', it must be a number from 1 to 240"),
         (lambda root: edit(root, fps=0), "fps is 0, it must be a number from 1 to 240"),
@@ -207,6 +208,21 @@ def test_a_video_that_is_none(own):
         Avatar.load(root)
 
 
+@pytest.mark.parametrize("device", ["gpu", "mps", "cuda"])
+def test_devices_that_are_not_there(native, device):
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("has a GPU")
+    with pytest.raises(InputError, match=f"device is '?{device}"):
+        Avatar.load(native, device=device)
+
+
+def test_a_byte_order_mark(own):
+    root = own.native()
+    for name in ("avatar.json", "boxes.json"):
+        (root / name).write_bytes(b"\xef\xbb\xbf" + (root / name).read_bytes())
+    assert len(Avatar.load(root)) == 4
+
+
 @pytest.mark.gpu
 def test_frames_live_on_the_gpu(native, folders):
     avatar = Avatar.load(native, device="cuda")
@@ -216,10 +232,12 @@ def test_frames_live_on_the_gpu(native, folders):
 
 
 def test_a_gpu_that_is_too_small(native, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**20, 2**30))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**31 + 2**20, 2**32))
     # the boxes are copied to the device first: leave them where they are
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
-    with pytest.raises(InputError, match=r"needs 0.01 GiB on cuda for its 12 frames of 500 x 391, 0.00 GiB are free"):  # fmt: skip
+    with pytest.raises(InputError, match=r"needs 0.01 GiB on cuda for its 12 frames of 500 x 391, 2.00 GiB are free and 2 GiB of them"):  # fmt: skip
         Avatar.load(native, device="cuda")
 
 

@@ -1,10 +1,13 @@
 """Frames on demand: any order, bounded memory, damaged files."""
 
 import random
+from fractions import Fraction
 from threading import Thread
 
+import av
 import numpy as np
 import pytest
+from av.bitstream import BitStreamFilterContext
 from PIL import Image
 
 from engine import InputError
@@ -42,12 +45,16 @@ ORDERS = {
 )  # fmt: skip
 def test_video_in_any_order(tmp_path, numbered, order, frames_kept, options):
     path = write_video(tmp_path / "v.mp4", numbered, **options)
-    cache = FrameCache(VideoFile(path), frames_kept * 48 * 64 * 3 // 2)
+    source = VideoFile(path)
+    frame_bytes = source.size(next(source.decode(0))[1])
+    assert frame_bytes >= 48 * 64 * 3
+    cache = FrameCache(source, frames_kept * frame_bytes)
     numbers = ORDERS[order]
     for first in range(0, len(numbers), 8):
         some = numbers[first : first + 8]
         assert np.array_equal(read(cache, some), numbered[some])
         assert len(cache._kept) <= frames_kept
+        assert cache._bytes == len(cache._kept) * frame_bytes
 
 
 def test_forward_decodes_each_frame_once(tmp_path, numbered, monkeypatch):
@@ -66,7 +73,8 @@ def test_backward_decodes_little_more(tmp_path, numbered, monkeypatch):
     decoded = []
     advance = source._advance
     monkeypatch.setattr(source, "_advance", lambda: decoded.append(None) or advance())
-    cache = FrameCache(source, 20 * source.frame_bytes)
+    cache = FrameCache(source, 20 * source.size(next(source.decode(0))[1]))
+    decoded.clear()
     for number in range(59, -1, -1):
         read(cache, [number])
     assert len(decoded) <= 70
@@ -99,6 +107,43 @@ def test_images_of_any_mode(tmp_path, numbered, mode, suffix):
     assert np.array_equal(
         read(FrameCache(ImageFolder([tmp_path / f"0.{suffix}"])), [0])[0], expected
     )
+
+
+def test_an_image_that_is_shown_on_its_side(tmp_path, numbered):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.fromarray(numbered[0]).save(tmp_path / "0.jpg", exif=exif)
+    with Image.open(tmp_path / "0.jpg") as image:
+        lying = np.asarray(image)
+    folder = ImageFolder([tmp_path / "0.jpg"])
+    assert (folder.height, folder.width) == (64, 48)
+    out = np.empty((1, 64, 48, 3), np.uint8)
+    FrameCache(folder).read([0], out)
+    assert np.array_equal(out[0], np.rot90(lying, -1))
+
+
+def test_a_video_that_changes_its_size(tmp_path, numbered):
+    parts = [
+        write_video(tmp_path / "a.mp4", numbered[:5], codec="libx264", bf="0"),
+        write_video(tmp_path / "b.mp4", numbered[:5, :24, :32], codec="libx264", bf="0"),
+    ]
+    with av.open(str(tmp_path / "v.mkv"), "w") as joined:
+        stream, number = None, 0
+        for part in parts:
+            with av.open(str(part)) as source:
+                # H.264 with the headers in the stream, which may then change on the way
+                annex_b = BitStreamFilterContext("h264_mp4toannexb", source.streams.video[0])
+                stream = stream or joined.add_stream_from_template(source.streams.video[0])
+                for packet in source.demux(video=0):
+                    for out in annex_b.filter(packet) if packet.size else ():
+                        out.stream, out.time_base = stream, Fraction(1, 25)
+                        out.pts = out.dts = number
+                        out.is_keyframe = number % 5 == 0
+                        joined.mux(out)
+                        number += 1
+    cache = FrameCache(VideoFile(tmp_path / "v.mkv"))
+    with pytest.raises(InputError, match="frame 5 is 32 x 24, others are 64 x 48"):
+        read(cache, list(range(10)))
 
 
 def test_a_truncated_image(tmp_path, numbered):

@@ -94,6 +94,45 @@ def test_surround(tmp_path):
     assert similarity(read_speech(tmp_path / "a.flac").numpy(), tones(RATE)) > 0.999
 
 
+def test_joined_files_may_change_their_format(tmp_path):
+    """Two mp3 files in one: 44.1 kHz stereo, then 22.05 kHz mono."""
+    parts = [(44100, 2), (22050, 1)]
+    joined = b""
+    for rate, channels in parts:
+        path = tmp_path / f"{rate}.mp3"
+        write_audio(path, np.stack([tones(rate)] * channels), rate, "libmp3lame")
+        joined += path.read_bytes()
+    (tmp_path / "joined.mp3").write_bytes(joined)
+    pcm = read_speech(tmp_path / "joined.mp3").numpy()
+    assert similarity(pcm[:24000], tones(RATE)) > 0.98
+    assert np.abs(pcm[30000:]).max() > 0.2  # the second part is there
+    writer = VideoWriter(
+        tmp_path / "v.mp4", height=48, width=64, fps=Fraction(25), speech=tmp_path / "joined.mp3"
+    )
+    with writer:
+        writer.write(np.zeros((75, 48, 64, 3), np.uint8))
+
+
+def test_a_damaged_packet_is_passed_over(tmp_path):
+    path = write_audio(tmp_path / "a.mp3", np.stack([tones(44100)] * 2), 44100, "libmp3lame")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 300] = bytes(300)
+    path.write_bytes(data)
+    pcm = read_speech(path).numpy()
+    assert len(pcm) > 22000 and similarity(pcm[:8000], tones(RATE)[:8000]) > 0.98
+
+
+def test_names_with_colons(tmp_path):
+    path = tmp_path / "take 12:30.wav"
+    wavfile.write(path, RATE, tones(RATE).astype(np.float32))
+    assert len(read_speech(path)) == 24000
+    with VideoWriter(
+        tmp_path / "a:b.mp4", height=48, width=64, fps=Fraction(25), speech=path
+    ) as writer:
+        writer.write(np.zeros((9, 48, 64, 3), np.uint8))
+    assert len(Video(tmp_path / "a:b.mp4")) == 9
+
+
 def text_file(path):
     path.write_text("this is not audio\n" * 50)
 
@@ -111,6 +150,12 @@ def bad_sample(value, position, channels=1):
     return write
 
 
+def bad_samples(path):
+    samples = np.zeros((20000, 2), np.float32)
+    samples[100, 1] = samples[900, 0] = np.nan  # the earliest is named, whatever its channel
+    wavfile.write(path, RATE, samples)
+
+
 def silent_film(path):
     write_video(path.with_suffix(".mp4"), np.zeros((5, 48, 64, 3), np.uint8), codec="libx264")
     path.with_suffix(".mp4").rename(path)
@@ -126,6 +171,7 @@ def silent_film(path):
         (no_samples, "0 samples"),
         (bad_sample(np.nan, 12345), r"sample 12345 \(0.772 s\) of channel 0 is nan"),
         (bad_sample(np.inf, 19999, 2), r"sample 19999 \(1.250 s\) of channel 1 is inf"),
+        (bad_samples, r"sample 100 \(0.006 s\) of channel 1 is nan"),
         (bad_sample(-np.inf, 0), r"sample 0 \(0.000 s\) of channel 0 is -inf"),
         (silent_film, "no audio stream.*video"),
     ],

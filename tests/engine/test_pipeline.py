@@ -1,5 +1,7 @@
 """The whole way: against a frame-by-frame loop, and against itself in every other arrangement."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,8 +12,9 @@ import kernels
 from benchmarks import frame_loop
 from engine import Avatar, InputError, Pipeline
 from engine.pipeline import frame_numbers
+from engine.stopwatch import Stopwatch
 from models import checkpoint
-from tests.conftest import DEMO
+from tests.conftest import DEMO, ROOT
 
 
 @pytest.fixture(scope="module")
@@ -220,10 +223,39 @@ def test_bad_input_is_said_at_once(pipeline, short, call, message):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
 @pytest.mark.parametrize("mode", kernels.COMPOSITE_MODES)
-def test_cuda_matches_the_cpu(native, checkpoints, short, rendered, mode):
-    avatar = Avatar.load(native, device="cuda", **checkpoints)
-    expected = finished(Pipeline(Avatar.load(native)), short, mode=mode)
+def test_cuda_matches_the_cpu(native, gentle, short, runtime, mode):
+    expected = finished(Pipeline(Avatar.load(native, **gentle)), short, mode=mode)
+    avatar = Avatar.load(native, device="cuda", **gentle)
     for batch_size in (1, 8, 25):
-        frames = finished(Pipeline(avatar, batch_size=batch_size), short, mode=mode).cpu()
+        pipeline = Pipeline(avatar, batch_size=batch_size, runtime=runtime)
+        stopwatch = Stopwatch(avatar.device)
+        frames = finished(pipeline, short, mode=mode, stopwatch=stopwatch).cpu()
         assert ((frames.int() - expected.int()).abs() <= 2).float().mean() >= 0.999
+        assert stopwatch.seconds()["generator"] > 0
+
+
+STUB = """
+import resource, sys, torch
+from engine import Avatar, Pipeline
+pipeline = Pipeline(Avatar.load(sys.argv[1], cache_bytes=1 << 20))
+class Stub:  # as large as the real outputs, and quick
+    dtype = torch.float32
+    def __call__(self, *inputs, out):
+        return out.fill_(0.5)
+pipeline.generator = pipeline.audio_encoder = Stub()
+speech = torch.rand(int(sys.argv[2]) * 16000) - 0.5
+assert sum(len(frames) for frames in pipeline.render(speech)) > 20 * int(sys.argv[2])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_the_speech(native):
+    peaks = []
+    for seconds in (2, 60):
+        command = [sys.executable, "-c", STUB, str(native), str(seconds)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+        peaks.append(int(done.stdout) / 1024)
+    # a minute of finished frames alone would be 880 MB
+    assert peaks[1] - peaks[0] < 60

@@ -187,7 +187,30 @@ def test_no_gpu(native, audio, tmp_path, capsys):
 def test_bad_words(native, audio, capsys, options):
     with pytest.raises(SystemExit) as caught:
         render("--avatar", native, "--audio", audio, "-o", "o.mp4", *options)
-    assert caught.value.code == 2 and options[1] in capsys.readouterr().err
+    (said,) = capsys.readouterr().err.splitlines()
+    assert caught.value.code == 2 and said.startswith("error: ") and options[1] in said
+
+
+def test_what_is_read_is_not_overwritten(own, audio, tmp_path, capsys):
+    root = own.native(video=True)
+    film = root / "frames.mp4"
+    spoken = write_audio(tmp_path / "speech.mp4", np.zeros((1, 9600)), RATE, "aac")
+    for out, message in [(film, "is a file of the avatar"), (spoken, "is the speech itself")]:
+        before = out.read_bytes()
+        assert render("--avatar", root, "--audio", spoken, "-o", out) == 2
+        assert message in capsys.readouterr().err and out.read_bytes() == before
+
+
+def test_what_the_system_refuses_is_one_line(native, audio, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("engine.render.VideoWriter.write", full)
+    assert render("--avatar", native, "--audio", audio, "-o", tmp_path / "o.mp4") == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: No space left on device"
+    assert render("--avatar", "x" * 300, "--audio", audio, "-o", tmp_path / "o.mp4") == 2
+    assert "File name too long" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_fault_in_the_middle(own, audio, tmp_path, capsys):

@@ -10,7 +10,7 @@ from onnx import helper
 from engine import InputError
 from engine.runtime import AUDIO_ENCODER, GENERATOR, open_network
 from export import export
-from models import Generator, checkpoint
+from models import checkpoint
 
 CPU = torch.device("cpu")
 
@@ -58,13 +58,10 @@ def test_fixed_batch(networks, inputs, expected, tmp_path, batch):
     assert (run(network, inputs) - expected).abs().max() < 1e-4  # 5 is no multiple of 3
 
 
-def test_half_precision(inputs, tmp_path):
-    torch.manual_seed(0)
-    plain = Generator().eval()  # the shared one is too steep for float16
-    checkpoint.save(plain, tmp_path / "half.safetensors")
-    export("generator", tmp_path / "half.safetensors", tmp_path / "half.onnx", precision="fp16")
+def test_half_precision(gentle, inputs, tmp_path):
+    export("generator", gentle["generator"], tmp_path / "half.onnx", precision="fp16")
     with torch.inference_mode():
-        expected = plain(*inputs)
+        expected = checkpoint.load(gentle["generator"])(*inputs)
     network = open_network(GENERATOR, tmp_path / "half.onnx", device=CPU)
     assert network.dtype == torch.float16
     for dtype in (torch.float32, torch.float16):  # of what it is given and asked for
@@ -185,9 +182,11 @@ def test_choices(networks):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
-def test_on_a_gpu(checkpoints, inputs, expected, runtime):
+def test_on_a_gpu(gentle, inputs, runtime):
+    with torch.inference_mode():
+        expected = checkpoint.load(gentle["generator"])(*inputs)
     cuda = torch.device("cuda")
-    network = open_network(GENERATOR, checkpoints["generator"], device=cuda, runtime=runtime)
+    network = open_network(GENERATOR, gentle["generator"], device=cuda, runtime=runtime)
     out = torch.empty(5, 3, 320, 320, device=cuda)
     network(*(tensor.to(cuda) for tensor in inputs), out=out)
-    assert (out.cpu() - expected).abs().max() < 5e-3
+    assert (out.cpu() - expected).abs().max() < 2e-3
