@@ -7,7 +7,6 @@ from threading import Thread
 import av
 import numpy as np
 import pytest
-from av.bitstream import BitStreamFilterContext
 from PIL import Image
 
 from engine import InputError
@@ -123,27 +122,34 @@ def test_an_image_that_is_shown_on_its_side(tmp_path, numbered):
 
 
 def test_a_video_that_changes_its_size(tmp_path, numbered):
-    parts = [
-        write_video(tmp_path / "a.mp4", numbered[:5], codec="libx264", bf="0"),
-        write_video(tmp_path / "b.mp4", numbered[:5, :24, :32], codec="libx264", bf="0"),
-    ]
-    with av.open(str(tmp_path / "v.mkv"), "w") as joined:
-        stream, number = None, 0
-        for part in parts:
-            with av.open(str(part)) as source:
-                # H.264 with the headers in the stream, which may then change on the way
-                annex_b = BitStreamFilterContext("h264_mp4toannexb", source.streams.video[0])
-                stream = stream or joined.add_stream_from_template(source.streams.video[0])
-                for packet in source.demux(video=0):
-                    for out in annex_b.filter(packet) if packet.size else ():
-                        out.stream, out.time_base = stream, Fraction(1, 25)
-                        out.pts = out.dts = number
-                        out.is_keyframe = number % 5 == 0
-                        joined.mux(out)
-                        number += 1
+    joined = b""
+    for frames in (numbered[:5], numbered[:5, :24, :32]):
+        part = write_video(tmp_path / "part.mp4", frames, codec="libx264", bf="0")
+        with (
+            av.open(str(part)) as source,
+            av.open(str(tmp_path / "part.h264"), "w", format="h264") as bare,
+        ):
+            copy(source, bare)
+        joined += (tmp_path / "part.h264").read_bytes()
+    (tmp_path / "joined.h264").write_bytes(joined)
+    with (
+        av.open(str(tmp_path / "joined.h264")) as source,
+        av.open(str(tmp_path / "v.mkv"), "w") as joined_video,
+    ):
+        copy(source, joined_video)
     cache = FrameCache(VideoFile(tmp_path / "v.mkv"))
     with pytest.raises(InputError, match="frame 5 is 32 x 24, others are 64 x 48"):
         read(cache, list(range(10)))
+
+
+def copy(source: av.container.InputContainer, target: av.container.OutputContainer) -> None:
+    """The packets of a video as they are, 25 a second."""
+    stream = target.add_stream_from_template(source.streams.video[0])
+    packets = (packet for packet in source.demux(video=0) if packet.size)
+    for number, packet in enumerate(packets):
+        packet.stream, packet.time_base = stream, Fraction(1, 25)
+        packet.pts = packet.dts = number
+        target.mux(packet)
 
 
 def test_a_truncated_image(tmp_path, numbered):
