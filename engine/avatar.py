@@ -157,7 +157,8 @@ class Avatar:
             InputError: a frame cannot be decoded.
         """
         if self._resident is not None:
-            index = torch.tensor(numbers, dtype=torch.int64).to(self.device, non_blocking=True)
+            # waited for: whoever asks may work on another stream
+            index = torch.tensor(numbers, dtype=torch.int64, device=self.device)
             return self._resident, self.boxes, index
         frames = torch.empty(len(numbers), self.height, self.width, 3, dtype=torch.uint8)
         self._cache.read(numbers, frames.numpy())

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageOps
 from .errors import InputError
 from .media import Video
 
-CACHE_BYTES = 256 << 20
+CACHE_BYTES = 128 << 20
 # what Pillow raises for an image that is damaged, or larger than any frame
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 

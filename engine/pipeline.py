@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from itertools import cycle, islice
 
@@ -99,28 +100,32 @@ class Pipeline:
         with stage("log_mel"):
             mel = kernels.log_mel(pcm.to(self.device))
         numbers = islice(numbers, total)
-        for first in range(0, total, most):
-            n = min(most, total - first)
+        with ThreadPoolExecutor(1, "viseme-frames") as reader:
+            ahead = reader.submit(self.avatar.batch, list(islice(numbers, most)))
+            for first in range(0, total, most):
+                n = min(most, total - first)
 
-            with stage("audio encoder"):
-                while encoded < min(first + n + LOOK_AHEAD, len(features)):
-                    m = min(ENCODER_BATCH, len(features) - encoded)
-                    windows = kernels.mel_windows(mel, fps=fps, start=encoded, count=m)
-                    self.audio_encoder(windows, out=features[encoded : encoded + m])
-                    encoded += m
-                audio = kernels.feature_windows(features, start=first, count=n)
-            with stage("frames", host=True):
-                frames, boxes, index = self.avatar.batch(list(islice(numbers, n)))
-            with stage("face_input"):
-                kernels.face_input(frames, boxes, index, out=(inputs[:n], crops[:n]))
-            with stage("generator"):
-                self.generator(inputs[:n], audio, out=generated[:n])
-            with stage("composite"):
-                finished = kernels.composite(
-                    frames, boxes, index, crops[:n], generated[:n],
-                    mode=mode, out=None if self.avatar.resident else frames,
-                )  # fmt: skip
-            yield finished
+                with stage("audio encoder"):
+                    while encoded < min(first + n + LOOK_AHEAD, len(features)):
+                        m = min(ENCODER_BATCH, len(features) - encoded)
+                        windows = kernels.mel_windows(mel, fps=fps, start=encoded, count=m)
+                        self.audio_encoder(windows, out=features[encoded : encoded + m])
+                        encoded += m
+                    audio = kernels.feature_windows(features, start=first, count=n)
+                with stage("frames", host=True):
+                    frames, boxes, index = ahead.result()
+                with stage("face_input"):
+                    kernels.face_input(frames, boxes, index, out=(inputs[:n], crops[:n]))
+                # the next frames are read while the generator runs, which is long enough
+                ahead = reader.submit(self.avatar.batch, list(islice(numbers, most)))
+                with stage("generator"):
+                    self.generator(inputs[:n], audio, out=generated[:n])
+                with stage("composite"):
+                    finished = kernels.composite(
+                        frames, boxes, index, crops[:n], generated[:n],
+                        mode=mode, out=None if self.avatar.resident else frames,
+                    )  # fmt: skip
+                yield finished
 
 
 def load_pcm(speech: str | os.PathLike | Tensor) -> Tensor:
