@@ -266,7 +266,7 @@ def _parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--no-loop", dest="loop", action="store_false", help="without the frame-by-frame loop")
     add("--no-memory", dest="memory", action="store_false", help="without the peak memory")
     add("-o", "--output", default="out/benchmark-render.json")
-    add("--peak-memory-of", type=float, help=argparse.SUPPRESS)
+    add("--peak-memory-of", type=int, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
