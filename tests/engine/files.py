@@ -55,6 +55,12 @@ def write_video(path: Path, frames: np.ndarray, *, codec: str = "libx264rgb", **
     return path
 
 
+def silent_film(path: Path) -> None:
+    """A video without an audio stream, whatever its name says."""
+    write_video(path.with_suffix(".mp4"), np.zeros((5, 48, 64, 3), np.uint8), codec="libx264")
+    path.with_suffix(".mp4").rename(path)
+
+
 class Folders:
     """The same avatar in every layout. `frames` are what the JPEG files hold once decoded."""
 

@@ -12,7 +12,7 @@ from scipy.signal import resample_poly
 
 from engine import InputError
 from engine.media import Video, VideoWriter, read_speech
-from tests.engine.files import write_audio, write_video
+from tests.engine.files import silent_film, write_audio, write_video
 
 RATE = 16000
 
@@ -154,11 +154,6 @@ def bad_samples(path):
     samples = np.zeros((20000, 2), np.float32)
     samples[100, 1] = samples[900, 0] = np.nan  # the earliest is named, whatever its channel
     wavfile.write(path, RATE, samples)
-
-
-def silent_film(path):
-    write_video(path.with_suffix(".mp4"), np.zeros((5, 48, 64, 3), np.uint8), codec="libx264")
-    path.with_suffix(".mp4").rename(path)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from engine import Avatar, Pipeline
 from engine.media import read_speech
 from engine.render import main
 from tests.conftest import DEMO
-from tests.engine.files import write_audio, write_video
+from tests.engine.files import silent_film, write_audio
 
 RATE = 16000
 
@@ -120,11 +120,6 @@ def spoilt(value):
     return wav(samples)
 
 
-def film(path):
-    write_video(path.with_suffix(".mp4"), np.zeros((5, 48, 64, 3), np.uint8), codec="libx264")
-    path.with_suffix(".mp4").rename(path)
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -137,7 +132,7 @@ def film(path):
         ),
         (spoilt(np.nan), "sample 4321 (0.270 s) of channel 0 is nan"),
         (spoilt(np.inf), "sample 4321 (0.270 s) of channel 0 is inf"),
-        (film, "no audio stream"),
+        (silent_film, "no audio stream"),
     ],
 )
 def test_bad_speech(native, tmp_path, capsys, make, message):
