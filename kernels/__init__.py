@@ -1,21 +1,31 @@
 """The stages of the pipeline, one function each.
 
-Each function looks at where its tensors are and picks its implementation; callers never choose.
-Every one takes `out=` to write into, and raises `ValueError` with the offending value before
-anything is computed. Indices and boxes may live on the device: their values are not looked at
-here, so a caller who takes them from outside checks them first (`engine.Avatar` does).
+Each function looks at where its tensors are and picks its implementation, Triton on CUDA and
+plain PyTorch on a CPU; callers never choose. (With TRITON_INTERPRET=1 in the environment, CPU
+tensors take the Triton kernels: that is how they are tested without a GPU.) Every one takes
+`out=` to write into, and raises `ValueError` with the offending value before anything is
+computed. Indices and boxes may live on the device: their values are not looked at here, so a
+caller who takes them from outside checks them first (`engine.Avatar` does). On a GPU nothing
+waits for the device, and with `out=` nothing is allocated, unless an input other than the frames
+has to be made contiguous first.
 """
+
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import reference
+from .checks import byte_shape, check, check_faces, item_count, one_of, writable
 from .spec import (
     CROP,
     FEATURE,
     FEATURE_WINDOW,
     FPS,
     HOP,
+    MAX_SIDE,
     MEL_BANDS,
     MEL_WINDOW,
     MIN_SAMPLES,
@@ -26,8 +36,28 @@ from .spec import (
     mel_window_count,
 )
 
+if find_spec("triton"):
+    # These names of files are names of functions too: the functions below take them over.
+    from triton import knobs
+
+    from . import color, composite, face_input, log_mel, resize, windows
+
+    _fused = SimpleNamespace(
+        log_mel=log_mel.log_mel,
+        mel_windows=windows.mel_windows,
+        feature_windows=windows.feature_windows,
+        face_input=face_input.face_input,
+        composite=composite.composite,
+        resize=resize.resize,
+        convert_color=color.convert_color,
+    )
+    _interpreted = knobs.runtime.interpret
+else:  # no Triton for this platform: PyTorch does everything, on any device
+    _fused, _interpreted = reference, False
+
 __all__ = [
     "COLOR_FORMATS",
+    "COMPOSITE_FORMATS",
     "COMPOSITE_MODES",
     "CROP",
     "FEATURE",
@@ -53,11 +83,11 @@ __all__ = [
 
 COMPOSITE_MODES = ("crop", "direct")
 RESIZE_MODES = ("bilinear", "bicubic", "direct")
-COLOR_FORMATS = ("rgb", "bgr", "rgba", "planar_bgr")
-MAX_SIDE = 8192  # of an image, pixels: what the integer sampling positions are made for
+COMPOSITE_FORMATS = ("rgb", "bgr", "rgba", "nv12")
+COLOR_FORMATS = (*COMPOSITE_FORMATS, "planar_bgr")
 
 
-def log_mel(pcm: Tensor, *, out: Tensor | None = None) -> Tensor:
+def log_mel(pcm: Tensor, lengths: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
     """PCM to normalised mel.
 
     Pre-emphasis 0.97, STFT (800 samples every 200, periodic Hann, 400 zeros on both sides),
@@ -66,18 +96,29 @@ def log_mel(pcm: Tensor, *, out: Tensor | None = None) -> Tensor:
     `librosa.filters.mel` with those arguments.
 
     Args:
-        pcm: (S,) float32 in [-1, 1], or int16, at 16 kHz.
-        out: (1 + S // 200, 80) float32 to write into.
+        pcm: (S,) float32 in [-1, 1], or int16, at 16 kHz; or (B, S), a batch of speeches.
+        lengths: (B,) int64, how many samples of each speech of a batch count, 1 to S; all where
+            it is None. The values may live on the device and are not looked at here.
+        out: what is returned, to write into.
 
     Returns:
-        (T, 80) float32 in [-4, 4], T = 1 + S // 200. Samples that are not finite make the rows
-        that see them not finite either.
+        (T, 80) float32 in [-4, 4], T = 1 + S // 200, or (B, T, 80). Rows after a speech's own
+        1 + length // 200 are -4. Samples that are not finite make the rows that see them NaN.
     """
-    _check("pcm", pcm, ("S",), (torch.float32, torch.int16))
-    if pcm.numel() == 0:
+    batch = isinstance(pcm, Tensor) and pcm.dim() == 2
+    check("pcm", pcm, ("B", "S") if batch else ("S",), (torch.float32, torch.int16))
+    if pcm.shape[-1] == 0:
         raise ValueError("pcm has 0 samples, at least 1 is needed")
-    shape = (mel_rows(pcm.numel()), MEL_BANDS)
-    return reference.log_mel(pcm, _out(out, shape, torch.float32, pcm.device))
+    if lengths is not None:
+        if not batch:
+            raise ValueError(f"lengths are of a batch of speeches, pcm is one: {(*pcm.shape,)}")
+        check("lengths", lengths, (pcm.shape[0],), (torch.int64,), pcm.device)
+    rows = mel_rows(pcm.shape[-1])
+    out = writable(out, (*pcm.shape[:-1], rows, MEL_BANDS), torch.float32, pcm.device)
+    if out.numel():
+        whole = (pcm, out) if batch else (pcm[None], out[None])
+        _stage("log_mel", pcm)(whole[0], lengths, whole[1])
+    return out
 
 
 def mel_windows(
@@ -102,13 +143,13 @@ def mel_windows(
     Returns:
         (count, 1, 80, 16) float32.
     """
-    _check("mel", mel, ("T", MEL_BANDS), (torch.float32,))
+    check("mel", mel, ("T", MEL_BANDS), (torch.float32,))
     if not fps > 0:
         raise ValueError(f"fps is {fps}, it must be above 0")
-    count = _range("mel windows", start, count, mel_window_count(mel.shape[0], fps))
+    count = item_count("mel windows", start, count, mel_window_count(mel.shape[0], fps))
     shape = (count, 1, MEL_BANDS, MEL_WINDOW)
-    out = _out(out, shape, torch.float32, mel.device)
-    return reference.mel_windows(mel, float(fps), start, out)
+    out = writable(out, shape, torch.float32, mel.device)
+    return _stage("mel_windows", mel)(mel, float(fps), start, out) if count else out
 
 
 def feature_windows(
@@ -129,13 +170,13 @@ def feature_windows(
     Returns:
         (count, 32, 16, 16) of the features' dtype.
     """
-    _check("features", features, ("M", FEATURE), (torch.float32, torch.float16))
+    check("features", features, ("M", FEATURE), (torch.float32, torch.float16))
     if features.shape[0] == 0:
         raise ValueError("features has 0 rows, at least 1 is needed")
-    count = _range("video frames", start, count, frame_count(features.shape[0]))
+    count = item_count("video frames", start, count, frame_count(features.shape[0]))
     shape = (count, FEATURE * FEATURE_WINDOW // 256, 16, 16)
-    out = _out(out, shape, features.dtype, features.device)
-    return reference.feature_windows(features, start, out)
+    out = writable(out, shape, features.dtype, features.device)
+    return _stage("feature_windows", features)(features, start, out) if count else out
 
 
 def face_input(
@@ -153,7 +194,8 @@ def face_input(
     planes B, G, R, are channels 0-2, and the same with the face blacked out are channels 3-5.
 
     Args:
-        frames: (F, H, W, 3) uint8 RGB.
+        frames: (F, H, W, 3) uint8 RGB. Frames and their rows may be apart, as in a part of a
+            larger picture; the pixels of a row may not.
         boxes: (F, 4) int32 or int64, x0, y0, x1, y1 in pixels, end-exclusive, at least 1 x 1.
             What lies outside the frame repeats the frame's edge.
         index: (n,) int64, which frame (and box) for each of the n inputs; any order, repeats too.
@@ -163,17 +205,17 @@ def face_input(
     Returns:
         ((n, 6, 320, 320) dtype in [0, 1], (n, 328, 328, 3) uint8 RGB face crops).
     """
-    _check_faces(frames, boxes, index)
+    check_faces(frames, boxes, index)
     n = index.shape[0]
     inputs, crops = (None, None) if out is None else out
     dtype = dtype if inputs is None else inputs.dtype
     if dtype not in (torch.float32, torch.float16):
         raise ValueError(f"dtype is {dtype}, it must be torch.float32 or torch.float16")
-    inputs = _out(inputs, (n, 6, ROI, ROI), dtype, frames.device)
-    crops = _out(crops, (n, CROP, CROP, 3), torch.uint8, frames.device)
+    inputs = writable(inputs, (n, 6, ROI, ROI), dtype, frames.device)
+    crops = writable(crops, (n, CROP, CROP, 3), torch.uint8, frames.device)
     if n == 0:
         return inputs, crops
-    return reference.face_input(frames, boxes, index, inputs, crops)
+    return _stage("face_input", frames)(frames, boxes, index, inputs, crops)
 
 
 def composite(
@@ -184,6 +226,7 @@ def composite(
     generated: Tensor,
     *,
     mode: str = "crop",
+    format: str = "rgb",
     out: Tensor | None = None,
 ) -> Tensor:
     """Paste generated ROIs back into their frames.
@@ -199,22 +242,27 @@ def composite(
         crops: (n, 328, 328, 3) uint8 RGB, as `face_input` made them.
         generated: (n, 3, 320, 320) float32 or float16, planes B, G, R in [0, 1].
         mode: "crop" or "direct".
-        out: (n, H, W, 3) uint8 to write into. It may be `frames` itself, where `index` is 0, 1,
-            ..., F - 1: then the ROIs are pasted in place. It shares no memory with it otherwise.
+        format: of the finished frames, as in `convert_color`: "rgb", "bgr", "rgba" or "nv12".
+        out: what is returned, to write into. It may be `frames` itself, where `index` is 0, 1,
+            ..., F - 1 and the format "rgb": then the ROIs are pasted in place. It shares no
+            memory with it otherwise.
 
     Returns:
-        (n, H, W, 3) uint8 RGB, the finished frames.
+        (n, H, W, 3) uint8 RGB, the finished frames; BGR, (n, H, W, 4) RGBA or
+        (n, H * 3 / 2, W) NV12, H and W being even then, where the format says so.
     """
-    _check_faces(frames, boxes, index)
+    check_faces(frames, boxes, index)
     n = index.shape[0]
-    _check("crops", crops, (n, CROP, CROP, 3), (torch.uint8,), frames.device)
+    check("crops", crops, (n, CROP, CROP, 3), (torch.uint8,), frames.device)
     floats = (torch.float32, torch.float16)
-    _check("generated", generated, (n, 3, ROI, ROI), floats, frames.device)
-    _one_of("mode", mode, COMPOSITE_MODES)
-    out = _out(out, (n, *frames.shape[1:]), torch.uint8, frames.device)
+    check("generated", generated, (n, 3, ROI, ROI), floats, frames.device)
+    one_of("mode", mode, COMPOSITE_MODES)
+    one_of("format", format, COMPOSITE_FORMATS)
+    out = writable(out, byte_shape(format, n, *frames.shape[1:3]), torch.uint8, frames.device)
     if n == 0:
         return out
-    return reference.composite(frames, boxes, index, crops, generated, mode, out)
+    stage = _stage("composite", frames)
+    return stage(frames, boxes, index, crops, generated, mode, format, out)
 
 
 def resize(
@@ -233,7 +281,7 @@ def resize(
     Returns:
         (n, height, width, c) uint8.
     """
-    _check("images", images, ("n", "h", "w", "c"), (torch.uint8,))
+    check("images", images, ("n", "h", "w", "c"), (torch.uint8,))
     for what, side in zip(
         ("height", "width", "target height", "target width"),
         (*images.shape[1:3], *size),
@@ -241,10 +289,10 @@ def resize(
     ):
         if not 1 <= side <= MAX_SIDE:
             raise ValueError(f"{what} is {side}, it must be 1 to {MAX_SIDE}")
-    _one_of("mode", mode, RESIZE_MODES)
+    one_of("mode", mode, RESIZE_MODES)
     shape = (images.shape[0], *size, images.shape[3])
-    out = _out(out, shape, torch.uint8, images.device)
-    return out if images.shape[0] == 0 else reference.resize(images, mode, out)
+    out = writable(out, shape, torch.uint8, images.device)
+    return _stage("resize", images)(images, mode, out) if out.numel() else out
 
 
 def convert_color(images: Tensor, source: str, target: str, *, out: Tensor | None = None) -> Tensor:
@@ -252,85 +300,43 @@ def convert_color(images: Tensor, source: str, target: str, *, out: Tensor | Non
 
     Args:
         images: (n, H, W, 3) uint8 for "rgb" and "bgr", (n, H, W, 4) uint8 for "rgba",
-            (n, 3, H, W) float32 or float16 in [0, 1] for "planar_bgr". Floats become bytes as
-            floor(clip(255 v, 0, 255)), NaN as 0; bytes become floats over 255.
+            (n, H * 3 / 2, W) uint8 for "nv12", H and W even: H rows of Y, then H / 2 of U and V
+            in turns, BT.709 in limited range; (n, 3, H, W) float32 or float16 in [0, 1] for
+            "planar_bgr". Floats become bytes as floor(clip(255 v, 0, 255)), NaN as 0; bytes
+            become floats over 255. The U and V of 2 x 2 pixels are made of their mean, and serve
+            all four.
         source, target: one of those formats. An alpha channel that the source lacks is 255.
         out: what is returned, to write into.
 
     Returns:
         The images in the target's layout; "planar_bgr" as float32 unless `out` is float16.
     """
-    _one_of("source", source, COLOR_FORMATS)
-    _one_of("target", target, COLOR_FORMATS)
+    one_of("source", source, COLOR_FORMATS)
+    one_of("target", target, COLOR_FORMATS)
     if source == "planar_bgr":
-        _check("images", images, ("n", 3, "H", "W"), (torch.float32, torch.float16))
+        check("images", images, ("n", 3, "H", "W"), (torch.float32, torch.float16))
         n, _, height, width = images.shape
+    elif source == "nv12":
+        check("images", images, ("n", "H * 3 / 2", "W"), (torch.uint8,))
+        n, rows, width = images.shape
+        height = rows * 2 // 3
+        if rows % 3 or width % 2:
+            raise ValueError(
+                f"images has the shape {(*images.shape,)}, nv12 has 3 rows for 2 of pixels "
+                "and an even width"
+            )
     else:
-        channels = 4 if source == "rgba" else 3
-        _check("images", images, ("n", "H", "W", channels), (torch.uint8,))
+        check("images", images, ("n", "H", "W", 4 if source == "rgba" else 3), (torch.uint8,))
         n, height, width, _ = images.shape
     if target == "planar_bgr":
         half = out is not None and out.dtype == torch.float16
         shape, dtype = (n, 3, height, width), torch.float16 if half else torch.float32
     else:
-        shape, dtype = (n, height, width, 4 if target == "rgba" else 3), torch.uint8
-    return reference.convert_color(images, source, target, _out(out, shape, dtype, images.device))
+        shape, dtype = byte_shape(target, n, height, width), torch.uint8
+    out = writable(out, shape, dtype, images.device)
+    return _stage("convert_color", images)(images, source, target, out) if out.numel() else out
 
 
-def _check(
-    name: str,
-    tensor: Tensor,
-    shape: tuple[int | str, ...],
-    dtypes: tuple[torch.dtype, ...],
-    device: torch.device | None = None,
-) -> None:
-    """Shape (names match any size), dtype and device of an argument."""
-    if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name} is a {type(tensor).__name__}, it must be a torch tensor")
-    got = tuple(tensor.shape)
-    fits = len(got) == len(shape) and all(
-        isinstance(want, str) or have == want for have, want in zip(got, shape, strict=True)
-    )
-    if not fits:
-        wanted = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
-        raise ValueError(f"{name} has the shape {got}, it must be ({wanted})")
-    if tensor.dtype not in dtypes:
-        raise ValueError(
-            f"{name} is {tensor.dtype}, it must be {' or '.join(str(dtype) for dtype in dtypes)}"
-        )
-    if device is not None and tensor.device != device:
-        raise ValueError(f"{name} is on {tensor.device}, it must be on {device}")
-
-
-def _check_faces(frames: Tensor, boxes: Tensor, index: Tensor) -> None:
-    _check("frames", frames, ("F", "H", "W", 3), (torch.uint8,))
-    for what, side in zip(("height", "width"), frames.shape[1:3], strict=True):
-        if not 1 <= side <= MAX_SIDE:
-            raise ValueError(f"frames have the {what} {side}, it must be 1 to {MAX_SIDE}")
-    integers = (torch.int32, torch.int64)
-    _check("boxes", boxes, (frames.shape[0], 4), integers, frames.device)
-    _check("index", index, ("n",), (torch.int64,), frames.device)
-
-
-def _out(
-    out: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> Tensor:
-    if out is None:
-        return torch.empty(shape, dtype=dtype, device=device)
-    _check("out", out, shape, (dtype,), device)
-    if not out.is_contiguous():
-        raise ValueError(f"out has the strides {out.stride()}, it must be contiguous")
-    return out
-
-
-def _range(what: str, start: int, count: int | None, total: int) -> int:
-    """The number of items in [start, start + count), or to the end where count is None."""
-    count = total - start if count is None else count
-    if start < 0 or count < 0 or start + count > total:
-        raise ValueError(f"{what} {start} to {start + count} asked for, there are {total}")
-    return count
-
-
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}, it must be one of {', '.join(allowed)}")
+def _stage(name: str, tensor: Tensor) -> Any:
+    """A stage's implementation for where its tensors are."""
+    return getattr(_fused if tensor.is_cuda or _interpreted else reference, name)

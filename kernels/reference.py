@@ -12,8 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .spec import (
+    B_U,
     CROP,
     FEATURE_WINDOW,
+    G_U,
+    G_V,
     HOP,
     MARGIN,
     MASK_COLUMNS,
@@ -21,9 +24,16 @@ from .spec import (
     MEL_BANDS,
     MEL_RATE,
     MEL_WINDOW,
+    R_V,
+    RGB_Y,
     ROI,
     SAMPLE_RATE,
+    U_RGB,
+    V_RGB,
     WINDOW,
+    Y_RGB,
+    YUV_SHIFT,
+    mel_rows,
 )
 
 INNER = slice(MARGIN, MARGIN + ROI)  # where the ROI lies in the face crop
@@ -34,7 +44,7 @@ MEL_BLOCK = 2048  # mel rows computed at once, so that memory does not grow with
 
 
 @lru_cache
-def _mel_constants(device: torch.device) -> tuple[Tensor, Tensor]:
+def mel_constants(device: torch.device) -> tuple[Tensor, Tensor]:
     """The periodic Hann window (800,) and the mel filters (401, 80), float64."""
     from torchaudio.functional import melscale_fbanks
 
@@ -51,10 +61,21 @@ def _mel_constants(device: torch.device) -> tuple[Tensor, Tensor]:
     return hann.to(device), filters.double().to(device)
 
 
-def log_mel(pcm: Tensor, out: Tensor) -> Tensor:
+def log_mel(pcm: Tensor, lengths: Tensor | None, out: Tensor) -> Tensor:
+    if lengths is None:
+        lengths = torch.tensor([pcm.shape[1]] * len(pcm))
+    for speech, samples, mel in zip(pcm, lengths.tolist(), out, strict=True):
+        rows = mel_rows(samples)
+        _log_mel(speech[:samples], mel[:rows])
+        mel[rows:] = -4  # what silence is
+    return out
+
+
+def _log_mel(pcm: Tensor, out: Tensor) -> None:
+    """(S,) -> (T, 80), T = 1 + S // 200."""
     # float64 throughout: beside a loud tone, float32 rounding noise alone would lift
     # the quiet bands by more than the tolerance.
-    hann, filters = _mel_constants(pcm.device)
+    hann, filters = mel_constants(pcm.device)
     scale = 1 / 32768 if pcm.dtype == torch.int16 else 1.0
     samples, rows = pcm.numel(), out.shape[0]
     pad = WINDOW // 2
@@ -71,7 +92,6 @@ def log_mel(pcm: Tensor, out: Tensor) -> Tensor:
         spectrum = torch.fft.rfft(y.unfold(0, WINDOW, HOP) * hann).abs()
         decibels = 20 * torch.log10((spectrum @ filters).clamp_(min=1e-5)) - 20
         out[first:last] = (8 * (decibels + 100) / 100 - 4).clamp_(-4, 4)
-    return out
 
 
 def mel_windows(mel: Tensor, fps: float, start: int, out: Tensor) -> Tensor:
@@ -206,12 +226,45 @@ def _levels(values: Tensor, out: Tensor) -> Tensor:
     return out.nan_to_num_(nan=0.0, posinf=255.0, neginf=0.0).clamp_(0, 255).floor_()
 
 
+def _to_nv12(rgb: Tensor, out: Tensor) -> None:
+    """(n, H, W, 3) -> (n, H * 3 / 2, W): Y, then U and V in turns, of 2 x 2 pixels each."""
+    n, height, width, _ = rgb.shape
+    half = 1 << (YUV_SHIFT - 1)
+    whole = rgb.int()
+    luma = sum(weight * whole[..., channel] for channel, weight in enumerate(Y_RGB))
+    out[:, :height] = (luma + half >> YUV_SHIFT) + 16
+    sums = whole.view(n, height // 2, 2, width // 2, 2, 3).sum(dim=(2, 4), dtype=torch.int32)
+    chroma = out[:, height:].view(n, height // 2, width // 2, 2)
+    for place, weights in enumerate((U_RGB, V_RGB)):
+        value = sum(weight * sums[..., channel] for channel, weight in enumerate(weights))
+        chroma[..., place] = (value + 4 * half >> YUV_SHIFT + 2) + 128
+
+
+def _from_nv12(images: Tensor) -> Tensor:
+    """(n, H * 3 / 2, W) -> (n, H, W, 3), the colour of a pixel being that of its 2 x 2."""
+    n, rows, width = images.shape
+    height = rows * 2 // 3
+    luma = RGB_Y * (images[:, :height].int() - 16) + (1 << (YUV_SHIFT - 1))
+    chroma = images[:, height:].int().view(n, height // 2, 1, width // 2, 1, 2) - 128
+    chroma = chroma.expand(-1, -1, 2, -1, 2, -1).reshape(n, height, width, 2)
+    u, v = chroma.unbind(-1)
+    rgb = torch.stack([luma + R_V * v, luma + G_U * u + G_V * v, luma + B_U * u], dim=-1)
+    return (rgb >> YUV_SHIFT).clamp_(0, 255).byte()
+
+
 def convert_color(images: Tensor, source: str, target: str, out: Tensor) -> Tensor:
-    if source == "planar_bgr":
+    if source == target == "nv12":
+        return out.copy_(images)
+    if source == "nv12":
+        rgb = _from_nv12(images)
+    elif source == "planar_bgr":
         rgb = _levels(images, torch.empty_like(images, dtype=torch.float32)).byte()
         rgb = rgb.flip(1).permute(0, 2, 3, 1)
     else:
         rgb = images.flip(3) if source == "bgr" else images[..., :3]
+    if target == "nv12":
+        _to_nv12(rgb, out)
+        return out
     if target == "planar_bgr":
         return out.copy_(rgb.flip(3).permute(0, 3, 1, 2).float() / 255)
     out[..., :3] = rgb.flip(3) if target == "bgr" else rgb
@@ -256,8 +309,13 @@ def composite(
     crops: Tensor,
     generated: Tensor,
     mode: str,
+    format: str,
     out: Tensor,
 ) -> Tensor:
+    if format != "rgb":
+        rgb = frames.new_empty(len(index), *frames.shape[1:])
+        composite(frames, boxes, index, crops, generated, mode, "rgb", rgb)
+        return convert_color(rgb, "rgb", format, out)
     if out.data_ptr() != frames.data_ptr():
         torch.index_select(frames, 0, index, out=out)
     x0, y0, x1, y1 = boxes[index].long()[..., None].unbind(1)

@@ -16,7 +16,25 @@ MARGIN = (CROP - ROI) // 2
 MASK_ROWS = (5, 310)  # the part of the ROI that the generator must not see: half-open ranges
 MASK_COLUMNS = (5, 315)
 
+MAX_SIDE = 8192  # of a picture, pixels: what the integer sampling positions are made for
 MIN_SAMPLES = (MEL_WINDOW - 1) * HOP  # the shortest speech with one whole mel window
+
+# BT.709, limited range (Y 16-235, U and V 16-240), in integers over 65536 so that every
+# implementation rounds alike: rows Y, U, V of the columns R, G, B, and back.
+# In each row that must not see grey, green is what makes the sum zero.
+_KR, _KB = 0.2126, 0.0722
+_LUMA, _CHROMA = 65536 * 219 / 255, 65536 * 224 / 255
+YUV_SHIFT = 16
+Y_RGB = (round(_LUMA * _KR), round(_LUMA * (1 - _KR - _KB)), round(_LUMA * _KB))
+_U_R, _U_B = round(-_CHROMA * _KR / (2 - 2 * _KB)), round(_CHROMA / 2)
+U_RGB = (_U_R, -_U_R - _U_B, _U_B)
+_V_R, _V_B = round(_CHROMA / 2), round(-_CHROMA * _KB / (2 - 2 * _KR))
+V_RGB = (_V_R, -_V_R - _V_B, _V_B)
+RGB_Y = round(65536 * 255 / 219)
+R_V = round(65536 * 255 / 224 * (2 - 2 * _KR))
+B_U = round(65536 * 255 / 224 * (2 - 2 * _KB))
+G_U = round(-65536 * 255 / 224 * (2 - 2 * _KB) * _KB / (1 - _KR - _KB))
+G_V = round(-65536 * 255 / 224 * (2 - 2 * _KR) * _KR / (1 - _KR - _KB))
 
 
 def mel_rows(samples: int) -> int:

@@ -187,7 +187,7 @@ def test_planar_order_is_blue_green_red():
 @pytest.mark.parametrize(
     ("images", "source", "message"),
     [
-        (torch.zeros(1, 2, 2, 3).byte(), "yuv", "source is 'yuv'.*one of rgb, bgr, rgba, planar"),
+        (torch.zeros(1, 2, 2, 3).byte(), "yuv", "source is 'yuv'.*one of rgb, bgr, rgba, nv12, planar"),
         (torch.zeros(1, 2, 2, 4).byte(), "rgb", r"\(1, 2, 2, 4\).*\(n, H, W, 3\)"),
         (torch.zeros(1, 2, 2, 3), "rgb", "torch.float32.*torch.uint8"),
         (torch.zeros(1, 2, 2, 3), "planar_bgr", r"\(n, 3, H, W\)"),

@@ -1,0 +1,60 @@
+"""Mel -> mel windows, features -> feature windows: rows copied to where the networks want them."""
+
+import struct
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .spec import FEATURE, FEATURE_WINDOW, MEL_BANDS, MEL_RATE, MEL_WINDOW
+
+_MEL_RATE, _MEL_BANDS = tl.constexpr(MEL_RATE), tl.constexpr(MEL_BANDS)
+_MEL_WINDOW, _FEATURE = tl.constexpr(MEL_WINDOW), tl.constexpr(FEATURE)
+_FEATURE_WINDOW = tl.constexpr(FEATURE_WINDOW)
+
+
+@triton.jit(do_not_specialize=["fps_bits", "start"])
+def _mel_windows(mel, stride, rows, fps_bits, start, out, BANDS: tl.constexpr):
+    """Window f is mel[start : start + 16] transposed, start = int(80 f / fps), at most T - 16."""
+    window = tl.program_id(0).to(tl.int64)
+    # Python's floats are float64, a kernel's arguments float32: the bits come as an integer.
+    fps = fps_bits.to(tl.float64, bitcast=True)
+    first = ((start + window).to(tl.float64) * _MEL_RATE / fps).to(tl.int64)
+    first = tl.minimum(first, rows - _MEL_WINDOW)
+    row = tl.arange(0, _MEL_WINDOW)[:, None]
+    band = tl.arange(0, BANDS)[None, :]
+    live = band < _MEL_BANDS
+    tile = tl.load(mel + (first + row) * stride + band, mask=live)
+    tl.store(out + window * _MEL_BANDS * _MEL_WINDOW + band * _MEL_WINDOW + row, tile, mask=live)
+
+
+def mel_windows(mel: Tensor, fps: float, start: int, out: Tensor) -> Tensor:
+    if mel.stride(1) != 1:
+        mel = mel.contiguous()
+    (bits,) = struct.unpack("<q", struct.pack("<d", fps))
+    _mel_windows[(out.shape[0],)](
+        mel, mel.stride(0), mel.shape[0], bits, start, out,
+        BANDS=triton.next_power_of_2(MEL_BANDS), num_warps=2,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit(do_not_specialize=["start", "count"])
+def _feature_windows(features, stride, count, start, out):
+    """Rows i - 8 .. i + 7 of E[0], E[0], E[1], ..., E[M-1], E[M-1], zeros outside."""
+    window = tl.program_id(0).to(tl.int64)
+    row = start + window - _FEATURE_WINDOW // 2 + tl.arange(0, _FEATURE_WINDOW)[:, None]
+    feature = tl.arange(0, _FEATURE)[None, :]
+    here = tl.minimum(tl.maximum(row - 1, 0), count - 1)
+    tile = tl.load(features + here * stride + feature, mask=(row >= 0) & (row < count + 2), other=0)
+    at = tl.arange(0, _FEATURE_WINDOW)[:, None] * _FEATURE + feature
+    tl.store(out + window * _FEATURE_WINDOW * _FEATURE + at, tile)
+
+
+def feature_windows(features: Tensor, start: int, out: Tensor) -> Tensor:
+    if features.stride(1) != 1:
+        features = features.contiguous()
+    _feature_windows[(out.shape[0],)](
+        features, features.stride(0), features.shape[0], start, out, num_warps=8
+    )
+    return out
