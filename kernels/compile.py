@@ -111,10 +111,8 @@ def _face_input(dtype: torch.dtype, n: int, height: int, width: int) -> None:
 def _composite(mode: str, layout: str, dtype: torch.dtype, n: int, height: int, width: int) -> None:
     frames, *faces = _faces(n, height, width)
     generated = torch.empty(n, 3, ROI, ROI, dtype=dtype)
-    if layout == "in place":
-        layout, out = "rgb", frames
-    else:
-        out = _image(layout, n, height, width)
+    layout, *in_place = layout.split(maxsplit=1)
+    out = frames if in_place else _image(layout, n, height, width)
     _launcher("composite")(frames, *faces, generated, mode, layout, out)
 
 
@@ -168,7 +166,7 @@ def cases() -> Iterator[Case]:
     for dtype, (words, *face) in product(floats, faces):
         launch = partial(_face_input, dtype, *face)
         yield Case("face_input", f"{_name(dtype)} {words}", launch)
-    layouts = ("rgb", "bgr", "rgba", "nv12", "in place")
+    layouts = ("rgb", "bgr", "rgba", "nv12", "rgb in place")
     for mode, layout, dtype in product(("crop", "direct"), layouts, floats):
         for words, *face in faces:
             launch = partial(_composite, mode, layout, dtype, *face)
@@ -342,16 +340,8 @@ def _compile_apart(arch: int, some: Sequence[Case]) -> list[Row]:
 
 def table(rows: Sequence[Row]) -> str:
     heads = [
-        "arch",
-        "kernel",
-        "variant",
-        "registers",
-        "spilled",
-        "shared",
-        "loads",
-        "stores",
-        "mma",
-    ]
+        "arch", "kernel", "variant", "registers", "spilled", "shared", "loads", "stores", "mma"
+    ]  # fmt: skip
     lines = [heads]
     for row in rows:
         if not row.registers:
