@@ -16,9 +16,11 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from importlib import import_module
 from itertools import groupby, islice, product, zip_longest
 from multiprocessing import get_context
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -67,6 +69,7 @@ class Row:
     stores: tuple[int, ...] = ()
     tensor_cores: int = 0  # instructions
     error: str = ""
+    code: str = ""  # hash of the instructions
 
     @property
     def variant(self) -> str:
@@ -249,16 +252,21 @@ def _compile(arch: int, some: Sequence[Case]) -> list[Row]:
 
 
 def _inspect(row: Row, kernel: CompiledKernel) -> Row:
-    """What the machine code says."""
+    """What the machine code says, as text beside it in Triton's cache."""
     (cubin,) = (path for name, path in kernel.metadata_group.items() if name.endswith(".cubin"))
-    tool = triton.knobs.nvidia.cuobjdump.path
-    text = subprocess.run(
-        [tool, "--dump-resource-usage", "--dump-sass", cubin],
-        check=True, capture_output=True, text=True,
-    ).stdout  # fmt: skip
+    listing = Path(cubin).with_suffix(".sass")
+    if not listing.exists():
+        tool = triton.knobs.nvidia.cuobjdump.path
+        command = [tool, "--dump-resource-usage", "--dump-sass", cubin]
+        listed = subprocess.run(command, check=True, capture_output=True)
+        written = listing.with_name(f"{listing.name}.{os.getpid()}")  # others may be at it too
+        written.write_bytes(listed.stdout)
+        written.replace(listing)
+    text = listing.read_text()
     used = dict(re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text))
-    # "/*0050*/  @!P0 LDG.E.128.CONSTANT R4, ...": the first word is the operation
-    operations = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z][\w.]*)", text, re.M)
+    # "/*0050*/  @!P0 LDG.E.128.CONSTANT R4, ... ;": the first word is the operation
+    code = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(.*);", text, re.M)
+    operations = [re.sub(r"^@\S+ ", "", line).split()[0] for line in code]
     shared, (_, allowed) = kernel.metadata.shared, ARCHITECTURES[row.arch]
     return replace(
         row,
@@ -270,6 +278,7 @@ def _inspect(row: Row, kernel: CompiledKernel) -> Row:
         stores=_widths(operations, ("STG",)),
         tensor_cores=sum(name.split(".")[0].endswith("MMA") for name in operations),
         error=f"{shared} bytes of shared memory, {allowed} are there" if shared > allowed else "",
+        code=sha256("".join(code).encode()).hexdigest(),
     )
 
 
