@@ -13,6 +13,7 @@ demo: $(VENV)/.ready ## render the demo avatar to out/demo.mp4
 	$(RUN) engine.render --avatar $(DEMO) --audio $(SPEECH) -o out/demo.mp4
 
 test: $(VENV)/.ready ## everything that runs without a GPU; the GPU tests skip
+	$(RUN) kernels.compile --arch 89,90
 	$(RUN) pytest
 
 lint: $(VENV)/.ready

@@ -1,1 +1,4 @@
-import engine  # noqa: F401  before PyTorch: it decides how OpenMP's threads wait
+import os
+
+# As `engine` does, and before PyTorch: it decides how OpenMP's threads wait.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -7,7 +7,6 @@ measures it in the same run.
 from collections.abc import Callable, Iterator
 
 import cv2
-import librosa
 import numpy as np
 import torch
 
@@ -16,6 +15,8 @@ MEL_FILTERS = {"sr": 16000, "n_fft": 800, "n_mels": 80, "fmin": 55, "fmax": 7600
 
 def log_mel(pcm: np.ndarray) -> np.ndarray:
     """(S,) samples at 16 kHz -> (T, 80) float64 in [-4, 4]."""
+    import librosa  # here, for hosts that have only OpenCV to use the rest
+
     x = pcm.astype(np.float64)
     emphasised = np.append(x[0], x[1:] - 0.97 * x[:-1])
     spectrum = librosa.stft(

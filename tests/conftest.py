@@ -1,14 +1,17 @@
-"""What tests share: speech, frames of a person, networks that are not trained but not trivial."""
+"""What tests share: speech, frames of a person, networks that are not trained but not trivial.
 
+The fixtures import what they need themselves: the kernels' tests run on GPU hosts that have none
+of the libraries for media files and networks.
+"""
+
+import wave
+from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-from engine.media import Video, read_speech
-from export import export
-from models import AudioEncoder, Generator, checkpoint
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "examples" / "demo"
@@ -24,20 +27,44 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def speech() -> torch.Tensor:
     """About 6 s of English, (S,) float32 at 16 kHz."""
-    return read_speech(DEMO / "speech.wav")
+    if find_spec("av"):
+        from engine.media import read_speech
+
+        return read_speech(DEMO / "speech.wav")
+    with wave.open(str(DEMO / "speech.wav")) as file:  # 16-bit, mono, 16 kHz
+        samples = np.frombuffer(file.readframes(file.getnframes()), np.int16)
+    return torch.from_numpy(samples.astype(np.float32) / 32768)
 
 
 @pytest.fixture(scope="session")
 def person() -> torch.Tensor:
     """(24, 1280, 720, 3) uint8: frames of the drawn person, every tenth one."""
-    video = Video(DEMO / "frames.mp4")
-    frames = [video.pixels(frame) for number, frame in video.frames() if number % 10 == 0]
+    read = _read_with_av if find_spec("av") else _read_with_opencv
+    frames = [frame for number, frame in enumerate(read(DEMO / "frames.mp4")) if number % 10 == 0]
     return torch.from_numpy(np.stack(frames[:24]))
+
+
+def _read_with_av(path: Path) -> Iterator[np.ndarray]:
+    from engine.media import Video
+
+    video = Video(path)
+    return (video.pixels(frame) for _, frame in video.frames())
+
+
+def _read_with_opencv(path: Path) -> Iterator[np.ndarray]:
+    cv2 = pytest.importorskip("cv2", reason="neither PyAV nor OpenCV to read a video with")
+    capture = cv2.VideoCapture(str(path))
+    if not capture.isOpened():
+        pytest.skip("this OpenCV reads no H.264, and PyAV is not there")
+    while (frame := capture.read()[1]) is not None:
+        yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
 
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Checkpoints of both networks whose outputs depend on all inputs and fill their range."""
+    from models import AudioEncoder, Generator, checkpoint
+
     folder = tmp_path_factory.mktemp("checkpoints")
     torch.manual_seed(1)
     modules = {"generator": Generator().eval(), "audio_encoder": AudioEncoder().eval()}
@@ -62,6 +89,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def gentle(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Checkpoints that float16 suits, as it suits trained ones: the shared ones are too steep."""
+    from models import AudioEncoder, Generator, checkpoint
+
     folder = tmp_path_factory.mktemp("gentle")
     torch.manual_seed(2)
     paths = {}
@@ -71,7 +100,7 @@ def gentle(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
-def _spread(generator: Generator) -> None:
+def _spread(generator: torch.nn.Module) -> None:
     """Scale the last layer so that pixels of all brightness come out."""
     logits = []
     generator.outc.register_forward_hook(lambda *hook: logits.append(hook[2]))
@@ -85,6 +114,8 @@ def _spread(generator: Generator) -> None:
 @pytest.fixture(scope="session")
 def networks(checkpoints: dict[str, Path]) -> dict[str, Path]:
     """The same as float32 ONNX files with a free batch size."""
+    from export import export
+
     paths = {}
     for kind, path in checkpoints.items():
         paths[kind] = path.with_suffix(".onnx")

@@ -1,0 +1,198 @@
+"""Kernels compile for GPUs that are not there, without spills, and with the accesses we mean.
+
+Each test has processes of its own: Triton's driver is one for a whole process, and one that
+interprets kernels (TRITON_INTERPRET) compiles none.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ARCHS = (89, 90)
+
+EVERYTHING = f"""
+import dataclasses, json
+from kernels.compile import cases, compile_all
+
+if __name__ == "__main__":
+    rows = [dataclasses.asdict(row) for row in compile_all({ARCHS})]
+    print(json.dumps({{"rows": rows, "cases": [(case.stage, case.variant) for case in cases()]}}))
+"""
+
+SCRATCH = """
+import os
+import sys
+from functools import partial
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.compile import Case, main
+
+
+@triton.jit
+def widening(source, target, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(target + at, tl.load(source + at, at < n).to(tl.float32), at < n)
+
+
+@triton.jit
+def product(source, target, n, SIDE: tl.constexpr):
+    at = tl.arange(0, SIDE)[:, None] * SIDE + tl.arange(0, SIDE)[None, :]
+    tile = tl.load(source + at)
+    tl.store(target + at, tl.dot(tile, tile, input_precision="ieee"))
+
+
+@triton.jit
+def matrix(source, target, n):
+    at = tl.arange(0, 128)[:, None] * 128 + tl.arange(0, 128)[None, :]
+    tile = tl.load(source + at)
+    tl.store(target + at, tl.dot(tile, tile))
+
+
+@triton.jit
+def wrong(source, target, n):
+    tl.store(target, tl.load(source) + missing)
+
+
+def launch(name, dtype, n, **options):
+    source, target = torch.empty(n, dtype=dtype), torch.empty(n)
+    globals()[name][(1,)](source, target, n, **options)
+
+
+def die():
+    os.abort()
+
+
+CASES = {
+    "wide": Case("widening", "uint8 a", partial(launch, "widening", torch.uint8, 1024, BLOCK=4096)),
+    "same": Case("widening", "uint8 b", partial(launch, "widening", torch.uint8, 2048, BLOCK=4096)),
+    "odd": Case("widening", "odd", partial(launch, "widening", torch.float16, 1023, BLOCK=4096)),
+    "matrix": Case("matrix", "float16", partial(launch, "matrix", torch.float16, 16384)),
+    "large": Case("matrix", "float32", partial(launch, "matrix", torch.float32, 16384)),
+    "spill": Case(
+        "product", "", partial(launch, "product", torch.float32, 4096, SIDE=64, num_warps=1, maxnreg=32)
+    ),
+    "wrong": Case("wrong", "float32", partial(launch, "wrong", torch.float32, 1024)),
+    "crash": Case("crash", "", die),
+    "nothing": Case("nothing", "", print),
+}
+
+if __name__ == "__main__":
+    arch, *names = sys.argv[1:]
+    sys.exit(main(["--arch", arch], [CASES[name] for name in names]))
+"""
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "TRITON_INTERPRET": "0", **environment}
+    return subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, cwd=ROOT, env=environment
+    )
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory) -> dict:
+    script = tmp_path_factory.mktemp("everything") / "everything.py"
+    script.write_text(EVERYTHING)
+    done = run(str(script), PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scratch")
+    (folder / "scratch.py").write_text(SCRATCH)
+
+    def compile(arch: int, *names: str) -> subprocess.CompletedProcess:
+        done = run(
+            str(folder / "scratch.py"), str(arch), *names,
+            PYTHONPATH=str(ROOT), TRITON_CACHE_DIR=str(folder / "cache"),
+        )  # fmt: skip
+        print(done.stdout, done.stderr)
+        return done
+
+    return compile
+
+
+def test_every_case_compiles(everything):
+    compiled = [
+        (row["arch"], row["stage"], variant)
+        for row in everything["rows"]
+        for variant in row["variants"]
+        if not row["error"] and row["registers"]
+    ]
+    expected = {(arch, *case) for arch in ARCHS for case in everything["cases"]}
+    assert set(compiled) == expected
+    stages = {stage for stage, _ in everything["cases"]}
+    assert len(stages) == 7 and len(everything["cases"]) > 200
+
+
+def test_nothing_spills(everything):
+    assert [row for row in everything["rows"] if row["spilled"]] == []
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("stage", ["face_input", "composite"])
+def test_stores_are_16_bytes_wide(everything, stage, arch):
+    rows = [
+        row
+        for row in everything["rows"]
+        for variant in row["variants"]
+        if (row["arch"], row["stage"]) == (arch, stage) and "720x1280" in variant
+        and (stage == "face_input" or " rgb " in variant)
+    ]  # fmt: skip
+    assert rows
+    assert all(16 in row["stores"] for row in rows)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_log_mel_is_on_the_tensor_cores(everything, arch):
+    rows = [row for row in everything["rows"] if (row["arch"], row["stage"]) == (arch, "log_mel")]
+    assert rows
+    assert all(row["tensor_cores"] > 0 for row in rows)
+
+
+def test_the_table(scratch):
+    done = scratch(90, "wide", "same", "odd", "matrix")
+    assert done.returncode == 0
+    _, wide, odd, matrix = (line.split() for line in done.stdout.splitlines())
+    # alike to the last instruction, so in one line
+    assert wide[:3] == ["90", "widening", "uint8"]
+    assert wide[-3:] == ["16", "16", "0"]
+    # 1023 elements: Triton may not assume that a row of them ends where a wide access does
+    assert odd[-3:] == ["2", "4", "0"]
+    assert matrix[-3:-1] == ["16", "16"] and int(matrix[-1]) > 0
+
+
+@pytest.mark.parametrize("name, said", [
+    ("spill", "bytes spilled"),
+    ("wrong", "missing is not defined"),
+    ("large", "bytes of shared memory, 101376 are there"),
+    ("crash", "the compiler crashed"),
+    ("nothing", "nothing was launched"),
+])  # fmt: skip
+def test_a_bad_kernel_is_told_and_the_others_compile(scratch, name, said):
+    done = scratch(89, name, "wide")
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1
+    assert "widening" in done.stdout
+
+
+@pytest.mark.parametrize("arguments, environment, said", [
+    (("--arch", "90,75"), {}, "--arch is '75', it must be of 80,"),
+    ((), {"TRITON_INTERPRET": "1"}, "TRITON_INTERPRET is set"),
+])  # fmt: skip
+def test_what_cannot_be_asked_for(arguments, environment, said):
+    done = run("-m", "kernels.compile", *arguments, **environment)
+    assert done.returncode == 2
+    assert said in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
