@@ -130,13 +130,17 @@ def _places(device: torch.device) -> Tensor:
     return torch.cat(pad).to(torch.int16).to(device)
 
 
+def tile_rows(n: int) -> int:
+    """Rows of a crop that one program makes, of n crops, a multiple of 4. The first cost three
+    lines more than the others: many where the batch alone fills the GPU."""
+    return 16 if n >= 16 else 8 if n >= 4 else 4
+
+
 def face_input(
     frames: Tensor, boxes: Tensor, index: Tensor, inputs: Tensor, crops: Tensor
 ) -> tuple[Tensor, Tensor]:
     n = index.shape[0]
-    # The first rows of a tile cost three lines more than the others: large tiles where the
-    # batch alone fills the GPU.
-    rows = 16 if n >= 16 else 8 if n >= 4 else 4
+    rows = tile_rows(n)
     _face_input[(n * triton.cdiv(CROP, rows),)](
         frames, frames.stride(0), frames.stride(1), boxes.contiguous(), index.contiguous(),
         inputs, crops, frames.shape[1], frames.shape[2],

@@ -129,15 +129,19 @@ def _log_mel(
     tl.store(out + row[:, None] * _BANDS + low + band, value, mask=live)
 
 
+def block_rows(rows: int) -> int:
+    """Rows of a program, of `rows` in all: few while there is little to do, so that it spreads
+    over the GPU; many read the tables less often."""
+    return 16 if rows <= 512 else 32 if rows <= 4096 else 64
+
+
 def log_mel(pcm: Tensor, lengths: Tensor | None, out: Tensor) -> Tensor:
     if pcm.stride(1) != 1:
         pcm = pcm.contiguous()
     speeches, rows = out.shape[:2]
     table = constants(pcm.device)
     groups = len(table.bands)
-    # Small blocks while there is little to do, so that it spreads over the GPU; large ones
-    # read the tables less often.
-    block = 16 if speeches * rows <= 512 else 32 if speeches * rows <= 4096 else 64
+    block = block_rows(speeches * rows)
     blocks = triton.cdiv(rows, block)
     _log_mel[(speeches * groups * blocks,)](
         pcm, pcm.stride(0), lengths, pcm.shape[1],

@@ -195,6 +195,17 @@ def test_a_flat_face_stays_flat():
             assert (finished == 200).all()
 
 
+@pytest.mark.parametrize("mode", kernels.COMPOSITE_MODES)
+@pytest.mark.parametrize("format", kernels.COMPOSITE_FORMATS)
+def test_formats_are_the_finished_frame_converted(person, mode, format):
+    index = torch.tensor([2, 0])
+    _, crops = kernels.face_input(person, moving(24), index)
+    arguments = person, moving(24), index, crops, torch.rand(2, 3, 320, 320)
+    rgb = kernels.composite(*arguments, mode=mode)
+    finished = kernels.composite(*arguments, mode=mode, format=format)
+    assert torch.equal(finished, kernels.convert_color(rgb, "rgb", format))
+
+
 def test_nothing_in_nothing_out(person):
     none = torch.tensor([], dtype=torch.int64)
     inputs, crops = kernels.face_input(person, moving(24), none)
@@ -224,6 +235,15 @@ CROPS, GENERATED = torch.zeros(2, 328, 328, 3).byte(), torch.zeros(2, 3, 320, 32
             lambda: kernels.composite(FRAMES, BOXES, INDEX, CROPS, GENERATED, mode="paste"),
             "mode is 'paste', it must be one of crop, direct",
         ),
+        (
+            lambda: kernels.composite(FRAMES, BOXES, INDEX, CROPS, GENERATED, format="yuv"),
+            "format is 'yuv', it must be one of rgb, bgr, rgba, nv12",
+        ),
+        (
+            lambda: kernels.composite(FRAMES, BOXES, INDEX, CROPS, GENERATED, format="nv12"),
+            "9 x 9, both must be even",
+        ),
+        (lambda: kernels.face_input(FRAMES.flip(3)[:, :, ::2], BOXES, INDEX), "the last must be 3"),
         (lambda: kernels.face_input(torch.zeros(1, 0, 9, 3).byte(), BOXES[:1], INDEX), "height 0"),
     ],
 )

@@ -187,7 +187,11 @@ def test_planar_order_is_blue_green_red():
 @pytest.mark.parametrize(
     ("images", "source", "message"),
     [
-        (torch.zeros(1, 2, 2, 3).byte(), "yuv", "source is 'yuv'.*one of rgb, bgr, rgba, nv12, planar"),
+        (
+            torch.zeros(1, 2, 2, 3).byte(),
+            "yuv",
+            "source is 'yuv'.*one of rgb, bgr, rgba, nv12, planar",
+        ),
         (torch.zeros(1, 2, 2, 4).byte(), "rgb", r"\(1, 2, 2, 4\).*\(n, H, W, 3\)"),
         (torch.zeros(1, 2, 2, 3), "rgb", "torch.float32.*torch.uint8"),
         (torch.zeros(1, 2, 2, 3), "planar_bgr", r"\(n, 3, H, W\)"),
@@ -196,3 +200,84 @@ def test_planar_order_is_blue_green_red():
 def test_bad_colors(images, source, message):
     with pytest.raises(ValueError, match=message):
         kernels.convert_color(images, source, "rgb")
+
+
+def smooth(height: int, width: int) -> torch.Tensor:
+    """Pictures whose colours are the same over every 2 x 2 pixels."""
+    generator = torch.Generator().manual_seed(4)
+    small = torch.randint(0, 256, (2, height // 2, width // 2, 3), generator=generator)
+    return small.byte().repeat_interleave(2, 1).repeat_interleave(2, 2)
+
+
+def test_nv12_matches_ffmpeg(person):
+    av = pytest.importorskip("av")
+    rgb = person[0].numpy()
+    frame = av.VideoFrame.from_ndarray(rgb, "rgb24")
+    theirs = frame.reformat(format="nv12", dst_colorspace="ITU709").to_ndarray()
+    ours = kernels.convert_color(person[:1], "rgb", "nv12")[0].numpy()
+    off = np.abs(ours.astype(int) - theirs)
+    # FFmpeg's quick conversion is a level off here and there, and filters the colours
+    assert off[:1280].max() <= 1 and off.mean() < 0.6
+
+
+def test_nv12_by_the_formula():
+    """BT.709 in float64, limited range."""
+    rgb = smooth(64, 48)
+    r, g, b = rgb.double().unbind(-1)
+    y = 0.2126 * r + 0.7152 * g + 0.0722 * b
+    u, v = ((b - y) / 1.8556)[:, ::2, ::2], ((r - y) / 1.5748)[:, ::2, ::2]
+    nv12 = kernels.convert_color(rgb, "rgb", "nv12")
+    assert nv12.shape == (2, 96, 48)
+    torch.testing.assert_close(nv12[:, :64].double(), 16 + 219 / 255 * y, rtol=0, atol=0.51)
+    chroma = nv12[:, 64:].double().view(2, 32, 24, 2)
+    torch.testing.assert_close(chroma[..., 0], 128 + 224 / 255 * u, rtol=0, atol=0.51)
+    torch.testing.assert_close(chroma[..., 1], 128 + 224 / 255 * v, rtol=0, atol=0.51)
+
+
+def test_chroma_is_that_of_the_mean_of_four_pixels():
+    rgb = torch.randint(0, 256, (1, 8, 6, 3), dtype=torch.uint8)
+    mean = rgb.view(1, 4, 2, 3, 2, 3).double().mean(dim=(2, 4))
+    r, g, b = mean.unbind(-1)
+    u = 128 + 224 / 255 * (b - (0.2126 * r + 0.7152 * g + 0.0722 * b)) / 1.8556
+    nv12 = kernels.convert_color(rgb, "rgb", "nv12")
+    torch.testing.assert_close(nv12[:, 8:, ::2].double(), u, rtol=0, atol=0.51)
+
+
+def test_nv12_and_back():
+    rgb = smooth(64, 48)
+    back = kernels.convert_color(kernels.convert_color(rgb, "rgb", "nv12"), "nv12", "rgb")
+    assert (back.int() - rgb.int()).abs().max() <= 3  # 220 levels of Y, 225 of U and V
+    grey = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(-1, -1, -1, 3)
+    grey = grey.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    nv12 = kernels.convert_color(grey, "rgb", "nv12")
+    assert (nv12[:, 32:] == 128).all() and nv12[:, :32].min() == 16 and nv12.max() == 235
+    back = kernels.convert_color(nv12, "nv12", "rgb")
+    assert (back[..., 0] == back[..., 1]).all() and (back[..., 1] == back[..., 2]).all()
+
+
+def test_nv12_from_nv12_is_a_copy():
+    nv12 = torch.randint(0, 256, (2, 12, 6), dtype=torch.uint8)
+    assert torch.equal(kernels.convert_color(nv12, "nv12", "nv12"), nv12)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (
+            lambda: kernels.convert_color(torch.zeros(1, 3, 4, 3).byte(), "rgb", "nv12"),
+            "3 x 4.*even",
+        ),
+        (
+            lambda: kernels.convert_color(torch.zeros(1, 4, 3, 3).byte(), "rgb", "nv12"),
+            "4 x 3.*even",
+        ),
+        (
+            lambda: kernels.convert_color(torch.zeros(1, 4, 4).byte(), "nv12", "rgb"),
+            r"\(1, 4, 4\), nv12 has 3",
+        ),
+        (lambda: kernels.convert_color(torch.zeros(1, 6, 3).byte(), "nv12", "rgb"), "even width"),
+    ],
+)
+def test_bad_nv12(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -106,7 +106,7 @@ def test_strided_samples_and_out(speech):
     ("pcm", "message"),
     [
         (torch.zeros(0), "0 samples"),
-        (torch.zeros(2, 100), r"shape \(2, 100\).*\(S,\)"),
+        (torch.zeros(2, 3, 100), r"shape \(2, 3, 100\).*\(S,\)"),
         (torch.zeros(100, dtype=torch.float64), "torch.float64.*torch.float32 or torch.int16"),
         (np.zeros(100, np.float32), "ndarray"),
     ],
@@ -114,6 +114,29 @@ def test_strided_samples_and_out(speech):
 def test_bad_input(pcm, message):
     with pytest.raises(ValueError, match=message):
         kernels.log_mel(pcm)
+
+
+def test_a_batch_is_its_speeches_one_by_one(speech):
+    pcm, lengths = speech[:40000].view(4, 10000), torch.tensor([10000, 1, 7777, 5200])
+    mel = kernels.log_mel(pcm, lengths)
+    assert mel.shape == (4, 51, 80)
+    for one, length, rows in zip(pcm, lengths.tolist(), mel, strict=True):
+        alone = kernels.log_mel(one[:length])
+        assert torch.equal(rows[: len(alone)], alone) and (rows[len(alone) :] == -4).all()
+    assert torch.equal(kernels.log_mel(pcm)[2], kernels.log_mel(pcm[2]))
+
+
+@pytest.mark.parametrize(
+    ("pcm", "lengths", "message"),
+    [
+        (torch.zeros(100), torch.tensor([9]), r"lengths are of a batch.*\(100,\)"),
+        (torch.zeros(2, 100), torch.tensor([9]), r"lengths has the shape \(1,\).*\(2,\)"),
+        (torch.zeros(2, 100), torch.tensor([9, 9]).int(), "lengths is torch.int32"),
+    ],
+)
+def test_bad_lengths(pcm, lengths, message):
+    with pytest.raises(ValueError, match=message):
+        kernels.log_mel(pcm, lengths)
 
 
 @pytest.mark.parametrize(

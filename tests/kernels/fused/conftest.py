@@ -1,0 +1,83 @@
+"""The Triton kernels: in the interpreter without a GPU, and unchanged on one.
+
+`TRITON_INTERPRET=1 pytest tests/kernels/fused` runs them on CPU tensors, `pytest -m gpu` on CUDA.
+Triton decides when it is imported, so one run does one of the two: the other's are left out.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+GUARD = 256  # elements before and after an output that must stay as they are
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    def belongs(item: pytest.Item) -> bool:
+        if HERE not in item.path.parents:
+            return True
+        return (item.get_closest_marker("gpu") is None) == INTERPRETED
+
+    config.hook.pytest_deselected(items=[item for item in items if not belongs(item)])
+    items[:] = [item for item in items if belongs(item)]
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def poisoned(device: torch.device) -> Callable[..., torch.Tensor]:
+    """Makes outputs full of a value that no stage leaves there, inside of guard bands.
+
+    When the test is over, the bands must still be full of it. `shift` moves an output by elements
+    from where the allocator aligned it.
+    """
+    made = []
+
+    def make(*shape: int, dtype: torch.dtype = torch.float32, shift: int = 0) -> torch.Tensor:
+        poison = 77 if dtype == torch.uint8 else float("nan")
+        size = torch.Size(shape).numel()
+        whole = torch.full((size + 2 * GUARD + shift,), poison, dtype=dtype, device=device)
+        made.append((whole, GUARD + shift, size))
+        return whole[GUARD + shift :][:size].view(shape)
+
+    yield make
+    for whole, start, size in made:
+        band = torch.cat([whole[:start], whole[start + size :]])
+        assert (band == 77).all() if whole.dtype == torch.uint8 else band.isnan().all()
+
+
+@pytest.fixture(autouse=INTERPRETED)
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter's time goes by programs, not by bytes: fewer, larger ones.
+
+    40 rows do not divide a crop's 328, and 4 pasters have several tiles each.
+    """
+    from kernels.composite import composite
+    from kernels.face_input import face_input
+
+    monkeypatch.setitem(face_input.__globals__, "tile_rows", lambda n: 40)
+    monkeypatch.setitem(composite.__globals__, "PASTERS", 4)
+
+
+@pytest.fixture(autouse=INTERPRETED, scope="session")
+def patched_once() -> None:
+    """The interpreter prepares Triton's language anew at every call of a device function, which
+    takes a third of its time: once for each function does."""
+    from triton.runtime import interpreter
+
+    prepared = set()
+
+    def call(self, *arguments, **options):
+        if self.fn not in prepared:
+            interpreter._patch_lang(self.fn)
+            prepared.add(self.fn)
+        return self.rewrite()(*arguments, **options)
+
+    interpreter.InterpretedFunction.__call__ = call

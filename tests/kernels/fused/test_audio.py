@@ -1,0 +1,168 @@
+"""log_mel and the windows: Triton against the reference, and against librosa."""
+
+import pytest
+import torch
+
+import kernels
+from kernels import reference
+
+RATE = 16000
+REFERENCE = 1e-4  # as against librosa: the kernel computes in float32, the reference in float64
+
+
+def expected(pcm: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+    pcm = pcm.cpu()
+    out = torch.empty(len(pcm), kernels.mel_rows(pcm.shape[1]), 80)
+    return reference.log_mel(pcm, lengths if lengths is None else lengths.cpu(), out)
+
+
+def check(pcm: torch.Tensor, poisoned, lengths: torch.Tensor | None = None) -> torch.Tensor:
+    """One speech (S,), or a batch (B, S), into a poisoned output."""
+    out = poisoned(*pcm.shape[:-1], kernels.mel_rows(pcm.shape[-1]), 80)
+    assert kernels.log_mel(pcm, lengths, out=out) is out
+    want = expected(pcm if pcm.dim() == 2 else pcm[None], lengths).view(out.shape)
+    torch.testing.assert_close(out.cpu(), want, rtol=0, atol=REFERENCE, equal_nan=True)
+    return out
+
+
+def test_speech_against_librosa(device, speech):
+    pytest.importorskip("librosa")
+    from benchmarks import frame_loop
+
+    pcm = speech[RATE : 2 * RATE]
+    mel = kernels.log_mel(pcm.to(device)).cpu()
+    want = torch.from_numpy(frame_loop.log_mel(pcm.numpy())).float()
+    torch.testing.assert_close(mel, want, rtol=0, atol=1e-4)
+    assert mel.min() < -3 and mel.max() > 1
+
+
+# One sample; less than a hop, exactly one, one more; the shortest speech; around a block of 16 rows.
+@pytest.mark.parametrize("samples", [1, 199, 200, 201, 3000, 3199, 3200])
+def test_lengths(device, speech, poisoned, samples):
+    check(speech[9000 : 9000 + samples].to(device), poisoned)
+
+
+# the three sizes of blocks that a launch may choose
+@pytest.mark.parametrize("block", [16, 32, 64])
+def test_blocks(device, speech, poisoned, monkeypatch, block):
+    from kernels.log_mel import log_mel  # the file's own function: `kernels.log_mel` is the stage
+
+    monkeypatch.setitem(log_mel.__globals__, "block_rows", lambda rows: block)
+    check(speech[: 200 * block + 77].to(device), poisoned)
+
+
+def test_a_batch_of_lengths(device, speech, poisoned):
+    lengths = torch.tensor([6000, 1, 4321, 5999], device=device)
+    pcm = torch.stack([speech[start : start + 6000] for start in (0, 9000, 30000, 50000)])
+    pcm = pcm.to(device)
+    out = check(pcm, poisoned, lengths)
+    assert (out[1, 1:] == -4).all()
+    for speech, length, mel in zip(pcm, lengths.tolist(), out, strict=True):
+        rows = kernels.mel_rows(length)
+        torch.testing.assert_close(kernels.log_mel(speech[:length]), mel[:rows], rtol=0, atol=1e-5)
+
+
+def test_samples_behind_a_length_are_not_seen(device, speech):
+    pcm = speech[:3000].to(device).repeat(2, 1)
+    pcm[1, 2000:] = float("nan")
+    mel = kernels.log_mel(pcm, torch.tensor([2000, 2000], device=device))
+    assert torch.equal(mel[0], mel[1]) and mel.isfinite().all()
+
+
+def test_int16(device, speech, poisoned):
+    integers = (speech[20000:23000] * 32767).short().to(device)
+    mel = check(integers, poisoned)
+    torch.testing.assert_close(mel, kernels.log_mel(integers.float() / 32768), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shift", [1, 2, 3])
+def test_unaligned_and_strided(device, speech, poisoned, shift):
+    pcm = speech[20000 - shift : 23000].to(device)[shift:]
+    mel = kernels.log_mel(pcm, out=poisoned(16, 80, shift=shift))
+    strided = torch.stack([pcm, -pcm], dim=1)[:, 0]
+    assert torch.equal(mel, kernels.log_mel(pcm.clone()))
+    assert torch.equal(mel, kernels.log_mel(strided))
+
+
+def test_silence(device, poisoned):
+    for pcm in (torch.zeros(3100), torch.full((3100,), -0.0), torch.zeros(3100).short()):
+        assert (check(pcm.to(device), poisoned) == -4).all()
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1e-4, 1e3, 1e10])
+def test_loudness(device, poisoned, scale):
+    noise = torch.randn(3000, generator=torch.Generator().manual_seed(0))
+    check((noise * scale).to(device), poisoned)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_bad_sample_spoils_only_the_rows_that_see_it(device, value):
+    pcm = torch.rand(6000, generator=torch.Generator().manual_seed(0)) - 0.5
+    clean = kernels.log_mel(pcm.to(device)).cpu()
+    pcm[3200] = value  # seen by windows over samples 3200 and, emphasised, 3201
+    mel = kernels.log_mel(pcm.to(device)).cpu()
+    rows = torch.arange(31) * kernels.HOP
+    sees = (rows - 400 <= 3201) & (rows + 400 > 3200)
+    assert torch.equal(mel.isnan().all(dim=1), sees)
+    assert torch.equal(mel[~sees], clean[~sees])
+
+
+def mel_of(rows: int, device: torch.device) -> torch.Tensor:
+    return torch.arange(rows * 80, dtype=torch.float32, device=device).view(rows, 80)
+
+
+@pytest.mark.parametrize("fps", [25, 24, 30, 29.97, 12.5, 60])
+@pytest.mark.parametrize("rows", [16, 17, 100])
+def test_mel_windows(device, poisoned, rows, fps):
+    mel = mel_of(rows, device)
+    count = kernels.mel_window_count(rows, fps)
+    for start in {0, 1, count - 1}:
+        out = poisoned(count - start, 1, 80, 16)
+        assert kernels.mel_windows(mel, fps=fps, start=start, out=out) is out
+        want = reference.mel_windows(mel.cpu(), float(fps), start, torch.empty(out.shape))
+        assert torch.equal(out.cpu(), want)
+
+
+def test_mel_windows_of_a_part_and_turned(device, poisoned):
+    mel = mel_of(60, device)
+    wide = torch.cat([mel, -mel], dim=1)[:, :80]  # rows apart
+    turned = mel.t().contiguous().t()
+    want = kernels.mel_windows(mel, out=poisoned(15, 1, 80, 16, shift=1))
+    assert torch.equal(kernels.mel_windows(wide), want)
+    assert torch.equal(kernels.mel_windows(turned), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("count", [1, 2, 8, 25])
+def test_feature_windows(device, poisoned, count, dtype):
+    features = torch.randn(count, 512, generator=torch.Generator().manual_seed(count))
+    features = features.to(device, dtype)
+    for start in {0, 1, count + 1}:
+        out = poisoned(count + 2 - start, 32, 16, 16, dtype=dtype)
+        assert kernels.feature_windows(features, start=start, out=out) is out
+        want = reference.feature_windows(features.cpu(), start, torch.empty(out.shape, dtype=dtype))
+        assert torch.equal(out.cpu(), want)
+
+
+def test_feature_windows_of_a_part_and_turned(device, poisoned):
+    features = torch.randn(9, 512, device=device)
+    wide = torch.cat([features, features + 1], dim=1)[:, :512]
+    turned = features.t().contiguous().t()
+    want = kernels.feature_windows(features, out=poisoned(11, 32, 16, 16, shift=3))
+    assert torch.equal(kernels.feature_windows(wide), want)
+    assert torch.equal(kernels.feature_windows(turned), want)
+
+
+def test_features_beyond_the_window_are_not_read(device):
+    features = torch.randn(40, 512, device=device)
+    want = kernels.feature_windows(features, start=8, count=8).clone()
+    features[8 + 8 + 6 :] = float("nan")
+    assert torch.equal(kernels.feature_windows(features, start=8, count=8), want)
+
+
+def test_extreme_features_pass_through(device):
+    features = torch.full((3, 512), 1e10, device=device)
+    features[0, ::2], features[1, ::2], features[2, ::2] = float("inf"), -0.0, float("nan")
+    want = reference.feature_windows(features.cpu(), 0, torch.empty(5, 32, 16, 16))
+    got = kernels.feature_windows(features).cpu()
+    assert torch.equal(got.view(torch.int32), want.view(torch.int32))

@@ -1,0 +1,226 @@
+"""What only a GPU can show: full sizes, no allocation, no waiting, CUDA graphs."""
+
+from collections.abc import Callable
+from importlib import import_module
+
+import pytest
+import torch
+
+import kernels
+from kernels import reference
+
+pytestmark = pytest.mark.gpu
+CUDA = torch.device("cuda")
+Stage = tuple[Callable[[], object], list[torch.Tensor]]
+
+
+def close(got: torch.Tensor, want: torch.Tensor) -> None:
+    off = (got.int() - want.int()).abs()
+    assert off.max() <= 1
+    assert (off > 0).sum() <= max(1, 1e-4 * off.numel())
+
+
+def pictures(frames: int, height: int, width: int, n: int, dtype=torch.float16):
+    """Random but smooth frames, boxes of about 182 pixels that move and leave the frame."""
+    generator = torch.Generator(CUDA).manual_seed(height + n)
+    coarse = torch.rand(frames, 3, height // 8, width // 8, device=CUDA, generator=generator)
+    made = torch.empty(frames, height, width, 3, dtype=torch.uint8, device=CUDA)
+    for frame, picture in zip(made, coarse, strict=True):
+        fine = torch.nn.functional.interpolate(picture[None], (height, width), mode="bilinear")
+        frame.copy_(fine[0].permute(1, 2, 0) * 255)
+    step = torch.arange(frames, device=CUDA)
+    x0, y0 = (37 * step) % width - 91, (53 * step) % height - 91
+    size = 164 + step % 41
+    boxes = torch.stack([x0, y0, x0 + size, y0 + size], dim=1).int()
+    index = torch.randint(0, frames, (n,), device=CUDA, generator=generator)
+    generated = torch.rand(n, 3, 320, 320, device=CUDA, generator=generator).to(dtype)
+    return made, boxes, index, generated
+
+
+@pytest.mark.parametrize(("height", "width"), [(1080, 1920), (1920, 1080), (1280, 720)])
+def test_forty_full_frames(height, width):
+    frames, boxes, index, generated = pictures(60, height, width, 40)
+    inputs, crops = kernels.face_input(frames, boxes, index, dtype=torch.float16)
+    want = torch.empty_like(inputs), torch.empty_like(crops)
+    reference.face_input(frames, boxes, index, *want)
+    close(crops, want[1])
+    close((inputs.float() * 255).round(), (want[0].float() * 255).round())
+    for mode in kernels.COMPOSITE_MODES:
+        for format in kernels.COMPOSITE_FORMATS:
+            got = kernels.composite(
+                frames, boxes, index, crops, generated, mode=mode, format=format
+            )
+            expected = torch.empty_like(got)
+            reference.composite(frames, boxes, index, crops, generated, mode, format, expected)
+            close(got, expected)
+
+
+def test_ten_minutes_of_speech(speech):
+    pcm = speech.repeat(600 * 16000 // len(speech) + 1)[: 600 * 16000].to(CUDA)
+    mel = kernels.log_mel(pcm)
+    want = reference.log_mel(pcm[None], None, torch.empty_like(mel)[None])[0]
+    torch.testing.assert_close(mel, want, rtol=0, atol=1e-4)
+    windows = kernels.mel_windows(mel)
+    assert torch.equal(windows, reference.mel_windows(mel, 25.0, 0, torch.empty_like(windows)))
+    features = torch.randn(len(windows), 512, device=CUDA).half()
+    got = kernels.feature_windows(features)
+    assert torch.equal(got, reference.feature_windows(features, 0, torch.empty_like(got)))
+
+
+def test_a_batch_of_speeches(speech):
+    pcm = torch.stack([speech.roll(777 * i) for i in range(64)]).to(CUDA)
+    lengths = torch.randint(1, len(speech) + 1, (64,), device=CUDA)
+    mel = kernels.log_mel(pcm, lengths)
+    want = reference.log_mel(pcm, lengths, torch.empty_like(mel))
+    torch.testing.assert_close(mel, want, rtol=0, atol=1e-4)
+
+
+def test_buffers_over_2_gib():
+    count, height, width = 900, 1280, 720
+    frames, boxes, _, _ = pictures(4, height, width, 1)
+    avatar = torch.empty(count, height, width, 3, dtype=torch.uint8, device=CUDA)
+    assert avatar.numel() > 2**31
+    avatar[-4:] = frames
+    all_boxes = torch.full((count, 4), 7, dtype=torch.int32, device=CUDA)
+    all_boxes[-4:] = boxes
+    few = torch.tensor([3, 1, 0, 2], device=CUDA)
+    inputs, crops = kernels.face_input(frames, boxes, few)
+    far = kernels.face_input(avatar, all_boxes, few + count - 4)
+    assert torch.equal(far[0], inputs) and torch.equal(far[1], crops)
+    generated = torch.rand(4, 3, 320, 320, device=CUDA)
+    finished = kernels.composite(frames, boxes, few, crops, generated)
+    assert torch.equal(
+        kernels.composite(avatar, all_boxes, few + count - 4, crops, generated), finished
+    )
+    # and an output that is as large
+    repeat = torch.arange(count, device=CUDA) % 4
+    out = torch.full((count, height, width, 3), 77, dtype=torch.uint8, device=CUDA)
+    kernels.composite(frames, boxes, few[repeat], crops[repeat], generated[repeat].half(), out=out)
+    half = kernels.composite(frames, boxes, few, crops, generated.half())
+    for frame, number in zip(out, repeat.tolist(), strict=True):
+        assert torch.equal(frame, half[number])
+
+
+def stages() -> dict[str, Stage]:
+    """Every stage as a call with `out=`, and what it writes."""
+    frames, boxes, index, generated = pictures(30, 1280, 720, 25)
+    pcm = torch.randn(8, 48000, device=CUDA) * 0.1
+    lengths = torch.randint(3000, 48001, (8,), device=CUDA)
+    mel = kernels.log_mel(pcm)
+    one = kernels.log_mel(pcm[0])
+    windows = kernels.mel_windows(one)
+    features = torch.randn(len(windows), 512, device=CUDA).half()
+    audio = kernels.feature_windows(features)
+    inputs, crops = kernels.face_input(frames, boxes, index, dtype=torch.float16)
+    rgba = kernels.convert_color(generated, "planar_bgr", "rgba")
+    small = kernels.resize(frames, (640, 360))
+    made: dict[str, Stage] = {
+        "log_mel": (lambda: kernels.log_mel(pcm, lengths, out=mel), [mel]),
+        "mel_windows": (lambda: kernels.mel_windows(one, out=windows), [windows]),
+        "feature_windows": (lambda: kernels.feature_windows(features, out=audio), [audio]),
+        "face_input": (
+            lambda: kernels.face_input(frames, boxes, index, out=(inputs, crops)),
+            [inputs, crops],
+        ),
+        "convert_color": (
+            lambda: kernels.convert_color(generated, "planar_bgr", "rgba", out=rgba), [rgba],
+        ),
+        "resize": (lambda: kernels.resize(frames, (640, 360), out=small), [small]),
+    }  # fmt: skip
+    for mode in kernels.COMPOSITE_MODES:
+        for format in kernels.COMPOSITE_FORMATS:
+            arguments = frames, boxes, index, crops.clone(), generated
+            out = kernels.composite(*arguments, mode=mode, format=format)
+
+            def paste(arguments=arguments, mode=mode, format=format, out=out):
+                return kernels.composite(*arguments, mode=mode, format=format, out=out)
+
+            made[f"composite {mode} {format}"] = paste, [out]
+    return made
+
+
+@pytest.fixture(scope="module")
+def warm() -> dict[str, Stage]:
+    """The stages, launched once: compiled, their tables made."""
+    made = stages()
+    for call, _ in made.values():
+        call()
+    torch.cuda.synchronize()
+    return made
+
+
+NAMES = [
+    "log_mel", "mel_windows", "feature_windows", "face_input", "convert_color", "resize",
+    *(f"composite {m} {f}" for m in kernels.COMPOSITE_MODES for f in kernels.COMPOSITE_FORMATS),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_is_allocated_and_nothing_waits(warm, name):
+    call, _ = warm[name]
+    before = torch.cuda.memory_stats()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    after = torch.cuda.memory_stats()
+    for count in ("allocation.all.allocated", "num_alloc_retries", "segment.all.allocated"):
+        assert after[count] == before[count]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cuda_graphs(warm, name):
+    call, outputs = warm[name]
+    call()
+    want = [output.clone() for output in outputs]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    for output in outputs:
+        output.fill_(77)
+    graph.replay()
+    torch.cuda.synchronize()
+    for output, expected in zip(outputs, want, strict=True):
+        assert torch.equal(output, expected)
+
+
+def test_boxes_of_other_sizes_compile_nothing():
+    frames, boxes, index, generated = pictures(30, 1280, 720, 25)
+
+    def run(boxes: torch.Tensor) -> None:
+        _, crops = kernels.face_input(frames, boxes, index)
+        kernels.composite(frames, boxes, index, crops, generated)
+
+    def compiled() -> int:
+        device = torch.cuda.current_device()
+        jitted = (
+            getattr(import_module(f"kernels.{stage}"), f"_{stage}")
+            for stage in ("face_input", "composite")
+        )
+        return sum(len(kernel.device_caches[device][0]) for kernel in jitted)
+
+    run(boxes)
+    before = compiled()
+    assert before > 0
+    for size in (1, 16, 182, 183, 700, 1999):
+        larger = boxes.clone()
+        larger[:, 2:] = larger[:, :2] + size
+        run(larger)
+    assert compiled() == before
+
+
+def test_two_streams_at_once():
+    frames, boxes, index, generated = pictures(30, 1280, 720, 25)
+    _, crops = kernels.face_input(frames, boxes, index)
+    want = kernels.composite(frames, boxes, index, crops, generated)
+    torch.cuda.synchronize()
+    results = []
+    for _ in range(4):
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            _, crops = kernels.face_input(frames, boxes, index)
+            results.append(kernels.composite(frames, boxes, index, crops, generated))
+    torch.cuda.synchronize()
+    assert all(torch.equal(result, want) for result in results)
