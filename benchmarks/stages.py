@@ -23,8 +23,10 @@ Side = Callable[[Inputs], Tensor]
 OURS = "viseme"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stage:
+    """One stage at one size."""
+
     name: str
     batch: int
     size: tuple[int, int] | None  # height and width of a frame, where there is one

@@ -35,7 +35,7 @@ def test_a_quick_run_measures_every_stage(quick):
     results = json.loads((folder / "kernels.json").read_text())
     assert results["command"].startswith("python -m benchmarks.kernels --quick --out ")
     assert {"cpu", "cores", "gpu", "python", "torch"} <= results["machine"].keys()
-    assert results["copy, bytes a second"] > 1e8
+    assert min(results["copy, bytes a second"]) > 1e8
     ours = [row for row in results["measured"] if row["side"] == stages.OURS]
     assert {(row["stage"], row["batch"]) for row in ours} == {
         (stage.name, stage.batch) for stage in benchmark._stages(benchmark.QUICK)
