@@ -14,7 +14,9 @@ def table(results: dict) -> str:
     copy = max(results["copy, bytes a second"])
     where = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
     lines = [f"{where}; a plain copy moves {copy / 1e9:.4g} GB/s, read and written", ""]
-    lines.append(f"{'us a call':48}{'median':>10}{'p20':>10}{'p80':>10}{'GB/s':>9}{'of copy':>9}")
+    lines.append(
+        f"{'us a call':38}{'batch':>10}{'median':>10}{'p20':>10}{'p80':>10}{'GB/s':>9}{'of copy':>9}"
+    )
     for name, rows in _by_stage(results):
         lines.append(name)
         for row in rows:
@@ -70,9 +72,10 @@ def plot(results: dict, path: Path) -> bool:
     except ImportError:
         return False
     stages, ratios = dict(_by_stage(results)), speed_ups(results)
-    figure = Figure(figsize=(13, 2 + 0.6 * max(len(stages), len(ratios))), layout="constrained")
+    figure = Figure(figsize=(13, 2 + 0.6 * len(stages)), layout="constrained")
     figure.suptitle(results["machine"]["gpu"] or results["machine"]["cpu"])
-    left, right = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2, sharey=True)
+    left.invert_yaxis()  # the first on top
 
     side = OURS if results["device"] == "cpu" else ALONE
     copy = max(results["copy, bytes a second"])
@@ -86,7 +89,7 @@ def plot(results: dict, path: Path) -> bool:
     left.set_xlabel(f"bytes it must move a second, of a plain copy's {copy / 1e9:.4g} GB/s")
 
     sides = dict.fromkeys(side for of in ratios.values() for side in of)
-    _bars(right, list(ratios), {
+    _bars(right, list(stages), {
         side: {name: of[side] for name, of in ratios.items() if side in of} for side in sides
     }, start=1)  # fmt: skip
     right.set_xscale("log")
@@ -97,12 +100,11 @@ def plot(results: dict, path: Path) -> bool:
 
 
 def _bars(axes, names: list[str], series: dict[str, dict[str, float]], start: float = 0) -> None:
-    """Horizontal bars, a group for every name, the first on top."""
+    """Horizontal bars, a group for every name."""
     height = 0.8 / max(len(series), 1)
     for number, (label, values) in enumerate(series.items()):
         places = [names.index(name) + (number + 0.5) * height - 0.4 for name in values]
         lengths = [value - start for value in values.values()]
         axes.barh(places, lengths, height, left=start, label=label)
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=5)
+    axes.legend(fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4)
