@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python -m
 DEMO := examples/demo
 SPEECH := $(DEMO)/speech.wav
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-kernels clean
 
 demo: $(VENV)/.ready ## render the demo avatar to out/demo.mp4
 	@$(RUN) examples.networks
@@ -23,6 +23,9 @@ lint: $(VENV)/.ready
 bench: $(VENV)/.ready ## frames a second on this machine, next to a frame-by-frame loop
 	@$(RUN) examples.networks
 	$(RUN) benchmarks.render
+
+bench-kernels: $(VENV)/.ready ## every stage next to its alternatives, on the GPU if there is one
+	$(RUN) benchmarks.kernels
 
 clean:
 	rm -rf $(VENV) out build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -5,9 +5,6 @@ round less so. Medians over the rounds.
 """
 
 import argparse
-import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -18,12 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import torch
 from tqdm import tqdm
 
 import kernels
-from benchmarks import frame_loop
+from benchmarks import frame_loop, report
 from engine import Avatar, InputError, Pipeline
 from engine.media import VideoWriter, read_speech
 from engine.stopwatch import Stopwatch
@@ -41,8 +37,8 @@ def main() -> int:
         print(own_peak())
         return 0
     results = {
-        "command": "python -m benchmarks.render " + " ".join(sys.argv[1:]),
-        "machine": _machine(options.device),
+        "command": report.command("benchmarks.render"),
+        "machine": report.machine(options.device, "torch", "onnxruntime"),
         **measure(options),
     }
     if options.memory:
@@ -52,10 +48,7 @@ def main() -> int:
         }
     _print_table(results)
     output = Path(options.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n")
-    partial.replace(output)
+    report.write(results, output)
     print(f"\nwritten to {output}")
     return 0
 
@@ -212,24 +205,6 @@ def own_peak() -> int:
         (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _machine(device: str) -> dict:
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        models = [
-            line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
-        ]
-        name = models[0].split(":")[1].strip() if models else name
-    return {
-        "cpu": name,
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "onnxruntime": onnxruntime.__version__,
-    }
 
 
 def _print_table(results: dict) -> None:

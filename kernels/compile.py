@@ -176,7 +176,7 @@ def cases() -> Iterator[Case]:
             yield Case("composite", f"{mode} {layout} {_name(dtype)} {words}", launch)
     for mode in ("bilinear", "bicubic", "direct"):
         for source, target in (((182, 182), (CROP, CROP)), (sizes[0], sizes[2])):
-            words = f"{mode} {source[1]}x{source[0]} to {target[1]}x{target[0]}"
+            words = f"{mode} {source[1]}x{source[0]}->{target[1]}x{target[0]}"
             yield Case("resize", words, partial(_resize, mode, source, target))
     for source, target in (
         ("planar_bgr", "rgba"), ("rgb", "bgr"), ("rgb", "rgba"), ("rgb", "nv12"),
