@@ -142,7 +142,7 @@ def _convert_rows(
     tl.store(at, level.to(tl.uint8), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["image_stride", "row_stride", "height", "row_chunks", "tiles"])
 def _to_bytes(
     images, image_stride, row_stride, out, height, row_chunks, tiles,
     SOURCE: tl.constexpr, TARGET: tl.constexpr, WIDTH: tl.constexpr, CHUNKS: tl.constexpr,
@@ -170,7 +170,7 @@ def _to_bytes(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["image_stride", "row_stride", "height", "width", "tiles"])
 def _to_planes(
     images, image_stride, row_stride, out, height, width, tiles,
     SOURCE: tl.constexpr, PIXELS: tl.constexpr,

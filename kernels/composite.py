@@ -178,7 +178,12 @@ def _plane(
         tl.store(at, level.to(tl.uint8), mask=mask)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "frame_chunks", "frame_row_chunks", "height", "width", "item_stride", "channel_stride",
+        "roi_row_stride", "row_chunks", "jobs",
+    ]
+)  # fmt: skip
 def _composite(
     frames, frame_chunks, frame_row_chunks, height, width, boxes, index, crops,
     roi, item_stride, channel_stride, roi_row_stride, column_stride, out, row_chunks, jobs,

@@ -56,7 +56,7 @@ def _crop_row(row, held, lines, source, at, weight):
     return to_level(value).to(tl.uint8), held, (line0, line1, line2, line3)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["frame_stride", "row_stride", "height", "width"])
 def _face_input(
     frames, frame_stride, row_stride, boxes, index, inputs, crops, height, width, places,
     ROWS: tl.constexpr, LANES: tl.constexpr,

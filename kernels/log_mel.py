@@ -68,7 +68,7 @@ def _sample(speech, at, first, last, SCALE: tl.constexpr):
     return tl.load(speech + at, mask=inside, other=0).to(tl.float32) * SCALE
 
 
-@triton.jit(do_not_specialize=["samples", "rows", "blocks"])
+@triton.jit(do_not_specialize=["samples", "rows", "blocks", "groups"])
 def _log_mel(
     pcm, stride, lengths, samples, cosines, sines, filters, bands, groups, out, rows, blocks,
     SCALE: tl.constexpr, ROWS: tl.constexpr,
@@ -148,6 +148,6 @@ def log_mel(pcm: Tensor, lengths: Tensor | None, out: Tensor) -> Tensor:
         *table, groups, out, rows, blocks,
         SCALE=1 / 32768 if pcm.dtype == torch.int16 else 1.0,
         ROWS=block, STEP=STEP, BINS=GROUP_BINS, BANDS=GROUP_BANDS,
-        num_warps=4, num_stages=3,
+        num_warps=8 if block == 64 else 4, num_stages=2,
     )  # fmt: skip
     return out

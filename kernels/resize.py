@@ -61,7 +61,7 @@ def truncated_share(total, parts):
     return (quotient - (rest < 0) + (rest >= parts)).to(tl.int32)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["source_height", "source_width", "height", "width", "row_bytes"])
 def _resize(
     images, out, source_height, source_width, height, width, row_bytes,
     CHANNELS: tl.constexpr, MODE: tl.constexpr, WIDTH: tl.constexpr,
