@@ -84,6 +84,17 @@ def make_profile(parsed: Parsed, batch: list[int]) -> object:
     return profile
 
 
+def configure(parsed: Parsed, architectures: list[int], precision: str) -> object:
+    """A builder's configuration for these GPUs and this precision."""
+    trt = parsed.flavor.module()
+    config = parsed.builder.create_builder_config()
+    parsed.flavor.target(config, architectures)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for --inspect
+    if precision == "fp32":
+        config.clear_flag(trt.BuilderFlag.TF32)  # float32 networks compute in float32
+    return config
+
+
 def compile_plan(
     parsed: Parsed, architectures: list[int], precision: str, batch: list[int]
 ) -> tuple[bytes, int | None]:
@@ -98,11 +109,7 @@ def compile_plan(
     """
     flavor, log = parsed.flavor, logger(parsed.flavor)
     trt = flavor.module()
-    config = parsed.builder.create_builder_config()
-    flavor.target(config, architectures)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for --inspect
-    if precision == "fp32":
-        config.clear_flag(trt.BuilderFlag.TF32)  # float32 networks compute in float32
+    config = configure(parsed, architectures, precision)
     profile = make_profile(parsed, batch)
     if config.add_optimization_profile(profile) < 0:
         raise InputError(f"{parsed.graph.path}: {flavor.name} refuses the batch: {log.error()}")

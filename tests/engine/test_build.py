@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from engine import build as build_module
 from engine import compiler
 from engine.build import main
-from engine.compiler import make_profile, parse
+from engine.compiler import configure, make_profile, parse
 from engine.flavor import FLAVORS, choose, logger
 from engine.graph import load
 from engine.graph_ready import make_ready
@@ -128,10 +129,38 @@ def test_the_architectures_reach_tensorrt(trt, halves):
     flavor, architectures = choose(None, [120, 86], None)
     assert flavor is FLAVORS["tensorrt_rtx"] and architectures == [86, 120]
     parsed = parse(flavor, load(AUDIO_ENCODER, halves["audio_encoder"]))
-    config = parsed.builder.create_builder_config()
-    flavor.target(config, architectures)
+    config = configure(parsed, architectures, "fp32")
     found = [config.get_compute_capability(i) for i in range(config.num_compute_capabilities)]
     assert found == [trt.ComputeCapability.SM86, trt.ComputeCapability.SM120]
+    assert not config.get_flag(trt.BuilderFlag.TF32)  # float32 is float32
+
+
+def test_timings_are_kept(tmp_path, monkeypatch):
+    """What TensorRT measured on a GPU, with a stand-in for its configuration."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("engine.flavor.gpu_architecture", lambda: 90)
+    monkeypatch.setattr("engine.flavor.Flavor.version", lambda self: "11.4.0")
+
+    class Config:
+        """A builder's configuration whose timing cache is the bytes themselves."""
+
+        def create_timing_cache(self, data):
+            return None if data == b"spoilt" else SimpleNamespace(serialize=lambda: data + b"more ")
+
+        def set_timing_cache(self, cache, ignore_mismatch):
+            self.cache = cache
+
+        def get_timing_cache(self):
+            return self.cache
+
+    for expected in (b"more ", b"more more "):
+        save = FLAVORS["tensorrt"].use_timing_cache(Config())
+        save()
+        (kept,) = (path for path in tmp_path.rglob("*") if path.is_file())
+        assert kept.name == "timing-11.4.0-SM90.cache" and kept.read_bytes() == expected
+    kept.write_bytes(b"spoilt")
+    FLAVORS["tensorrt"].use_timing_cache(Config())()
+    assert kept.read_bytes() == b"more "
 
 
 def test_other_names_and_another_precision(trt, older, tmp_path, capsys):
