@@ -30,7 +30,7 @@ bench-kernels: $(VENV)/.ready ## every stage next to its alternatives, on the GP
 
 clean:
 	rm -rf $(VENV) out build *.egg-info .pytest_cache .ruff_cache .hypothesis
-	rm -f $(DEMO)/*.onnx
+	rm -f $(DEMO)/*.onnx $(DEMO)/*.plan $(DEMO)/generator.json $(DEMO)/audio_encoder.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.ready: pyproject.toml
