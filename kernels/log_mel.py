@@ -131,8 +131,8 @@ def _log_mel(
 
 def block_rows(rows: int) -> int:
     """Rows of a program, of `rows` in all: few while there is little to do, so that it spreads
-    over the GPU; many read the tables less often."""
-    return 16 if rows <= 512 else 32 if rows <= 4096 else 64
+    over the GPU; many read the tables less often. 64 would be too many for the registers."""
+    return 16 if rows <= 512 else 32
 
 
 def log_mel(pcm: Tensor, lengths: Tensor | None, out: Tensor) -> Tensor:
@@ -148,6 +148,6 @@ def log_mel(pcm: Tensor, lengths: Tensor | None, out: Tensor) -> Tensor:
         *table, groups, out, rows, blocks,
         SCALE=1 / 32768 if pcm.dtype == torch.int16 else 1.0,
         ROWS=block, STEP=STEP, BINS=GROUP_BINS, BANDS=GROUP_BANDS,
-        num_warps=8 if block == 64 else 4, num_stages=2,
+        num_warps=4 if block == 16 else 8, num_stages=2,
     )  # fmt: skip
     return out

@@ -42,8 +42,8 @@ def test_lengths(device, speech, poisoned, samples):
     check(speech[9000 : 9000 + samples].to(device), poisoned)
 
 
-# the three sizes of blocks that a launch may choose
-@pytest.mark.parametrize("block", [16, 32, 64])
+# the sizes of blocks that a launch may choose
+@pytest.mark.parametrize("block", [16, 32])
 def test_blocks(device, speech, poisoned, monkeypatch, block):
     from kernels.log_mel import log_mel  # the file's own function: `kernels.log_mel` is the stage
 
