@@ -36,7 +36,10 @@ def check_faces(frames: Tensor, boxes: Tensor, index: Tensor) -> None:
     for what, side in zip(("height", "width"), frames.shape[1:3], strict=True):
         if not 1 <= side <= MAX_SIDE:
             raise ValueError(f"frames have the {what} {side}, it must be 1 to {MAX_SIDE}")
-    if frames.stride()[2:] != (3, 1) and frames.numel():
+    if frames.shape[0] == 0 and index.numel():
+        raise ValueError(f"frames has 0 frames, {index.numel()} are asked for")
+    apart = frames.stride(3) != 1 or (frames.stride(2) != 3 and frames.shape[2] > 1)
+    if apart and frames.numel():
         raise ValueError(f"frames has the strides {frames.stride()}, the last must be 3 and 1")
     integers = (torch.int32, torch.int64)
     check("boxes", boxes, (frames.shape[0], 4), integers, frames.device)
@@ -52,6 +55,17 @@ def writable(
     if not out.is_contiguous():
         raise ValueError(f"out has the strides {out.stride()}, it must be contiguous")
     return out
+
+
+def apart(out: Tensor, name: str, tensor: Tensor) -> None:
+    """What is written must not be what is read, nor overlap it."""
+    if out.numel() == 0 or tensor.numel() == 0 or out.device != tensor.device:
+        return
+    reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    end = tensor.data_ptr() + (reach + 1) * tensor.element_size()
+    out_end = out.data_ptr() + out.numel() * out.element_size()
+    if out.data_ptr() < end and tensor.data_ptr() < out_end:
+        raise ValueError(f"out shares memory with {name}, it must be apart from it")
 
 
 def item_count(what: str, start: int, count: int | None, total: int) -> int:

@@ -231,6 +231,8 @@ def composite(
     out: Tensor,
 ) -> Tensor:
     height, width = frames.shape[1:3]
+    if max(generated.stride()[1:]) >= 1 << 29:  # offsets within one ROI have 32 bits
+        generated = generated.contiguous()
     row_bytes = width * bytes_per_pixel(format)
     wide = access_width(row_bytes, *frames.stride()[:2])
     jobs, chunks = PASTERS, CHUNKS if format == "rgb" else CHUNKS // 2

@@ -68,7 +68,7 @@ def _sample(speech, at, first, last, SCALE: tl.constexpr):
     return tl.load(speech + at, mask=inside, other=0).to(tl.float32) * SCALE
 
 
-@triton.jit(do_not_specialize=["samples", "rows", "blocks", "groups"])
+@triton.jit(do_not_specialize=["stride", "samples", "rows", "blocks", "groups"])
 def _log_mel(
     pcm, stride, lengths, samples, cosines, sines, filters, bands, groups, out, rows, blocks,
     SCALE: tl.constexpr, ROWS: tl.constexpr,
@@ -114,7 +114,8 @@ def _log_mel(
         real += tl.dot(y, tl.load(cosines + table), input_precision="tf32x3")
         imaginary += tl.dot(y, tl.load(sines + table), input_precision="tf32x3")
 
-    magnitude = tl.sqrt(real * real + imaginary * imaginary)
+    # infinite where samples are beyond 1e17, and infinity times a weight of zero would be NaN
+    magnitude = tl.minimum(tl.sqrt(real * real + imaginary * imaginary), 1e30)
     band = tl.arange(0, BANDS)[None, :]
     weight = tl.load(filters + group * BINS * BANDS + tl.arange(0, BINS)[:, None] * BANDS + band)
     mel = tl.dot(magnitude, weight, input_precision="tf32x3")

@@ -13,7 +13,7 @@ _MEL_WINDOW, _FEATURE = tl.constexpr(MEL_WINDOW), tl.constexpr(FEATURE)
 _FEATURE_WINDOW = tl.constexpr(FEATURE_WINDOW)
 
 
-@triton.jit(do_not_specialize=["fps_bits", "start"])
+@triton.jit(do_not_specialize=["rows", "fps_bits", "start"])
 def _mel_windows(mel, stride, rows, fps_bits, start, out, BANDS: tl.constexpr):
     """Window f is mel[start : start + 16] transposed, start = int(80 f / fps), at most T - 16."""
     window = tl.program_id(0).to(tl.int64)

@@ -243,6 +243,13 @@ CROPS, GENERATED = torch.zeros(2, 328, 328, 3).byte(), torch.zeros(2, 3, 320, 32
             lambda: kernels.composite(FRAMES, BOXES, INDEX, CROPS, GENERATED, format="nv12"),
             "9 x 9, both must be even",
         ),
+        (
+            lambda: kernels.composite(
+                FRAMES, BOXES, INDEX, CROPS, GENERATED, format="bgr", out=FRAMES
+            ),
+            "out shares memory with frames",
+        ),
+        (lambda: kernels.face_input(FRAMES[:0], BOXES[:0], INDEX), "0 frames, 2 are asked for"),
         (lambda: kernels.face_input(FRAMES.flip(3)[:, :, ::2], BOXES, INDEX), "the last must be 3"),
         (lambda: kernels.face_input(torch.zeros(1, 0, 9, 3).byte(), BOXES[:1], INDEX), "height 0"),
     ],

@@ -174,6 +174,16 @@ def test_floats_are_clamped(target):
         assert (image[..., 3] == 255).all()
 
 
+def test_out_is_apart_from_the_images():
+    images = torch.zeros(1, 4, 4, 3, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="out shares memory with images"):
+        kernels.convert_color(images, "rgb", "bgr", out=images)
+    with pytest.raises(ValueError, match="out shares memory with images"):
+        kernels.resize(images, (4, 4), out=images)
+    with pytest.raises(ValueError, match="17 channels, they must be 1 to 16"):
+        kernels.resize(torch.zeros(1, 4, 4, 17, dtype=torch.uint8), (4, 4))
+
+
 def test_planar_order_is_blue_green_red():
     planes = torch.tensor([1.0, 0.5, 0.0]).view(1, 3, 1, 1)
     assert kernels.convert_color(planes, "planar_bgr", "rgb").flatten().tolist() == [0, 127, 255]
