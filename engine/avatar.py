@@ -107,14 +107,8 @@ class Avatar:
         Raises:
             InputError: what is missing, damaged or does not fit, in one line.
         """
-        root = Path(path)
-        if not root.is_dir():
-            raise InputError(f"{path} {'is not a folder' if root.exists() else 'does not exist'}")
-        parts = _find_layout(root)
-        networks = {
-            "generator": _network(root, parts.generator, generator, "generator"),
-            "audio_encoder": _network(root, parts.audio_encoder, audio_encoder, "audio encoder"),
-        }
+        parts = _find_layout(Path(path))
+        networks = _networks(Path(path), parts, generator, audio_encoder)
         source: Source
         if parts.frames.is_dir():
             source, fps = ImageFolder(_numbered(parts.frames, IMAGE_SUFFIXES)), parts.fps
@@ -183,6 +177,22 @@ class Avatar:
         return frames
 
 
+def find_networks(
+    path: str | os.PathLike,
+    *,
+    generator: str | os.PathLike | None = None,
+    audio_encoder: str | os.PathLike | None = None,
+) -> dict[str, Path]:
+    """The files of an avatar's two networks, "generator" and "audio_encoder".
+
+    The arguments are those of `Avatar.load`, but neither frames nor boxes are opened.
+
+    Raises:
+        InputError: the folder is not an avatar's, or one of the files is missing.
+    """
+    return _networks(Path(path), _find_layout(Path(path)), generator, audio_encoder)
+
+
 def _usable(device: str | torch.device) -> torch.device:
     try:
         found = torch.device(device)
@@ -199,6 +209,8 @@ def _usable(device: str | torch.device) -> torch.device:
 
 
 def _find_layout(root: Path) -> _Parts:
+    if not root.is_dir():
+        raise InputError(f"{root} {'is not a folder' if root.exists() else 'does not exist'}")
     if (root / "avatar.json").exists():
         return _native(root)
     if (root / "dataset_manifest.json").exists():
@@ -297,6 +309,18 @@ def _existing(path: Path) -> Path:
     if not path.exists():
         raise InputError(f"{path} does not exist")
     return path
+
+
+def _networks(
+    root: Path,
+    parts: _Parts,
+    generator: str | os.PathLike | None,
+    audio_encoder: str | os.PathLike | None,
+) -> dict[str, Path]:
+    return {
+        "generator": _network(root, parts.generator, generator, "generator"),
+        "audio_encoder": _network(root, parts.audio_encoder, audio_encoder, "audio encoder"),
+    }
 
 
 def _network(root: Path, found: Path | None, given: str | os.PathLike | None, what: str) -> Path:

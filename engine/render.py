@@ -77,7 +77,10 @@ def render(options: argparse.Namespace) -> str:
             stopwatch=stopwatch,
         )
         total = pipeline.frame_count(speech)
-        print(f"{avatar.name}: generator in {pipeline.generator.description}", file=sys.stderr)
+        chosen = pipeline.generator
+        print(
+            f"{avatar.name}: generator in {chosen.description} ({chosen.reason})", file=sys.stderr
+        )
         started = time.perf_counter()
         with tqdm(total=total, unit=" frames", disable=None if options.progress else True) as bar:
             for frames in batches:

@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import DeviceError, InputError
 
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors")
-RUNTIMES = ("onnxruntime", "torch")
+RUNTIMES = ("tensorrt", "onnxruntime", "torch")
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,12 @@ class Network(Protocol):
     Attributes:
         dtype: the precision it computes in; inputs of another one are converted.
         description: the runtime, its device and precision, for people.
+        reason: why it is this runtime, for people.
     """
 
     dtype: torch.dtype
     description: str
+    reason: str
 
     def __call__(self, *inputs: Tensor, out: Tensor) -> Tensor:
         """Run on a batch of any size, in the order of the signature's inputs, into `out`."""
@@ -59,33 +61,87 @@ def open_network(
 
     Args:
         signature: AUDIO_ENCODER or GENERATOR.
-        path: an ONNX file or a checkpoint.
+        path: a TensorRT plan, an ONNX file or a checkpoint.
         device: where inputs and outputs are.
-        runtime: "onnxruntime" (a checkpoint is exported once and the result kept in the user's
-            cache folder) or "torch" (checkpoints only). By default ONNX Runtime, but PyTorch for
-            a checkpoint on a GPU.
+        runtime: "tensorrt" (GPUs only: a plan, or the NAME.plan built from NAME.onnx or NAME.pth
+            beside it), "onnxruntime" (a checkpoint is exported once and the result kept in the
+            user's cache folder) or "torch" (checkpoints only). By default, on a GPU, TensorRT
+            where there is a plan that fits, else ONNX Runtime, else PyTorch; on a CPU ONNX Runtime.
 
     Raises:
         InputError: the file is of another network or cannot be read, or does not fit the runtime.
+        DeviceError: no runtime that takes the file can use the device.
     """
     path = Path(path)
     suffix = path.suffix.lower()
-    if suffix == ".plan":
-        raise InputError(f"{path} is a TensorRT plan: give an ONNX file or a checkpoint instead")
-    checkpoint = suffix in CHECKPOINT_SUFFIXES
-    if runtime is None:
-        runtime = "torch" if checkpoint and device.type == "cuda" else "onnxruntime"
-    if runtime == "torch":
-        if not checkpoint:
+    if runtime is not None and runtime not in RUNTIMES:
+        raise InputError(f"runtime is {runtime!r}, it must be one of {', '.join(RUNTIMES)}")
+    if suffix == ".plan" and runtime not in (None, "tensorrt"):
+        raise InputError(f"{path} is a TensorRT plan, which the {runtime} runtime does not take")
+    if suffix == ".plan" or runtime == "tensorrt":
+        if device.type != "cuda":
+            what = f"{path} is a TensorRT plan, which" if suffix == ".plan" else "tensorrt"
+            raise InputError(
+                f"{what} needs a GPU, the device is {device}: give an ONNX file or a checkpoint, "
+                "and another runtime"
+            )
+        plan = path if suffix == ".plan" else _plan_of(path)
+        return _open("tensorrt", signature, plan, device, f"{plan.name} is what was given")
+    if runtime is not None:
+        return _open(runtime, signature, path, device, "as asked for")
+    if device.type == "cpu":
+        return _open("onnxruntime", signature, path, device, "it runs on CPUs")
+    try:
+        plan = _plan_of(path)
+        return _open("tensorrt", signature, plan, device, f"{plan.name} fits this GPU")
+    except InputError as error:
+        reason = str(error)
+    try:
+        return _open("onnxruntime", signature, path, device, reason)
+    except DeviceError as error:
+        if suffix not in CHECKPOINT_SUFFIXES:
+            raise
+        return _open("torch", signature, path, device, f"{reason}; {error}")
+
+
+def _plan_of(path: Path) -> Path:
+    """The plan that was built from a network's file and stands beside it.
+
+    Raises:
+        InputError: there is none, or it was built from another file.
+    """
+    from ..plan import read_record, source_sha256
+
+    plan = path.with_suffix(".plan")
+    if not plan.exists():
+        raise InputError(f"there is no {plan.name} beside {path} (python -m engine.build makes it)")
+    if read_record(plan).made.source_sha256 != source_sha256(path):
+        raise InputError(
+            f"{plan} was built from another {path.name}: build it again with python -m engine.build"
+        )
+    return plan
+
+
+def _open(
+    runtime: str, signature: Signature, path: Path, device: torch.device, reason: str
+) -> Network:
+    network: Network
+    if runtime == "tensorrt":
+        from .tensorrt import TensorRTNetwork
+
+        network = TensorRTNetwork(signature, path, device)
+    elif runtime == "onnxruntime":
+        from .onnxruntime import OnnxNetwork
+
+        network = OnnxNetwork(signature, path, device)
+    else:
+        if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
             raise InputError(
                 f"{path} cannot run in PyTorch: the torch runtime takes checkpoints "
                 f"({', '.join(CHECKPOINT_SUFFIXES)})"
             )
         from .torch import TorchNetwork
 
-        return TorchNetwork(signature, path, device)
-    if runtime == "onnxruntime":
-        from .onnxruntime import OnnxNetwork
-
-        return OnnxNetwork(signature, path, device)
-    raise InputError(f"runtime is {runtime!r}, it must be one of {', '.join(RUNTIMES)}")
+        network = TorchNetwork(signature, path, device)
+    network.reason = reason
+    return network

@@ -1,11 +1,5 @@
 """ONNX Runtime: on a GPU through its CUDA provider, else on the CPU."""
 
-import hashlib
-import os
-import subprocess
-import sys
-import tempfile
-from importlib import metadata
 from pathlib import Path
 from threading import Lock
 from weakref import WeakValueDictionary
@@ -17,6 +11,7 @@ from torch import Tensor
 
 from ..errors import DeviceError, InputError
 from . import CHECKPOINT_SUFFIXES, Signature
+from .exported import exported
 
 DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 NUMPY = {torch.float32: np.float32, torch.float16: np.float16}
@@ -37,10 +32,10 @@ class OnnxNetwork:
     def __init__(self, signature: Signature, path: Path, device: torch.device):
         self._device = device
         if path.suffix.lower() in CHECKPOINT_SUFFIXES:
-            path = _exported(signature, path, "fp16" if device.type == "cuda" else "fp32")
+            path = exported(signature, path, "fp16" if device.type == "cuda" else "fp32")
         self._session = _open_session(path, device)
-        self._inputs = _match(path, signature, signature.inputs, self._session.get_inputs())
-        (self._output,) = _match(path, signature, signature.outputs, self._session.get_outputs())
+        self._inputs = match(path, signature, signature.inputs, self._session.get_inputs())
+        (self._output,) = match(path, signature, signature.outputs, self._session.get_outputs())
         self.dtype = DTYPES[self._inputs[0].type]
         batch = self._inputs[0].shape[0]
         self._fixed = batch if isinstance(batch, int) else None
@@ -128,8 +123,14 @@ def _new_session(path: Path, device: torch.device) -> onnxruntime.InferenceSessi
     return session
 
 
-def _match(path: Path, signature: Signature, wanted: dict, found: list) -> list:
-    """The file's inputs (or outputs) in the signature's order: by shape, whatever their names."""
+def match(path: Path, signature: Signature, wanted: dict, found: list) -> list:
+    """The file's inputs (or outputs) in the signature's order: by shape, whatever their names.
+
+    `found` are values with name, shape and type as ONNX Runtime has them.
+
+    Raises:
+        InputError: they are not those of the signature.
+    """
 
     def fits(have: list, shape: tuple[int, ...]) -> bool:  # sizes that the file leaves free fit
         return len(have) == 1 + len(shape) and all(
@@ -148,39 +149,3 @@ def _match(path: Path, signature: Signature, wanted: dict, found: list) -> list:
         kind = signature.kind.replace("_", " ")
         raise InputError(f"{path} is not the ONNX of a(n) {kind}: it has {have}, wanted is {want}")
     return ordered
-
-
-def _exported(signature: Signature, path: Path, precision: str) -> Path:
-    """The ONNX file of a checkpoint, made by `python -m export` unless it was made before."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
-    try:
-        version = metadata.version("viseme")
-    except metadata.PackageNotFoundError:
-        version = "source"
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    target = root / "viseme" / version / f"{signature.kind}-{digest}-{precision}.onnx"
-    if target.exists():
-        return target
-    kind = signature.kind.replace("_", "-")
-    print(f"exporting {path} to ONNX, once: {target}", file=sys.stderr)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{target.parent} cannot be made: {error.strerror}") from error
-    home = str(Path(__file__).resolve().parents[2])
-    search = os.pathsep.join([home, os.environ.get("PYTHONPATH", "")])
-    # a folder of its own, so that nothing stays of an export that is killed with us
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        made = Path(folder) / target.name
-        command = [sys.executable, "-m", "export", kind, str(path.resolve()), "-o", str(made)]
-        done = subprocess.run(
-            [*command, "--precision", precision],
-            env={**os.environ, "PYTHONPATH": search},
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode != 0:
-            lines = done.stderr.strip().splitlines() or [f"export ended with {done.returncode}"]
-            raise InputError(lines[-1].removeprefix("error: "))
-        made.replace(target)
-    return target

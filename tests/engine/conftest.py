@@ -1,12 +1,17 @@
-"""An avatar in every layout, small enough to render often."""
+"""An avatar in every layout, small enough to render often; networks for TensorRT."""
 
+import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from engine.runtime import AUDIO_ENCODER, GENERATOR
+from engine.runtime.exported import cache_folder, exported
 from tests.conftest import DEMO
+from tests.engine import onnx_files
 from tests.engine.files import Folders
 
 
@@ -35,3 +40,52 @@ def own(tmp_path, small, networks) -> Folders:
     """For tests that damage what they read."""
     frames, _ = small
     return Folders(tmp_path / "avatars", frames[:4, :200, :200], [[20, 30, 120, 130]] * 4, networks)
+
+
+@pytest.fixture(scope="session")
+def trt():
+    """TensorRT for RTX, which parses and builds without a GPU."""
+    return pytest.importorskip("tensorrt_rtx", reason="no wheel of tensorrt-rtx for this platform")
+
+
+@pytest.fixture(scope="session")
+def export_cache(tmp_path_factory) -> Path:
+    """What XDG_CACHE_HOME is for tests that export checkpoints: the slow part is done once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def halves(gentle, export_cache) -> dict[str, Path]:
+    """Both networks as float16 ONNX files with a free batch, as the engine exports checkpoints."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(export_cache))
+        return {
+            signature.kind: exported(signature, gentle[signature.kind], "fp16")
+            for signature in (GENERATOR, AUDIO_ENCODER)
+        }
+
+
+@pytest.fixture(scope="session")
+def sources(gentle, halves, checkpoints, networks, export_cache, tmp_path_factory):
+    """(kind, precision, form) -> a network's file; the form is checkpoint, free or fixed."""
+    folder = tmp_path_factory.mktemp("sources")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(export_cache))
+        for kind, path in checkpoints.items():  # they were exported already
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+            shutil.copy(networks[kind], cache_folder() / f"{kind}-{digest}-fp32.onnx")
+    found = {}
+    for precision, saved, free in (("fp16", gentle, halves), ("fp32", checkpoints, networks)):
+        for kind in saved:
+            found[kind, precision, "checkpoint"] = saved[kind]
+            found[kind, precision, "free"] = free[kind]
+            fixed = onnx_files.fixed_batch(free[kind], folder / f"{kind}-{precision}.onnx")
+            found[kind, precision, "fixed"] = fixed
+    return found
+
+
+@pytest.fixture(scope="session")
+def older(gentle, tmp_path_factory) -> Path:
+    """A float32 generator for one frame, with names of its own, that float16 suits."""
+    folder = tmp_path_factory.mktemp("older")
+    return onnx_files.older_export(gentle["generator"], folder / "older.onnx")

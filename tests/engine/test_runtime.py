@@ -9,7 +9,6 @@ from onnx import helper
 
 from engine import InputError
 from engine.runtime import AUDIO_ENCODER, GENERATOR, open_network
-from export import export
 from models import checkpoint
 
 CPU = torch.device("cpu")
@@ -58,11 +57,10 @@ def test_fixed_batch(networks, inputs, expected, tmp_path, batch):
     assert (run(network, inputs) - expected).abs().max() < 1e-4  # 5 is no multiple of 3
 
 
-def test_half_precision(gentle, inputs, tmp_path):
-    export("generator", gentle["generator"], tmp_path / "half.onnx", precision="fp16")
+def test_half_precision(gentle, halves, inputs):
     with torch.inference_mode():
         expected = checkpoint.load(gentle["generator"])(*inputs)
-    network = open_network(GENERATOR, tmp_path / "half.onnx", device=CPU)
+    network = open_network(GENERATOR, halves["generator"], device=CPU)
     assert network.dtype == torch.float16
     for dtype in (torch.float32, torch.float16):  # of what it is given and asked for
         out = run(network, [t.to(dtype) for t in inputs], dtype)
@@ -148,7 +146,7 @@ def double_generator(path):
         ("a.onnx", text_file, "cannot be opened by ONNX Runtime"),
         ("a.onnx", double_generator, r"not the ONNX of a\(n\) generator: it has input .*double"),
         ("a.pth", text_file, "a.pth"),
-        ("a.plan", text_file, "TensorRT plan: give an ONNX file or a checkpoint"),
+        ("a.plan", text_file, "TensorRT plan, which needs a GPU, the device is cpu: give an ONNX"),
     ],
 )
 def test_files_of_no_use(tmp_path, name, make, message):
@@ -175,7 +173,7 @@ def test_choices(networks):
     with pytest.raises(InputError, match="the torch runtime takes checkpoints"):
         open_network(GENERATOR, networks["generator"], device=CPU, runtime="torch")
     with pytest.raises(
-        InputError, match="runtime is 'mxnet', it must be one of onnxruntime, torch"
+        InputError, match="runtime is 'mxnet', it must be one of tensorrt, onnxruntime, torch"
     ):
         open_network(GENERATOR, networks["generator"], device=CPU, runtime="mxnet")
 
