@@ -109,7 +109,7 @@ class Pipeline:
         return stages(load_pcm(speech), numbers, mode, stopwatch)
 
     def warm_up(self, *, mode: str = "crop") -> None:
-        """Record all graphs now, so that no later batch has to wait for one. Without a GPU, nothing.
+        """Record all graphs now, so that no batch waits for one later. On a CPU, nothing.
 
         Before the first render: what a ring still holds is overwritten.
 
