@@ -13,7 +13,6 @@ import kernels
 
 from .avatar import Avatar
 from .errors import InputError
-from .media import read_speech
 from .runtime import AUDIO_ENCODER, GENERATOR, open_network
 from .stopwatch import Stopwatch
 
@@ -136,7 +135,12 @@ def load_pcm(speech: str | os.PathLike | Tensor) -> Tensor:
             sample that is not finite.
     """
     name = "speech" if isinstance(speech, Tensor) else speech
-    pcm = speech if isinstance(speech, Tensor) else read_speech(speech)
+    if isinstance(speech, Tensor):
+        pcm = speech
+    else:
+        from .media import read_speech  # here: who brings PCM needs no FFmpeg
+
+        pcm = read_speech(speech)
     if pcm.ndim != 1 or pcm.dtype != torch.float32:
         raise InputError(f"{name} is {tuple(pcm.shape)} {pcm.dtype}, it must be (S,) torch.float32")
     if pcm.numel() < kernels.MIN_SAMPLES:
