@@ -15,7 +15,8 @@ def table(results: dict) -> str:
     where = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
     lines = [f"{where}; a plain copy moves {copy / 1e9:.4g} GB/s, read and written", ""]
     lines.append(
-        f"{'us a call':38}{'batch':>10}{'median':>10}{'p20':>10}{'p80':>10}{'GB/s':>9}{'of copy':>9}"
+        f"{'us a call':38}{'batch':>10}{'median':>10}{'p20':>10}{'p80':>10}"
+        f"{'GB/s':>9}{'of copy':>9}"
     )
     for name, rows in _by_stage(results):
         lines.append(name)
