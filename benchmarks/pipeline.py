@@ -230,6 +230,8 @@ def _runtimes(device: torch.device, networks: dict[str, Path], left_out: list[di
                 systems.build_plans(networks)
             except Exception as error:  # whatever a compiler on a strange GPU does
                 reason = report.reason(error)
+        if runtime == "torch" and device.type == "cpu" and there:
+            reason = f"on a CPU it is {EAGER}: the stages are the same there"
         if reason is None:
             there.append(runtime)
         else:

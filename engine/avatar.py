@@ -138,6 +138,17 @@ class Avatar:
         """Whether `batch` gives the avatar's own frames (on a GPU) or copies (on a CPU)."""
         return self._resident is not None
 
+    @property
+    def frames(self) -> Tensor:
+        """(F, H, W, 3) uint8 RGB: all of them, on a GPU, where they are resident.
+
+        Raises:
+            RuntimeError: they are not; `batch` reads some.
+        """
+        if self._resident is None:
+            raise RuntimeError("the frames of an avatar on a CPU are decoded as needed")
+        return self._resident
+
     def batch(self, numbers: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """What the face stages need to work on these frames.
 

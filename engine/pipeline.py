@@ -1,9 +1,10 @@
 """The data flow, once."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from itertools import cycle, islice
 
 import torch
@@ -11,27 +12,35 @@ from torch import Tensor
 
 import kernels
 
+from .arena import rung
 from .avatar import Avatar
 from .errors import InputError
-from .runtime import AUDIO_ENCODER, GENERATOR, open_network
+from .lane import ENCODER_RUNGS, RING, Lane, Lanes, Part, Stage, lane_shapes
+from .runtime import AUDIO_ENCODER, GENERATOR, Network, open_network
 from .stopwatch import Stopwatch
 
 LOOPS = ("pingpong", "wrap")
-ENCODER_BATCH = 32  # more than frames: the encoder's weights outweigh its windows
+ENCODER_BATCH = ENCODER_RUNGS[-1]  # more than frames: the encoder's weights outweigh its windows
 LOOK_AHEAD = 7  # how far the features go that a video frame sees beyond its own number
 
 
 class Pipeline:
     """Renders speech with one avatar. Any number of threads may render at once.
 
+    On a GPU all memory but the speech's own is taken once: buffers for `batch_size` frames, and a
+    ring of finished ones. Batches are CUDA graphs, recorded when a batch of that size first comes
+    or by `warm_up`; once they are, a batch allocates nothing and the host waits for nothing.
+    Every render that runs at the same time as others has buffers of its own.
+
     Args:
         avatar: decides the device too.
         batch_size: frames generated at once, 25 on a GPU and 8 on a CPU unless told. The frames do
             not depend on it, but for rounding in networks that PyTorch or a GPU runs.
-        runtime: "onnxruntime" or "torch"; by default what suits the avatar's networks.
+        runtime: "tensorrt", "onnxruntime" or "torch"; by default what suits the avatar's networks.
 
     Raises:
         InputError: a network cannot be opened.
+        DeviceError: the buffers do not fit the GPU.
     """
 
     def __init__(
@@ -41,10 +50,21 @@ class Pipeline:
         self.batch_size = batch_size if batch_size is not None else 25 if on_gpu else 8
         if self.batch_size < 1:
             raise InputError(f"batch size is {batch_size}, it must be at least 1")
-        self.avatar, self.device = avatar, avatar.device
+        self.avatar, self.device = avatar, avatar.boxes.device
         network = {"device": self.device, "runtime": runtime}
         self.audio_encoder = open_network(AUDIO_ENCODER, avatar.audio_encoder, **network)
         self.generator = open_network(GENERATOR, avatar.generator, **network)
+        self._lanes = None
+        if avatar.resident:
+            picture = avatar.height, avatar.width, self.generator.dtype
+            shapes = lane_shapes(self.batch_size, *picture, self.audio_encoder.dtype)
+            self._lanes = Lanes(shapes, self.device)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of the GPU that the buffers take, besides the avatar's frames and the networks; 0
+        on a CPU, where a render has its own."""
+        return self._lanes.bytes if self._lanes else 0
 
     def frame_count(self, speech: Tensor) -> int:
         """Video frames in the render of (S,) samples."""
@@ -71,7 +91,11 @@ class Pipeline:
 
         Returns:
             An iterator over (n, H, W, 3) uint8 RGB tensors on the avatar's device, n at most the
-            batch size. They are the caller's to keep.
+            batch size. On a CPU they are the caller's to keep. On a GPU they are a ring's: a batch
+            is valid while two more are taken, of this render and of one begun after it, and the
+            third overwrites it. They are ready for work on the stream that was current when they
+            were taken, the same for all batches of a render; who reads them on another stream
+            makes that one wait for this first, and this one for that before the third is taken.
 
         Raises:
             InputError: the speech cannot be used, or an argument is out of range.
@@ -80,9 +104,98 @@ class Pipeline:
         if mode not in kernels.COMPOSITE_MODES:
             allowed = ", ".join(kernels.COMPOSITE_MODES)
             raise InputError(f"mode is {mode!r}, it must be one of {allowed}")
-        return self._stages(load_pcm(speech), numbers, mode, stopwatch)
+        stages = self._on_cpu if self._lanes is None else self._on_gpu
+        return stages(load_pcm(speech), numbers, mode, stopwatch)
 
-    def _stages(
+    def warm_up(self, *, mode: str = "crop") -> None:
+        """Record all graphs now, so that no batch waits for one later. On a CPU, nothing.
+
+        Before the first render: what a ring still holds is overwritten.
+
+        Raises:
+            DeviceError: the networks' own memory does not fit the GPU.
+        """
+        if self._lanes is None:
+            return
+        with self._lanes.take() as lane, lane.turn():
+            for size in reversed(ENCODER_RUNGS):
+                self._encode(lane, size, None)
+            for size in reversed(lane.sizes):  # the largest first: the others fit its memory
+                for _ in range(RING):
+                    self._finish(lane, size, mode, None)
+
+    def stats(self, *, seconds: float = 4.0) -> dict[str, float]:
+        """Seconds that each stage takes, of the device, for one video frame of a long render.
+
+        Measured now, by rendering that many seconds of noise twice: no render pays for it.
+        """
+        noise = torch.randn(int(seconds * kernels.SAMPLE_RATE)).clamp_(-1, 1) / 4
+        for stopwatch in (Stopwatch(self.device), Stopwatch(self.device)):  # the second one counts
+            frames = sum(map(len, self.render(noise, stopwatch=stopwatch)))
+        return {name: spent / frames for name, spent in stopwatch.seconds().items()}
+
+    def _on_gpu(
+        self, pcm: Tensor, numbers: Iterator[int], mode: str, stopwatch: Stopwatch | None
+    ) -> Iterator[Tensor]:
+        total, fps, most = self.frame_count(pcm), float(self.avatar.fps), self.batch_size
+        stage = stopwatch.stage if stopwatch else None
+        schedule = torch.tensor(list(islice(numbers, total)))
+        schedule = torch.cat([schedule, schedule[-1:].expand(most - 1)])  # fills the last batch up
+        encoded = 0
+        with self._lanes.take() as lane:
+            with lane.turn():
+                pcm, schedule = lane.upload(pcm, schedule)
+                precision = {"dtype": self.generator.dtype, "device": self.device}
+                features = torch.empty(total - 2, kernels.FEATURE, **precision)
+                with stage("log_mel") if stage else nullcontext():
+                    mel = kernels.log_mel(pcm)
+            for first in range(0, total, most):
+                n = min(most, total - first)
+                with lane.turn():
+                    while encoded < min(first + n + LOOK_AHEAD, len(features)):
+                        m = min(ENCODER_BATCH, len(features) - encoded)
+                        windows = lane.windows[:m]
+                        kernels.mel_windows(mel, fps=fps, start=encoded, count=m, out=windows)
+                        features[encoded : encoded + m] = self._encode(lane, m, stage)
+                        encoded += m
+                    kernels.feature_windows(features, start=first, count=n, out=lane.audio[:n])
+                    lane.index.copy_(schedule[first : first + most])
+                    finished = self._finish(lane, n, mode, stage)
+                yield finished
+
+    def _encode(self, lane: Lane, m: int, stage: Stage | None) -> Tensor:
+        """The audio encoder, on the lane's first m windows: (m, 512)."""
+        size = rung(ENCODER_RUNGS, m)
+        work = partial(self.audio_encoder, lane.windows[:size], out=lane.encoded[:size])
+        lane.run((size,), [_network("audio encoder", self.audio_encoder, work)], stage)
+        return lane.encoded[:m]
+
+    def _finish(self, lane: Lane, n: int, mode: str, stage: Stage | None) -> Tensor:
+        """From the lane's first n indices and feature windows to finished frames."""
+        size = rung(lane.sizes, n)
+        slot, ring = lane.next_slot()
+        frames, boxes = self.avatar.frames, self.avatar.boxes
+        index, audio, finished = lane.index[:size], lane.audio[:size], ring[:size]
+        inputs, crops, generated = lane.inputs[:size], lane.crops[:size], lane.generated[:size]
+        parts = [
+            Part(
+                "face_input",
+                lambda: kernels.face_input(frames, boxes, index, out=(inputs, crops)),
+            ),
+            _network(
+                "generator", self.generator, partial(self.generator, inputs, audio, out=generated)
+            ),
+            Part(
+                "composite",
+                lambda: kernels.composite(
+                    frames, boxes, index, crops, generated, mode=mode, out=finished
+                ),
+            ),
+        ]
+        lane.run((size, slot, mode), parts, stage)
+        return ring[:n]
+
+    def _on_cpu(
         self, pcm: Tensor, numbers: Iterator[int], mode: str, stopwatch: Stopwatch | None
     ) -> Iterator[Tensor]:
         total, fps = self.frame_count(pcm), float(self.avatar.fps)
@@ -122,9 +235,13 @@ class Pipeline:
                 with stage("composite"):
                     finished = kernels.composite(
                         frames, boxes, index, crops[:n], generated[:n],
-                        mode=mode, out=None if self.avatar.resident else frames,
+                        mode=mode, out=frames,
                     )  # fmt: skip
                 yield finished
+
+
+def _network(name: str, network: Network, work: Callable[[], object]) -> Part:
+    return Part(name, work, record=network.recordable, stream=network.stream)
 
 
 def load_pcm(speech: str | os.PathLike | Tensor) -> Tensor:

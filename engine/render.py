@@ -1,31 +1,29 @@
 """`python -m engine.render`: speech and an avatar in, an mp4 out."""
 
 import argparse
-import os
-import shutil
 import signal
 import sys
 import time
 import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 import torch
-from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from kernels import COMPOSITE_MODES
 
 from .avatar import Avatar
 from .errors import DeviceError, InputError
+from .images import IMAGE_FORMATS, QUALITY, ImageWriter
 from .media import VideoWriter
 from .pipeline import LOOPS, Pipeline, load_pcm
 from .runtime import RUNTIMES
 from .stopwatch import Stopwatch
-
-IMAGE_FORMATS = {"png": {"compress_level": 1}, "jpg": {"quality": 95, "subsampling": 0}}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,8 +53,11 @@ def render(options: argparse.Namespace) -> str:
         # Speech and folders first: what is wrong there should not wait for the networks.
         speech = load_pcm(options.audio)
         speech_read = time.perf_counter() - begin
-        images = options.frames and outputs.enter_context(
-            ImageWriter(options.frames, options.frames_format)
+        folder, kind = options.frames, options.frames_format
+        if options.jpeg:
+            folder, kind = options.jpeg, "jpg"
+        images = folder and outputs.enter_context(
+            ImageWriter(folder, kind, quality=options.quality)
         )
         pipeline = _open_pipeline(options)
         avatar, stopwatch = pipeline.avatar, Stopwatch(pipeline.device)
@@ -78,17 +79,19 @@ def render(options: argparse.Namespace) -> str:
         )
         total = pipeline.frame_count(speech)
         chosen = pipeline.generator
+        buffers = pipeline.buffer_bytes
+        size = f", {buffers / 2**30:.2f} GiB of buffers" if buffers else ""
         print(
-            f"{avatar.name}: generator in {chosen.description} ({chosen.reason})", file=sys.stderr
+            f"{avatar.name}: generator in {chosen.description} ({chosen.reason}){size}",
+            file=sys.stderr,
         )
         started = time.perf_counter()
         with tqdm(total=total, unit=" frames", disable=None if options.progress else True) as bar:
-            for frames in batches:
+            for frames, pixels in on_host(batches):
                 with stopwatch.stage("write", host=True):
-                    pixels = frames.cpu().numpy()
                     writer.write(pixels)
                     if images:
-                        images.write(pixels)
+                        images.write(frames, pixels)
                 bar.update(len(pixels))
         rate = total / (time.perf_counter() - started)
     took = time.perf_counter() - begin
@@ -100,39 +103,37 @@ def render(options: argparse.Namespace) -> str:
     )
 
 
-class ImageWriter:
-    """Numbered images in a folder that appears whole or not at all: 000000.png, 000001.png, ...
+def on_host(batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Every batch with a copy of it on the host, valid until the next one is taken.
 
-    Raises:
-        InputError: the folder exists and holds something, or cannot be made.
+    From a GPU, a batch is copied on a stream of its own while the next one is made: it comes out
+    when that one is under way, while the ring that the pipeline's batches lie in still holds it.
     """
+    streams: list[torch.cuda.Stream] = []
+    buffers: list[Tensor] = []
+    waiting: tuple[Tensor, Tensor, torch.cuda.Event] | None = None
+    for number, frames in enumerate(batches):
+        if not frames.is_cuda:
+            yield frames, frames.numpy()
+            continue
+        if not buffers:  # the first batch is the largest
+            streams = [torch.cuda.Stream(frames.device)]
+            buffers = [torch.empty(frames.shape, dtype=torch.uint8).pin_memory() for _ in range(2)]
+        copy, (stream,) = buffers[number % 2][: len(frames)], streams
+        stream.wait_stream(torch.cuda.current_stream(frames.device))
+        with torch.cuda.stream(stream):
+            copy.copy_(frames, non_blocking=True)
+            copied = stream.record_event()
+        before, waiting = waiting, (frames, copy, copied)
+        if before is not None:
+            yield _arrived(*before)
+    if waiting is not None:
+        yield _arrived(*waiting)
 
-    def __init__(self, folder: str | os.PathLike, kind: str):
-        self.folder, self._kind, self._written = Path(folder).absolute(), kind, 0
-        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise InputError(f"{folder} exists and is not an empty folder")
-        self._partial = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.partial")
-        try:
-            self._partial.mkdir()
-        except OSError as error:
-            raise InputError(f"{folder} cannot be made: {error.strerror}") from error
 
-    def write(self, frames: np.ndarray) -> None:
-        """Append frames, (n, H, W, 3) uint8 RGB."""
-        for frame in frames:
-            name = f"{self._written:06}.{self._kind}"
-            Image.fromarray(frame).save(self._partial / name, **IMAGE_FORMATS[self._kind])
-            self._written += 1
-
-    def __enter__(self) -> "ImageWriter":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._partial.replace(self.folder)
-        finally:
-            shutil.rmtree(self._partial, ignore_errors=True)
+def _arrived(frames: Tensor, copy: Tensor, copied: torch.cuda.Event) -> tuple[Tensor, np.ndarray]:
+    copied.synchronize()
+    return frames, copy.numpy()
 
 
 def _open_pipeline(options: argparse.Namespace) -> Pipeline:
@@ -182,8 +183,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--avatar", required=True, metavar="DIR", help="avatar folder, any of the four layouts")
     add("--audio", required=True, metavar="FILE", help="speech: any audio or video file")
     add("-o", "--output", required=True, metavar="OUT.mp4")
-    add("--frames", metavar="DIR", help="also write the frames as numbered images")
-    add("--frames-format", choices=IMAGE_FORMATS, default="png")
+    images = parser.add_mutually_exclusive_group()
+    images.add_argument("--frames", metavar="DIR", help="also write the frames as numbered images")
+    images.add_argument(
+        "--jpeg", metavar="DIR", help="the same as JPEG, made on the GPU with nvImageCodec there"
+    )
+    add("--frames-format", choices=IMAGE_FORMATS, default="png", help="of --frames")
+    add("--quality", type=int, default=QUALITY, metavar="Q", help="of a JPEG, 1 to 100 (95)")
     add("--batch-size", type=int, metavar="N", help="frames at once (25 on a GPU, 8 on a CPU)")
     add("--loop", choices=LOOPS, default="pingpong", help="how the avatar's frames repeat")
     add("--start-frame", type=int, metavar="N", help="the avatar's frame to begin with")

@@ -39,11 +39,16 @@ class Network(Protocol):
         dtype: the precision it computes in; inputs of another one are converted.
         description: the runtime, its device and precision, for people.
         reason: why it is this runtime, for people.
+        recordable: whether a CUDA graph can hold its calls, those of a batch size that ran before.
+        stream: where replays of such graphs follow each other, because all calls share memory that
+            is not the graph's; None where they do not.
     """
 
     dtype: torch.dtype
     description: str
     reason: str
+    recordable: bool
+    stream: torch.cuda.Stream | None
 
     def __call__(self, *inputs: Tensor, out: Tensor) -> Tensor:
         """Run on a batch of any size, in the order of the signature's inputs, into `out`."""

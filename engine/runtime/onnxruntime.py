@@ -29,6 +29,8 @@ class OnnxNetwork:
         InputError: not an ONNX file, one of another network, or CUDA that does not start.
     """
 
+    recordable, stream = False, None  # the session has a stream of its own, and is waited for
+
     def __init__(self, signature: Signature, path: Path, device: torch.device):
         self._device = device
         if path.suffix.lower() in CHECKPOINT_SUFFIXES:

@@ -28,6 +28,8 @@ class TensorRTNetwork:
             build it again.
     """
 
+    recordable = True
+
     def __init__(self, signature: Signature, path: Path, device: torch.device):
         record = check(path, signature, device)
         made = record.made
@@ -37,6 +39,11 @@ class TensorRTNetwork:
         self._least, _, self._most = made.batch
         self.dtype = DTYPES[made.precision]
         self.description = f"{made.flavor} {made.version}, {device}, {self.dtype}"
+
+    @property
+    def stream(self) -> torch.cuda.Stream:
+        """A recorded call uses the engine's scratch memory too, and waits for nobody by itself."""
+        return self._engine.stream
 
     def __call__(self, *inputs: Tensor, out: Tensor) -> Tensor:
         for first in range(0, out.shape[0], self._most):
@@ -72,7 +79,7 @@ class _Engine:
         self._log, self._device = logger(flavor), device
         self._log.clear()
         with torch.cuda.device(device):
-            self._stream = torch.cuda.Stream(device)
+            self.stream = torch.cuda.Stream(device)
             torch.cuda.empty_cache()  # what PyTorch keeps for later, TensorRT may need
             self._runtime = flavor.module().Runtime(self._log)
             self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
@@ -100,9 +107,9 @@ class _Engine:
                 if self._addresses.get(name) != tensor.data_ptr():
                     self._must(self._context.set_tensor_address(name, tensor.data_ptr()))
                     self._addresses[name] = tensor.data_ptr()
-            self._stream.wait_stream(current)
-            self._must(self._context.execute_async_v3(self._stream.cuda_stream))
-            current.wait_stream(self._stream)
+            self.stream.wait_stream(current)
+            self._must(self._context.execute_async_v3(self.stream.cuda_stream))
+            current.wait_stream(self.stream)
 
     def _must(self, done: bool) -> None:
         if not done:

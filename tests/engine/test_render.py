@@ -15,7 +15,7 @@ from scipy.io import wavfile
 
 from engine import Avatar, Pipeline
 from engine.media import read_speech
-from engine.render import main
+from engine.render import main, on_host
 from tests.conftest import DEMO
 from tests.engine.files import silent_film, write_audio
 
@@ -82,6 +82,29 @@ def test_frames(native, audio, tmp_path, kind):
     first = next(batches)[0].numpy().astype(int)
     image = np.asarray(Image.open(folder / f"000000.{kind}")).astype(int)
     assert np.abs(image - first).mean() < (0.001 if kind == "png" else 2)
+
+
+def test_jpeg(native, audio, tmp_path):
+    """The same frames as --frames, as JPEG, the better the quality the larger."""
+    sizes = []
+    for quality in (60, 95):
+        folder = tmp_path / f"q{quality}"
+        options = ["--jpeg", folder, "--quality", quality, "--device", "cpu"]
+        assert render("--avatar", native, "--audio", audio, "-o", tmp_path / "o.mp4", *options) == 0
+        assert sorted(p.name for p in folder.iterdir()) == [f"{i:06}.jpg" for i in range(14)]
+        sizes.append(sum(path.stat().st_size for path in folder.iterdir()))
+        first = next(Pipeline(Avatar.load(native)).render(audio))[0].numpy().astype(int)
+        with Image.open(folder / "000000.jpg") as image:
+            assert image.format == "JPEG"
+            assert np.abs(np.asarray(image).astype(int) - first).mean() < 3
+    assert sizes[0] < 0.7 * sizes[1]
+
+
+def test_batches_on_the_host_are_the_batches():
+    batches = [torch.full((2, 4, 4, 3), i, dtype=torch.uint8) for i in range(5)]
+    pairs = list(on_host(iter(batches)))
+    assert all(pair[0] is batch for pair, batch in zip(pairs, batches, strict=True))
+    assert all(np.shares_memory(pixels, frames.numpy()) for frames, pixels in pairs)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +182,8 @@ def test_bad_speech(native, tmp_path, capsys, make, message):
         (["--runtime", "torch"], "the torch runtime takes checkpoints"),
         (["--frames", "."], "exists and is not an empty folder"),
         (["--frames", "no/folder"], "cannot be made"),
+        (["--jpeg", "."], "exists and is not an empty folder"),
+        (["--jpeg", "images", "--quality", "0"], "quality is 0, it must be 1 to 100"),
     ],
 )
 def test_bad_options(native, audio, tmp_path, monkeypatch, capsys, options, message):
@@ -178,7 +203,15 @@ def test_no_gpu(native, audio, tmp_path, capsys):
     assert "PyTorch finds no CUDA GPU here" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options", [["--loop", "bounce"], ["--mode", "x"], ["--batch-size", "x"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--loop", "bounce"],
+        ["--mode", "x"],
+        ["--batch-size", "x"],
+        ["--frames", "a", "--jpeg", "b"],
+    ],
+)
 def test_bad_words(native, audio, capsys, options):
     with pytest.raises(SystemExit) as caught:
         render("--avatar", native, "--audio", audio, "-o", "o.mp4", *options)
