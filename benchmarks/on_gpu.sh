@@ -45,9 +45,11 @@ part() { # name, seconds it may take, command
 
 everything() {
     describe
-    part tests 240 python3 -m pytest tests/kernels -m gpu -q \
+    # together within nine minutes
+    part tests 165 python3 -m pytest tests/kernels tests/engine -m gpu -q \
         --continue-on-collection-errors --junitxml="$out/tests.xml"
-    part kernels 240 python3 -m benchmarks.kernels --out "$out"
+    part pipeline 220 python3 -m benchmarks.pipeline --out "$out"
+    part kernels 150 python3 -m benchmarks.kernels --out "$out"
     return "$failed"
 }
 

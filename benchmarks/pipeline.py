@@ -66,7 +66,6 @@ class Job:
     """One side at one batch size and one size of frames."""
 
     side: str
-    runtime: str
     scene: Scene
     batch: int
     make: Callable[..., System]
@@ -85,7 +84,7 @@ def jobs(plan: Plan, scenes: list[Scene], device: torch.device, there: list[str]
         settings = {"device": cpu if side == ON_CPU else device, "limit": plan.limit, **changed}
         title = NAMES[runtime] + f" {COMPILED}" * ("limit" in changed)
         name = side if side == EAGER else f"{side}, {title}"
-        return Job(name, runtime, scene, batch, make, **settings)
+        return Job(name, scene, batch, make, **settings)
 
     best = "torch" if systems.absent("onnxruntime", cpu) else "onnxruntime"
     sides = [(OURS, runtime) for runtime in there]
@@ -117,15 +116,16 @@ def measure(job: Job, plan: Plan) -> dict:
     gc.collect()
     free = renders.free_memory(cuda)
     system = job.make(job.scene, job.device, job.batch)
-    first = renders.speech(renders.whole(job.batch, 0))
-    once = renders.render(system, first, cuda)[0]  # with what the first batch sets up
-    if cuda or once < 10 * plan.sample:
-        once = renders.render(system, first, cuda)[0]
+    # on a GPU enough batches for all graphs to be recorded, on a CPU as few as there can be
     least, most = plan.frames if cuda else (1, plan.frames[1])
-    wanted = min(most, renders.whole(job.batch, 0) / once * plan.sample)
-    frames = renders.whole(job.batch, max(least * job.batch, wanted))
+    frames = renders.whole(job.batch, least * job.batch)
     pcm = renders.speech(frames)
-    if cuda:  # sizes of the audio encoder's batches that the first did not have
+    once = renders.render(system, pcm, cuda)[0]
+    if cuda or once < 10 * plan.sample:  # the first was no measure
+        once = renders.render(system, pcm, cuda)[0]
+    frames = renders.whole(job.batch, max(frames, min(most, frames / once * plan.sample)))
+    pcm = renders.speech(frames)
+    if cuda:  # sizes of the audio encoder's batches that did not come so far
         renders.render(system, pcm, cuda)
     watch = partial(Stopwatch, system.clock)
     # On a GPU the times of stages are taken in renders of their own, the second of which counts:
@@ -158,7 +158,8 @@ def measure(job: Job, plan: Plan) -> dict:
         row |= renders.counts(system, pcm, frames // job.batch)
         held = len(avatar) * avatar.height * avatar.width * 3
         held = 0 if job.side.startswith(SPLIT) else held
-        row["device memory, bytes"] = max(0, free - renders.free_memory(cuda)) + held
+        # with what PyTorch keeps for later: it was needed once
+        row["device memory, bytes"] = max(0, free - torch.cuda.mem_get_info()[0]) + held
     return row
 
 
