@@ -48,6 +48,7 @@ class Plan:
     frames: tuple[int, int]  # rendered at once: at least, in batches, and at most
     sample: float  # seconds for the samples of one figure
     limit: float  # seconds that one side may take
+    preparing: float  # seconds that exporting, or building plans, may take
     total: float  # seconds of the whole run
     copied: int  # bytes, for the copy bandwidth
     matrix: int  # rows, for the rate of arithmetic
@@ -55,9 +56,9 @@ class Plan:
 
 SIZES = ((720, 1280), (1080, 1920))
 BATCHES = (1, 4, 8, 16, 25, 40)
-GPU = Plan(BATCHES, SIZES, 25, 60, (4, 240), 0.3, 20.0, 190.0, 1 << 30, 8192)
-CPU = Plan(BATCHES, SIZES, 25, 60, (1, 100), 1.0, 60.0, 900.0, 1 << 28, 1024)
-QUICK = Plan((1, 4), ((180, 320),), 4, 8, (1, 4), 0.01, 30.0, 60.0, 1 << 22, 128)
+GPU = Plan(BATCHES, SIZES, 25, 60, (4, 240), 0.3, 20.0, 60.0, 190.0, 1 << 30, 8192)
+CPU = Plan(BATCHES, SIZES, 25, 60, (1, 100), 1.0, 60.0, 300.0, 900.0, 1 << 28, 1024)
+QUICK = Plan((1, 4), ((180, 320),), 4, 8, (1, 4), 0.01, 120.0, 300.0, 300.0, 1 << 22, 128)
 COMPILING = 70.0  # seconds for a side that PyTorch compiles first
 
 
@@ -73,8 +74,15 @@ class Job:
     limit: float
 
 
-def jobs(plan: Plan, scenes: list[Scene], device: torch.device, there: list[str]) -> Iterator[Job]:
-    """What matters most comes first: the time may run out. `there` are the device's runtimes."""
+def jobs(
+    plan: Plan, scenes: list[Scene], device: torch.device, there: list[str], on_cpu: str
+) -> Iterator[Job]:
+    """What matters most comes first: the time may run out.
+
+    Args:
+        there: the device's runtimes.
+        on_cpu: the runtime of what is wholly on the CPU.
+    """
     cpu, on_gpu = torch.device("cpu"), device.type == "cuda"
 
     def job(scene: Scene, batch: int, side: str, runtime: str, **changed) -> Job:
@@ -86,10 +94,9 @@ def jobs(plan: Plan, scenes: list[Scene], device: torch.device, there: list[str]
         name = side if side == EAGER else f"{side}, {title}"
         return Job(name, scene, batch, make, **settings)
 
-    best = "torch" if systems.absent("onnxruntime", cpu) else "onnxruntime"
     sides = [(OURS, runtime) for runtime in there]
     sides += [(SPLIT, runtime) for runtime in there] if on_gpu else []
-    sides += [(EAGER, "torch"), (ON_CPU, best)]
+    sides += [(EAGER, "torch"), (ON_CPU, on_cpu)]
     compiled = [(OURS, "torch"), (SPLIT, "torch")] if on_gpu else []
     ends = list(dict.fromkeys((plan.main, 1)))
     between = [batch for batch in plan.batches if batch not in ends]
@@ -201,12 +208,22 @@ def main() -> int:
     folder = Path(options.out)
     with tempfile.TemporaryDirectory() as scratch:
         networks = systems.save_networks(Path(scratch))
-        there = _runtimes(device, networks, left_out)
+        there = []
+        for runtime in RUNTIMES:  # the fastest first
+            fault = _fault(runtime, device, networks, plan)
+            if runtime == "torch" and device.type == "cpu" and there:
+                fault = f"on a CPU it is {EAGER}: the stages are the same there"
+            if fault is None:
+                there.append(runtime)
+            else:
+                left_out.append({"side": f"{OURS}, {NAMES[runtime]}", "reason": fault})
+        fault = _fault("onnxruntime", torch.device("cpu"), networks, plan)
+        on_cpu = "torch" if fault else "onnxruntime"
         scenes = [
             systems.make_scene(Path(scratch) / f"{width}", networks, width, height, plan.avatar)
             for width, height in plan.sizes
         ]
-        todo = list(jobs(plan, scenes, device, there))
+        todo = list(jobs(plan, scenes, device, there, on_cpu))
         for job in tqdm(todo, desc="systems", disable=None):
             _measure_one(job, plan, end, results)
             _save(results, folder)  # a compiler, or a GPU, may hang in ways that nothing here ends
@@ -221,23 +238,17 @@ def main() -> int:
     return 0 if any(row["side"].startswith(OURS) for row in measured) else 1
 
 
-def _runtimes(device: torch.device, networks: dict[str, Path], left_out: list[dict]) -> list[str]:
-    """The device's, the fastest first."""
-    there = []
-    for runtime in RUNTIMES:
-        reason = systems.absent(runtime, device)
-        if runtime == "tensorrt" and reason is None:
-            try:
-                systems.build_plans(networks)
-            except Exception as error:  # whatever a compiler on a strange GPU does
-                reason = report.reason(error)
-        if runtime == "torch" and device.type == "cpu" and there:
-            reason = f"on a CPU it is {EAGER}: the stages are the same there"
-        if reason is None:
-            there.append(runtime)
-        else:
-            left_out.append({"side": f"{OURS}, {NAMES[runtime]}", "reason": reason})
-    return there
+def _fault(runtime: str, device: torch.device, networks: dict[str, Path], plan: Plan) -> str | None:
+    """Why a runtime cannot be measured; None where its networks are ready."""
+    reason = systems.absent(runtime, device)
+    if reason is not None:
+        return reason
+    try:
+        with timing.limit(plan.preparing):
+            systems.prepare(runtime, device, networks)
+    except Exception as error:  # whatever an exporter or a compiler on a strange GPU does
+        return report.reason(error)
+    return None
 
 
 def _measure_one(job: Job, plan: Plan, end: float, results: dict) -> None:

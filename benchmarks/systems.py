@@ -27,6 +27,7 @@ from benchmarks import frame_loop
 from engine import Avatar, Pipeline
 from engine.pipeline import ENCODER_BATCH, frame_numbers
 from engine.runtime import AUDIO_ENCODER, GENERATOR, Network, open_network
+from engine.runtime.exported import exported
 from engine.stopwatch import Stopwatch
 from examples.networks import untrained
 from kernels import CROP, FEATURE, MEL_BANDS, ROI, reference
@@ -38,7 +39,6 @@ FPS = 25.0
 BOX = 182  # pixels, about
 WORKERS = os.cpu_count() or 1
 CACHE_BYTES = 1 << 30  # frames decoded beforehand, on a CPU: all systems are spared it
-BUILDING = 60.0  # seconds that TensorRT may take for both plans
 
 
 @dataclass(frozen=True)
@@ -130,19 +130,21 @@ def absent(runtime: str, device: torch.device) -> str | None:
     return None
 
 
-def build_plans(networks: dict[str, Path]) -> None:
-    """TensorRT plans beside the checkpoints.
+def prepare(runtime: str, device: torch.device, networks: dict[str, Path]) -> None:
+    """What a runtime makes of checkpoints: plans beside them, or ONNX files in the user's cache.
 
     Raises:
-        RuntimeError: they cannot be built, in one line.
-        subprocess.TimeoutExpired: not in the time there is.
+        RuntimeError, InputError: it cannot be made, in one line.
     """
     for kind, path in networks.items():
-        command = [sys.executable, "-m", "engine.build", kind.replace("_", "-"), str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=BUILDING / 2)
-        if done.returncode != 0:
-            lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise RuntimeError(lines[-1].removeprefix("error: "))
+        if runtime == "onnxruntime":
+            exported(SIGNATURES[kind], path, "fp16" if device.type == "cuda" else "fp32")
+        if runtime == "tensorrt":
+            command = [sys.executable, "-m", "engine.build", kind.replace("_", "-"), str(path)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode != 0:
+                lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+                raise RuntimeError(lines[-1].removeprefix("error: "))
 
 
 # --- who renders it ------------------------------------------------------------------------------

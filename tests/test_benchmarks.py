@@ -222,7 +222,7 @@ def test_all_systems_make_the_same_frames(scene):
 def test_the_jobs_of_the_pipeline_on_a_gpu(scene):
     """Their list is made without one; what they do is not."""
     scenes = [scene, replace(scene, width=181)]
-    jobs = list(pipeline.jobs(pipeline.GPU, scenes, torch.device("cuda"), list(RUNTIMES)))
+    jobs = list(pipeline.jobs(pipeline.GPU, scenes, torch.device("cuda"), list(RUNTIMES), "torch"))
     settings = {(job.scene, job.batch) for job in jobs}
     assert len(settings) == 12
     sides = {job.side for job in jobs}
@@ -264,5 +264,5 @@ def test_a_system_that_fails_is_left_out_in_one_line(scene):
     pipeline._measure_one(job, pipeline.QUICK, time.monotonic() + 60, results)
     pipeline._measure_one(job, pipeline.QUICK, time.monotonic(), results)
     reasons = [row["reason"] for row in results["left out"]]
-    assert reasons == ["RuntimeError: no luck", "TimeoutError: the 60 s of the run were over"]
+    assert reasons == ["RuntimeError: no luck", "TimeoutError: the 300 s of the run were over"]
     assert results["measured"] == []
