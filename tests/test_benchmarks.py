@@ -204,8 +204,21 @@ def scene(tmp_path_factory, checkpoints) -> systems.Scene:
     return systems.make_scene(tmp_path_factory.mktemp("scene") / "s", checkpoints, 180, 320, 8)
 
 
-def test_all_systems_make_the_same_frames(scene):
+class Quick:
+    """A network whose output depends on all its inputs, and costs nothing."""
+
+    dtype, description = torch.float32, "quick"
+
+    def __call__(self, *inputs: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        if len(inputs) == 1:  # the audio encoder
+            return out.copy_(inputs[0].flatten(1)[:, :512])
+        tint = torch.sigmoid(inputs[1].flatten(1)[:, ::97].mean(dim=1))
+        return out.copy_((inputs[0][:, :3] + tint[:, None, None, None]) / 2)
+
+
+def test_all_systems_make_the_same_frames(scene, monkeypatch):
     """Batches of 3: 7 frames are two whole ones and a part of one, of a ring of two buffers."""
+    monkeypatch.setattr(systems, "_kept", lambda *_: Quick())
     pcm = renders.speech(7)
     ours = systems.viseme(scene, CPU, 3, runtime="torch")
     expected = torch.cat(list(ours.render(pcm, None))).int()
@@ -217,6 +230,8 @@ def test_all_systems_make_the_same_frames(scene):
     bgr = torch.stack([torch.from_numpy(frame) for frame in frames]).int()
     # JPEG decoders differ by little
     assert ((bgr.flip(-1) - expected).abs() <= 3).float().mean() > 0.99
+    box = [slice(*ends) for ends in ((106, 176), (45, 115))]  # within the face
+    assert ((bgr.flip(-1) - expected)[:, box[0], box[1]].abs() <= 3).float().mean() > 0.98
 
 
 def test_the_jobs_of_the_pipeline_on_a_gpu(scene):
