@@ -12,7 +12,6 @@ import kernels
 from benchmarks import frame_loop
 from engine import Avatar, InputError, Pipeline
 from engine.pipeline import frame_numbers
-from engine.stopwatch import Stopwatch
 from models import checkpoint
 from tests.conftest import DEMO, ROOT
 
@@ -220,20 +219,6 @@ def test_loop_and_start(pipeline, folders, short):
 def test_bad_input_is_said_at_once(pipeline, short, call, message):
     with pytest.raises(InputError, match=message):
         call(pipeline, short)
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
-@pytest.mark.parametrize("mode", kernels.COMPOSITE_MODES)
-def test_cuda_matches_the_cpu(native, gentle, short, runtime, mode):
-    expected = finished(Pipeline(Avatar.load(native, **gentle)), short, mode=mode)
-    avatar = Avatar.load(native, device="cuda", **gentle)
-    for batch_size in (1, 8, 25):
-        pipeline = Pipeline(avatar, batch_size=batch_size, runtime=runtime)
-        stopwatch = Stopwatch(avatar.device)
-        frames = finished(pipeline, short, mode=mode, stopwatch=stopwatch).cpu()
-        assert ((frames.int() - expected.int()).abs() <= 2).float().mean() >= 0.999
-        assert stopwatch.seconds()["generator"] > 0
 
 
 STUB = """

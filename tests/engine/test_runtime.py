@@ -1,14 +1,17 @@
 """The runtimes: any ONNX file in the wild, checkpoints, and what is neither."""
 
 import shutil
+from functools import partial
 
 import onnx
 import pytest
 import torch
 from onnx import helper
+from torch import nn
 
 from engine import InputError
 from engine.runtime import AUDIO_ENCODER, GENERATOR, open_network
+from engine.runtime.torch import Compiled, fold_batch_norms
 from models import checkpoint
 
 CPU = torch.device("cpu")
@@ -100,6 +103,75 @@ def test_torch_runs_checkpoints(checkpoints, inputs, expected):
     network = open_network(GENERATOR, checkpoints["generator"], device=CPU, runtime="torch")
     assert "PyTorch" in network.description
     assert (run(network, inputs) - expected).abs().max() < 1e-4
+
+
+def test_batch_norms_are_folded(checkpoints, inputs, expected):
+    module = checkpoint.load(checkpoints["generator"])
+    first = module.inc.inconv[0].conv[1]
+    first.running_var[0] = 1e6  # beyond float16, as trained ones may be
+    pair = [tensor[:2].double() for tensor in inputs]
+    module.double()
+    with torch.inference_mode():
+        wanted = module(*pair)
+    folded = fold_batch_norms(module)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
+    with torch.inference_mode():
+        assert (folded(*pair) - wanted).abs().max() < 1e-12
+    folded.half()
+    assert all(torch.isfinite(weight).all() for weight in folded.parameters())
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """A module as on a GPU, but for the compiler, which only traces; and the sizes traced."""
+    sizes = []
+
+    def backend(graph, examples):
+        sizes.append([len(t) for t in examples if t.ndim == 4][-1])
+        return graph.forward
+
+    compiler = partial(torch.compile, backend=backend)
+    monkeypatch.setattr(torch, "compile", compiler)
+    torch.manual_seed(0)
+    return Compiled(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).requires_grad_(False)), sizes
+
+
+def test_few_sizes_are_compiled(compiled):
+    run, sizes = compiled
+    for n in (0, 1, 2, 3, 4, 25, 26, 40, 41, 81, 30):
+        x = torch.randn(n, 3, 2, 2)
+        assert torch.allclose(run(x), run._module(x), atol=1e-6) and len(run(x)) == n
+    assert sorted(sizes) == [1, 4, 25, 40]
+
+
+@pytest.mark.parametrize("reason", ["no compiler\nat all", ""])
+def test_without_a_compiler(monkeypatch, recwarn, reason):
+    def compile(*_, **__):
+        def fail(*_):
+            raise RuntimeError(reason)
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compile)
+    run = Compiled(nn.Flatten())
+    x = torch.randn(5, 3, 2, 2)
+    for _ in range(2):
+        assert torch.equal(run(x), x.flatten(1))
+    (warning,) = recwarn
+    said = f"PyTorch runs without its compiler: {reason[:11] or 'RuntimeError'}"
+    assert str(warning.message) == said
+
+
+def test_memory_that_runs_out_is_not_the_compilers_fault(monkeypatch):
+    def compile(*_, **__):
+        def fail(*_):
+            raise torch.OutOfMemoryError("none left")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compile)
+    with pytest.raises(torch.OutOfMemoryError):
+        Compiled(nn.Flatten())(torch.randn(5, 3, 2, 2))
 
 
 def test_a_checkpoint_is_exported_once(checkpoints, inputs, expected, tmp_path, capfd):

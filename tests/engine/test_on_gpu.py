@@ -1,0 +1,251 @@
+"""The pipeline on a GPU: its frames against the CPU's, what it allocates, what it waits for."""
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import kernels
+from engine import Avatar, Pipeline, images
+from engine.build import main as build
+from engine.errors import DeviceError
+from engine.flavor import FLAVORS, gpu_architecture
+from engine.lane import RING
+from engine.pipeline import frame_numbers
+from engine.render import on_host
+from engine.runtime import RUNTIMES
+from engine.stopwatch import Stopwatch
+
+pytestmark = pytest.mark.gpu
+
+WARM = 3 * RING  # batches until every graph of a full batch is there, and the encoder's
+
+
+@pytest.fixture(scope="module")
+def short(speech) -> torch.Tensor:
+    """1.7 s: 42 frames, one batch of 40 and more."""
+    return speech[16000:43200]
+
+
+@pytest.fixture(scope="module")
+def noise() -> torch.Tensor:
+    """12 minutes: 18,000 frames."""
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(12 * 60 * 16000, generator=generator).clamp_(-1, 1) / 4
+
+
+@pytest.fixture(scope="module")
+def expected(native, gentle, short) -> dict[str, torch.Tensor]:
+    """What the CPU renders, in both modes."""
+    pipeline = Pipeline(Avatar.load(native, **gentle))
+    return {mode: finished(pipeline, short, mode=mode) for mode in kernels.COMPOSITE_MODES}
+
+
+@pytest.fixture(scope="module", params=RUNTIMES)
+def make(request, native, gentle, halves, tmp_path_factory):
+    """batch size -> a pipeline of the runtime; all share an avatar."""
+    files = dict(gentle)
+    if request.param == "tensorrt":
+        files = _plans(halves, tmp_path_factory.mktemp("plans"))
+    avatar = Avatar.load(native, device="cuda", **files)
+    try:
+        Pipeline(avatar, batch_size=1, runtime=request.param)
+    except DeviceError as error:
+        pytest.skip(str(error))
+    return lambda batch_size: Pipeline(avatar, batch_size=batch_size, runtime=request.param)
+
+
+def _plans(halves, folder) -> dict:
+    architecture = gpu_architecture()
+    for flavor in FLAVORS.values():
+        if flavor.installed and not flavor.why_not([architecture], architecture):
+            break
+    else:
+        pytest.skip("no TensorRT for this GPU is installed")
+    for kind, path in halves.items():
+        shutil.copy(path, folder / f"{kind}.onnx")
+        options = ["--flavor", flavor.name, "--batch", "1", "25", "40"]
+        assert build([kind.replace("_", "-"), str(folder / f"{kind}.onnx"), *options]) == 0
+    return {kind: folder / f"{kind}.plan" for kind in halves}
+
+
+def finished(pipeline: Pipeline, speech, **options) -> torch.Tensor:
+    """All frames, on the CPU: copied one batch after another, as a ring holds only a few."""
+    return torch.cat([frames.cpu() for frames in pipeline.render(speech, **options)])
+
+
+def inside(pipeline: Pipeline, count: int) -> torch.Tensor:
+    """(count, H, W) bool: the pixels of the face boxes."""
+    avatar = pipeline.avatar
+    mask = torch.zeros(count, avatar.height, avatar.width, dtype=torch.bool)
+    for at, number in zip(mask, frame_numbers(len(avatar)), strict=False):
+        x0, y0, x1, y1 = avatar.boxes[number].clamp(min=0).tolist()
+        at[y0:y1, x0:x1] = True
+    return mask
+
+
+def psnr(one: torch.Tensor, two: torch.Tensor) -> float:
+    squares = (one.double() - two.double()).square().mean()
+    return float(10 * torch.log10(255**2 / squares.clamp(min=1e-9)))
+
+
+# 1 and 25 are rungs; 2, 3 and 7 fill the next one up; 40 leaves a rest of 2, and is the largest
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 25, 40])
+@pytest.mark.parametrize("mode", kernels.COMPOSITE_MODES)
+def test_the_cpus_frames(make, expected, short, batch_size, mode):
+    pipeline = make(batch_size)
+    frames = finished(pipeline, short, mode=mode)
+    face = inside(pipeline, len(frames))
+    assert frames.shape == expected[mode].shape
+    assert torch.equal(frames[~face], expected[mode][~face])
+    assert psnr(frames[face], expected[mode][face]) >= 50
+
+
+def test_batch_size_does_not_change_frames(make, short):
+    """But for the networks' rounding, which moves a value over a level's edge now and then."""
+    first = finished(make(1), short)
+    for batch_size in (4, 5, 16, 40):
+        difference = (finished(make(batch_size), short).int() - first.int()).abs()
+        assert difference.max() <= 2 and (difference == 0).float().mean() >= 0.99
+
+
+def test_twice_the_same(make, short):
+    pipeline = make(25)
+    first = finished(pipeline, short)
+    assert torch.equal(finished(pipeline, short), first)
+    stopwatch = Stopwatch(pipeline.device)  # other graphs: one for each stage
+    assert torch.equal(finished(pipeline, short, stopwatch=stopwatch), first)
+    stages = ["log_mel", "audio encoder", "face_input", "generator", "composite"]
+    assert list(stopwatch.seconds()) == stages and min(stopwatch.seconds().values()) > 0
+
+
+def test_a_batch_is_valid_while_two_more_are_taken(make, short):
+    kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for frames in make(4).render(short):
+        kept.append((frames, frames.clone()))
+        for view, copy in kept[-RING:]:
+            assert torch.equal(view, copy)
+
+
+def test_nothing_is_allocated_or_waited_for(make, noise):
+    """1,000 batches, once all graphs are there."""
+    for batch_size in (1, 16):
+        pipeline = make(batch_size)
+        if not pipeline.generator.recordable:
+            pytest.skip("ONNX Runtime is waited for")
+        pipeline.warm_up()
+        batches = pipeline.render(noise)
+        assert sum(1 for _ in islice(batches, WARM)) == WARM
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_stats()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            assert sum(1 for _ in islice(batches, 1000)) == 1000
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        after = torch.cuda.memory_stats()
+        for what in ("allocation.all.allocated", "segment.all.allocated", "num_device_alloc"):
+            assert after[what] == before[what], what
+        batches.close()
+
+
+def test_memory_is_constant(make, noise):
+    """10,000 frames."""
+    batches = make(25).render(noise)
+    assert sum(1 for _ in islice(batches, WARM)) == WARM
+    torch.cuda.synchronize()
+    reserved, (free, _) = torch.cuda.memory_reserved(), torch.cuda.mem_get_info()
+    assert sum(map(len, islice(batches, 400))) == 10000
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_reserved() == reserved
+    assert free - torch.cuda.mem_get_info()[0] < 16 << 20  # others may be on the GPU
+    batches.close()
+
+
+def test_warm_up_leaves_nothing_to_record(make, short):
+    pipeline = make(25)
+    pipeline.warm_up()
+    with pipeline._lanes.take() as lane:
+        recorded = len(lane._graphs)
+    for start in (0, 3000, 12000):
+        finished(pipeline, short[start:])
+    assert len(lane._graphs) == recorded > 0
+
+
+def test_two_pipelines_on_two_streams(make, speech):
+    """At once, and nobody waits in between: each as alone."""
+    pieces = [speech[16000:56000], speech[40000:80000]]
+    pipelines = [make(8), make(8)]
+    alone = [finished(*pair) for pair in zip(pipelines, pieces, strict=True)]
+    for _ in range(5):
+        streams = [torch.cuda.Stream() for _ in pipelines]
+        renders = [p.render(pcm) for p, pcm in zip(pipelines, pieces, strict=True)]
+        taken: list[list[torch.Tensor]] = [[], []]
+        for _ in range(-(-len(alone[0]) // 8)):
+            for stream, render, copies in zip(streams, renders, taken, strict=True):
+                with torch.cuda.stream(stream):
+                    copies.append(next(render).clone())
+        torch.cuda.synchronize()
+        for copies, wanted in zip(taken, alone, strict=True):
+            assert torch.equal(torch.cat(copies).cpu(), wanted)
+
+
+def test_threads_and_streams_of_one_pipeline(make, speech):
+    pieces = [speech[start : start + 30000] for start in (0, 20000, 40000)]
+    pipeline = make(8)
+    alone = [finished(pipeline, pcm) for pcm in pieces]
+
+    def work(pcm):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return finished(pipeline, pcm)
+
+    with ThreadPoolExecutor(3) as threads:
+        for _ in range(3):
+            for frames, wanted in zip(threads.map(work, pieces), alone, strict=True):
+                assert torch.equal(frames, wanted)
+
+
+def test_what_does_not_fit_is_refused_early(make):
+    with pytest.raises(DeviceError, match="the buffers of a render need .* a smaller batch size"):
+        make(1_000_000)
+
+
+def test_copies_on_the_host(make, short):
+    pipeline = make(8)
+    wanted = finished(pipeline, short)
+    first = 0
+    for frames, pixels in on_host(pipeline.render(short)):
+        assert np.array_equal(pixels, wanted[first : first + len(pixels)].numpy())
+        assert torch.equal(frames.cpu(), torch.from_numpy(pixels))
+        first += len(pixels)
+    assert first == len(wanted)
+
+
+def test_dlpack(make, short):
+    frames = next(make(4).render(short))
+    again = torch.from_dlpack(frames)
+    assert again.data_ptr() == frames.data_ptr() and torch.equal(again, frames)
+
+
+def test_jpegs_of_the_gpu(make, short, tmp_path):
+    """Of nvImageCodec, as near the frames as Pillow's."""
+    if not images.on_gpu():
+        pytest.skip("nvImageCodec is not installed")
+    pipeline = make(8)
+    with images.ImageWriter(tmp_path / "jpegs", "jpg", quality=95) as writer:
+        for frames, pixels in on_host(pipeline.render(short)):
+            writer.write(frames, pixels)
+    wanted = finished(pipeline, short)
+    files = sorted((tmp_path / "jpegs").iterdir())
+    assert len(files) == len(wanted)
+    for path, frame in zip(files, wanted, strict=True):
+        Image.fromarray(frame.numpy()).save(tmp_path / "cpu.jpg", quality=95, subsampling=0)
+        decoded = []
+        for file in (path, tmp_path / "cpu.jpg"):
+            with Image.open(file) as image:
+                decoded.append(torch.from_numpy(np.asarray(image.convert("RGB")).copy()))
+        assert psnr(decoded[0], frame) > psnr(decoded[1], frame) - 1
