@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The GPU tests and the benchmarks on a GPU host, with what it has: PyTorch, Triton, NumPy, OpenCV
-# and pytest are enough. Everything lands in $OUT (default benchmarks/results/<the GPU's name>).
+# The GPU tests and the benchmarks on a GPU host, with what it has: PyTorch, Triton, NumPy, OpenCV,
+# Pillow, safetensors, tqdm and pytest are enough, ONNX and its tools add to what is measured.
+# Everything lands in $OUT (default benchmarks/results/<the GPU's name>).
 # A part that fails does not stop the next; the exit code says whether one did.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
