@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python -m
 DEMO := examples/demo
 SPEECH := $(DEMO)/speech.wav
 
-.PHONY: demo test lint bench bench-kernels clean
+.PHONY: demo test lint bench bench-kernels bench-pipeline clean
 
 demo: $(VENV)/.ready ## render the demo avatar to out/demo.mp4
 	@$(RUN) examples.networks
@@ -27,6 +27,9 @@ bench: $(VENV)/.ready ## frames a second on this machine, next to a frame-by-fra
 
 bench-kernels: $(VENV)/.ready ## every stage next to its alternatives, on the GPU if there is one
 	$(RUN) benchmarks.kernels
+
+bench-pipeline: $(VENV)/.ready ## speech to finished frames next to the CPU and the split design
+	$(RUN) benchmarks.pipeline
 
 clean:
 	rm -rf $(VENV) out build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -45,7 +45,7 @@ class Plan:
     total: float  # seconds after which no measurement begins
 
 
-GPU = Plan((1, 8, 25, 40, 100), ((1280, 720), (1920, 1080)), 25, 10.0, 1 << 30, 0.1, 25.0, 190.0)
+GPU = Plan((1, 8, 25, 40, 100), ((1280, 720), (1920, 1080)), 25, 10.0, 1 << 30, 0.1, 25.0, 115.0)
 CPU = Plan((1, 8, 25), ((1280, 720), (1920, 1080)), 25, 10.0, 1 << 28, 0.3, 0.0, 600.0)
 QUICK = Plan((1, 2), ((320, 180),), 2, 1.0, 1 << 22, 0.01, 20.0, 60.0)
 
@@ -200,11 +200,11 @@ def main() -> int:
             if device.type == "cuda":
                 torch.cuda.empty_cache()
         except Exception as error:  # a side that fails must not take the others with it
-            left_out.append({**what, "reason": _reason(error)})
+            left_out.append({**what, "reason": report.reason(error)})
     try:
         results["copy, bytes a second"].append(bandwidth())
     except RuntimeError as error:  # a GPU that a kernel has brought down
-        left_out.append({"stage": "copy", "side": "at the end", "reason": _reason(error)})
+        left_out.append({"stage": "copy", "side": "at the end", "reason": report.reason(error)})
     print(_save(results, folder))
     if not plot(results, folder / "kernels.png"):
         print("no plot: matplotlib is not installed", file=sys.stderr)
@@ -217,12 +217,6 @@ def _save(results: dict, folder: Path) -> str:
     text = table(results)
     (folder / "kernels.txt").write_text(text + "\n")
     return text
-
-
-def _reason(error: Exception) -> str:
-    """One line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
 
 
 def _parse() -> argparse.Namespace:

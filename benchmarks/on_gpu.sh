@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The GPU tests and the benchmarks on a GPU host, with what it has: PyTorch, Triton, NumPy, OpenCV
-# and pytest are enough. Everything lands in $OUT (default benchmarks/results/<the GPU's name>).
+# The GPU tests and the benchmarks on a GPU host, with what it has: PyTorch, Triton, NumPy, OpenCV,
+# Pillow, safetensors, tqdm and pytest are enough, ONNX and its tools add to what is measured.
+# Everything lands in $OUT (default benchmarks/results/<the GPU's name>).
 # A part that fails does not stop the next; the exit code says whether one did.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
@@ -45,9 +46,11 @@ part() { # name, seconds it may take, command
 
 everything() {
     describe
-    part tests 240 python3 -m pytest tests/kernels -m gpu -q \
+    # together within nine minutes
+    part tests 165 python3 -m pytest tests/kernels tests/engine -m gpu -q \
         --continue-on-collection-errors --junitxml="$out/tests.xml"
-    part kernels 240 python3 -m benchmarks.kernels --out "$out"
+    part pipeline 220 python3 -m benchmarks.pipeline --out "$out"
+    part kernels 150 python3 -m benchmarks.kernels --out "$out"
     return "$failed"
 }
 

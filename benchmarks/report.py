@@ -43,6 +43,12 @@ def write(results: dict, path: Path) -> None:
     partial.replace(path)
 
 
+def reason(error: Exception) -> str:
+    """Why something was left out, in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
 def _cpu() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

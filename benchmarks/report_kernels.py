@@ -14,8 +14,10 @@ def table(results: dict) -> str:
     copy = max(results["copy, bytes a second"])
     where = machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"
     lines = [f"{where}; a plain copy moves {copy / 1e9:.4g} GB/s, read and written", ""]
-    heads = "".join(f"{head:>10}" for head in ("batch", "median", "p20", "p80"))
-    lines.append(f"{'us a call':38}{heads}{'GB/s':>9}{'of copy':>9}")
+    lines.append(
+        f"{'us a call':38}{'batch':>10}{'median':>10}{'p20':>10}{'p80':>10}"
+        f"{'GB/s':>9}{'of copy':>9}"
+    )
     for name, rows in _by_stage(results):
         lines.append(name)
         for row in rows:

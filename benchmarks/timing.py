@@ -48,7 +48,7 @@ def replayed(calls: Calls, seconds: float) -> Timing:
     once = replays(2)
     count = math.ceil(2e-3 / once)
     samples = [replays(count) / len(calls) for _ in range(_samples(seconds, once * count))]
-    return _timing(samples, "CUDA graph")
+    return summary(samples, "CUDA graph")
 
 
 def hosted(calls: Calls, seconds: float) -> Timing:
@@ -67,7 +67,7 @@ def hosted(calls: Calls, seconds: float) -> Timing:
     once = min(run(len(calls)), run(1))
     count = math.ceil(2e-3 / once)
     samples = [run(count) for _ in range(_samples(seconds, once * count))]
-    return _timing(samples, "host clock")
+    return summary(samples, "host clock")
 
 
 def copy_bandwidth(device: torch.device, size: int, seconds: float) -> float:
@@ -76,6 +76,15 @@ def copy_bandwidth(device: torch.device, size: int, seconds: float) -> float:
     target = torch.empty_like(source)
     measure = replayed if device.type == "cuda" else hosted
     return 2 * size / measure([lambda: target.copy_(source)], seconds).median
+
+
+def matmul_rate(device: torch.device, size: int, seconds: float) -> float:
+    """FLOP a second of a square matrix product, float16 on a GPU and float32 on a CPU."""
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    out = torch.empty_like(a)
+    measure = replayed if device.type == "cuda" else hosted
+    return 2 * size**3 / measure([lambda: torch.mm(a, b, out=out)], seconds).median
 
 
 @contextmanager
@@ -98,6 +107,6 @@ def _samples(seconds: float, once: float) -> int:
     return max(3, min(50, int(seconds / once)))
 
 
-def _timing(samples: list[float], method: str) -> Timing:
+def summary(samples: list[float], method: str) -> Timing:
     fifths = statistics.quantiles(samples, n=5, method="inclusive")
     return Timing(statistics.median(samples), fifths[0], fifths[-1], len(samples), method)

@@ -11,7 +11,6 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from .errors import InputError
-from .media import Video
 
 CACHE_BYTES = 128 << 20
 # what Pillow raises for an image that is damaged, or larger than any frame
@@ -95,6 +94,8 @@ class VideoFile:
     """A video whose frames, in the order they are shown, are the avatar's."""
 
     def __init__(self, path: Path):
+        from .media import Video  # here: folders of images need no FFmpeg
+
         self._video = Video(path)
         self.height, self.width = self._video.height, self._video.width
         self.pixels = self._video.pixels

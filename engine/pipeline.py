@@ -16,7 +16,6 @@ from .arena import rung
 from .avatar import Avatar
 from .errors import InputError
 from .lane import ENCODER_RUNGS, RING, Lane, Lanes, Part, Stage, lane_shapes
-from .media import read_speech
 from .runtime import AUDIO_ENCODER, GENERATOR, Network, open_network
 from .stopwatch import Stopwatch
 
@@ -253,7 +252,12 @@ def load_pcm(speech: str | os.PathLike | Tensor) -> Tensor:
             sample that is not finite.
     """
     name = "speech" if isinstance(speech, Tensor) else speech
-    pcm = speech if isinstance(speech, Tensor) else read_speech(speech)
+    if isinstance(speech, Tensor):
+        pcm = speech
+    else:
+        from .media import read_speech  # here: who brings PCM needs no FFmpeg
+
+        pcm = read_speech(speech)
     if pcm.ndim != 1 or pcm.dtype != torch.float32:
         raise InputError(f"{name} is {tuple(pcm.shape)} {pcm.dtype}, it must be (S,) torch.float32")
     if pcm.numel() < kernels.MIN_SAMPLES:

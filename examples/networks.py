@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from export import export
 from models import AudioEncoder, Generator, checkpoint
 
 DEMO = Path(__file__).parent / "demo"
@@ -70,6 +69,8 @@ def _only_the_centre(depthwise: torch.nn.Conv2d, channel: int) -> None:
 
 
 def main() -> int:
+    from export import export  # here: the networks alone need no ONNX
+
     for kind, network in untrained().items():
         target = DEMO / f"{kind}.onnx"
         if target.exists():

@@ -1,11 +1,13 @@
-"""Files that the engine's tests read: audio of all kinds, and avatar folders of all layouts."""
+"""Files that the engine's tests read: audio of all kinds, and avatar folders of all layouts.
+
+PyAV is imported where it writes: GPU hosts without it have folders of images.
+"""
 
 import json
 import shutil
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from PIL import Image
@@ -17,6 +19,8 @@ def write_audio(
     path: Path, samples: np.ndarray, rate: int, codec: str, picture: bool = False
 ) -> Path:
     """(channels, n) float samples as any format; `picture` adds a video stream before it."""
+    import av
+
     layout = {1: "mono", 2: "stereo", 6: "5.1"}[samples.shape[0]]
     with av.open(str(path), "w") as container:
         if picture:
@@ -41,6 +45,8 @@ def write_audio(
 
 def write_video(path: Path, frames: np.ndarray, *, codec: str = "libx264rgb", **options) -> Path:
     """(n, H, W, 3) RGB frames; with the default codec and no options, without any loss."""
+    import av
+
     settings = {"qp": "0"} if codec == "libx264rgb" else {}
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=25, options={**settings, **options})
