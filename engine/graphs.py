@@ -25,9 +25,9 @@ class Graphs:
         self._device = device
         self._recorded: dict[Hashable, torch.cuda.CUDAGraph] = {}
         if device.type == "cuda":
-            # Of its own, as are libraries' workspaces then, which belong to a stream: graphs of
-            # two `Graphs` may run at once.
-            self._stream = torch.cuda.Stream(device)
+            # Of the pool of urgent streams, which recordings alone use: PyTorch hands out 32 of
+            # each pool in turns, and another thread's work on this one would be recorded too.
+            self._stream = torch.cuda.Stream(device, priority=-1)
             self._pool = torch.cuda.graph_pool_handle()
 
     def __len__(self) -> int:

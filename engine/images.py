@@ -92,7 +92,8 @@ class _GpuEncoder:
         )
 
     def __call__(self, frames: Tensor) -> list[bytes]:
-        stream = torch.cuda.current_stream(self._device).cuda_stream
+        # 1 is the default stream's name where 0 would mean none
+        stream = torch.cuda.current_stream(self._device).cuda_stream or 1
         images = self._codec.as_images(list(frames), cuda_stream=stream)
         files = self._encoder.encode(images, ".jpg", params=self._params, cuda_stream=stream)
         if None in files:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from threading import Lock
+from threading import RLock
 from typing import NamedTuple
 
 import torch
@@ -147,7 +147,7 @@ class Lanes:
 
     def __init__(self, shapes: Shapes, device: torch.device):
         self._shapes, self._device = shapes, device
-        self._lock = Lock()
+        self._lock = RLock()  # a render that is collected meanwhile gives its lane back
         self._all = [Lane(shapes, device)]  # the first one now: what does not fit is said early
         self._free = list(self._all)
 

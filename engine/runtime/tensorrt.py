@@ -79,7 +79,7 @@ class _Engine:
         self._log, self._device = logger(flavor), device
         self._log.clear()
         with torch.cuda.device(device):
-            self.stream = torch.cuda.Stream(device)
+            self.stream = torch.cuda.Stream(device, priority=-1)  # as in `graphs`
             torch.cuda.empty_cache()  # what PyTorch keeps for later, TensorRT may need
             self._runtime = flavor.module().Runtime(self._log)
             self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())

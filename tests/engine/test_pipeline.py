@@ -243,5 +243,5 @@ def test_memory_does_not_grow_with_the_speech(native):
         command = [sys.executable, "-c", STUB, str(native), str(seconds)]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
         peaks.append(int(done.stdout) / 1e6)
-    # a minute of finished frames alone would be 880 MB
-    assert peaks[1] - peaks[0] < 60
+    # a minute of finished frames alone would be 880 MB; two runs of the same differ by up to 60
+    assert peaks[1] - peaks[0] < 150
