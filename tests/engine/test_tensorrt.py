@@ -339,7 +339,7 @@ def simulated(monkeypatch, export_cache):
     monkeypatch.setattr(tensorrt_module, "logger", lambda flavor: Log())
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Own(trt.calls))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: Own(trt.calls))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream(trt.calls))
     monkeypatch.setattr(tensorrt_module, "ALIGNMENT", 1)
     return trt
