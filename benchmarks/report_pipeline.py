@@ -4,7 +4,7 @@ from collections import defaultdict
 from pathlib import Path
 
 OURS = "viseme"
-STAGES = ("log_mel", "audio encoder", "frames", "face_input", "generator", "composite")
+STAGES = ("log_mel", "windows", "audio encoder", "frames", "face_input", "generator", "composite")
 
 
 def table(results: dict) -> str:

@@ -46,6 +46,10 @@ class Arena:
     One piece, so that it is there or refused as a whole, before anything is rendered, and so that
     its size is a sum that can be checked by hand.
 
+    Attributes:
+        bytes: its size.
+        memory: all of it, (bytes,) uint8.
+
     Raises:
         DeviceError: the GPU has less memory left.
     """
@@ -55,10 +59,10 @@ class Arena:
         if device.type == "cuda":
             torch.cuda.empty_cache()  # what PyTorch keeps for later is free too
             refuse(self.bytes, torch.cuda.mem_get_info(device)[0], device)
-        self._memory = torch.zeros(self.bytes, dtype=torch.uint8, device=device)
+        self.memory = torch.zeros(self.bytes, dtype=torch.uint8, device=device)
         self._buffers, first = {}, 0
         for name, (shape, dtype) in shapes.items():
-            part = self._memory[first : first + math.prod(shape) * dtype.itemsize]
+            part = self.memory[first : first + math.prod(shape) * dtype.itemsize]
             self._buffers[name] = part.view(dtype).view(shape)
             first += _room(shape, dtype)
 

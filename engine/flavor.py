@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -74,9 +75,13 @@ class Flavor:
         return f"{self.name} does not build for {names(unknown)}, only for {names(sorted(known))}"
 
     def target(self, config: object, architectures: list[int]) -> None:
-        """Tell a builder's configuration which GPUs the plan is for."""
+        """Tell a builder's configuration which GPUs the plan is for, and that CUDA graphs will
+        hold its calls."""
         if self.ahead:
-            known = _capabilities(self.module())
+            trt = self.module()
+            known = _capabilities(trt)
+            # What allocates while it runs cannot be recorded. TensorRT never does.
+            config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
             config.num_compute_capabilities = len(architectures)
             for index, number in enumerate(architectures):
                 config.set_compute_capability(known[number], index)
@@ -93,24 +98,39 @@ class Flavor:
         config.set_timing_cache(kept, ignore_mismatch=False)
         return lambda: _keep(path, config.get_timing_cache().serialize())
 
-    def open_context(self, engine: object, plan: str) -> tuple[object, Callable[[], None]]:
-        """An execution context, and what keeps the kernels it compiled, for the plan's next one.
+    def contexts(self, engine: object, plan: str) -> tuple[Callable[[], Any], Callable[[], None]]:
+        """What makes execution contexts (None where TensorRT cannot) that are to be given their
+        scratch memory, and what keeps the kernels they compiled, for the next time.
 
         TensorRT has compiled its kernels when it built the plan.
 
         Args:
             plan: names it in the cache.
         """
+        trt = self.module()
+        scratch = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not self.ahead:
-            return engine.create_execution_context(), lambda: None
+            return lambda: engine.create_execution_context(scratch), lambda: None
         path = cache_folder() / f"kernels-{plan[:32]}-SM{gpu_architecture()}.cache"
         config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(scratch)
+        # Kernels for a batch size are compiled before it first runs. "Lazily" would be while a
+        # stand-in runs, and a CUDA graph would keep the stand-in.
+        strategies = trt.DynamicShapesKernelSpecializationStrategy
+        config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         cache = config.create_runtime_cache()
         kept = _kept(path)
         if kept:
             cache.deserialize(kept)  # what another driver or TensorRT left, it refuses
         config.set_runtime_cache(cache)
-        return engine.create_execution_context(config), lambda: _keep(path, cache.serialize())
+        return (
+            lambda: engine.create_execution_context(config),
+            lambda: _keep(path, cache.serialize()),
+        )
+
+    def recordable(self, context: Any, stream: torch.cuda.Stream) -> bool:
+        """Whether a CUDA graph can hold an execution context's calls."""
+        return not self.ahead or context.is_stream_capturable(stream.cuda_stream)
 
 
 FLAVORS = {

@@ -1,6 +1,8 @@
 """Work of the same tensors again and again, recorded once as a CUDA graph and replayed."""
 
-from collections.abc import Callable, Hashable
+import gc
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from threading import RLock
 
 import torch
@@ -9,9 +11,9 @@ from .errors import DeviceError
 
 WARM_UPS = 2  # runs before a recording: compilers and libraries allocate and measure in the first
 
-# One recording at a time, and nothing replayed while it lasts: a network's own stream takes part in
-# the recording, and what another thread puts on it would be recorded too.
-_lock = RLock()
+# Held by who records, replays, or uses a network's own stream: that stream takes part in a
+# recording, and what another thread put on it meanwhile would be recorded too.
+recording = RLock()
 
 
 class Graphs:
@@ -52,7 +54,7 @@ class Graphs:
         if self._device.type != "cuda" or not record:
             work()
             return
-        with _lock:
+        with recording:
             graph = self._recorded.get(key)
             if graph is None:
                 graph = self._recorded[key] = self._record(work)
@@ -69,14 +71,16 @@ class Graphs:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.stream(self._stream):
+            # The current stream is this one's from here to the end, whatever `work` raises:
+            # PyTorch's own context stays on it when an error ends a recording.
+            with torch.cuda.stream(self._stream), _no_collection():
                 for _ in range(WARM_UPS):
                     work()
-            # "thread_local": other threads of the process may go on using the GPU
-            with torch.cuda.graph(
-                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-            ):
-                work()
+                # "thread_local": other threads of the process may go on using the GPU
+                with torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                ):
+                    work()
         except torch.OutOfMemoryError as error:
             free = torch.cuda.mem_get_info(self._device)[0] / 2**30
             raise DeviceError(
@@ -84,3 +88,15 @@ class Graphs:
                 "are free: a smaller batch size needs less"
             ) from error
         return graph
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage collection, which may free what a recording must not: graphs, pinned memory."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

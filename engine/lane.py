@@ -85,9 +85,11 @@ class Lane:
         self._ring = [arena[f"finished {slot}"] for slot in range(RING)]
         self.sizes = ladder(len(self.index))
         self._graphs, self._slot = Graphs(device), RING - 1
-        self._last: torch.cuda.Stream | None = None
+        self._memory, self._last = arena.memory, None
         if device.type == "cuda":
             self._upload = torch.cuda.Stream(device)
+            # the zeros are this stream's, the first turn may be another's
+            self._last = torch.cuda.current_stream(device)
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -98,8 +100,9 @@ class Lane:
             return
         with torch.cuda.device(self._device):
             current = torch.cuda.current_stream(self._device)
-            if self._last is not None and self._last != current:
+            if self._last != current:
                 current.wait_stream(self._last)
+                self._memory.record_stream(current)  # it is not free while work on it is under way
             self._last = current
             yield
 
@@ -136,10 +139,17 @@ class Lane:
             stage: makes the context that measures a part by its name.
         """
         for part in parts if stage else _joined(parts):
-            with stage(part.name) if stage else nullcontext(), _nvtx(self._device, part.name):
+            with self.measured(part.name, stage):
                 self._graphs.run(
                     (part.name, *key), part.work, record=part.record, stream=part.stream
                 )
+
+    @contextmanager
+    def measured(self, name: str, stage: Stage | None) -> Iterator[None]:
+        """A range in a profiler's timeline, of what the host enqueues; a stage, if measured."""
+        nvtx = torch.cuda.nvtx.range(name) if self._device.type == "cuda" else nullcontext()
+        with nvtx, stage(name) if stage else nullcontext():
+            yield
 
 
 class Lanes:
@@ -191,8 +201,3 @@ def _both(one: Part, two: Part) -> Part:
         two.work()
 
     return Part(f"{one.name}, {two.name}", work, stream=one.stream or two.stream)
-
-
-def _nvtx(device: torch.device, name: str) -> AbstractContextManager[None]:
-    """A range in a profiler's timeline, of what the host enqueues."""
-    return torch.cuda.nvtx.range(name) if device.type == "cuda" else nullcontext()

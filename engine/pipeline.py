@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from itertools import cycle, islice
 
@@ -107,26 +107,37 @@ class Pipeline:
         stages = self._on_cpu if self._lanes is None else self._on_gpu
         return stages(load_pcm(speech), numbers, mode, stopwatch)
 
-    def warm_up(self, *, mode: str = "crop") -> None:
+    def warm_up(self, *, mode: str = "crop", renders: int = 1) -> None:
         """Record all graphs now, so that no batch waits for one later. On a CPU, nothing.
 
         Before the first render: what a ring still holds is overwritten.
 
+        Args:
+            mode: of the renders to come.
+            renders: how many there will be at the same time. Each needs buffers and graphs of its
+                own, and all renders wait while one records.
+
         Raises:
-            DeviceError: the networks' own memory does not fit the GPU.
+            InputError: no renders.
+            DeviceError: the buffers or the networks' own memory do not fit the GPU.
         """
+        if renders < 1:
+            raise InputError(f"renders is {renders}, it must be at least 1")
         if self._lanes is None:
             return
-        with self._lanes.take() as lane, lane.turn():
-            for size in reversed(ENCODER_RUNGS):
-                self._encode(lane, size, None)
-            for size in reversed(lane.sizes):  # the largest first: the others fit its memory
-                for _ in range(RING):
-                    self._finish(lane, size, mode, None)
+        with ExitStack() as taken:
+            for lane in [taken.enter_context(self._lanes.take()) for _ in range(renders)]:
+                taken.enter_context(lane.turn())
+                for size in reversed(ENCODER_RUNGS):
+                    self._encode(lane, size, None)
+                for size in reversed(lane.sizes):  # the largest first: the others fit its memory
+                    for _ in range(RING):
+                        self._finish(lane, size, mode, None)
 
     def stats(self, *, seconds: float = 4.0) -> dict[str, float]:
         """Seconds that each stage takes, of the device, for one video frame of a long render.
 
+        "windows" is all between the networks and log_mel: mel windows, feature windows, copies.
         Measured now, by rendering that many seconds of noise twice: no render pays for it.
         """
         noise = torch.randn(int(seconds * kernels.SAMPLE_RATE)).clamp_(-1, 1) / 4
@@ -147,19 +158,26 @@ class Pipeline:
                 pcm, schedule = lane.upload(pcm, schedule)
                 precision = {"dtype": self.generator.dtype, "device": self.device}
                 features = torch.empty(total - 2, kernels.FEATURE, **precision)
-                with stage("log_mel") if stage else nullcontext():
+                with lane.measured("log_mel", stage):
                     mel = kernels.log_mel(pcm)
             for first in range(0, total, most):
                 n = min(most, total - first)
                 with lane.turn():
-                    while encoded < min(first + n + LOOK_AHEAD, len(features)):
-                        m = min(ENCODER_BATCH, len(features) - encoded)
-                        windows = lane.windows[:m]
-                        kernels.mel_windows(mel, fps=fps, start=encoded, count=m, out=windows)
-                        features[encoded : encoded + m] = self._encode(lane, m, stage)
+                    needed = min(first + n + LOOK_AHEAD, len(features))
+                    while encoded < needed:
+                        # the first frames wait for no more windows than they need
+                        m = ENCODER_BATCH if encoded else min(needed, ENCODER_BATCH)
+                        m = min(rung(ENCODER_RUNGS, m), len(features) - encoded)
+                        with lane.measured("windows", stage):
+                            windows = lane.windows[:m]
+                            kernels.mel_windows(mel, fps=fps, start=encoded, count=m, out=windows)
+                        made = self._encode(lane, m, stage)
+                        with lane.measured("windows", stage):
+                            features[encoded : encoded + m] = made
                         encoded += m
-                    kernels.feature_windows(features, start=first, count=n, out=lane.audio[:n])
-                    lane.index.copy_(schedule[first : first + most])
+                    with lane.measured("windows", stage):
+                        kernels.feature_windows(features, start=first, count=n, out=lane.audio[:n])
+                        lane.index.copy_(schedule[first : first + most])
                     finished = self._finish(lane, n, mode, stage)
                 yield finished
 

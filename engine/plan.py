@@ -12,7 +12,7 @@ from .errors import InputError
 from .flavor import FLAVORS, gpu_architecture, names
 from .runtime import Signature
 
-FORMAT = 1  # of the record; a change in how graphs are made ready for TensorRT raises it too
+FORMAT = 2  # of the record; a change in how plans are made raises it too
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -60,7 +60,10 @@ def render(options: argparse.Namespace) -> str:
             ImageWriter(folder, kind, quality=options.quality)
         )
         pipeline = _open_pipeline(options)
-        avatar, stopwatch = pipeline.avatar, Stopwatch(pipeline.device)
+        avatar = pipeline.avatar
+        # On a GPU, measuring takes the batches' graphs apart.
+        measured = options.stats or avatar.device.type == "cpu"
+        stopwatch = Stopwatch(pipeline.device) if measured else None
         writer = outputs.enter_context(
             VideoWriter(
                 options.output,
@@ -88,19 +91,21 @@ def render(options: argparse.Namespace) -> str:
         started = time.perf_counter()
         with tqdm(total=total, unit=" frames", disable=None if options.progress else True) as bar:
             for frames, pixels in on_host(batches):
-                with stopwatch.stage("write", host=True):
+                with stopwatch.stage("write", host=True) if stopwatch else nullcontext():
                     writer.write(pixels)
                     if images:
                         images.write(frames, pixels)
                 bar.update(len(pixels))
         rate = total / (time.perf_counter() - started)
     took = time.perf_counter() - begin
-    times = {"read speech": speech_read, **stopwatch.seconds()}
-    stages = ", ".join(f"{name} {seconds:.2f}" for name, seconds in times.items())
-    return (
+    said = (
         f"{options.output}: {total} frames, {float(total / avatar.fps):.2f} s of video, "
-        f"{rate:.1f} frames/s, {took:.1f} s in all ({stages})"
+        f"{rate:.1f} frames/s, {took:.1f} s in all"
     )
+    if stopwatch is None:
+        return said
+    times = {"read speech": speech_read, **stopwatch.seconds()}
+    return f"{said} ({', '.join(f'{name} {seconds:.2f}' for name, seconds in times.items())})"
 
 
 def on_host(batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, np.ndarray]]:
@@ -198,6 +203,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--runtime", choices=RUNTIMES, help="what runs the networks; what suits them by default")
     add("--generator", metavar="FILE", help="a generator to use instead of the avatar's")
     add("--audio-encoder", metavar="FILE", help="an audio encoder to use instead of the avatar's")
+    add(
+        "--stats",
+        action="store_true",
+        help="say how long each stage took (always said on a CPU, where it costs nothing)",
+    )
     add("--no-progress", dest="progress", action="store_false", help="no progress bar")
     return parser.parse_args(arguments)
 

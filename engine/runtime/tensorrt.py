@@ -1,14 +1,17 @@
 """TensorRT: plans that `python -m engine.build` made, on the GPUs they were made for."""
 
+from collections.abc import Collection
 from pathlib import Path
 from threading import Lock
+from typing import Any
 from weakref import WeakValueDictionary, finalize
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import DeviceError, InputError
 from ..flavor import FLAVORS, logger
+from ..graphs import recording
 from ..plan import Record, check
 from . import Signature
 
@@ -26,9 +29,8 @@ class TensorRTNetwork:
     Raises:
         InputError: a damaged plan, or one for another network, TensorRT or GPU; which, and how to
             build it again.
+        DeviceError: its scratch memory does not fit the GPU.
     """
-
-    recordable = True
 
     def __init__(self, signature: Signature, path: Path, device: torch.device):
         record = check(path, signature, device)
@@ -41,6 +43,10 @@ class TensorRTNetwork:
         self.description = f"{made.flavor} {made.version}, {device}, {self.dtype}"
 
     @property
+    def recordable(self) -> bool:
+        return self._engine.recordable
+
+    @property
     def stream(self) -> torch.cuda.Stream:
         """A recorded call uses the engine's scratch memory too, and waits for nobody by itself."""
         return self._engine.stream
@@ -48,10 +54,10 @@ class TensorRTNetwork:
     def __call__(self, *inputs: Tensor, out: Tensor) -> Tensor:
         for first in range(0, out.shape[0], self._most):
             last = min(first + self._most, out.shape[0])
-            self._run([tensor[first:last] for tensor in inputs], out[first:last])
+            self._run([tensor[first:last] for tensor in inputs], out[first:last], first)
         return out
 
-    def _run(self, inputs: list[Tensor], out: Tensor) -> None:
+    def _run(self, inputs: list[Tensor], out: Tensor, first: int) -> None:
         missing = max(self._least - out.shape[0], 0)
         if missing:
             inputs = [torch.cat([t, t[-1:].expand(missing, *t.shape[1:])]) for t in inputs]
@@ -61,17 +67,26 @@ class TensorRTNetwork:
         if not direct or _aligned(out) is not out:
             shape = (out.shape[0] + missing, *out.shape[1:])
             result = torch.empty(shape, dtype=self.dtype, device=out.device)
-        self._engine.run(dict(zip(self._inputs, bound, strict=True)), {self._output: result})
+        named = dict(zip(self._inputs, bound, strict=True))
+        self._engine.run(named, {self._output: result}, first)
         if result is not out:
             out.copy_(result[: out.shape[0]])
 
 
 class _Engine:
-    """A plan on a GPU, with the one execution context in which its calls follow each other.
+    """A plan on a GPU. Its calls follow each other: they share scratch memory.
 
     Calls are in order with the caller's current stream, as if they ran on it. They run on a
-    stream of the engine's own: calls of several threads share scratch memory and must not
-    overlap, and on the default stream TensorRT would wait for the whole device.
+    stream of the engine's own: those of several threads must not overlap, and on the default
+    stream TensorRT would wait for the whole device.
+
+    Each batch size has an execution context, and each recording one that is never touched again:
+    TensorRT does not define what a recording does once its context was given other shapes or
+    addresses.
+
+    Attributes:
+        recordable: whether CUDA graphs can hold the calls.
+        stream: the engine's own.
     """
 
     def __init__(self, path: Path, record: Record, device: torch.device):
@@ -80,43 +95,101 @@ class _Engine:
         self._log.clear()
         with torch.cuda.device(device):
             self.stream = torch.cuda.Stream(device, priority=-1)  # as in `graphs`
-            torch.cuda.empty_cache()  # what PyTorch keeps for later, TensorRT may need
             self._runtime = flavor.module().Runtime(self._log)
             self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
             if self._engine is None:
                 raise InputError(f"{path} cannot be loaded: {self._log.error()}")
-            self._context, save = flavor.open_context(self._engine, record.plan_sha256)
-            if self._context is None:
-                needed = f"{(record.scratch_bytes or 0) / 2**30:.1f} GiB of a GPU's memory"
-                raise InputError(f"{path} needs {needed} to run: {self._log.error()}")
-        finalize(self, save)
-        self._lock = Lock()
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._addresses: dict[str, int] = {}
+            with torch.cuda.stream(self.stream):  # where it is used, until it is free again
+                self._scratch = _scratch(path, self._engine.device_memory_size_v2, device)
+            self._make, self._save = flavor.contexts(self._engine, record.plan_sha256)
+            context = self._make()
+            if context is None:
+                raise InputError(f"{path} cannot run: {self._log.error()}")
+            self.recordable = flavor.recordable(context, self.stream)
+        finalize(self, self._save)
+        self._loose: dict[tuple, _Context] = {}
+        self._recorded: dict[tuple, _Context] = {}
 
-    def run(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
-        """Enqueue one batch. Tensors are contiguous, aligned, and of the plan's types."""
-        with self._lock, torch.cuda.device(self._device):
+    def run(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], part: int) -> None:
+        """Enqueue one batch. Tensors are contiguous, aligned, and of the plan's types.
+
+        Args:
+            part: which part of a larger batch it is. Each has contexts of its own, so that those
+                of a recording are at hand, with their shapes, from the calls before it.
+        """
+        with recording, torch.cuda.device(self._device):
             current = torch.cuda.current_stream()
-            for name, tensor in inputs.items():
-                shape = tuple(tensor.shape)
-                if self._shapes.get(name) != shape:
-                    self._must(self._context.set_input_shape(name, shape))
-                    self._shapes[name] = shape
-            for name, tensor in (inputs | outputs).items():
-                if self._addresses.get(name) != tensor.data_ptr():
-                    self._must(self._context.set_tensor_address(name, tensor.data_ptr()))
-                    self._addresses[name] = tensor.data_ptr()
+            tensors = inputs | outputs
+            bound = tuple((name, tuple(t.shape), t.data_ptr()) for name, t in tensors.items())
+            context = self._recorded.get(bound)
+            fresh = False
+            if context is None:
+                size = part, len(next(iter(inputs.values())))
+                context = self._loose.get(size)
+                fresh = context is None
+                if context is None:
+                    context = self._loose[size] = self._new_context()
+                try:
+                    context.bind(bound, inputs)
+                except RuntimeError:
+                    del self._loose[size]  # what it holds is not known any more
+                    raise
+                if torch.cuda.is_current_stream_capturing():
+                    self._recorded[bound] = self._loose.pop(size)
             self.stream.wait_stream(current)
-            self._must(self._context.execute_async_v3(self.stream.cuda_stream))
+            context.run(self.stream)
             current.wait_stream(self.stream)
+            if fresh:
+                self._save()
+
+    def _new_context(self) -> "_Context":
+        context = self._make()
+        if context is None:
+            raise RuntimeError(f"TensorRT: {self._log.error()}")
+        context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
+        return _Context(context, self._log)
+
+
+class _Context:
+    """An execution context, and what is bound to it."""
+
+    def __init__(self, context: Any, log: Any):
+        self._context, self._log = context, log
+        self._bound: tuple = ()
+
+    def bind(self, bound: tuple, inputs: Collection[str]) -> None:
+        """Bind tensors, (name, shape, address) each; what is bound already is not told again."""
+        before = {name: rest for name, *rest in self._bound}
+        for name, shape, address in bound:
+            old_shape, old_address = before.get(name, (None, None))
+            if name in inputs and shape != old_shape:
+                self._must(self._context.set_input_shape(name, shape))
+            if address != old_address:
+                self._must(self._context.set_tensor_address(name, address))
+        self._bound = bound
+
+    def run(self, stream: torch.cuda.Stream) -> None:
+        self._must(self._context.execute_async_v3(stream.cuda_stream))
 
     def _must(self, done: bool) -> None:
         if not done:
-            # what was bound so far is not known any more
-            self._shapes.clear()
-            self._addresses.clear()
             raise RuntimeError(f"TensorRT: {self._log.error()}")
+
+
+def _scratch(path: Path, needed: int, device: torch.device) -> Tensor:
+    """The memory that a plan's calls compute in, (needed,) uint8.
+
+    Raises:
+        DeviceError: the GPU has less left.
+    """
+    try:
+        return torch.empty(max(needed, 1), dtype=torch.uint8, device=device)
+    except torch.OutOfMemoryError as error:
+        free = torch.cuda.mem_get_info(device)[0] / 2**30
+        raise DeviceError(
+            f"{path} needs {needed / 2**30:.2f} GiB of {device} to run, {free:.2f} GiB are free: "
+            "a plan for smaller batches (--batch) needs less"
+        ) from error
 
 
 def _aligned(tensor: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def test_builds(trt, sources, tmp_path, capsys, kind, precision, form):
         "architectures": [86, 89, 120],
         "precision": precision,
         "batch": [1, 2, 4],
-        "format": 1,
+        "format": 2,
     }
     assert record["source"] == source.name
     if form == "free":
@@ -133,6 +133,7 @@ def test_the_architectures_reach_tensorrt(trt, halves):
     found = [config.get_compute_capability(i) for i in range(config.num_compute_capabilities)]
     assert found == [trt.ComputeCapability.SM86, trt.ComputeCapability.SM120]
     assert not config.get_flag(trt.BuilderFlag.TF32)  # float32 is float32
+    assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # a graph can hold its calls
 
 
 def test_timings_are_kept(tmp_path, monkeypatch):

@@ -237,16 +237,28 @@ def test_warm_up_runs_every_size(stand_ins, held, native):
     pipeline.warm_up(mode="direct")
     assert pipeline.generator.batches == [10] * RING + [8] * RING + [4] * RING + [1] * RING
     assert pipeline.audio_encoder.batches == [32, 8]
+    one = pipeline.buffer_bytes
+    pipeline.warm_up(renders=3)
+    assert pipeline.buffer_bytes == 3 * one and pipeline.audio_encoder.batches == [32, 8] * 4
+    with pytest.raises(InputError, match="renders is 0, it must be at least 1"):
+        pipeline.warm_up(renders=0)
     on_cpu = Pipeline(Avatar.load(native))
     on_cpu.warm_up()
     assert on_cpu.buffer_bytes == 0 and on_cpu.generator.batches == []
+
+
+@pytest.mark.parametrize(("batch_size", "first"), [(1, [8]), (4, [32]), (25, [32]), (40, [32, 32])])
+def test_the_first_frames_wait_for_few_windows(stand_ins, held, speech, batch_size, first):
+    pipeline = Pipeline(held, batch_size=batch_size)
+    next(pipeline.render(speech))
+    assert pipeline.audio_encoder.batches == first
 
 
 def test_stages_are_measured_one_by_one(stand_ins, held, short):
     pipeline = Pipeline(held, batch_size=4)
     stopwatch = Stopwatch(CPU)
     assert torch.equal(finished(pipeline, short, stopwatch=stopwatch), finished(pipeline, short))
-    stages = ["log_mel", "audio encoder", "face_input", "generator", "composite"]
+    stages = ["log_mel", "windows", "audio encoder", "face_input", "generator", "composite"]
     assert list(stopwatch.seconds()) == stages
     measured = pipeline.stats(seconds=0.5)
     assert list(measured) == stages and all(0 < s < 1 for s in measured.values())

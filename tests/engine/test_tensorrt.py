@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ AGAIN = "build it again: python -m engine.build audio-encoder "
             lambda plan: plan.with_suffix(".json").write_text('{"made": {"forma'),
             "encoder.json is not the record of a TensorRT plan",
         ),
-        (alter(format=7), "is a record of format 7, this version reads 1"),
+        (alter(format=7), "is a record of format 7, this version reads 2"),
         (alter(batch=None), "encoder.json is not the record of a TensorRT plan"),
         (
             alter(network="generator"),
@@ -249,13 +250,16 @@ class Recorder:
     def __init__(self):
         self.batches = []
 
-    def run(self, inputs, outputs):
+    recordable = True
+
+    def run(self, inputs, outputs, part):
         (windows,), (features,) = inputs.values(), outputs.values()
         assert list(inputs) == ["mel_spectrogram"] and list(outputs) == ["audio_features"]
         for tensor in (windows, features):
             assert tensor.dtype == torch.float16 and tensor.is_contiguous()
             assert tensor.data_ptr() % tensorrt_module.ALIGNMENT == 0
         assert windows.shape == (len(features), 1, 80, 16)
+        assert part == sum(self.batches)
         self.batches.append(len(features))
         features.copy_(windows.flatten(1)[:, :512] + 1)
 
@@ -315,6 +319,10 @@ class Log:
 class TensorRT:
     """The part of TensorRT's Python API that runs plans. Notes the calls."""
 
+    device_memory_size_v2 = 1000
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="the user's")
+    DynamicShapesKernelSpecializationStrategy = SimpleNamespace(EAGER="eager")
+
     def __init__(self):
         self.calls, self.fails = [], None
 
@@ -338,39 +346,95 @@ def simulated(monkeypatch, export_cache):
     monkeypatch.setattr("engine.flavor.Flavor.version", lambda self: "1.2.3")
     monkeypatch.setattr(tensorrt_module, "logger", lambda flavor: Log())
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    trt.capturing = False
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: trt.capturing)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: Own(trt.calls))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream(trt.calls))
     monkeypatch.setattr(tensorrt_module, "ALIGNMENT", 1)
     return trt
 
 
-def test_addresses_are_bound_once(plan, simulated):
+@pytest.fixture
+def calls(plan, simulated):
+    """What TensorRT is told when the network is called: (windows, out) -> its calls."""
     alter(version="1.2.3")(plan)
     network = tensorrt_module.TensorRTNetwork(AUDIO_ENCODER, plan, CPU)
-    windows, out = torch.zeros(4, 1, 80, 16).half(), torch.zeros(4, 512).half()
-    run = [("wait", "engine"), ("execute_async_v3", 7), ("wait", "caller")]
+    assert network.recordable
 
-    def calls(windows, out):
+    def call(windows, out):
         simulated.calls.clear()
         network(windows, out=out)
-        return simulated.calls
+        return [call for call in simulated.calls if call != ("serialize",)]
 
-    shape = [("set_input_shape", "mel_spectrogram", (4, 1, 80, 16))]
-    source = [("set_tensor_address", "mel_spectrogram", windows.data_ptr())]
-    target = [("set_tensor_address", "audio_features", out.data_ptr())]
-    assert calls(windows, out) == shape + source + target + run
-    assert calls(windows, out) == run
-    assert calls(windows[:3], out[:3]) == [("set_input_shape", shape[0][1], (3, 1, 80, 16)), *run]
+    return call
+
+
+RUN = [("wait", "engine"), ("execute_async_v3", 7), ("wait", "caller")]
+
+
+def new_context(calls) -> bool:
+    """Whether they begin with a new context, that is given the scratch memory."""
+    names = [name for name, *_ in calls[:2]]
+    assert ("set_device_memory" in names) == ("create_execution_context" in names)
+    if "set_device_memory" in names:
+        assert names == ["create_execution_context", "set_device_memory"]
+        assert calls[1][2] == TensorRT.device_memory_size_v2
+    return "set_device_memory" in names
+
+
+def bound(windows, out) -> list[tuple]:
+    """All that a new context has to be told."""
+    return [
+        ("set_input_shape", "mel_spectrogram", tuple(windows.shape)),
+        ("set_tensor_address", "mel_spectrogram", windows.data_ptr()),
+        ("set_tensor_address", "audio_features", out.data_ptr()),
+    ]
+
+
+def test_addresses_are_bound_once(calls, simulated):
+    windows, out = torch.zeros(4, 1, 80, 16).half(), torch.zeros(4, 512).half()
+    first = calls(windows, out)
+    assert new_context(first) and first[2:] == bound(windows, out) + RUN
+    assert calls(windows, out) == RUN
     other = torch.zeros_like(out)
-    target = [("set_tensor_address", "audio_features", other.data_ptr())]
-    assert calls(windows, other) == shape + target + run
-    # after a failure nothing is taken for bound
+    assert calls(windows, other) == [bound(windows, other)[2], *RUN]
+    # another batch size has a context of its own, and the first one stays as it is
+    second = calls(windows[:3], out[:3])
+    assert new_context(second) and second[2:] == bound(windows[:3], out[:3]) + RUN
+    assert calls(windows, other) == calls(windows[:3], out[:3]) == RUN
+
+
+def test_after_a_failure_nothing_is_taken_for_bound(calls, simulated):
+    windows, out = torch.zeros(4, 1, 80, 16).half(), torch.zeros(4, 512).half()
+    calls(windows, out)
+    simulated.fails = "set_tensor_address"
+    with pytest.raises(RuntimeError, match="TensorRT: it says why"):
+        calls(windows, torch.zeros_like(out))
+    simulated.fails = None
+    again = calls(windows, out)
+    assert new_context(again) and again[2:] == bound(windows, out) + RUN
     simulated.fails = "execute_async_v3"
     with pytest.raises(RuntimeError, match="TensorRT: it says why"):
-        calls(windows, other)
-    simulated.fails = None
-    assert calls(windows, other) == shape + source + target + run
+        calls(windows, out)
+
+
+def test_a_recordings_context_is_never_touched_again(calls, simulated):
+    """And while recording, nothing is made that an earlier call would not have made."""
+    windows, out = torch.zeros(7, 1, 80, 16).half(), torch.zeros(7, 512).half()  # 4 and 3
+    calls(windows, out)
+    simulated.capturing = True
+    assert calls(windows, out) == RUN + RUN
+    simulated.capturing = False
+    assert calls(windows, out) == RUN + RUN  # the same again may use it: that changes nothing
+    other = torch.zeros_like(out)
+    for call in (calls(windows[:4], other[:4]), calls(windows[4:], other[4:])):
+        assert new_context(call)
+    # two parts of one size: each has its own before the recording begins
+    windows, out = torch.zeros(8, 1, 80, 16).half(), torch.zeros(8, 512).half()
+    calls(windows, out)
+    simulated.capturing = True
+    assert calls(windows, out) == RUN + RUN
 
 
 def test_compiled_kernels_are_kept(plan, simulated, monkeypatch, tmp_path):
@@ -383,6 +447,8 @@ def test_compiled_kernels_are_kept(plan, simulated, monkeypatch, tmp_path):
         assert network._engine is again._engine
         names = [name for name, *_ in simulated.calls]
         assert names.count("create_execution_context") == 1
+        assert ("set_execution_context_allocation_strategy", "the user's") in simulated.calls
+        assert simulated.dynamic_shapes_kernel_specialization_strategy == "eager"
         assert names.count("deserialize") == (0 if first else 1)
         assert names.index("set_runtime_cache") < names.index("create_execution_context")
         del network, again
@@ -396,7 +462,7 @@ def test_compiled_kernels_are_kept(plan, simulated, monkeypatch, tmp_path):
         ("deserialize_cuda_engine", "encoder.plan cannot be loaded: it says why"),
         (
             "create_execution_context",
-            "encoder.plan needs 0.0 GiB of a GPU's memory to run: it says why",
+            "encoder.plan cannot run: it says why",
         ),
     ],
 )
