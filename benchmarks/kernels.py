@@ -6,7 +6,6 @@ What moves bytes is compared with a plain copy measured in the same run. Without
 measured is: the stages on the CPU against OpenCV, librosa and the libraries.
 """
 
-import argparse
 import logging
 import sys
 import time
@@ -163,7 +162,7 @@ def _same_work(job: Job, inputs: Inputs) -> None:
 
 
 def main() -> int:
-    options = _parse()
+    options = report.options("benchmarks.kernels", __doc__)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plan = QUICK if options.quick else GPU if device.type == "cuda" else CPU
     deadline = time.monotonic() + plan.total
@@ -186,7 +185,7 @@ def main() -> int:
     folder = Path(options.out)
     for job in tqdm(list(jobs(plan, device)), desc="stages", disable=None):
         if job.side == COMPILED:  # it may hang in ways that nothing here ends
-            _save(results, folder)
+            report.save(results, table(results), folder / "kernels.json")
         what = {
             "stage": job.stage.name,
             "side": job.side,
@@ -205,27 +204,13 @@ def main() -> int:
         results["copy, bytes a second"].append(bandwidth())
     except RuntimeError as error:  # a GPU that a kernel has brought down
         left_out.append({"stage": "copy", "side": "at the end", "reason": report.reason(error)})
-    print(_save(results, folder))
+    text = table(results)
+    report.save(results, text, folder / "kernels.json")
+    print(text)
     if not plot(results, folder / "kernels.png"):
         print("no plot: matplotlib is not installed", file=sys.stderr)
     print(f"\nwritten to {folder}")
     return 1 if any(row["side"] in (OURS, ALONE) for row in left_out) else 0
-
-
-def _save(results: dict, folder: Path) -> str:
-    report.write(results, folder / "kernels.json")
-    text = table(results)
-    (folder / "kernels.txt").write_text(text + "\n")
-    return text
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.kernels", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--out", default="out/benchmark-kernels", help="folder for the results")
-    parser.add_argument("--quick", action="store_true", help="small inputs, to see that it runs")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ the CPU) and plain PyTorch; and, on a GPU, as a share of what its memory and its
 measured in the same run, allow. Without a GPU: what runs on the CPU.
 """
 
-import argparse
 import gc
 import logging
 import sys
@@ -174,7 +173,7 @@ def measure(job: Job, plan: Plan) -> dict:
 
 
 def main() -> int:
-    options = _parse()
+    options = report.options("benchmarks.pipeline", __doc__)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     plan = QUICK if options.quick else GPU if device.type == "cuda" else CPU
     end = time.monotonic() + plan.total
@@ -226,12 +225,15 @@ def main() -> int:
         todo = list(jobs(plan, scenes, device, there, on_cpu))
         for job in tqdm(todo, desc="systems", disable=None):
             _measure_one(job, plan, end, results)
-            _save(results, folder)  # a compiler, or a GPU, may hang in ways that nothing here ends
+            # each time: a compiler, or a GPU, may hang in ways that nothing here ends
+            report.save(results, table(results), folder / "pipeline.json")
     try:
         results["copy, bytes a second"].append(copied())
     except RuntimeError as error:  # a GPU that something has brought down
         left_out.append({"side": "copy, at the end", "reason": report.reason(error)})
-    print(_save(results, folder))
+    text = table(results)
+    report.save(results, text, folder / "pipeline.json")
+    print(text)
     if not plot(results, folder / "pipeline.png"):
         print("no plot: matplotlib is not installed", file=sys.stderr)
     print(f"\nwritten to {folder}")
@@ -275,22 +277,6 @@ def _measure_one(job: Job, plan: Plan, end: float, results: dict) -> None:
         results["measured"].append(row)
     except Exception as error:
         results["left out"].append({**what, "reason": report.reason(error)})
-
-
-def _save(results: dict, folder: Path) -> str:
-    report.write(results, folder / "pipeline.json")
-    text = table(results)
-    (folder / "pipeline.txt").write_text(text + "\n")
-    return text
-
-
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.pipeline", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--out", default="out/benchmark-pipeline", help="folder for the results")
-    parser.add_argument("--quick", action="store_true", help="small inputs, to see that it runs")
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

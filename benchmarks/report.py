@@ -1,5 +1,6 @@
 """What the benchmarks share: the machine they ran on, and results as a file."""
 
+import argparse
 import json
 import os
 import platform
@@ -41,6 +42,24 @@ def write(results: dict, path: Path) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(results, indent=1) + "\n")
     partial.replace(path)
+
+
+def save(results: dict, text: str, path: Path) -> None:
+    """NAME.json, and beside it the table as NAME.txt."""
+    write(results, path)
+    path.with_suffix(".txt").write_text(text + "\n")
+
+
+def options(module: str, doc: str) -> argparse.Namespace:
+    """The options of a benchmark that writes into a folder: out, quick."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m {module}", description=doc.strip().splitlines()[0]
+    )
+    parser.add_argument(
+        "--out", default=f"out/{module.replace('.', '-')}", help="folder for the results"
+    )
+    parser.add_argument("--quick", action="store_true", help="small inputs, to see that it runs")
+    return parser.parse_args()
 
 
 def reason(error: Exception) -> str:

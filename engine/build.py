@@ -2,15 +2,14 @@
 
 import argparse
 import json
-import signal
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from . import plan as plans
 from .avatar import find_networks
+from .command import Parser, program, run
 from .compiler import compile_plan, parse
 from .errors import InputError
 from .flavor import FLAVORS, Flavor, choose, gpu_architecture, logger, names
@@ -176,7 +175,8 @@ def _print_engine(target: Target, output: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
-    try:
+
+    def work() -> None:
         flavor, architectures = choose(options.flavor, options.arch, gpu_architecture())
         target = Target(flavor, architectures, options.precision, options.batch)
         for signature, source, output in _work(options):
@@ -190,17 +190,8 @@ def main(arguments: list[str] | None = None) -> int:
                 verbose=options.verbose,
             )
             print(said, flush=True)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a folder that may not be read, a disk that is full
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: what was being built was not written", file=sys.stderr)
-        return 130
-    return 0
+
+    return run(work, interrupted="what was being built was not written")
 
 
 def _work(options: argparse.Namespace) -> list[tuple[Signature, Path, Path]]:
@@ -219,13 +210,6 @@ def _work(options: argparse.Namespace) -> list[tuple[Signature, Path, Path]]:
     return work
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help lists the options)\n")
-
-
 def _architectures(text: str) -> list[int]:
     numbers = [part.strip().lower().removeprefix("sm") for part in text.split(",")]
     if not all(number.isdigit() and 10 <= int(number) < 1000 for number in numbers):
@@ -236,7 +220,7 @@ def _architectures(text: str) -> list[int]:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m engine.build",
         description="Build the TensorRT plan of a network, NAME.plan with its record NAME.json; "
         "a plan that is there already and still fits is kept.",
@@ -277,5 +261,4 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that cleaning up happens
-    sys.exit(main())
+    program(main)

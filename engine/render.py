@@ -1,14 +1,12 @@
 """`python -m engine.render`: speech and an avatar in, an mp4 out."""
 
 import argparse
-import signal
 import sys
 import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from tqdm import tqdm
 from kernels import COMPOSITE_MODES
 
 from .avatar import Avatar
+from .command import Parser, program, run
 from .errors import DeviceError, InputError
 from .images import IMAGE_FORMATS, QUALITY, ImageWriter
 from .media import VideoWriter
@@ -28,21 +27,13 @@ from .stopwatch import Stopwatch
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
-    try:
+
+    def work() -> None:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
             print(render(options))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a folder that may not be read, a disk that is full
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
-        return 130
-    return 0
+
+    return run(work, interrupted="nothing was written")
 
 
 def render(options: argparse.Namespace) -> str:
@@ -172,15 +163,8 @@ def _refuse_to_overwrite(options: argparse.Namespace) -> None:
         raise InputError(f"{output} is a file of the avatar")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help lists the options)\n")
-
-
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m engine.render",
         description="Render speech with an avatar to an mp4 (H.264, AAC).",
     )
@@ -213,5 +197,4 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that cleaning up happens
-    sys.exit(main())
+    program(main)

@@ -4,6 +4,7 @@ The fixtures import what they need themselves: the kernels' tests run on GPU hos
 of the libraries for media files and networks.
 """
 
+import signal
 import wave
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -15,6 +16,10 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "examples" / "demo"
+
+# A shell's background jobs ignore Ctrl-C, and what they start does too; some tests are about it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

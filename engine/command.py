@@ -1,0 +1,43 @@
+"""What the commands share: a user's mistake is one line and an exit code, never a traceback."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from .errors import InputError
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} (--help lists the options)\n")
+
+
+def run(work: Callable[[], object], *, interrupted: str) -> int:
+    """Do a command's work, and say what went wrong: 0 done, 2 an error, 130 Ctrl-C.
+
+    Args:
+        interrupted: what Ctrl-C left behind, for people.
+    """
+    try:
+        work()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a folder that may not be read, a disk that is full
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted: {interrupted}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def program(main: Callable[[], int]) -> NoReturn:
+    """Run a command's `main` as a program, which cleans up when it is asked to end."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.exit(main())
