@@ -1,5 +1,6 @@
 """The pipeline on a GPU: its frames against the CPU's, what it allocates, what it waits for."""
 
+import gc
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -14,6 +15,7 @@ from engine import Avatar, Pipeline, images
 from engine.build import main as build
 from engine.errors import DeviceError
 from engine.flavor import FLAVORS, gpu_architecture
+from engine.graphs import WARM_UPS, Graphs
 from engine.lane import RING
 from engine.pipeline import frame_numbers
 from engine.render import on_host
@@ -207,6 +209,26 @@ def test_threads_and_streams_of_one_pipeline(make, speech):
         for _ in range(3):
             for frames, wanted in zip(threads.map(work, pieces), alone, strict=True):
                 assert torch.equal(frames, wanted)
+
+
+def test_an_error_while_recording_leaves_nothing_behind():
+    device, calls = torch.device("cuda", torch.cuda.current_device()), []
+    graphs, counted = Graphs(device), torch.zeros(1, device=device)
+
+    def work():
+        counted.add_(1)
+        calls.append(1)
+        if len(calls) == WARM_UPS + 1:  # while it is recorded
+            raise KeyError("work")
+
+    stream = torch.cuda.current_stream(device)
+    with pytest.raises(KeyError, match="work"):
+        graphs.run("counted", work)
+    assert torch.cuda.current_stream(device) == stream and gc.isenabled() and len(graphs) == 0
+    counted.zero_()
+    for _ in range(3):
+        graphs.run("counted", work)
+    assert counted.item() == WARM_UPS + 3 and len(graphs) == 1
 
 
 def test_what_does_not_fit_is_refused_early(make):
