@@ -42,7 +42,7 @@ class Avatar:
         fps: exact frames a second, a Fraction.
         height, width: of every frame, pixels.
         boxes: (F, 4) int32 face boxes on `device`.
-        generator, audio_encoder: paths of the networks' files.
+        generator, audio_encoder: paths of the networks' files, None where it has none.
         device: where `batch` puts frames: decoded as needed for the CPU; all held on a GPU.
     """
 
@@ -53,8 +53,8 @@ class Avatar:
         boxes: Tensor,
         *,
         fps: Fraction,
-        generator: Path,
-        audio_encoder: Path,
+        generator: Path | None,
+        audio_encoder: Path | None,
         device: str | torch.device = "cpu",
         cache_bytes: int = CACHE_BYTES,
     ):
@@ -92,6 +92,7 @@ class Avatar:
         device: str | torch.device = "cpu",
         generator: str | os.PathLike | None = None,
         audio_encoder: str | os.PathLike | None = None,
+        networks: bool = True,
         cache_bytes: int = CACHE_BYTES,
     ) -> "Avatar":
         """Open an avatar folder of any of the four layouts: native, SyncTalk 2D, package 2.0,
@@ -102,13 +103,15 @@ class Avatar:
             device: "cpu" or "cuda". On a GPU all frames are uploaded here.
             generator, audio_encoder: network files to use instead of the folder's own, or where
                 it has none.
+            networks: whether they have to be there. An avatar without is for training them.
             cache_bytes: how much memory decoded frames may take on a CPU.
 
         Raises:
             InputError: what is missing, damaged or does not fit, in one line.
         """
         parts = _find_layout(Path(path))
-        networks = _networks(Path(path), parts, generator, audio_encoder)
+        none = {"generator": None, "audio_encoder": None}
+        found = _networks(Path(path), parts, generator, audio_encoder) if networks else none
         source: Source
         if parts.frames.is_dir():
             source, fps = ImageFolder(_numbered(parts.frames, IMAGE_SUFFIXES)), parts.fps
@@ -127,7 +130,7 @@ class Avatar:
             fps=fps or Fraction(FPS),
             device=device,
             cache_bytes=cache_bytes,
-            **networks,
+            **found,
         )
 
     def __len__(self) -> int:

@@ -1,0 +1,104 @@
+"""The drawn person speaking: what `python -m models.train --drawn` learns from.
+
+The reference of every picture is a frame of the demo avatar, decoded from its video, and the target
+is the same pose drawn with the mouth that fits the speech. That is what a render asks for: it has
+a frame of the avatar, whose mouth is shut, and wants another mouth in it. (A film cannot have both;
+there the reference is another frame.)
+"""
+
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import kernels
+from engine.avatar import Avatar
+from models.train.recording import Speech, roi
+
+from .make_demo import FPS, FRAMES
+from .person import Mouth, Pose, draw, face_box, idle, mouth_box
+from .speech import corpus, make, mouths
+
+DEMO = Path(__file__).parent / "demo"
+REST = 3  # every third frame of silence is enough
+# A row of `mouths` as the audio side learns it: how far the mouth is open counts most.
+SCALE = torch.tensor([2.0, 1.0, 1.0, 1.0, 1.0])
+
+
+class Speaking:
+    """A `models.train.recording.Recording`.
+
+    Args:
+        seed: of what is said, and how.
+        minutes: of speech to train on.
+    """
+
+    def __init__(self, seed: int, minutes: float = 24):
+        self.name, self.mouth = "drawn person", _mouth_in_roi()
+        self.speeches: list[Speech] = []
+        self.shapes: list[Tensor] = []
+        self._mouths: list[np.ndarray] = []
+        said = [(recipe, False) for recipe in corpus(seed, minutes)]
+        said += [(recipe, True) for recipe in corpus(seed, held_out=True)]
+        parts: dict[bool, list[Tensor]] = {False: [], True: []}
+        for recipe, held_out in tqdm(said, desc="speak", unit=" utterances", disable=None):
+            utterance = make(recipe)
+            speech = Speech(torch.from_numpy(utterance.pcm), FPS)
+            rows = mouths(utterance.phonemes, speech.frames, FPS)
+            still = np.zeros(len(rows), bool)
+            still[1:] = (rows[1:] == rows[:-1]).all(axis=1)
+            wanted = ~still | (np.arange(len(rows)) % REST == 0)
+            frames = torch.from_numpy(np.flatnonzero(wanted))
+            number = torch.full_like(frames, len(self.speeches))
+            parts[held_out].append(torch.stack([number, frames], dim=1))
+            self.speeches.append(speech)
+            self._mouths.append(rows)
+            self.shapes.append(torch.from_numpy(rows) * SCALE)
+        self.train, self.held_out = torch.cat(parts[False]), torch.cat(parts[True])
+        self._inputs  # noqa: B018  read before other processes share the video
+
+    @cached_property
+    def _inputs(self) -> Tensor:
+        """(FRAMES, 6, 320, 320) uint8: what a render gives the generator of the avatar's frames."""
+        avatar = Avatar.load(DEMO, networks=False)
+        inputs = torch.empty(FRAMES, 6, kernels.ROI, kernels.ROI, dtype=torch.uint8)
+        for number in range(FRAMES):
+            made, _ = kernels.face_input(*avatar.batch([number]))
+            inputs[number] = (made[0] * 255).round()
+        return inputs
+
+    def pictures(
+        self, speech: int, frame: int, random: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        number = int(random.integers(FRAMES))
+        mouth = Mouth(*self._mouths[speech][frame].tolist())
+        return self._inputs[number].float() / 255, drawn_roi(idle(number / FPS), mouth)
+
+
+def drawn_roi(pose: Pose, mouth: Mouth) -> Tensor:
+    """The ROI as it is drawn: (3, 320, 320) float32, planes B, G, R."""
+    box = face_box(pose)
+    face = torch.from_numpy(draw(pose, mouth, region=box))
+    side = box[2] - box[0]
+    return roi(face, torch.tensor([0, 0, side, side], dtype=torch.int32))[0]
+
+
+def _mouth_in_roi() -> tuple[float, float, float, float]:
+    """The mouth's bounding box as parts of the ROI, head at rest."""
+    x0, y0, x1, _ = face_box(Pose())
+    margin = (kernels.CROP - kernels.ROI) / 2
+    scale = kernels.CROP / (x1 - x0)
+    left, top, right, bottom = mouth_box(Pose())
+    a, b, c, d = (
+        ((edge - origin) * scale - margin) / kernels.ROI
+        for edge, origin in ((left, x0), (top, y0), (right, x0), (bottom, y0))
+    )
+    return a, b, c, d
+
+
+def recording(seed: int) -> Speaking:
+    """What `models.train` asks a module for."""
+    return Speaking(seed)

@@ -1,0 +1,246 @@
+"""The command: python -m models.train --avatar DIR | --drawn -o CKPT"""
+
+import argparse
+import importlib
+import json
+import sys
+import time
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from engine.command import Parser, program, run
+from engine.errors import InputError
+from models import checkpoint
+
+from .batches import batches
+from .progress import HeldOut, write_log, write_sheet
+from .recording import FilmRecording, Recording
+from .training import Plan, Training, read
+
+DRAWN = "examples.speaking"  # the module whose `recording(seed)` draws a person who speaks
+LATELY = 50  # steps that a loss shown is the mean of
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parse(arguments)
+    return run(
+        lambda: print(train(options)),
+        interrupted=f"{options.output} is what it was at the last checkpoint (--resume goes on)",
+    )
+
+
+def train(options: argparse.Namespace) -> str:
+    """Do what the options say, and return the lines that sum it up."""
+    output = _output(options.output)
+    kept = read(output) if options.resume else None
+    if kept is None and output.exists():
+        raise InputError(f"{output} exists: --resume goes on with it, another name starts anew")
+    plan = _plan(options, kept)
+    recording = _recording(options, plan)
+    if recording.shapes is None and plan.listen:
+        if options.listen:
+            raise InputError(
+                f"listen is {options.listen}, it must be 0 for a film: the shapes of its mouth "
+                "are not known"
+            )
+        plan = Plan(**{**asdict(plan), "listen": 0})
+    given = {
+        kind: _load(path, kind)
+        for kind in ("generator", "audio_encoder")
+        if (path := getattr(options, kind))
+    }
+    training = Training(plan, recording, _device(options.device), **given)
+    if kept:
+        training.restore(kept)
+    if training.step >= plan.end:
+        raise InputError(f"{output} has done its {plan.end} steps already")
+    return _run(training, recording, output, options)
+
+
+def _run(
+    training: Training, recording: Recording, output: Path, options: argparse.Namespace
+) -> str:
+    plan, held_out = training.plan, HeldOut(recording, training.plan.seed)
+    log = _log(output) if options.resume else []
+    loader = batches(
+        recording,
+        seed=plan.seed,
+        steps=range(training.step, plan.end),
+        listening=range(plan.listen),
+        size=plan.batch,
+        stretches=plan.stretches,
+    )
+    about = {"recording": recording.name, "plan": asdict(plan), "device": str(training.device)}
+    about |= {"precision": str(training.dtype).removeprefix("torch."), "torch": torch.__version__}
+    begin = last = time.monotonic()
+    seconds = log[-1]["seconds"] if log else 0.0
+
+    def keep(save: bool = True) -> dict:
+        figures, sheet = held_out.look(training)
+        lately = training.losses[-LATELY:]
+        spent = seconds + time.monotonic() - begin
+        log.append(
+            {"step": training.step, "loss": sum(lately) / len(lately), **figures, "seconds": spent}
+        )
+        if save:
+            training.save(output)
+        write_sheet(output.with_suffix(".png"), sheet)
+        write_log(output.with_suffix(".json"), log, training.losses, about)
+        return log[-1]
+
+    with tqdm(
+        total=plan.end,
+        initial=training.step,
+        unit=" steps",
+        disable=None if options.progress else True,
+        mininterval=1,
+    ) as bar:
+        for batch in loader:
+            training.learn(batch)
+            bar.update()
+            lately = training.losses[-LATELY:]
+            if training.listening or training.step - plan.listen >= LATELY or not plan.listen:
+                bar.set_postfix_str(f"loss {sum(lately) / len(lately):.4f}", refresh=False)
+            if time.monotonic() - last >= 60 * options.every and training.step < plan.end:
+                figures = keep()
+                last = time.monotonic()
+                bar.write(_line(figures), file=sys.stderr)
+        figures = keep()
+    return (
+        f"{output}: {_line(figures)}, {figures['seconds'] / 60:.1f} min on {training.device} in "
+        f"{about['precision']}\n{output.with_suffix('.png')}: held-out frames: reference, target, "
+        f"output\n{output.with_suffix('.json')}: the loss of every step, figures of every checkpoint"
+    )
+
+
+def _line(figures: dict) -> str:
+    return (
+        f"step {figures['step']}, loss {figures['loss']:.4f}, held out: PSNR "
+        f"{figures['held_out_psnr']:.2f} dB, of the mouth {figures['held_out_mouth_psnr']:.2f} dB"
+    )
+
+
+def _log(output: Path) -> list[dict]:
+    try:
+        return json.loads(output.with_suffix(".json").read_text())["checkpoints"]
+    except (OSError, ValueError, KeyError):
+        return []  # it is for people: a training goes on without
+
+
+def _output(path: Path) -> Path:
+    if path.suffix != ".pth":
+        raise InputError(f"{path} must end in .pth")
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent} is not a folder")
+    return path
+
+
+def _plan(options: argparse.Namespace, kept: dict | None) -> Plan:
+    given = {f.name: value for f in fields(Plan) if (value := getattr(options, f.name)) is not None}
+    if kept is not None:
+        given |= {name: True for name in ("generator", "audio_encoder") if getattr(options, name)}
+        if given:
+            name = next(iter(given)).replace("_", "-")
+            raise InputError(f"--{name} cannot be given with --resume: the plan is the checkpoint's")
+        return Plan(**kept["training"]["plan"])
+    return Plan(**given)
+
+
+def _recording(options: argparse.Namespace, plan: Plan) -> Recording:
+    if options.avatar is not None:
+        return FilmRecording(options.avatar, options.audio)
+    if options.audio is not None:
+        raise InputError("--audio is of an avatar (--avatar DIR): a drawn person speaks by herself")
+    try:
+        return importlib.import_module(options.drawn).recording(plan.seed)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{options.drawn} cannot be drawn: {error}") from error
+
+
+def _load(path: Path, kind: str) -> torch.nn.Module:
+    try:
+        return checkpoint.load(path, kind)
+    except checkpoint.CheckpointError as error:
+        raise InputError(str(error)) from error
+
+
+def _device(name: str | None) -> torch.device:
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is cuda, but PyTorch finds no CUDA GPU here")
+    return torch.device(name)
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="python -m models.train",
+        description="Train the generator and the audio encoder for a person who was filmed (or "
+        "is drawn) speaking.",
+    )
+    add = parser.add_argument
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--avatar", type=Path, metavar="DIR", help="an avatar folder whose frames go with aud.wav"
+    )
+    what.add_argument(
+        "--drawn",
+        nargs="?",
+        const=DRAWN,
+        metavar="MODULE",
+        help=f"a person drawn while training ({DRAWN})",
+    )
+    add("--audio", type=Path, metavar="FILE", help="the speech of the avatar's frames (aud.wav)")
+    add("-o", "--output", type=Path, required=True, metavar="CKPT.pth", help="both networks")
+    add("--resume", action="store_true", help="go on with CKPT.pth, as if it had not ended")
+    add("--generator", type=Path, metavar="FILE", help="a checkpoint to start from")
+    add("--audio-encoder", type=Path, metavar="FILE", help="a checkpoint to start from")
+    add(
+        "--freeze-audio-encoder",
+        dest="freeze",
+        action="store_true",
+        default=None,
+        help="leave the audio encoder as it is",
+    )
+    add("--steps", type=_at_least(1), metavar="N", help=f"default {Plan.steps}")
+    add(
+        "--listen",
+        type=_at_least(0),
+        metavar="N",
+        help=f"steps before them, for the ear alone, where mouth shapes are known: {Plan.listen}",
+    )
+    add("--batch", type=_at_least(2), metavar="N", help=f"frames a step, default {Plan.batch}")
+    add("--stretches", type=_at_least(2), metavar="N", help=argparse.SUPPRESS)
+    add("--rate", type=_rate, metavar="LR", help=f"highest learning rate, default {Plan.rate:g}")
+    add("--listen-rate", type=_rate, metavar="LR", help=f"default {Plan.listen_rate:g}")
+    add("--settle", type=float, metavar="PART", help=argparse.SUPPRESS)
+    add("--seed", type=_at_least(0), metavar="N", help=f"default {Plan.seed}")
+    add("--every", type=float, default=5, metavar="MINUTES", help="between checkpoints (5)")
+    add("--device", choices=("cpu", "cuda"), help="cuda where there is a GPU")
+    add("--no-progress", dest="progress", action="store_false", help="no progress bar")
+    return parser.parse_args(arguments)
+
+
+def _at_least(least: int):
+    def number(text: str) -> int:
+        if not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"is {text}, it must be a whole number from {least} on")
+        return int(text)
+
+    return number
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+        if not 0 < rate < 1:
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"is {text}, it must be above 0 and below 1") from None
+    return rate
+
+
+if __name__ == "__main__":
+    program(main)

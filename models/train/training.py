@@ -1,0 +1,272 @@
+"""The two networks in training: what a step does, and what is kept of it."""
+
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from engine.errors import InputError
+from models import AudioEncoder, Generator
+
+from .batches import STRIDE, Batch, feature_windows
+from .losses import mouth_weights, picture_loss
+from .norms import rest, wake
+from .recording import Recording
+
+WARM_UP = 100  # steps in which the learning rate rises
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, how fast, and from which random numbers.
+
+    Attributes:
+        steps: that see pictures.
+        listen: steps before them, in which the audio side alone learns to tell the mouth's shape,
+            where the recording knows it: those cost a hundredth of the others.
+        batch: frames a step.
+        stretches: of speech, in a step that listens.
+        rate, listen_rate: the highest learning rates.
+        settle: the last part of the steps, with the norms' statistics at rest: the networks are
+            trained as they will be used.
+        freeze: leave the audio encoder as it is.
+        seed: of the weights and the batches.
+    """
+
+    steps: int = 20000
+    listen: int = 2000
+    batch: int = 8
+    stretches: int = 8
+    rate: float = 1e-3
+    listen_rate: float = 1e-3
+    settle: float = 0.3
+    freeze: bool = False
+    seed: int = 2026
+
+    @property
+    def end(self) -> int:
+        return self.listen + self.steps
+
+
+class Training:
+    """Both networks, and what their training has come to.
+
+    Args:
+        plan: what to do.
+        recording: says where the mouth is, and whether its shapes are known.
+        device: "cpu" or "cuda".
+
+    Attributes:
+        step: how many are done.
+        losses: of every step done.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        recording: Recording,
+        device: torch.device,
+        generator: Generator | None = None,
+        audio_encoder: AudioEncoder | None = None,
+    ):
+        torch.manual_seed(plan.seed)
+        # both are drawn whether or not they are given: the seed means the same
+        drawn = Generator(), AudioEncoder()
+        self.plan, self.step, self.losses = plan, 0, []
+        self.device, self.dtype = device, mixed_precision(device)
+        self.generator = (generator or drawn[0]).to(device, memory_format=torch.channels_last)
+        self.audio_encoder = (audio_encoder or drawn[1]).to(
+            device, memory_format=torch.channels_last
+        )
+        shapes = recording.shapes[0].shape[1] if recording.shapes else 0
+        self._readout = nn.Linear(512, max(shapes, 1)).to(device)
+        self._given = audio_encoder is not None
+        self._weights = mouth_weights(recording.mouth).to(device)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self._optimizer = self._new_optimizer(self.listening)
+
+    def learn(self, batch: Batch) -> float:
+        """One step: the loss."""
+        if self.step == self.plan.listen:  # what the other phase knew of gradients is of no use
+            self._optimizer = self._new_optimizer(listening=False)
+        self._modes()
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rate() * group["scale"]
+        loss = self._listen(batch) if self.listening else self._see(batch)
+        self._optimizer.zero_grad()
+        self._scaler.scale(loss).backward()
+        self._scaler.unscale_(self._optimizer)
+        nn.utils.clip_grad_norm_(self._parameters(), 1.0)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self.step += 1
+        self.losses.append(loss.item())
+        if not math.isfinite(self.losses[-1]):
+            raise InputError(
+                f"the loss of step {self.step} is {self.losses[-1]}: a learning rate below "
+                f"{self.plan.rate:g} may help (--rate)"
+            )
+        return self.losses[-1]
+
+    @property
+    def listening(self) -> bool:
+        return self.step < self.plan.listen
+
+    def make(self, windows: Tensor, inside: Tensor, inputs: Tensor) -> Tensor:
+        """The generator's output, (n, 3, 320, 320), for batches as `Batch` has them."""
+        with self._mixed():
+            heard = feature_windows(self._features(windows), inside.to(self.device))
+            picture = inputs.to(self.device, memory_format=torch.channels_last)
+            return self.generator(picture, heard)
+
+    @torch.no_grad()
+    def show(self, batch: Batch) -> Tensor:
+        """What the networks, used as after the training, make of a batch: float32 on the CPU."""
+        rest(self.generator)
+        rest(self.audio_encoder)
+        one_by_one = zip(*(t.split(1) for t in (batch.windows, batch.inside, batch.inputs)), strict=True)
+        return torch.cat([self.make(*one).float().cpu() for one in one_by_one])
+
+    @torch.no_grad()
+    def guess(self, batch: Batch) -> Tensor:
+        """The mouth's shapes that the audio side reads out of a batch that listens."""
+        rest(self.generator)
+        rest(self.audio_encoder)
+        return self._shapes(batch).float().cpu()
+
+    # --- a step --------------------------------------------------------------------------------
+
+    def _features(self, windows: Tensor) -> Tensor:
+        n, k = windows.shape[:2]
+        windows = windows.to(self.device).flatten(0, 1)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.plan.freeze):
+            return self.audio_encoder(windows).view(n, k, -1)
+
+    def _shapes(self, batch: Batch) -> Tensor:
+        """(n, frames, k), read linearly out of what the generator's audio side makes of a window,
+        so that it has to hold the shape of the mouth."""
+        with self._mixed():
+            features = self._features(batch.windows)
+            heard = feature_windows(features, batch.inside.to(self.device), STRIDE)
+            pooled = self.generator.audio_model(heard).mean(dim=(2, 3))
+        return self._readout(pooled.float()).view(batch.shapes.shape)
+
+    def _listen(self, batch: Batch) -> Tensor:
+        return (self._shapes(batch) - batch.shapes.to(self.device)).abs().mean()
+
+    def _see(self, batch: Batch) -> Tensor:
+        made = self.make(batch.windows, batch.inside, batch.inputs).float()
+        pixels, edges = picture_loss(made, batch.target.to(self.device), self._weights)
+        return pixels + edges
+
+    def _modes(self) -> None:
+        """Which norms measure, and which are at rest: in batches of few frames, the statistics of
+        an audio side that has learned to listen would do harm."""
+        seen = self.step - self.plan.listen
+        settled = seen >= (1 - self.plan.settle) * self.plan.steps
+        heard = self.plan.listen > 0 and not self.listening
+        wake(self.generator)
+        wake(self.audio_encoder)
+        if settled:
+            rest(self.generator)
+        if heard:
+            rest(self.generator.audio_model)
+        if settled or heard or self._given or self.plan.freeze:
+            rest(self.audio_encoder)
+
+    def _rate(self) -> float:
+        """A rise, then half a cosine down to a hundredth, in each phase."""
+        plan, start, steps = self.plan, 0, self.plan.listen
+        highest = plan.listen_rate
+        if not self.listening:
+            start, steps, highest = plan.listen, plan.steps, plan.rate
+        done = self.step - start
+        rise = min((done + 1) / min(WARM_UP, max(steps // 10, 1)), 1.0)
+        return highest * rise * (0.505 + 0.495 * math.cos(math.pi * done / steps))
+
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    def _new_optimizer(self, listening: bool) -> torch.optim.Optimizer:
+        groups = []
+        if listening:
+            groups.append((self.generator.audio_model, 1.0))
+            groups.append((self._readout, 1.0))
+        else:
+            groups.append((self.generator, 1.0))
+        if not self.plan.freeze:
+            # after listening it has little to learn, and much to forget
+            groups.append((self.audio_encoder, 1.0 if listening or not self.plan.listen else 0.1))
+        return torch.optim.AdamW(
+            [{"params": list(m.parameters()), "scale": scale} for m, scale in groups],
+            weight_decay=0.01,
+            fused=True,
+        )
+
+    def _mixed(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, self.dtype, enabled=self.dtype != torch.float32
+        )
+
+    # --- checkpoints ---------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        """Write both networks and what a resumed training needs; `models.checkpoint` and so every
+        command reads either network out of it."""
+        content = {
+            "generator": self.generator.state_dict(),
+            "audio_encoder": self.audio_encoder.state_dict(),
+            "training": {
+                "plan": asdict(self.plan),
+                "step": self.step,
+                "losses": self.losses,
+                "given": self._given,
+                "readout": self._readout.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "scaler": self._scaler.state_dict(),
+            },
+        }
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            torch.save(content, partial)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def restore(self, content: dict) -> None:
+        """Go on from what `save` wrote, as `read` has read it."""
+        kept = content["training"]
+        self.generator.load_state_dict(content["generator"])
+        self.audio_encoder.load_state_dict(content["audio_encoder"])
+        self._readout.load_state_dict(kept["readout"])
+        self.step, self.losses, self._given = kept["step"], kept["losses"], kept["given"]
+        listened_last = 0 < self.plan.listen and self.step <= self.plan.listen
+        self._optimizer = self._new_optimizer(listened_last)
+        self._optimizer.load_state_dict(kept["optimizer"])
+        self._scaler.load_state_dict(kept["scaler"])
+
+
+def read(path: Path) -> dict:
+    """The content of a checkpoint that `Training.save` wrote.
+
+    Raises:
+        InputError: there is none, or it is another file.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        Plan(**content["training"]["plan"])
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: there is nothing to resume") from None
+    except Exception as error:  # torch.load has no documented ones
+        raise InputError(f"{path} is not a checkpoint that python -m models.train wrote") from error
+    return content
+
+
+def mixed_precision(device: torch.device) -> torch.dtype:
+    """What convolutions compute in: bfloat16 where the processor has units for it."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
+    return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") else torch.float32
