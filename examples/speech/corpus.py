@@ -23,10 +23,10 @@ _LETTERS_A_WORD = 6.1  # the space included; makes `_seconds` a little short
 
 @dataclass(frozen=True)
 class Recipe:
-    """One utterance: `sentences`, with `pauses[i]` seconds before sentence i and the last at the end.
+    """One utterance: `sentences`, `pauses[i]` seconds before sentence i and the last at the end.
 
-    No sentences: `pauses[0]` seconds of silence. `gain` is the loudest sample of the speech, `noise`
-    the background's standard deviation, drawn from `seed`; 0 for none.
+    No sentences: `pauses[0]` seconds of silence. `gain` is the loudest sample of the speech,
+    `noise` the standard deviation of the background, drawn from `seed`; 0 for none.
     """
 
     sentences: tuple[str, ...]

@@ -21,6 +21,9 @@ _UTF8 = 1
 _RATE, _PITCH = 1, 3  # espeak_PARAMETER
 _FILES = {"en-gb": "gmw/en"}  # the one English voice that has another name than its language
 _CLOSURE = 0.06  # s; the longest silence that belongs to the sound after it
+_MERGED = 0.08  # s; what a sound without time of its own takes, at most, of the one before
+_SHORTEST = 0.01  # s; anything shorter has no time of its own
+_SILENCE = 0.004  # of the loudest sample
 _LOCK = threading.Lock()  # the library keeps its state in globals
 
 
@@ -129,20 +132,26 @@ def _phonemes(marks: list[tuple[str, int]], pcm: np.ndarray, rate: int) -> list[
     A mark is the first sample its sound is heard in, to the sample. What the ear does not hear
     precedes it: the silent closure of a stop (and a short gap before other consonants) lies in the
     time of the sound before. It goes to the sound after, whose articulators are there already.
+    Where an /l/ or /r/ is merged into the vowel before it, espeak-ng gives it next to no time: it
+    takes the end of that vowel.
     """
-    loud = np.abs(pcm.astype(np.int32)) > 0.004 * np.abs(pcm.astype(np.int32)).max()
+    level = np.abs(pcm.astype(np.int32))
+    loud = level > _SILENCE * level.max()
     names, starts = [PAUSE], [0]
     for name, sample in marks:
         name = PAUSE if name.startswith("_") or not name else name
         start = min(max(sample, starts[-1]), len(pcm))
-        if name != PAUSE:
-            since = max(starts[-1], start - int(_CLOSURE * rate))
-            heard = np.flatnonzero(loud[since:start])
-            start = since + (heard[-1] + 1 if len(heard) else 0)
         if name == PAUSE == names[-1]:
             continue
-        if start == starts[-1]:  # nothing is left of the sound before
+        if name != PAUSE:
+            kept = 0 if names[-1] == PAUSE else (start - starts[-1]) // 2
+            since = max(starts[-1] + kept, start - int(_CLOSURE * rate))
+            heard = np.flatnonzero(loud[since:start])
+            start = since + (int(heard[-1]) + 1 if len(heard) else 0)
+        if names[-1] == PAUSE and start == starts[-1]:
             names.pop(), starts.pop()
+        elif names[-1] != PAUSE and start - starts[-1] < _SHORTEST * rate and len(starts) > 1:
+            starts[-1] = start - int(min(_MERGED * rate, (start - starts[-2]) / 3))
         names.append(name)
         starts.append(start)
     ends = [*starts[1:], len(pcm)]

@@ -2,9 +2,9 @@
 
 Shapes and strengths are in the order of `examples.person.Mouth`: openness, width, rounding, teeth,
 tongue. They follow the viseme classes that speechreaders tell apart (C. G. Fisher, "Confusions
-among visually perceived consonants", 1968): what looks alike has one shape. Phonemes are espeak-ng's
-own mnemonics: its tables en, en-us, en-us-nyc, en-rp, en-sc, en-n, en-wm, en-wi and what they
-include.
+among visually perceived consonants", 1968): what looks alike has one shape. Phonemes are the
+mnemonics of espeak-ng: its tables en, en-us, en-us-nyc, en-rp, en-sc, en-n, en-wm, en-wi and what
+they include.
 """
 
 from functools import cache
@@ -67,7 +67,7 @@ _VOWELS: dict[str, str] = {
 }
 # Consonants pull on what makes them and leave the rest to the vowels around.
 _CONSONANT_SHAPES: dict[str, Part] = {
-    "p": ((0.00, 0.15, 0.05, 0.00, 0.00), (1.2, 0.3, 0.25, 1.0, 0.8)),
+    "p": ((0.00, 0.15, 0.05, 0.00, 0.00), (0.7, 0.3, 0.25, 0.7, 0.6)),
     "f": ((0.03, 0.20, 0.00, 0.60, 0.00), (1.6, 0.5, 0.35, 2.2, 0.8)),
     "th": ((0.16, 0.25, 0.00, 0.35, 0.90), (0.9, 0.4, 0.20, 0.8, 2.8)),
     "s": ((0.06, 0.45, 0.00, 0.75, 0.05), (1.4, 0.6, 0.30, 2.4, 0.8)),

@@ -9,7 +9,7 @@ of their exponential: jaws have mass. Closed lips and rest are not blended but l
 """
 
 from collections.abc import Sequence
-from math import ceil, floor
+from math import ceil
 
 import numpy as np
 
@@ -31,11 +31,9 @@ _EASE = 0.15  # s
 
 def _track(phonemes: Sequence[Phoneme], times: np.ndarray) -> np.ndarray:
     """Blend of all targets at `times`: float64 (len(times), 5)."""
-    end = phonemes[-1].end
-    grid = np.arange(-0.2, max(end, times[-1]) + 0.2, _STEP)
-    pulled = np.zeros((len(FIELDS), len(grid)))
+    grid = np.arange(-0.2, max(phonemes[-1].end, times[-1]) + 0.2, _STEP)
     strength = np.full((len(FIELDS), len(grid)), _SLACK)
-    pulled += _SLACK * REST[:, None]
+    pulled = strength * REST[:, None]
     for phoneme in phonemes:
         parts = target(phoneme.name)
         edges = np.linspace(phoneme.start, phoneme.end, len(parts) + 1)
@@ -78,15 +76,16 @@ def _closure(phonemes: Sequence[Phoneme], times: np.ndarray, fps: float) -> np.n
 
 
 def _pauses(phonemes: Sequence[Phoneme]) -> list[tuple[float, float]]:
-    """Start and end of each run of PAUSEs, seconds."""
+    """Start and end of each silence, seconds; it is silent for ever after the last sound."""
     runs: list[tuple[float, float]] = []
-    for phoneme in phonemes:
+    silence = Phoneme(PAUSE, phonemes[-1].end, np.inf)
+    for phoneme in (*phonemes, silence):
         if phoneme.name != PAUSE:
             continue
-        if runs and runs[-1][1] >= phoneme.start - 1e-6:
-            runs[-1] = (runs[-1][0], phoneme.end)
-        else:
-            runs.append((phoneme.start, phoneme.end))
+        start = -np.inf if phoneme is phonemes[0] else phoneme.start
+        if runs and runs[-1][1] >= start - 1e-6:
+            start = runs.pop()[0]
+        runs.append((start, phoneme.end))
     return runs
 
 
@@ -94,14 +93,8 @@ def _rest(phonemes: Sequence[Phoneme], times: np.ndarray) -> np.ndarray:
     """How much of the mouth is at rest, 0 .. 1, at `times`: float64 (len(times),)."""
     rest = np.zeros(len(times))
     for start, stop in _pauses(phonemes):
-        first, last = start <= phonemes[0].start, stop >= phonemes[-1].end
-        if stop - start < _STILL and not (first or last):
-            continue
-        # Before the first sound and after the last one there is nothing but rest.
-        since = np.inf if first else times - start
-        until = np.inf if last else stop - times
-        rest = np.maximum(rest, _smooth(np.minimum(since, until) / _EASE))
-    rest[times >= phonemes[-1].end] = 1
+        if stop - start >= _STILL:
+            rest = np.maximum(rest, _smooth(np.minimum(times - start, stop - times) / _EASE))
     return rest
 
 
@@ -137,8 +130,3 @@ def mouths(phonemes: Sequence[Phoneme], frames: int, fps: float = 25) -> np.ndar
     shapes = ((1 - rest) * shapes + rest * REST).astype(np.float32)
     shapes[rest[:, 0] == 1] = REST
     return shapes
-
-
-def frame_count(seconds: float, fps: float = 25) -> int:
-    """Whole video frames in `seconds`."""
-    return floor(seconds * fps + 1e-6)
