@@ -18,6 +18,7 @@ VARIANTS = (
 HELD_OUT_VARIANTS = ("f3", "f5", "m2", "m6", "m8")
 _SILENT = 0.05  # share of utterances in which nobody speaks
 _NOISY = 0.3  # share with background noise
+_CUT = 0.25  # share that begins, and that ends, without a pause: recordings do
 _LETTERS_A_WORD = 6.1  # the space included; makes `_seconds` a little short
 
 
@@ -57,9 +58,13 @@ def _recipe(random: np.random.Generator, sentences, variants: tuple[str, ...]) -
     if random.random() < _NOISY:
         # 30 to 50 dB below speech, whose standard deviation is about a seventh of its peak.
         noise = gain / 7 * 10 ** (-random.uniform(30, 50) / 20)
+    pauses = [_pause(random) for _ in range(len(sentences) + 1)]
+    for end in (0, -1):
+        if random.random() < _CUT:
+            pauses[end] = 0.0
     return Recipe(
         sentences=sentences,
-        pauses=tuple(_pause(random) for _ in range(len(sentences) + 1)),
+        pauses=tuple(pauses),
         voice=VOICES[random.integers(len(VOICES))],
         variant=variants[random.integers(len(variants))],
         rate=int(random.integers(120, 211)),
@@ -115,6 +120,8 @@ def make(recipe: Recipe) -> Utterance:
     def pause(seconds: float) -> None:
         nonlocal samples
         count = round(seconds * SAMPLE_RATE)
+        if not count:
+            return
         start, samples = samples, samples + count
         parts.append(np.zeros(count, np.float32))
         phonemes.append(Phoneme(PAUSE, start / SAMPLE_RATE, samples / SAMPLE_RATE))

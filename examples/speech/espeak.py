@@ -18,6 +18,7 @@ _PHONEME_EVENTS = 1  # espeakINITIALIZE_PHONEME_EVENTS: names as espeak writes t
 _DONT_EXIT = 0x8000  # a missing data folder is an error of ours, not the end of the process
 _END, _PHONEME = 0, 7  # espeak_EVENT_TYPE
 _UTF8 = 1
+_SEED = 1
 _RATE, _PITCH = 1, 3  # espeak_PARAMETER
 _FILES = {"en-gb": "gmw/en"}  # the one English voice that has another name than its language
 _CLOSURE = 0.06  # s; the longest silence that belongs to the sound after it
@@ -100,6 +101,8 @@ def _run(library: ctypes.CDLL, data: str | None, text: str, voice: str, rate: in
     )
     if sample_rate <= 0:
         raise RuntimeError(f"espeak-ng does not start: no voice data in {data}")
+    if hasattr(library, "espeak_ng_SetRandSeed"):  # since 1.52, which starts from the time of day
+        library.espeak_ng_SetRandSeed(ctypes.c_long(_SEED))
     parts, marks = [], []
 
     @_CALLBACK
