@@ -2,22 +2,16 @@
 
 The folder gets `avatar.json`, `boxes.json` and `frames.mp4`: ten seconds of the person in
 `examples.person`, at rest.
-With `--speech` it gets `speech.wav` as well, 16 kHz mono, 16 bit, spoken by espeak-ng:
-
-    espeak-ng -v en-us+f4 -s 160 -p 46 --stdout TEXT
-
-where TEXT is
-
-    Welcome to Viseme! Give me a voice and a few seconds of video, and I will speak your words.
+With `--speech` it gets `speech.wav` as well, 16 kHz mono, 16 bit, spoken by espeak-ng, and
+`phonemes.json`, which says what is heard when.
 """
 
 import argparse
-import io
 import json
-import subprocess
 import sys
 import wave
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import av
@@ -25,18 +19,19 @@ import numpy as np
 from tqdm import tqdm
 
 from .person import SIZE, draw, face_box, idle, idle_mouth
+from .speech import Recipe, Utterance, make
 
 FPS = 25
 FRAMES = 250
 TEXT = "Welcome to Viseme! Give me a voice and a few seconds of video, and I will speak your words."
-ESPEAK = ("espeak-ng", "-v", "en-us+f4", "-s", "160", "-p", "46", "--stdout", TEXT)
+SPOKEN = Recipe((TEXT,), pauses=(0.14, 0.14), voice="en-us", variant="f4", rate=160, pitch=46)
 MANIFEST = {
     "name": "demo",
     "fps": FPS,
     "frames": "frames.mp4",
     "boxes": "boxes.json",
-    "generator": "generator.onnx",
-    "audio_encoder": "audio_encoder.onnx",
+    "generator": "generator.safetensors",
+    "audio_encoder": "audio_encoder.safetensors",
 }
 
 
@@ -67,31 +62,29 @@ def write_frames(path: Path) -> None:
         container.mux(stream.encode())
 
 
-def write_speech(path: Path) -> None:
-    """Speak TEXT with espeak-ng into a 16 kHz mono 16-bit WAV file."""
-    spoken = subprocess.run(ESPEAK, check=True, capture_output=True).stdout
-    resampler = av.AudioResampler("s16", "mono", 16000)
-    with av.open(io.BytesIO(spoken)) as source:
-        parts = [out for frame in source.decode(audio=0) for out in resampler.resample(frame)]
-    parts += resampler.resample(None)
-    pcm = np.concatenate([part.to_ndarray()[0] for part in parts])
-    # Loud enough to hear, with headroom: espeak-ng leaves its level to the voice.
-    pcm = np.round(pcm * (0.8 * 32767 / np.abs(pcm).max())).astype("<i2")
+def write_speech(path: Path, utterance: Utterance) -> None:
+    """A 16 kHz mono 16-bit WAV file."""
     with wave.open(str(path), "wb") as out:
         out.setnchannels(1)
         out.setsampwidth(2)
         out.setframerate(16000)
-        out.writeframes(pcm.tobytes())
+        out.writeframes(np.round(utterance.pcm * 32767).astype("<i2").tobytes())
+
+
+def write_phonemes(path: Path, utterance: Utterance) -> None:
+    """[[name, start, end], ...], in seconds."""
+    lines = ",\n".join(json.dumps([p.name, p.start, p.end]) for p in utterance.phonemes)
+    path.write_text(f"[\n{lines}\n]\n")
 
 
 def _finished(write, path: Path) -> None:
     """Write under another name first, so that `path` is always whole."""
-    partial = path.with_name(f".{path.name}.partial")
+    unfinished = path.with_name(f".{path.name}.partial")
     try:
-        write(partial)
-        partial.replace(path)
+        write(unfinished)
+        unfinished.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -102,16 +95,18 @@ def main(arguments: list[str] | None = None) -> int:
         "-o", "--output", type=Path, default=Path(__file__).with_name("demo"), metavar="DIR"
     )
     parser.add_argument(
-        "--speech", action="store_true", help="make speech.wav too; needs espeak-ng"
+        "--speech", action="store_true", help="make speech.wav and phonemes.json too"
     )
     args = parser.parse_args(arguments)
     args.output.mkdir(parents=True, exist_ok=True)
     if args.speech:
         try:
-            _finished(write_speech, args.output / "speech.wav")
-        except FileNotFoundError:
-            print("error: --speech needs espeak-ng, which is not installed", file=sys.stderr)
+            utterance = make(SPOKEN)
+        except RuntimeError as error:  # espeak-ng is not there
+            print(f"error: {error}", file=sys.stderr)
             return 2
+        for name, write in (("speech.wav", write_speech), ("phonemes.json", write_phonemes)):
+            _finished(partial(write, utterance=utterance), args.output / name)
     _finished(write_frames, args.output / "frames.mp4")
     boxes = [list(face_box(idle(i / FPS))) for i in range(FRAMES)]
     lines = ",\n".join(json.dumps(box) for box in boxes)

@@ -9,6 +9,7 @@ there the reference is another frame.)
 from functools import cached_property
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ class Speaking:
     """
 
     def __init__(self, seed: int, minutes: float = 24):
+        cv2.setNumThreads(1)  # the threads of a process that forks are missed in the other one
         self.name, self.mouth = "drawn person", _mouth_in_roi()
         self.speeches: list[Speech] = []
         self.shapes: list[Tensor] = []

@@ -78,16 +78,18 @@ def _run(
     begin = last = time.monotonic()
     seconds = log[-1]["seconds"] if log else 0.0
 
-    def keep(save: bool = True) -> dict:
-        figures, sheet = held_out.look(training)
+    def keep() -> dict:
+        figures = held_out.listen(training) if plan.listen else {}
+        if not training.listening:
+            pictured, sheet = held_out.look(training)
+            figures |= pictured
+            write_sheet(output.with_suffix(".png"), sheet)
         lately = training.losses[-LATELY:]
         spent = seconds + time.monotonic() - begin
         log.append(
             {"step": training.step, "loss": sum(lately) / len(lately), **figures, "seconds": spent}
         )
-        if save:
-            training.save(output)
-        write_sheet(output.with_suffix(".png"), sheet)
+        training.save(output)
         write_log(output.with_suffix(".json"), log, training.losses, about)
         return log[-1]
 
@@ -109,18 +111,24 @@ def _run(
                 last = time.monotonic()
                 bar.write(_line(figures), file=sys.stderr)
         figures = keep()
+    sheet, figured = output.with_suffix(".png"), output.with_suffix(".json")
     return (
         f"{output}: {_line(figures)}, {figures['seconds'] / 60:.1f} min on {training.device} in "
-        f"{about['precision']}\n{output.with_suffix('.png')}: held-out frames: reference, target, "
-        f"output\n{output.with_suffix('.json')}: the loss of every step, figures of every checkpoint"
+        f"{about['precision']}\n"
+        f"{sheet}: held-out frames: reference, target, output\n"
+        f"{figured}: the loss of every step, figures of every checkpoint"
     )
 
 
 def _line(figures: dict) -> str:
-    return (
-        f"step {figures['step']}, loss {figures['loss']:.4f}, held out: PSNR "
-        f"{figures['held_out_psnr']:.2f} dB, of the mouth {figures['held_out_mouth_psnr']:.2f} dB"
-    )
+    line = f"step {figures['step']}, loss {figures['loss']:.4f}"
+    if "held_out_shape_error" in figures:
+        line += f", held out: shapes off by {figures['held_out_shape_error']:.4f}"
+        line += f", correlation {figures['held_out_shape_correlation']}"
+    if "held_out_psnr" in figures:
+        line += f", held out: PSNR {figures['held_out_psnr']:.2f} dB"
+        line += f", of the mouth {figures['held_out_mouth_psnr']:.2f} dB"
+    return line
 
 
 def _log(output: Path) -> list[dict]:
@@ -144,7 +152,9 @@ def _plan(options: argparse.Namespace, kept: dict | None) -> Plan:
         given |= {name: True for name in ("generator", "audio_encoder") if getattr(options, name)}
         if given:
             name = next(iter(given)).replace("_", "-")
-            raise InputError(f"--{name} cannot be given with --resume: the plan is the checkpoint's")
+            raise InputError(
+                f"--{name} cannot be given with --resume: the plan is the checkpoint's"
+            )
         return Plan(**kept["training"]["plan"])
     return Plan(**given)
 
@@ -226,7 +236,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 def _at_least(least: int):
     def number(text: str) -> int:
         if not text.isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"is {text}, it must be a whole number from {least} on")
+            raise argparse.ArgumentTypeError(
+                f"is {text}, it must be a whole number from {least} on"
+            )
         return int(text)
 
     return number

@@ -56,7 +56,9 @@ def heard(recording: Recording, chosen: Tensor) -> Batch:
 
 
 class _Batches(Dataset):
-    def __init__(self, recording: Recording, seed: int, listening: range, size: int, stretches: int):
+    def __init__(
+        self, recording: Recording, seed: int, listening: range, size: int, stretches: int
+    ):
         self._recording, self._seed, self._listening = recording, seed, listening
         self._size, self._stretches = size, stretches
 
@@ -85,16 +87,7 @@ def batches(
         num_workers=1,
         prefetch_factor=3,
         multiprocessing_context="fork",  # the recording is there already, and only read
-        worker_init_fn=_one_thread,
     )
-
-
-def _one_thread(_: int) -> None:
-    try:
-        import cv2  # drawings are made with it
-    except ImportError:
-        return
-    cv2.setNumThreads(1)
 
 
 def feature_windows(features: Tensor, inside: Tensor, stride: int = 1) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,8 +32,7 @@ def wake(network: nn.Module) -> None:
 def _pairs(network: nn.Module) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     """Every convolution that a norm follows."""
     for parent in network.modules():
-        children = list(parent.children())
-        for conv, norm in zip(children, children[1:], strict=False):
+        for conv, norm in pairwise(parent.children()):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 yield conv, norm
 

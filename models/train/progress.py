@@ -11,12 +11,13 @@ from torch import Tensor
 
 import kernels
 
-from .batches import Batch, seen
+from .batches import Batch, heard, seen
 from .losses import psnr
 from .recording import Recording
 from .training import Training
 
 LOOKED_AT = 16  # held-out frames that every checkpoint is measured on
+HEARD = 32  # held-out stretches of speech
 COLUMNS = 8  # of them in the contact sheet
 SIDE = 160  # pixels of a picture in it
 
@@ -26,10 +27,24 @@ class HeldOut:
 
     def __init__(self, recording: Recording, seed: int):
         frames = recording.held_out
-        evenly = torch.linspace(0, len(frames) - 1, min(LOOKED_AT, len(frames))).long()
-        self._batch: Batch = seen(recording, frames[evenly], np.random.default_rng([seed]))
+        chosen = frames[_evenly(LOOKED_AT, len(frames))]
+        self._batch: Batch = seen(recording, chosen, np.random.default_rng([seed]))
+        self._heard: Batch | None = None
+        if recording.shapes is not None:
+            self._heard = heard(recording, frames[_evenly(HEARD, len(frames))])
         x0, y0, x1, y1 = (round(kernels.ROI * part) for part in recording.mouth)
         self._mouth = slice(None), slice(None), slice(y0, y1), slice(x0, x1)
+
+    def listen(self, training: Training) -> dict[str, float]:
+        """How well the mouth's shapes are heard: the mean error, the mean correlation."""
+        guess, shapes = training.guess(self._heard).flatten(0, 1), self._heard.shapes.flatten(0, 1)
+        return {
+            "held_out_shape_error": float((guess - shapes).abs().mean()),
+            "held_out_shape_correlation": [
+                round(float(torch.corrcoef(torch.stack(pair))[0, 1]), 4)
+                for pair in zip(guess.T, shapes.T, strict=True)
+            ],
+        }
 
     def look(self, training: Training) -> tuple[dict[str, float], Image.Image]:
         """Figures of what the networks make of the frames, and the contact sheet: the reference,
@@ -41,9 +56,13 @@ class HeldOut:
             "held_out_psnr": psnr(error),
             "held_out_mouth_psnr": psnr(error[self._mouth]),
         }
-        evenly = torch.linspace(0, len(made) - 1, min(COLUMNS, len(made))).long()
+        evenly = _evenly(COLUMNS, len(made))
         rows = (self._batch.inputs[:, :3], self._batch.target, made)
         return figures, _sheet([row[evenly] for row in rows])
+
+
+def _evenly(count: int, length: int) -> Tensor:
+    return torch.linspace(0, length - 1, min(count, length)).long()
 
 
 def _sheet(rows: list[Tensor]) -> Image.Image:

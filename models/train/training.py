@@ -83,7 +83,7 @@ class Training:
         )
         shapes = recording.shapes[0].shape[1] if recording.shapes else 0
         self._readout = nn.Linear(512, max(shapes, 1)).to(device)
-        self._given = audio_encoder is not None
+        self._given = {"generator": generator is not None, "encoder": audio_encoder is not None}
         self._weights = mouth_weights(recording.mouth).to(device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self._optimizer = self._new_optimizer(self.listening)
@@ -127,7 +127,9 @@ class Training:
         """What the networks, used as after the training, make of a batch: float32 on the CPU."""
         rest(self.generator)
         rest(self.audio_encoder)
-        one_by_one = zip(*(t.split(1) for t in (batch.windows, batch.inside, batch.inputs)), strict=True)
+        one_by_one = zip(
+            *(t.split(1) for t in (batch.windows, batch.inside, batch.inputs)), strict=True
+        )
         return torch.cat([self.make(*one).float().cpu() for one in one_by_one])
 
     @torch.no_grad()
@@ -164,7 +166,7 @@ class Training:
 
     def _modes(self) -> None:
         """Which norms measure, and which are at rest: in batches of few frames, the statistics of
-        an audio side that has learned to listen would do harm."""
+        an audio side that has learned before would do harm."""
         seen = self.step - self.plan.listen
         settled = seen >= (1 - self.plan.settle) * self.plan.steps
         heard = self.plan.listen > 0 and not self.listening
@@ -172,9 +174,9 @@ class Training:
         wake(self.audio_encoder)
         if settled:
             rest(self.generator)
-        if heard:
+        if heard or self._given["generator"]:
             rest(self.generator.audio_model)
-        if settled or heard or self._given or self.plan.freeze:
+        if settled or heard or self._given["encoder"] or self.plan.freeze:
             rest(self.audio_encoder)
 
     def _rate(self) -> float:
@@ -207,9 +209,7 @@ class Training:
         )
 
     def _mixed(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type, self.dtype, enabled=self.dtype != torch.float32
-        )
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     # --- checkpoints ---------------------------------------------------------------------------
 
@@ -243,7 +243,7 @@ class Training:
         self.audio_encoder.load_state_dict(content["audio_encoder"])
         self._readout.load_state_dict(kept["readout"])
         self.step, self.losses, self._given = kept["step"], kept["losses"], kept["given"]
-        listened_last = 0 < self.plan.listen and self.step <= self.plan.listen
+        listened_last = self.plan.listen > 0 and self.step <= self.plan.listen
         self._optimizer = self._new_optimizer(listened_last)
         self._optimizer.load_state_dict(kept["optimizer"])
         self._scaler.load_state_dict(kept["scaler"])

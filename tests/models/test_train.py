@@ -1,0 +1,373 @@
+"""The trainer: what it learns from, what it keeps, and what it refuses."""
+
+import json
+import shutil
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io.wavfile
+import torch
+from PIL import Image
+from torch import nn
+
+import kernels
+from models import AudioEncoder, Generator, checkpoint
+from models.train.__main__ import main
+from models.train.batches import SEGMENT, STRIDE, batches, feature_windows, heard
+from models.train.losses import mouth_weights, picture_loss
+from models.train.norms import rest, wake
+from models.train.recording import FilmRecording, Speech
+from models.train.training import Plan, Training
+
+SIDE = 140  # pixels of the tiny film's frames
+SECONDS = 3
+CPU = torch.device("cpu")
+
+
+def write_landmarks(path: Path, x0: int, y0: int, x1: int) -> None:
+    points = [(0, 0)] * 110
+    points[1], points[31], points[52] = (x0, 0), (x1, 0), (0, y0)
+    path.write_text("".join(f"{x} {y}\n" for x, y in points))
+
+
+@pytest.fixture(scope="session")
+def film(tmp_path_factory, person, speech) -> Path:
+    """3 s of the person in the layout of SyncTalk 2D, whose frames go with `aud.wav`."""
+    folder = tmp_path_factory.mktemp("film") / "person"
+    for part in ("full_body_img", "landmarks"):
+        (folder / part).mkdir(parents=True)
+    for number in range(SECONDS * kernels.FPS):
+        face = Image.fromarray(person[number % len(person)].numpy()).crop((200, 440, 520, 760))
+        face.resize((SIDE, SIDE)).save(folder / "full_body_img" / f"{number}.jpg", quality=95)
+        write_landmarks(folder / "landmarks" / f"{number}.lms", 14 + number % 3, 16, 116)
+    write_speech(folder / "aud.wav", speech[: SECONDS * kernels.SAMPLE_RATE])
+    return folder
+
+
+def write_speech(path: Path, pcm: torch.Tensor) -> None:
+    scipy.io.wavfile.write(path, kernels.SAMPLE_RATE, pcm.numpy())
+
+
+class Known:
+    """A recording of one speech whose mouth shapes and pictures are functions of the frame."""
+
+    name, mouth = "known", (0.25, 0.25, 0.75, 0.75)
+
+    def __init__(self, speech: torch.Tensor):
+        self.speeches = [Speech(speech, kernels.FPS)]
+        frames = torch.arange(self.speeches[0].frames)
+        self.train = self.held_out = torch.stack([torch.zeros_like(frames), frames], dim=1)
+        self.shapes = [torch.stack([torch.sin(frames / 3), torch.cos(frames / 5)], dim=1)]
+
+    def pictures(self, speech, frame, random):
+        inputs = torch.from_numpy(random.random((6, 320, 320), np.float32))
+        return inputs, (inputs[:3] + frame / 500).clamp(0, 1)
+
+
+@pytest.fixture(scope="module")
+def known(speech) -> Known:
+    return Known(speech)
+
+
+# --- what is heard and seen ----------------------------------------------------------------------
+
+
+def test_frames_hear_what_a_render_hears(speech):
+    """The feature windows made of stretches are those that the pipeline makes of all features."""
+    recorded = Speech(speech, kernels.FPS)
+    features = torch.rand(len(recorded.windows), 512)
+    expected = kernels.feature_windows(features)
+    assert recorded.frames == len(expected)
+    for first, count in ((0, 1), (0, 30), (50, 24), (recorded.frames - 3, 3)):
+        windows, inside = recorded.heard(first, count)
+        # which window each row is: the features stand for what the encoder makes of it
+        same = (windows[:, None] == recorded.windows[None]).flatten(2).all(dim=2)
+        rows = features[same.float().argmax(dim=1)]
+        made = feature_windows(rows[None], inside[None])
+        torch.testing.assert_close(made, expected[first : first + count])
+
+
+def test_stretches_go_with_their_shapes(known):
+    last = known.speeches[0].frames - 1
+    batch = heard(known, torch.tensor([[0, 0], [0, 70], [0, last]]))
+    wanted = [torch.arange(first, first + SEGMENT, STRIDE) for first in (0, 58, last + 1 - SEGMENT)]
+    torch.testing.assert_close(batch.shapes, known.shapes[0][torch.stack(wanted)])
+    windows, _ = known.speeches[0].heard(58, SEGMENT)
+    torch.testing.assert_close(batch.windows[1], windows)
+
+
+def test_a_film(film):
+    recording = FilmRecording(film)
+    assert recording.speeches[0].frames == SECONDS * kernels.FPS - 1  # the last one is not heard
+    train, held_out = recording.train[:, 1], recording.held_out[:, 1]
+    assert len(train) > 40 and len(held_out) == 8
+    assert train.max() + kernels.FEATURE_WINDOW < held_out.min()
+    random = np.random.default_rng(1)
+    inputs, target = recording.pictures(0, 5, random)
+    avatar = recording._avatar
+    made, _ = kernels.face_input(*avatar.batch([5]))
+    torch.testing.assert_close(target, made[0, :3])
+    torch.testing.assert_close(inputs[3:], made[0, 3:])
+    references = [recording.pictures(0, 5, random)[0][:3] for _ in range(40)]
+    assert all((reference != target).any() for reference in references)
+    assert len({float(reference.sum()) for reference in references}) > 10
+
+
+def test_batches_are_functions_of_the_step(known):
+    def some(steps):
+        loader = batches(known, seed=3, steps=steps, listening=range(2), size=2, stretches=3)
+        return list(islice(loader, 4))
+
+    whole, later = some(range(4)), some(range(2, 4))
+    assert [batch.shapes is not None for batch in whole] == [True, True, False, False]
+    torch.testing.assert_close(whole[2].inputs, later[0].inputs)
+    torch.testing.assert_close(whole[3].windows, later[1].windows)
+    assert (whole[2].inputs != whole[3].inputs).any()
+
+
+# --- losses and norms ----------------------------------------------------------------------------
+
+
+def test_the_mouth_weighs_most():
+    weights = mouth_weights((0.2, 0.5, 0.6, 0.9))[0, 0]
+    assert weights.mean() == pytest.approx(1)
+    assert weights[220, 128] > 2.5 * weights[40, 128]
+    made = torch.zeros(1, 3, 320, 320)
+    losses = []
+    for y, x in ((220, 128), (40, 128)):
+        target = torch.zeros(1, 3, 320, 320)
+        target[:, :, y - 8 : y + 8, x - 8 : x + 8] = 1
+        losses.append(sum(picture_loss(made, target, weights[None, None])))
+    assert losses[0] > 2.5 * losses[1]
+    assert sum(picture_loss(target, target, weights[None, None])) == 0
+
+
+def test_a_blur_costs_more_than_a_tint():
+    """Of two errors with the same mean |difference|, the one that moves edges."""
+    edge = (torch.arange(320) >= 160).float().expand(1, 3, 320, 320)
+    blurred = ((torch.arange(320) - 144).clamp(0, 32) / 32).expand(1, 3, 320, 320)
+    tinted = edge + (blurred - edge).abs().mean()
+    weights = torch.ones(1, 1, 320, 320)
+    (p, blur), (q, tint) = (picture_loss(made, edge, weights) for made in (blurred, tinted))
+    torch.testing.assert_close(p, q)
+    assert blur > 10 * tint
+
+
+@pytest.mark.parametrize("network", [Generator, AudioEncoder])
+def test_norms_at_rest_are_the_same_network(network):
+    torch.manual_seed(0)
+    module = network().double()
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_(0, 0.1)
+            layer.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(layer.weight, 0.5, 1.5)
+            nn.init.normal_(layer.bias)
+    inputs = (torch.rand(1, 6, 320, 320).double(), torch.rand(1, 32, 16, 16).double())
+    if network is AudioEncoder:
+        inputs = (torch.randn(3, 1, 80, 16).double(),)
+    results = []
+    for prepare in (nn.Module.eval, rest):
+        prepare(module)
+        module.zero_grad()
+        made = module(*inputs)
+        made.square().sum().backward()
+        results.append([made, *(p.grad.clone() for p in module.parameters())])
+    for before, after in zip(*results, strict=True):
+        torch.testing.assert_close(before, after, rtol=1e-6, atol=1e-9)
+    wake(module)
+    assert all(child.training for child in module.modules())
+    before = [
+        layer.running_mean.clone()
+        for layer in module.modules()
+        if isinstance(layer, nn.BatchNorm2d)
+    ]
+    with torch.no_grad():
+        module(*(torch.cat([t, 1 - t]) for t in inputs))
+    after = [layer.running_mean for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert all((a != b).any() for a, b in zip(before, after, strict=True))
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+def test_listening_teaches_the_audio_side_alone(known):
+    training = Training(Plan(steps=1, listen=30, stretches=2, batch=2), known, CPU)
+    before = {name: p.clone() for name, p in training.generator.named_parameters()}
+    loader = batches(known, seed=1, steps=range(30), listening=range(30), size=2, stretches=2)
+    losses = [training.learn(batch) for batch in loader]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
+    moved = {name for name, p in training.generator.named_parameters() if (p != before[name]).any()}
+    assert moved and all(name.startswith("audio_model.") for name in moved)
+    assert not training.listening
+
+
+def test_the_loss_falls(film, tmp_path):
+    """Fifty steps of the command, and what it leaves."""
+    output = tmp_path / "made.pth"
+    arguments = ["--avatar", str(film), "-o", str(output), "--steps", "50", "--batch", "2"]
+    assert main([*arguments, "--no-progress"]) == 0
+    log = json.loads(output.with_suffix(".json").read_text())
+    losses = log["losses"]
+    assert len(losses) == 50
+    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
+    (last,) = log["checkpoints"]
+    assert last["step"] == 50 and 5 < last["held_out_mouth_psnr"] < 40
+    assert log["plan"]["listen"] == 0  # nobody knows the shapes of a film's mouth
+    with Image.open(output.with_suffix(".png")) as sheet:
+        assert sheet.size == (8 * 160, 3 * 160)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["made.json", "made.png", "made.pth"]
+    for kind, network in (("generator", Generator), ("audio_encoder", AudioEncoder)):
+        assert isinstance(checkpoint.load(output, kind), network)
+
+
+def test_resumed_is_as_if_never_ended(film, tmp_path, monkeypatch, capsys):
+    arguments = ["--avatar", str(film), "--batch", "2", "--no-progress", "--every", "0"]
+    whole, parts = tmp_path / "whole.pth", tmp_path / "parts.pth"
+    assert main([*arguments, "--steps", "5", "-o", str(whole)]) == 0
+
+    learn = Training.learn
+
+    def interrupted(self, batch):
+        if self.step == 3:
+            raise KeyboardInterrupt
+        return learn(self, batch)
+
+    monkeypatch.setattr(Training, "learn", interrupted)
+    assert main([*arguments, "--steps", "5", "-o", str(parts)]) == 130
+    assert "--resume goes on" in capsys.readouterr().err
+    monkeypatch.setattr(Training, "learn", learn)
+    assert main([*arguments, "--resume", "-o", str(parts)]) == 0
+    logs = [json.loads(path.with_suffix(".json").read_text()) for path in (whole, parts)]
+    np.testing.assert_allclose(logs[0]["losses"], logs[1]["losses"], rtol=1e-3)
+    assert [entry["step"] for entry in logs[1]["checkpoints"]] == [1, 2, 3, 4, 5]
+    assert main([*arguments, "--resume", "-o", str(parts)]) == 2
+    assert "has done its 5 steps already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_resumed_in_any_phase(known, tmp_path, stop):
+    plan = Plan(steps=2, listen=2, batch=2, stretches=2, settle=0.5)
+
+    def run(training: Training, first: int) -> list[float]:
+        loader = batches(
+            known, seed=1, steps=range(first, 4), listening=range(2), size=2, stretches=2
+        )
+        losses = []
+        for batch in loader:
+            if training.step == stop and first == 0:
+                training.save(tmp_path / "some.pth")
+            losses.append(training.learn(batch))
+        return losses
+
+    whole = run(Training(plan, known, CPU), 0)
+    again = Training(plan, known, CPU)
+    again.restore(torch.load(tmp_path / "some.pth", weights_only=True))
+    np.testing.assert_allclose(run(again, stop), whole[stop:], rtol=1e-3)
+
+
+def test_a_frozen_encoder_stays(known):
+    encoder = AudioEncoder()
+    before = {name: t.clone() for name, t in encoder.state_dict().items()}
+    plan = Plan(steps=1, listen=0, batch=2, freeze=True)
+    training = Training(plan, known, CPU, audio_encoder=encoder)
+    loader = batches(known, seed=1, steps=range(1), listening=range(0), size=2, stretches=2)
+    training.learn(next(iter(loader)))
+    for name, tensor in training.audio_encoder.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, msg=name)
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(film, tmp_path) -> Path:
+    return Path(shutil.copytree(film, tmp_path / "own"))
+
+
+def refused(capsys, *arguments) -> str:
+    assert main([*map(str, arguments), "--no-progress"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def test_no_speech(own, tmp_path, capsys):
+    (own / "aud.wav").unlink()
+    line = refused(capsys, "--avatar", own, "-o", tmp_path / "a.pth")
+    assert "aud.wav does not exist, the speech of the recording (or --audio FILE)" in line
+
+
+def test_speech_of_another_length(own, tmp_path, speech, capsys):
+    write_speech(own / "aud.wav", speech[: 4 * kernels.SAMPLE_RATE])
+    line = refused(capsys, "--avatar", own, "-o", tmp_path / "a.pth")
+    assert "4.00 s of speech for 3.00 s of frames (75 at 25 a second)" in line
+
+
+def test_no_boxes(own, tmp_path, capsys):
+    shutil.rmtree(own / "landmarks")
+    assert "no face boxes" in refused(capsys, "--avatar", own, "-o", tmp_path / "a.pth")
+
+
+def test_too_short(own, tmp_path, speech, capsys):
+    for number in range(20, 75):
+        (own / "full_body_img" / f"{number}.jpg").unlink()
+        (own / "landmarks" / f"{number}.lms").unlink()
+    write_speech(own / "aud.wav", speech[:12800])
+    line = refused(capsys, "--avatar", own, "-o", tmp_path / "a.pth")
+    assert "has 20 frames with speech, at least 32 are needed" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-o", "made.onnx"], "made.onnx must end in .pth"),
+        (["-o", "nowhere/made.pth"], "nowhere is not a folder"),
+        (["-o", "made.pth", "--resume"], "made.pth does not exist: there is nothing to resume"),
+        (["-o", "there.pth"], "there.pth exists: --resume goes on with it"),
+        (["-o", "there.pth", "--resume"], "is not a checkpoint that python -m models.train wrote"),
+        (["-o", "made.pth", "--generator", "there.pth"], "there.pth: not a checkpoint file"),
+        (["-o", "made.pth", "--listen", "5"], "listen is 5, it must be 0 for a film"),
+        (["-o", "made.pth", "--device", "cuda"], "device is cuda, but PyTorch finds no CUDA GPU"),
+    ],
+)
+def test_bad_arguments(film, tmp_path, monkeypatch, capsys, arguments, said):
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    monkeypatch.chdir(tmp_path)
+    Path("there.pth").write_text("no checkpoint")
+    assert said in refused(capsys, "--avatar", film, *arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["there.pth"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rate", "2"], "is 2, it must be above 0 and below 1"),
+        (["--batch", "1"], "is 1, it must be a whole number from 2 on"),
+    ],
+)
+def test_arguments_out_of_range(capsys, arguments, said):
+    with pytest.raises(SystemExit) as ended:
+        main(["--avatar", "somewhere", "-o", "made.pth", *arguments])
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_plan_goes_with_its_checkpoint(known, film, tmp_path, capsys):
+    output = tmp_path / "some.pth"
+    Training(Plan(listen=0), known, CPU).save(output)
+    line = refused(capsys, "--avatar", film, "-o", output, "--resume", "--batch", "4")
+    assert "--batch cannot be given with --resume" in line
+
+
+def test_audio_of_a_drawing(tmp_path, capsys):
+    line = refused(capsys, "--drawn", "--audio", "a.wav", "-o", tmp_path / "made.pth")
+    assert "--audio is of an avatar" in line
+
+
+def test_nobody_drawn(tmp_path, capsys):
+    line = refused(capsys, "--drawn", "examples.nobody", "-o", tmp_path / "made.pth")
+    assert "examples.nobody cannot be drawn" in line
