@@ -25,6 +25,9 @@ _CLOSURE = 0.06  # s; the longest silence that belongs to the sound after it
 _MERGED = 0.08  # s; what a sound without time of its own takes, at most, of the one before
 _SHORTEST = 0.01  # s; anything shorter has no time of its own
 _SILENCE = 0.004  # of the loudest sample
+_ECHO = 0.12  # of the loudest sample of the sound before
+_MUTE = {"p", "t", "k", "tS"}
+_MARKS = "'\",%="
 _LOCK = threading.Lock()  # the library keeps its state in globals
 
 
@@ -124,9 +127,10 @@ def _run(library: ctypes.CDLL, data: str | None, text: str, voice: str, rate: in
     encoded = text.encode()
     library.espeak_Synth(encoded, len(encoded) + 1, 0, 1, 0, _UTF8, None, None)
     library.espeak_Synchronize()
-    if not parts or not marks:
+    samples = np.concatenate(parts) if parts else np.zeros(0, np.int16)
+    if not samples.any():
         raise ValueError(f"espeak-ng says nothing for {text!r}")
-    return sample_rate, np.concatenate(parts), marks
+    return sample_rate, samples, marks
 
 
 def _phonemes(marks: list[tuple[str, int]], pcm: np.ndarray, rate: int) -> list[Phoneme]:
@@ -139,7 +143,6 @@ def _phonemes(marks: list[tuple[str, int]], pcm: np.ndarray, rate: int) -> list[
     takes the end of that vowel.
     """
     level = np.abs(pcm.astype(np.int32))
-    loud = level > _SILENCE * level.max()
     names, starts = [PAUSE], [0]
     for name, sample in marks:
         name = PAUSE if name.startswith("_") or not name else name
@@ -149,7 +152,10 @@ def _phonemes(marks: list[tuple[str, int]], pcm: np.ndarray, rate: int) -> list[
         if name != PAUSE:
             kept = 0 if names[-1] == PAUSE else (start - starts[-1]) // 2
             since = max(starts[-1] + kept, start - int(_CLOSURE * rate))
-            heard = np.flatnonzero(loud[since:start])
+            # Some voices echo: what is soft beside the sound before it is no sound.
+            sound = level[starts[-1] : start].max(initial=0)
+            silence = max(_SILENCE * level.max(), _ECHO * sound * (name.strip(_MARKS) in _MUTE))
+            heard = np.flatnonzero(level[since:start] > silence)
             start = since + (int(heard[-1]) + 1 if len(heard) else 0)
         if names[-1] == PAUSE and start == starts[-1]:
             names.pop(), starts.pop()
@@ -187,8 +193,12 @@ def speak(
 
     Raises:
         RuntimeError: there is no espeak-ng.
-        ValueError: it does not know the voice, or has nothing to say.
+        ValueError: it knows no such voice or variant, or has nothing to say.
     """
+    data = _library()[1]
+    # The library takes an unknown variant for none.
+    if variant and data is not None and not (Path(data) / "voices" / "!v" / variant).is_file():
+        raise ValueError(f"espeak-ng has no variant {variant!r}")
     full = _FILES.get(voice, voice) + (f"+{variant}" if variant else "")
     with _LOCK:
         source_rate, samples, marks = _synthesise(text, full, rate, pitch)
