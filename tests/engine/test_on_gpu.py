@@ -17,8 +17,8 @@ from engine.errors import DeviceError
 from engine.flavor import FLAVORS, gpu_architecture
 from engine.graphs import WARM_UPS, Graphs
 from engine.lane import RING
+from engine.on_host import on_host
 from engine.pipeline import frame_numbers
-from engine.render import on_host
 from engine.runtime import RUNTIMES
 from engine.stopwatch import Stopwatch
 

@@ -15,7 +15,8 @@ from scipy.io import wavfile
 
 from engine import Avatar, Pipeline
 from engine.media import read_speech
-from engine.render import main, on_host
+from engine.on_host import on_host
+from engine.render import main
 from tests.conftest import DEMO
 from tests.engine.files import silent_film, write_audio
 
