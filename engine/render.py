@@ -70,13 +70,7 @@ def render(options: argparse.Namespace) -> str:
             stopwatch=stopwatch,
         )
         total = pipeline.frame_count(speech)
-        chosen = pipeline.generator
-        buffers = pipeline.buffer_bytes
-        size = f", {buffers / 2**30:.2f} GiB of buffers" if buffers else ""
-        print(
-            f"{avatar.name}: generator in {chosen.description} ({chosen.reason}){size}",
-            file=sys.stderr,
-        )
+        print(f"{avatar.name}: {_choices(pipeline)}", file=sys.stderr)
         started = time.perf_counter()
         with tqdm(total=total, unit=" frames", disable=None if options.progress else True) as bar:
             for frames, pixels in on_host(batches):
@@ -95,6 +89,16 @@ def render(options: argparse.Namespace) -> str:
         return said
     times = {"read speech": speech_read, **stopwatch.seconds()}
     return f"{said} ({', '.join(f'{name} {seconds:.2f}' for name, seconds in times.items())})"
+
+
+def _choices(pipeline: Pipeline) -> str:
+    """Which runtimes were chosen and why, and what they and the buffers take of a GPU."""
+    generator, encoder = pipeline.generator, pipeline.audio_encoder
+    said = f"generator in {generator.description} ({generator.reason})"
+    if encoder.description != generator.description:
+        said += f", audio encoder in {encoder.description} ({encoder.reason})"
+    buffers = pipeline.buffer_bytes
+    return said + (f", {buffers / 2**30:.2f} GiB of buffers" if buffers else "")
 
 
 def _open_pipeline(options: argparse.Namespace) -> Pipeline:

@@ -404,10 +404,10 @@ def test_no_gpu_and_no_architecture(trt, halves, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("gpu", "installed", "options", "message"),
     [
-        (None, [], [], "TensorRT is not installed: pip install 'viseme[rtx]' (for GeForce and"),
-        (None, [], ["--flavor", "tensorrt"], "is not installed: pip install 'viseme[tensorrt]'"),
+        (None, [], [], "TensorRT is not installed: pip install tensorrt-rtx (for GeForce and"),
+        (None, [], ["--flavor", "tensorrt"], "is not installed: pip install tensorrt-cu13"),
         (90, ["tensorrt_rtx"], [], "does not build for SM90, only for "),
-        (90, ["tensorrt_rtx"], [], "tensorrt is not installed: pip install 'viseme[tensorrt]'"),
+        (90, ["tensorrt_rtx"], [], "tensorrt is not installed: pip install tensorrt-cu13"),
         (90, ["tensorrt"], ["--arch", "86"], "only on such a GPU, and the one here is SM90"),
         (
             None,
