@@ -55,10 +55,12 @@ def make(request, native, gentle, halves, tmp_path_factory):
         files = _plans(halves, tmp_path_factory.mktemp("plans"))
     avatar = Avatar.load(native, device="cuda", **files)
     try:
-        Pipeline(avatar, batch_size=1, runtime=request.param)
+        kept = Pipeline(avatar, batch_size=1, runtime=request.param)
     except DeviceError as error:
         pytest.skip(str(error))
-    return lambda batch_size: Pipeline(avatar, batch_size=batch_size, runtime=request.param)
+    # while there is one, those that come share its networks: PyTorch compiles once
+    yield lambda batch_size: Pipeline(avatar, batch_size=batch_size, runtime=request.param)
+    del kept
 
 
 def _plans(halves, folder) -> dict:
