@@ -1,8 +1,12 @@
 #!/usr/bin/env bash
 # The GPU tests and the benchmarks on a GPU host, with what it has: PyTorch, Triton, NumPy, OpenCV,
-# Pillow, safetensors, tqdm and pytest are enough, ONNX and its tools add to what is measured.
+# Pillow, safetensors, tqdm and pytest; the engine's tests need onnx, onnxscript and onnxruntime too
+# (any, a CPU's will do). What else there is adds to what is measured: TensorRT, nvImageCodec.
 # Everything lands in $OUT (default benchmarks/results/<the GPU's name>).
 # A part that fails does not stop the next; the exit code says whether one did.
+#
+#     benchmarks/on_gpu.sh                           all parts: a quarter of an hour
+#     benchmarks/on_gpu.sh kernel-tests pipeline     some parts: kernel-tests, engine-tests, pipeline, kernels
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 
@@ -44,15 +48,32 @@ part() { # name, seconds it may take, command
     fi
 }
 
+tests() { # name, seconds, folder; folders apart: what one needs to be collected may not be there
+    part "$1" "$2" python3 -m pytest "$3" -m gpu -q \
+        --continue-on-collection-errors --junitxml="$out/$1.xml"
+}
+
 everything() {
     describe
-    # together within nine minutes
-    part tests 165 python3 -m pytest tests/kernels tests/engine -m gpu -q \
-        --continue-on-collection-errors --junitxml="$out/tests.xml"
-    part pipeline 220 python3 -m benchmarks.pipeline --out "$out"
-    part kernels 150 python3 -m benchmarks.kernels --out "$out"
+    local name
+    for name in "$@"; do
+        case $name in
+        kernel-tests) tests "$name" 150 tests/kernels ;;
+        # the engine's PyTorch compiles the generator for every batch size: minutes
+        engine-tests) tests "$name" 420 tests/engine ;;
+        pipeline) part "$name" 220 python3 -m benchmarks.pipeline --out "$out" ;;
+        kernels) part "$name" 150 python3 -m benchmarks.kernels --out "$out" ;;
+        *)
+            echo "error: there is no part $name: kernel-tests, engine-tests, pipeline, kernels" >&2
+            failed=2
+            ;;
+        esac
+    done
     return "$failed"
 }
 
-everything 2>&1 | tee "$out/log.txt"
+if (($# == 0)); then
+    set -- kernel-tests engine-tests pipeline kernels
+fi
+everything "$@" 2>&1 | tee -a "$out/log.txt"
 exit "${PIPESTATUS[0]}"

@@ -58,6 +58,7 @@ BATCHES = (1, 4, 8, 16, 25, 40)
 GPU = Plan(BATCHES, SIZES, 25, 60, (4, 240), 0.3, 20.0, 60.0, 190.0, 1 << 30, 8192)
 CPU = Plan(BATCHES, SIZES, 25, 60, (1, 100), 1.0, 60.0, 300.0, 900.0, 1 << 28, 1024)
 QUICK = Plan((1, 4), ((180, 320),), 4, 8, (1, 4), 0.01, 120.0, 300.0, 300.0, 1 << 22, 128)
+NETWORKS = ("audio encoder", "generator")  # the rest is pre- and post-processing
 COMPILING = 70.0  # seconds for a side that PyTorch compiles first
 
 
@@ -156,6 +157,7 @@ def measure(job: Job, plan: Plan) -> dict:
         },
         "sessions at 25 fps": int(frames / took.median / FPS),
         "share of the stages": {name: one / sum(spent.values()) for name, one in spent.items()},
+        "share of all but the networks": 1 - sum(map(spent.get, NETWORKS)) / sum(spent.values()),
     }  # fmt: skip
     if job.batch == 1:
         row["first frame, s"] = renders.first_frames(system, plan.sample, cuda)
@@ -247,7 +249,7 @@ def _fault(runtime: str, device: torch.device, networks: dict[str, Path], plan: 
         return reason
     try:
         with timing.limit(plan.preparing):
-            systems.prepare(runtime, device, networks)
+            systems.prepare(runtime, device, networks, (1, plan.main, max(plan.batches)))
     except Exception as error:  # whatever an exporter or a compiler on a strange GPU does
         return report.reason(error)
     return None

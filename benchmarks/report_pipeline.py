@@ -34,12 +34,13 @@ def table(results: dict) -> str:
             f"{_ms(row['frame, s']['median']):>12}{_ms(row['frame, s']['p99']):>9}"
         )
     lines += ["", f"{'share of the stages, at batch ' + str(results['compared at batch']):48}"
-              + "".join(f"{name:>14}" for name in STAGES)]  # fmt: skip
+              + "".join(f"{name:>14}" for name in (*STAGES, "pre, post"))]  # fmt: skip
     for row in _main(results):
         shares = row["share of the stages"]
         lines.append(
             f"  {row['side']:34}{_size(row):>12}"
             + "".join(f"{shares[name]:14.1%}" if name in shares else f"{'':14}" for name in STAGES)
+            + f"{row['share of all but the networks']:14.1%}"
         )
     lines += ["", f"times as fast as, at batch {results['compared at batch']}"]
     for size, ratios in speed_ups(results).items():

@@ -130,8 +130,13 @@ def absent(runtime: str, device: torch.device) -> str | None:
     return None
 
 
-def prepare(runtime: str, device: torch.device, networks: dict[str, Path]) -> None:
+def prepare(
+    runtime: str, device: torch.device, networks: dict[str, Path], batches: tuple[int, int, int]
+) -> None:
     """What a runtime makes of checkpoints: plans beside them, or ONNX files in the user's cache.
+
+    Args:
+        batches: of the generator's plan: the least, the one it is tuned for, the most.
 
     Raises:
         RuntimeError, InputError: it cannot be made, in one line.
@@ -141,6 +146,8 @@ def prepare(runtime: str, device: torch.device, networks: dict[str, Path]) -> No
             exported(SIGNATURES[kind], path, "fp16" if device.type == "cuda" else "fp32")
         if runtime == "tensorrt":
             command = [sys.executable, "-m", "engine.build", kind.replace("_", "-"), str(path)]
+            if kind == "generator":
+                command += ["--batch", *map(str, batches)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode != 0:
                 lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]

@@ -178,8 +178,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> None:
         flavor, architectures = choose(options.flavor, options.arch, gpu_architecture())
-        target = Target(flavor, architectures, options.precision, options.batch)
         for signature, source, output in _work(options):
+            batch = options.batch
+            if options.avatar and signature is AUDIO_ENCODER:
+                batch = None  # pipelines run it on windows of their own number, not on frames
+            target = Target(flavor, architectures, options.precision, batch)
             said = build(
                 signature,
                 source,
@@ -247,7 +250,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         type=int,
         metavar=("MIN", "OPT", "MAX"),
         help="how many at once: at least, best for, at most (generator 1 25 25, audio encoder "
-        f"1 {ENCODER_BATCH} {ENCODER_BATCH})",
+        f"1 {ENCODER_BATCH} {ENCODER_BATCH}; with --avatar the generator's)",
     )
     add("--force", action="store_true", help="build even what is there already")
     add("--inspect", action="store_true", help="print the layers as parsed and, on a GPU, as built")

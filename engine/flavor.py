@@ -27,14 +27,14 @@ DATA_CENTRE = {80, 90, 100, 103}
 class Flavor:
     """One of the two.
 
-    name: of its Python module. extra: of this package, which installs it. ahead: whether it builds
-    for GPUs that are not there, for several at once, and leaves the tuning to the GPU's machine,
-    where a runtime cache keeps it; the other one builds on the GPU itself, for it alone, and keeps
-    what it measured in a timing cache.
+    name: of its Python module. package: on PyPI. ahead: whether it builds for GPUs that are not
+    there, for several at once, and leaves the tuning to the GPU's machine, where a runtime cache
+    keeps it; the other one builds on the GPU itself, for it alone, and keeps what it measured in a
+    timing cache.
     """
 
     name: str
-    extra: str
+    package: str
     ahead: bool
 
     @property
@@ -43,7 +43,7 @@ class Flavor:
 
     @property
     def how_to_install(self) -> str:
-        return f"pip install 'viseme[{self.extra}]'"
+        return f"pip install {self.package}"
 
     def module(self) -> ModuleType:
         """The Python module.
@@ -136,8 +136,8 @@ class Flavor:
 FLAVORS = {
     flavor.name: flavor
     for flavor in (
-        Flavor("tensorrt", extra="tensorrt", ahead=False),
-        Flavor("tensorrt_rtx", extra="rtx", ahead=True),
+        Flavor("tensorrt", package="tensorrt-cu13", ahead=False),
+        Flavor("tensorrt_rtx", package="tensorrt-rtx", ahead=True),
     )
 }
 

@@ -204,7 +204,10 @@ def check(plan: Path, signature: Signature, device: torch.device | None = None) 
     made = record.made
     if made.network != signature.kind:
         found, wanted = (kind.replace("_", " ") for kind in (made.network, signature.kind))
-        raise InputError(f"{plan} is the plan of a(n) {found}, wanted is a(n) {wanted}")
+        raise InputError(
+            f"{plan} is the plan of a(n) {found}, wanted is a(n) {wanted}: build one with "
+            f"python -m engine.build {wanted.replace(' ', '-')} FILE"
+        )
     again = f"build it again: {command(plan, record)}"
     flaw = intact(plan, record)
     if flaw:

@@ -4,13 +4,10 @@ import argparse
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from kernels import COMPOSITE_MODES
@@ -20,6 +17,7 @@ from .command import Parser, program, run
 from .errors import DeviceError, InputError
 from .images import IMAGE_FORMATS, QUALITY, ImageWriter
 from .media import VideoWriter
+from .on_host import on_host
 from .pipeline import LOOPS, Pipeline, load_pcm
 from .runtime import RUNTIMES
 from .stopwatch import Stopwatch
@@ -72,13 +70,7 @@ def render(options: argparse.Namespace) -> str:
             stopwatch=stopwatch,
         )
         total = pipeline.frame_count(speech)
-        chosen = pipeline.generator
-        buffers = pipeline.buffer_bytes
-        size = f", {buffers / 2**30:.2f} GiB of buffers" if buffers else ""
-        print(
-            f"{avatar.name}: generator in {chosen.description} ({chosen.reason}){size}",
-            file=sys.stderr,
-        )
+        print(f"{avatar.name}: {_choices(pipeline)}", file=sys.stderr)
         started = time.perf_counter()
         with tqdm(total=total, unit=" frames", disable=None if options.progress else True) as bar:
             for frames, pixels in on_host(batches):
@@ -99,37 +91,14 @@ def render(options: argparse.Namespace) -> str:
     return f"{said} ({', '.join(f'{name} {seconds:.2f}' for name, seconds in times.items())})"
 
 
-def on_host(batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Every batch with a copy of it on the host, valid until the next one is taken.
-
-    From a GPU, a batch is copied on a stream of its own while the next one is made: it comes out
-    when that one is under way, while the ring that the pipeline's batches lie in still holds it.
-    """
-    streams: list[torch.cuda.Stream] = []
-    buffers: list[Tensor] = []
-    waiting: tuple[Tensor, Tensor, torch.cuda.Event] | None = None
-    for number, frames in enumerate(batches):
-        if not frames.is_cuda:
-            yield frames, frames.numpy()
-            continue
-        if not buffers:  # the first batch is the largest
-            streams = [torch.cuda.Stream(frames.device)]
-            buffers = [torch.empty(frames.shape, dtype=torch.uint8).pin_memory() for _ in range(2)]
-        copy, (stream,) = buffers[number % 2][: len(frames)], streams
-        stream.wait_stream(torch.cuda.current_stream(frames.device))
-        with torch.cuda.stream(stream):
-            copy.copy_(frames, non_blocking=True)
-            copied = stream.record_event()
-        before, waiting = waiting, (frames, copy, copied)
-        if before is not None:
-            yield _arrived(*before)
-    if waiting is not None:
-        yield _arrived(*waiting)
-
-
-def _arrived(frames: Tensor, copy: Tensor, copied: torch.cuda.Event) -> tuple[Tensor, np.ndarray]:
-    copied.synchronize()
-    return frames, copy.numpy()
+def _choices(pipeline: Pipeline) -> str:
+    """Which runtimes were chosen and why, and what they and the buffers take of a GPU."""
+    generator, encoder = pipeline.generator, pipeline.audio_encoder
+    said = f"generator in {generator.description} ({generator.reason})"
+    if encoder.description != generator.description:
+        said += f", audio encoder in {encoder.description} ({encoder.reason})"
+    buffers = pipeline.buffer_bytes
+    return said + (f", {buffers / 2**30:.2f} GiB of buffers" if buffers else "")
 
 
 def _open_pipeline(options: argparse.Namespace) -> Pipeline:

@@ -4,9 +4,12 @@ The fixtures import what they need themselves: the kernels' tests run on GPU hos
 of the libraries for media files and networks.
 """
 
+import fcntl
+import os
+import shutil
 import signal
 import wave
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -117,12 +120,38 @@ def _spread(generator: torch.nn.Module) -> None:
 
 
 @pytest.fixture(scope="session")
-def networks(checkpoints: dict[str, Path]) -> dict[str, Path]:
-    """The same as float32 ONNX files with a free batch size."""
-    from export import export
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """name, make -> the folder that `make` filled, in one of pytest's processes for all of them.
 
-    paths = {}
-    for kind, path in checkpoints.items():
-        paths[kind] = path.with_suffix(".onnx")
-        export(kind, path, paths[kind], precision="fp32")
-    return paths
+    What takes long, comes out the same in each, and is only read.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, part = root / f"once-{name}", root / f"once-{name}.part"
+        with open(root / f"once-{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                shutil.rmtree(part, ignore_errors=True)  # of one that failed
+                part.mkdir()
+                make(part)
+                part.rename(folder)
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def networks(checkpoints: dict[str, Path], made_once) -> dict[str, Path]:
+    """The same as float32 ONNX files with a free batch size."""
+
+    def make(folder: Path) -> None:
+        from export import export
+
+        for kind, path in checkpoints.items():
+            export(kind, path, folder / f"{kind}.onnx", precision="fp32")
+
+    folder = made_once("networks", make)
+    return {kind: folder / f"{kind}.onnx" for kind in checkpoints}

@@ -168,6 +168,8 @@ def test_figures_of_a_render_agree_with_each_other(quick_pipeline):
         assert row["sessions at 25 fps"] == int(rate["median"] / 25)
         assert sum(row["share of the stages"].values()) == pytest.approx(1)
         assert set(row["share of the stages"]) <= set(report_pipeline.STAGES)
+        networks = [row["share of the stages"][name] for name in ("audio encoder", "generator")]
+        assert row["share of all but the networks"] == pytest.approx(1 - sum(networks))
         assert ("frame, s" in row) == (row["batch"] == 1)
         for latency in ("first frame, s", "frame, s") if row["batch"] == 1 else ():
             assert 0 < row[latency]["median"] <= row[latency]["p99"]
@@ -214,6 +216,19 @@ class Quick:
             return out.copy_(inputs[0].flatten(1)[:, :512])
         tint = torch.sigmoid(inputs[1].flatten(1)[:, ::97].mean(dim=1))
         return out.copy_((inputs[0][:, :3] + tint[:, None, None, None]) / 2)
+
+
+def test_a_plan_is_for_all_batches_that_are_measured(monkeypatch):
+    """One that ends below would run the largest batches in two parts."""
+    commands = []
+    done = subprocess.CompletedProcess([], 0)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: (commands.append(command), done)[1])
+    files = {"generator": Path("g.pth"), "audio_encoder": Path("e.pth")}
+    monkeypatch.setattr(systems, "absent", lambda *_: None)
+    assert pipeline._fault("tensorrt", torch.device("cuda"), files, pipeline.GPU) is None
+    generator, encoder = (command[2:] for command in commands)
+    assert generator == ["engine.build", "generator", "g.pth", "--batch", "1", "25", "40"]
+    assert encoder == ["engine.build", "audio-encoder", "e.pth"]
 
 
 def test_all_systems_make_the_same_frames(scene, monkeypatch):

@@ -1,6 +1,8 @@
 """Who may import whom, and what no file may be called."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,17 @@ def test_names_and_sizes(path):
     assert path.stem not in {"utils", "helpers", "common", "misc", "manager"}
     if path.relative_to(ROOT).parts[0] != "tests":
         assert len(path.read_text().splitlines()) <= 400
+
+
+def test_what_runs_on_a_gpu_host_loads_with_what_it_has():
+    """benchmarks/on_gpu.sh says what that is; without the rest, nothing may fail to be collected."""
+    code = (
+        "import sys, importlib\n"
+        "absent = 'av librosa scipy hypothesis matplotlib tensorrt tensorrt_rtx'.split()\n"
+        "sys.modules.update(dict.fromkeys(absent))\n"
+        "for name in 'on_gpu graphs tensorrt runtime avatar'.split():\n"
+        "    importlib.import_module(f'tests.engine.test_{name}')\n"
+        "import tests.engine.conftest, benchmarks.pipeline, benchmarks.kernels\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -41,6 +41,8 @@ class TensorRTNetwork:
         self._least, _, self._most = made.batch
         self.dtype = DTYPES[made.precision]
         self.description = f"{made.flavor} {made.version}, {device}, {self.dtype}"
+        if record.scratch_bytes is not None:
+            self.description += f", {record.scratch_bytes / 1e6:.0f} MB to run"
 
     @property
     def recordable(self) -> bool:

@@ -3,6 +3,8 @@
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +15,10 @@ from models import checkpoint
 from ..arena import RUNGS, rung
 from ..errors import InputError
 from . import Signature
+
+# Pipelines of one process share a checkpoint's module: on a GPU, it took minutes to compile.
+_modules: "WeakValueDictionary[tuple, nn.Module | Compiled]" = WeakValueDictionary()
+_lock = Lock()
 
 
 class TorchNetwork:
@@ -26,23 +32,41 @@ class TorchNetwork:
     recordable, stream = True, None  # what it allocates while it is recorded is the graph's
 
     def __init__(self, signature: Signature, path: Path, device: torch.device):
-        try:
-            module = checkpoint.load(path, signature.kind)
-        except checkpoint.CheckpointError as error:
-            raise InputError(str(error)) from error
-        on_gpu = device.type == "cuda"
-        self.dtype = torch.float16 if on_gpu else torch.float32
-        if on_gpu:
-            # before the rounding: a variance may be beyond float16
-            module = fold_batch_norms(module.double())
-        module = module.to(device, self.dtype, memory_format=torch.channels_last)
-        module.requires_grad_(False)
-        self._run: Callable[..., Tensor] = Compiled(module) if on_gpu else module
+        self.dtype = torch.float16 if device.type == "cuda" else torch.float32
+        self._run = _open_module(signature.kind, path, device, self.dtype)
         self.description = f"PyTorch {torch.__version__}, {device}, {self.dtype}"
 
     @torch.inference_mode()
     def __call__(self, *inputs: Tensor, out: Tensor) -> Tensor:
         return out.copy_(self._run(*(tensor.to(self.dtype) for tensor in inputs)))
+
+
+def _open_module(
+    kind: str, path: Path, device: torch.device, dtype: torch.dtype
+) -> "nn.Module | Compiled":
+    status = path.stat() if path.exists() else None
+    changed = status and (status.st_mtime_ns, status.st_size)
+    key = kind, str(path.resolve()), changed, str(device)
+    with _lock:
+        module = _modules.get(key)
+        if module is None:
+            module = _modules[key] = _new_module(kind, path, device, dtype)
+    return module
+
+
+def _new_module(
+    kind: str, path: Path, device: torch.device, dtype: torch.dtype
+) -> "nn.Module | Compiled":
+    try:
+        module = checkpoint.load(path, kind)
+    except checkpoint.CheckpointError as error:
+        raise InputError(str(error)) from error
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        # before the rounding: a variance may be beyond float16
+        module = fold_batch_norms(module.double())
+    module = module.to(device, dtype, memory_format=torch.channels_last).requires_grad_(False)
+    return Compiled(module) if on_gpu else module
 
 
 class Compiled:

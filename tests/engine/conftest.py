@@ -60,14 +60,17 @@ def export_cache(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def halves(gentle, export_cache) -> dict[str, Path]:
+def halves(gentle, export_cache, made_once) -> dict[str, Path]:
     """Both networks as float16 ONNX files with a free batch, as the engine exports checkpoints."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(export_cache))
-        return {
-            signature.kind: exported(signature, gentle[signature.kind], "fp16")
-            for signature in (GENERATOR, AUDIO_ENCODER)
-        }
+
+    def export_all(root: Path) -> list[Path]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_CACHE_HOME", str(root))
+            return [exported(s, gentle[s.kind], "fp16") for s in (GENERATOR, AUDIO_ENCODER)]
+
+    shared = made_once("halves", export_all)
+    shutil.copytree(shared, export_cache, dirs_exist_ok=True)
+    return dict(zip(("generator", "audio_encoder"), export_all(export_cache), strict=True))
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +93,10 @@ def sources(gentle, halves, checkpoints, networks, export_cache, tmp_path_factor
 
 
 @pytest.fixture(scope="session")
-def older(gentle, tmp_path_factory) -> Path:
+def older(gentle, made_once) -> Path:
     """A float32 generator for one frame, with names of its own, that float16 suits."""
-    folder = tmp_path_factory.mktemp("older")
-    return onnx_files.older_export(gentle["generator"], folder / "older.onnx")
+
+    def make(folder: Path) -> None:
+        onnx_files.older_export(gentle["generator"], folder / "older.onnx")
+
+    return made_once("older", make) / "older.onnx"

@@ -183,8 +183,9 @@ def test_an_avatar(trt, own, halves, tmp_path, capsys):
     options = ["--avatar", root, "--arch", "86,89", *BATCH]
     assert build(*options) == 0
     assert capsys.readouterr().out.count(": built, ") == 2
-    assert record_of(root / "generator.plan")["made"]["network"] == "generator"
-    assert record_of(root / "audio_encoder.plan")["made"]["network"] == "audio_encoder"
+    made = [record_of(root / f"{kind}.plan")["made"] for kind in SIGNATURES]
+    assert [m["network"] for m in made] == ["generator", "audio_encoder"]
+    assert [m["batch"] for m in made] == [[1, 2, 4], [1, 32, 32]]  # frames; windows
     # an avatar.json that names the plans: they are built from what they were built from
     avatar = json.loads((root / "avatar.json").read_text())
     avatar |= {"generator": "generator.plan", "audio_encoder": "audio_encoder.plan"}
@@ -404,10 +405,10 @@ def test_no_gpu_and_no_architecture(trt, halves, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("gpu", "installed", "options", "message"),
     [
-        (None, [], [], "TensorRT is not installed: pip install 'viseme[rtx]' (for GeForce and"),
-        (None, [], ["--flavor", "tensorrt"], "is not installed: pip install 'viseme[tensorrt]'"),
+        (None, [], [], "TensorRT is not installed: pip install tensorrt-rtx (for GeForce and"),
+        (None, [], ["--flavor", "tensorrt"], "is not installed: pip install tensorrt-cu13"),
         (90, ["tensorrt_rtx"], [], "does not build for SM90, only for "),
-        (90, ["tensorrt_rtx"], [], "tensorrt is not installed: pip install 'viseme[tensorrt]'"),
+        (90, ["tensorrt_rtx"], [], "tensorrt is not installed: pip install tensorrt-cu13"),
         (90, ["tensorrt"], ["--arch", "86"], "only on such a GPU, and the one here is SM90"),
         (
             None,

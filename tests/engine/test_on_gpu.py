@@ -17,8 +17,8 @@ from engine.errors import DeviceError
 from engine.flavor import FLAVORS, gpu_architecture
 from engine.graphs import WARM_UPS, Graphs
 from engine.lane import RING
+from engine.on_host import on_host
 from engine.pipeline import frame_numbers
-from engine.render import on_host
 from engine.runtime import RUNTIMES
 from engine.stopwatch import Stopwatch
 
@@ -55,10 +55,12 @@ def make(request, native, gentle, halves, tmp_path_factory):
         files = _plans(halves, tmp_path_factory.mktemp("plans"))
     avatar = Avatar.load(native, device="cuda", **files)
     try:
-        Pipeline(avatar, batch_size=1, runtime=request.param)
+        kept = Pipeline(avatar, batch_size=1, runtime=request.param)
     except DeviceError as error:
         pytest.skip(str(error))
-    return lambda batch_size: Pipeline(avatar, batch_size=batch_size, runtime=request.param)
+    # while there is one, those that come share its networks: PyTorch compiles once
+    yield lambda batch_size: Pipeline(avatar, batch_size=batch_size, runtime=request.param)
+    del kept
 
 
 def _plans(halves, folder) -> dict:

@@ -1,10 +1,12 @@
 """The command: what it writes, and what it says of bad input."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -15,7 +17,8 @@ from scipy.io import wavfile
 
 from engine import Avatar, Pipeline
 from engine.media import read_speech
-from engine.render import main, on_host
+from engine.on_host import on_host
+from engine.render import _choices, main
 from tests.conftest import DEMO
 from tests.engine.files import silent_film, write_audio
 
@@ -37,7 +40,14 @@ def render(*arguments) -> int:
 def test_the_mp4(native, audio, tmp_path, capsys):
     out = tmp_path / "out.mp4"
     assert render("--avatar", native, "--audio", audio, "-o", out) == 0
-    said = capsys.readouterr().out.strip().splitlines()
+    printed = capsys.readouterr()
+    if not torch.cuda.is_available():  # which runtime, and why
+        assert re.search(
+            r"^shared: generator in ONNX Runtime [\d.]+, cpu, torch.float32 \(it runs on CPUs\)$",
+            printed.err,
+            re.MULTILINE,
+        )
+    said = printed.out.strip().splitlines()
     assert said[-1].startswith(f"{out}: 14 frames, 0.56 s of video, ")
     for stage in ("read speech", "log_mel", "audio encoder", "face_input", "generator", "write"):
         assert stage in said[-1]
@@ -55,6 +65,19 @@ def test_the_mp4(native, audio, tmp_path, capsys):
     assert np.corrcoef(heard[: len(spoken)], spoken)[0, 1] > 0.95
     assert abs(len(heard) / RATE - 14 / 25) < 0.08 + 1024 / RATE
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_what_is_said_of_the_runtimes():
+    """Both, where they differ; and the memory that is taken."""
+    generator = SimpleNamespace(description="tensorrt 11, cuda", reason="generator.plan fits")
+    encoder = SimpleNamespace(description="ONNX Runtime 2, cuda", reason="there is no plan")
+    pipeline = SimpleNamespace(generator=generator, audio_encoder=encoder, buffer_bytes=3 << 28)
+    assert _choices(pipeline) == (
+        "generator in tensorrt 11, cuda (generator.plan fits), "
+        "audio encoder in ONNX Runtime 2, cuda (there is no plan), 0.75 GiB of buffers"
+    )
+    pipeline = SimpleNamespace(generator=encoder, audio_encoder=encoder, buffer_bytes=0)
+    assert _choices(pipeline) == "generator in ONNX Runtime 2, cuda (there is no plan)"
 
 
 def test_the_demos_length(tmp_path, native, speech):

@@ -188,6 +188,23 @@ def test_networks_share_a_session(networks):
     assert one._session is two._session
 
 
+def test_networks_share_a_module(checkpoints, tmp_path):
+    """One that a GPU compiled for minutes, too; until the file is another."""
+    path = tmp_path / "encoder.safetensors"
+    shutil.copy(checkpoints["audio_encoder"], path)
+    opened = partial(open_network, AUDIO_ENCODER, path, device=CPU, runtime="torch")
+    one, two = opened(), opened()
+    assert one._run is two._run
+    module = checkpoint.load(path)
+    module[0].conv_block[0].bias.data += 1
+    checkpoint.save(module, path)
+    windows = torch.rand(2, 1, 80, 16)
+    with torch.inference_mode():
+        wanted = module(windows)
+    errors = [(n(windows, out=torch.empty(2, 512)) - wanted).abs().max() for n in (opened(), one)]
+    assert errors[0] < 1e-4 * wanted.max() < 1e-2 * wanted.max() < errors[1]
+
+
 def test_a_changed_file_is_opened_anew(networks, tmp_path):
     path = tmp_path / "network.onnx"
     shutil.copy(networks["generator"], path)

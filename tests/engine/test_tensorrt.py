@@ -94,13 +94,17 @@ AGAIN = "build it again: python -m engine.build audio-encoder "
         (alter(batch=None), "encoder.json is not the record of a TensorRT plan"),
         (
             alter(network="generator"),
-            r"is the plan of a\(n\) generator, wanted is a\(n\) audio enc",
+            r"is the plan of a\(n\) generator, wanted is a\(n\) audio encoder: build one with "
+            "python -m engine.build audio-encoder FILE$",
         ),
         (
             alter(version="1.6.0.1"),
             rf"was built by tensorrt_rtx 1\.6\.0\.1 and runs with no other, installed is .*{AGAIN}",
         ),
-        (alter(flavor="tensorrt"), "needs tensorrt .*, which is not installed: pip install 'vis"),
+        (
+            alter(flavor="tensorrt"),
+            "needs tensorrt .*, which is not installed: pip install tensorrt-cu13",
+        ),
         (alter(flavor="openvino"), "was built by 'openvino', it must be tensorrt or tensorrt_rtx"),
         (
             alter(architectures=[75, 120]),
@@ -274,6 +278,8 @@ def test_any_batch_in_any_memory(plan, recorder, n, batches, dtype, offset):
     """The plan is for batches of 2 to 4 in float16."""
     network = tensorrt_module.TensorRTNetwork(AUDIO_ENCODER, plan, CPU)
     assert network.dtype == torch.float16 and "tensorrt_rtx" in network.description
+    scratch = json.loads(plan.with_suffix(".json").read_text())["scratch_bytes"]
+    assert network.description.endswith(f", {scratch / 1e6:.0f} MB to run")
     # `offset` values into its memory, a tensor is not aligned
     windows = torch.randn(n * 1280 + offset).to(dtype)[offset:].view(n, 1, 80, 16)
     memory = torch.full((n * 512 + offset,), float("nan"), dtype=dtype)
