@@ -16,10 +16,12 @@ from kernels import FPS
 from .boxes import MAX_SIDE, boxes_from_json, boxes_from_landmarks, check_boxes, read_json
 from .errors import DeviceError, InputError
 from .frames import CACHE_BYTES, FrameCache, ImageFolder, Source, VideoFile
+from .plan import read_record
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 NETWORK_SUFFIXES = (".onnx", ".plan", ".pth", ".pt", ".safetensors")
-RESERVED = 2 << 30  # bytes of a GPU that the avatar's frames leave to the networks and a batch
+RESERVED = 2 << 30  # bytes of a GPU that the avatar's frames leave, at least, to what follows
+BUFFERS = 1 << 30  # of these, for buffers and weights where a plan says what it takes besides
 
 
 @dataclass(frozen=True)
@@ -176,11 +178,12 @@ class Avatar:
         shape = (self._length, self.height, self.width, 3)
         torch.cuda.empty_cache()  # what PyTorch keeps for later is free too
         needed, (free, _) = math.prod(shape), torch.cuda.mem_get_info(self.device)
-        if needed > free - RESERVED:
+        reserved = reserved_bytes(self.generator)
+        if needed > free - reserved:
             raise DeviceError(
                 f"avatar {self.name!r} needs {needed / 2**30:.2f} GiB on {self.device} for its "
                 f"{self._length} frames of {self.width} x {self.height}, "
-                f"{free / 2**30:.2f} GiB are free and {RESERVED / 2**30:.0f} GiB of them are kept "
+                f"{free / 2**30:.2f} GiB are free and {reserved / 2**30:.2f} GiB of them are kept "
                 "for the networks"
             )
         frames = torch.empty(shape, dtype=torch.uint8, device=self.device)
@@ -205,6 +208,16 @@ def find_networks(
         InputError: the folder is not an avatar's, or one of the files is missing.
     """
     return _networks(Path(path), _find_layout(Path(path)), generator, audio_encoder)
+
+
+def reserved_bytes(generator: Path) -> int:
+    """Bytes of a GPU that an avatar's frames leave to its networks and to the buffers of a render:
+    more where the generator has a plan, given or beside it, that takes much to run."""
+    try:
+        scratch = read_record(generator.with_suffix(".plan")).scratch_bytes or 0
+    except InputError:
+        scratch = 0
+    return max(RESERVED, BUFFERS + scratch)
 
 
 def _usable(device: str | torch.device) -> torch.device:

@@ -88,7 +88,7 @@ def read_record(plan: Path) -> Record:
         kept["source"] = Path(kept["source"]).name
         record = Record(**kept)
         record.made.batch[0] + sum(record.made.architectures) + record.plan_bytes
-        record.inputs[0][2][0] + record.outputs[0][2][0]
+        record.inputs[0][2][0] + record.outputs[0][2][0] + (record.scratch_bytes or 0)
     except (TypeError, KeyError, IndexError):
         raise InputError(f"{path} is not the record of a TensorRT plan") from None
     return record

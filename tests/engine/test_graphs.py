@@ -2,7 +2,9 @@
 where a graph is but a call."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from engine import Avatar, InputError, Pipeline
 from engine.arena import Arena, arena_bytes, ladder, refuse, rung
 from engine.errors import DeviceError
 from engine.graphs import Graphs
-from engine.lane import RING, Lanes, Part, _joined, lane_shapes
+from engine.lane import RING, Lane, Lanes, Part, _joined, lane_shapes
 from engine.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")
@@ -141,6 +143,26 @@ def test_a_cpus_graphs_are_calls():
     assert len(calls) == 3 and len(graphs) == 0
 
 
+def test_stages_show_in_a_profiler(monkeypatch):
+    """On a GPU, with or without a stopwatch."""
+    lane, names = object.__new__(Lane), []
+    lane._device = torch.device("cuda")
+
+    @contextmanager
+    def noted(name):
+        names.append(f"{name} {{")
+        yield
+        names.append("}")
+
+    monkeypatch.setattr(torch.cuda.nvtx, "range", noted)
+    lane._graphs = SimpleNamespace(run=lambda key, *_, **__: names.append(key))
+    lane.run((4, 0), [Part("a", print), Part("b", print), Part("c", print, record=False)])
+    assert names == ["a, b {", ("a, b", 4, 0), "}", "c {", ("c", 4, 0), "}"]
+    names.clear()
+    lane.run((4, 0), [Part("a", print), Part("b", print)], noted)
+    assert names == ["a {", "a {", ("a", 4, 0), "}", "}", "b {", "b {", ("b", 4, 0), "}", "}"]
+
+
 def test_lanes_are_taken_and_given_back():
     lanes = Lanes(lane_shapes(2, 8, 8, torch.float32, torch.float32), CPU)
     one = lanes.bytes
@@ -168,17 +190,29 @@ def test_the_same_frames_with_real_networks(native, held, short):
     assert torch.equal(finished(Pipeline(held, batch_size=8), short), expected)
 
 
+WRAPPED = {"loop": "wrap", "start_frame": 5}
+
+
+@pytest.fixture(scope="module")
+def decoded(native, speech) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Speech of 43 frames, and what a pipeline without buffers that stay makes of it, by mode."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engine.pipeline.open_network", lambda s, *_, **__: Networks(s.kind))
+        pipeline, pcm = Pipeline(Avatar.load(native)), speech[:28000]
+    modes = kernels.COMPOSITE_MODES
+    return pcm, {mode: finished(pipeline, pcm, mode=mode, **WRAPPED) for mode in modes}
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 5, 25, 40, 41])
 @pytest.mark.parametrize("mode", kernels.COMPOSITE_MODES)
-def test_the_same_frames(stand_ins, native, held, speech, batch_size, mode):
-    pcm = speech[:40000]
-    options = {"mode": mode, "loop": "wrap", "start_frame": 5}
-    expected = finished(Pipeline(Avatar.load(native)), pcm, **options)
+def test_the_same_frames(stand_ins, held, decoded, batch_size, mode):
+    pcm, expected = decoded[0], decoded[1][mode]
     pipeline = Pipeline(held, batch_size=batch_size)
     for _ in range(2):  # with what the first one left in the buffers, too
-        batches = [frames.clone() for frames in pipeline.render(pcm, **options)]
+        batches = [frames.clone() for frames in pipeline.render(pcm, mode=mode, **WRAPPED)]
         assert torch.equal(torch.cat(batches), expected)
     total = len(expected)
+    assert total == 43
     assert [len(frames) for frames in batches[:-1]] == [batch_size] * (-(-total // batch_size) - 1)
     # only sizes of the ladder were run, the last one no larger than it takes
     assert set(pipeline.generator.batches) <= set(ladder(batch_size))
@@ -233,9 +267,9 @@ def test_interleaved_and_abandoned_renders(stand_ins, held, speech):
 
 
 def test_warm_up_runs_every_size(stand_ins, held, native):
-    pipeline = Pipeline(held, batch_size=10)
+    pipeline = Pipeline(held, batch_size=5)
     pipeline.warm_up(mode="direct")
-    assert pipeline.generator.batches == [10] * RING + [8] * RING + [4] * RING + [1] * RING
+    assert pipeline.generator.batches == [5] * RING + [4] * RING + [1] * RING
     assert pipeline.audio_encoder.batches == [32, 8]
     one = pipeline.buffer_bytes
     pipeline.warm_up(renders=3)

@@ -157,6 +157,21 @@ def test_nothing_is_allocated_or_waited_for(make, noise):
         batches.close()
 
 
+def test_a_render_waits_for_nothing_from_its_speech_on(make, short):
+    """Its upload is from pinned memory: from any other the host would wait."""
+    pipeline = make(16)
+    if not pipeline.generator.recordable:
+        pytest.skip("ONNX Runtime is waited for")
+    pipeline.warm_up()
+    wanted = finished(pipeline, short)  # and the kernels for speech are compiled
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batches = [frames.clone() for frames in pipeline.render(short)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(torch.cat(batches).cpu(), wanted)
+
+
 def test_memory_is_constant(make, noise):
     """10,000 frames."""
     batches = make(25).render(noise)

@@ -12,6 +12,7 @@ import torch
 
 from engine import Avatar, InputError, Pipeline
 from engine import runtime as runtime_module
+from engine.avatar import RESERVED, reserved_bytes
 from engine.build import main
 from engine.errors import DeviceError
 from engine.flavor import FLAVORS, gpu_architecture, logger
@@ -223,6 +224,17 @@ def test_a_cpu_has_no_plans(plan, opened):
         open_network(AUDIO_ENCODER, plan.with_suffix(".onnx"), device=CPU, runtime="tensorrt")
     with pytest.raises(InputError, match="a TensorRT plan, which the torch runtime does not take"):
         open_network(AUDIO_ENCODER, plan, device=CUDA, runtime="torch")
+
+
+def test_what_a_plan_takes_is_left_to_it(plan):
+    """Of a GPU's memory, by the frames of an avatar: float32 at batch 25 takes more than usual."""
+    for file in (plan, plan.with_suffix(".onnx"), plan.with_suffix(".pth")):
+        assert reserved_bytes(file) == RESERVED
+        alter(scratch_bytes=25 * 128_000_000)(plan)
+        assert reserved_bytes(file) == 25 * 128_000_000 + (1 << 30) > RESERVED
+        alter(scratch_bytes=None)(plan)
+    plan.with_suffix(".json").write_text("{}")
+    assert reserved_bytes(plan) == RESERVED
 
 
 def test_an_avatar_may_name_a_plan(own, plan):
