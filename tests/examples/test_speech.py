@@ -352,6 +352,8 @@ def test_rest_before_within_and_after():
     assert (shapes[:10] == REST).all()
     assert (shapes[34:] == REST).all()
     assert not (shapes[15:29] == REST).all(axis=1).any()  # 0.2 s is no silence to rest in
+    round_lips = mouths(sequence("'u:", PAUSE, "'u:", each=0.2), 60)[28:36, ROUNDING]
+    assert round_lips.min() > 0.2  # nor to begin with it
     # Sound to the very end: the mouth closes after it, it does not jump.
     shapes = mouths([Phoneme("'A:", 0, 1)], 40)
     assert np.abs(np.diff(shapes[:, OPENNESS])).max() < 0.36
