@@ -31,7 +31,7 @@ _EASE = 0.15  # s
 
 def _track(phonemes: Sequence[Phoneme], times: np.ndarray) -> np.ndarray:
     """Blend of all targets at `times`: float64 (len(times), 5)."""
-    grid = np.arange(-0.2, max(phonemes[-1].end, times[-1]) + 0.2, _STEP)
+    grid = np.arange(-0.2, max(phonemes[-1].end, times[-1]) + 0.3, _STEP)  # longer than a kernel
     strength = np.full((len(FIELDS), len(grid)), _SLACK)
     pulled = strength * REST[:, None]
     for phoneme in phonemes:

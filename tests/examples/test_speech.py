@@ -345,6 +345,8 @@ def test_silence_is_still(held_out):
     assert count > 250
     assert (mouths([Phoneme(PAUSE, 0, 3)], 75) == REST).all()
     assert (mouths([], 5) == REST).all()
+    assert mouths([Phoneme("s", 0, 0.02)], 1).shape == (1, len(FIELDS))
+    assert mouths([Phoneme("s", 0, 0.02)], 0).shape == (0, len(FIELDS))
 
 
 def test_rest_before_within_and_after():
