@@ -13,8 +13,8 @@ demo: $(VENV)/.ready ## render the demo avatar to out/demo.mp4
 	$(RUN) engine.render --avatar $(DEMO) --audio $(SPEECH) -o out/demo.mp4
 
 test: $(VENV)/.ready ## everything that runs without a GPU; the GPU tests skip
-	$(RUN) pytest -n 2 --dist loadfile
-	TRITON_INTERPRET=1 $(RUN) pytest -n 2 tests/kernels/fused
+	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(RUN) pytest -n 2 tests/kernels/fused
 	$(RUN) kernels.compile --arch 89,90
 
 lint: $(VENV)/.ready

@@ -6,7 +6,7 @@
 # A part that fails does not stop the next; the exit code says whether one did.
 #
 #     benchmarks/on_gpu.sh                           all parts: a quarter of an hour
-#     benchmarks/on_gpu.sh kernel-tests pipeline     some parts: kernel-tests, engine-tests, pipeline, kernels
+#     benchmarks/on_gpu.sh kernel-tests pipeline     some parts: kernel-tests, engine-tests, train-tests, pipeline, kernels
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 
@@ -61,10 +61,11 @@ everything() {
         kernel-tests) tests "$name" 150 tests/kernels ;;
         # the engine's PyTorch compiles the generator for every batch size: minutes
         engine-tests) tests "$name" 420 tests/engine ;;
+        train-tests) tests "$name" 90 tests/models/test_train_on_gpu.py ;;
         pipeline) part "$name" 220 python3 -m benchmarks.pipeline --out "$out" ;;
         kernels) part "$name" 150 python3 -m benchmarks.kernels --out "$out" ;;
         *)
-            echo "error: there is no part $name: kernel-tests, engine-tests, pipeline, kernels" >&2
+            echo "error: there is no part $name: kernel-tests, engine-tests, train-tests, pipeline, kernels" >&2
             failed=2
             ;;
         esac
@@ -73,7 +74,7 @@ everything() {
 }
 
 if (($# == 0)); then
-    set -- kernel-tests engine-tests pipeline kernels
+    set -- kernel-tests engine-tests train-tests pipeline kernels
 fi
 everything "$@" 2>&1 | tee -a "$out/log.txt"
 exit "${PIPESTATUS[0]}"

@@ -16,22 +16,27 @@ import torch
 from skimage.metrics import structural_similarity
 from tqdm import tqdm
 
+import kernels
 from engine import Avatar, Pipeline
 from engine.command import Parser, program, run
+from engine.errors import InputError
 from engine.pipeline import frame_numbers
-from export import export
+from export import ExportError, export
 
 from .make_demo import FPS, FRAMES
 from .person import Mouth, draw, face_box, idle, mouth_box
-from .speech import REST, Utterance, corpus, make, mouths
+from .speech import REST, Recipe, Utterance, corpus, make, mouths
 from .speech.targets import CLOSED, bare
 
 DEMO = Path(__file__).parent / "demo"
+NETWORKS = ("onnxruntime-fp16", "onnxruntime-fp32", "torch-fp32")
 SEED = 2026
+SILENCE = Recipe((), pauses=(5.0,))  # more of it than between sentences
 LATE = 5  # frames, of the speech that must lose
-LAGS = range(-5, 6)  # frames, at which the openness is compared
-SHUT = 0.02  # of the mouth's box: less of the inside than this, and the lips are closed
-MARGIN = 8  # pixels inside and outside the face box, in which a seam would show
+LAGS = range(-10, 11)  # frames, at which the openness is compared
+SHUT = 0.008  # of the mouth's box: less of the inside than this, and the lips are closed
+OPEN = 0.05  # more of it, and they are open
+BAND = 14  # pixels inside the face box, in which a seam would show: the mask begins in it
 
 
 def openness(picture: np.ndarray) -> float:
@@ -46,7 +51,7 @@ def openness(picture: np.ndarray) -> float:
 
 
 class Judge:
-    """Takes frames next to the truth, one after another, and measures.
+    """Takes pictures of a mouth next to the truth, one utterance after another, and measures.
 
     Args:
         name: of who is judged.
@@ -54,63 +59,95 @@ class Judge:
 
     def __init__(self, name: str):
         self.name = name
-        self._psnr: list[float] = []
+        # of every frame: squared error, SSIM, whether the mouth is at rest, whether it should
+        # be closed for a p, b or m
         self._error: list[float] = []
         self._ssim: list[float] = []
-        self._open: list[list[float]] = []
-        self._truth: list[list[float]] = []
-        self._shape: list[list[float]] = []
-        self._shut: list[bool] = []
-        self._still = np.zeros(2)
-        self._border: list[float] = []
+        self._rests: list[bool] = []
+        self._closes: list[bool] = []
+        # of every utterance, its frames' openness: as made, as drawn, as the shape has it
+        self._made: list[np.ndarray] = []
+        self._drawn: list[np.ndarray] = []
+        self._shape: list[np.ndarray] = []
+        self._changes: list[tuple[float, float]] = []  # made and drawn, in silence
 
     def utterance(
-        self, pictures: Iterator[np.ndarray], truths: list[np.ndarray], rows: np.ndarray, shut: set
+        self,
+        pictures: list[np.ndarray],
+        truths: list[np.ndarray],
+        rows: np.ndarray,
+        closed: set[int],
     ) -> None:
-        """One utterance: pictures of the mouth and the true ones, of the same frames."""
-        opened, truly, last = [], [], None
+        """One utterance.
+
+        Args:
+            pictures, truths: of the mouth, (h, w, 3) uint8 RGB of the same frames.
+            rows: (frames, 5), the true shapes.
+            closed: frames that must show closed lips.
+        """
+        rests = (rows == REST).all(axis=1)
         for number, (picture, truth) in enumerate(zip(pictures, truths, strict=True)):
-            error = np.mean((picture.astype(np.float64) - truth) ** 2)
-            self._error.append(error)
-            self._psnr.append(10 * np.log10(255**2 / max(error, 1e-2)))
+            self._error.append(float(np.mean((picture.astype(np.float64) - truth) ** 2)))
             self._ssim.append(structural_similarity(picture, truth, channel_axis=2))
-            opened.append(openness(picture))
-            truly.append(openness(truth))
-            still = number and (rows[number] == REST).all() and (rows[number - 1] == REST).all()
-            if still and last[0].shape == picture.shape:
-                pair = (picture, last[0]), (truth, last[1])
-                self._still += [np.abs(a.astype(int) - b).mean() for a, b in pair]
-            last = picture, truth
-            if number in shut:
-                self._shut.append(opened[-1] <= SHUT)
-        self._open.append(opened)
-        self._truth.append(truly)
-        self._shape.append(rows[:, 0].tolist())
+            self._closes.append(number in closed)
+            # the head moves: pictures of another size or place cannot be compared pixel by pixel
+            if number and rests[number] and rests[number - 1]:
+                before = number - 1
+                if pictures[before].shape == picture.shape:
+                    made = np.abs(picture.astype(int) - pictures[before]).mean()
+                    drawn = np.abs(truth.astype(int) - truths[before]).mean()
+                    self._changes.append((float(made), float(drawn)))
+        self._rests += rests.tolist()
+        self._made.append(np.array([openness(picture) for picture in pictures]))
+        self._drawn.append(np.array([openness(truth) for truth in truths]))
+        self._shape.append(rows[:, 0].astype(np.float64))
 
     def figures(self) -> dict:
-        """What it came to, by the names of the table."""
-        lags = {lag: self._correlation(self._truth, lag) for lag in LAGS}
+        """What it came to, by the names of the table; None where there is nothing to measure."""
+        made, drawn = np.concatenate(self._made), np.concatenate(self._drawn)
+        error, rests, closes = map(np.array, (self._error, self._rests, self._closes))
+        psnr = _psnr(error)
+        lags = {lag: self._correlation(lag) for lag in LAGS}
+        known = {lag: value for lag, value in lags.items() if value is not None}
+        changed, change = np.sum(self._changes, axis=0) if self._changes else (0, 0)
+        opens = drawn > OPEN
         return {
-            "frames": len(self._psnr),
-            "psnr": float(np.mean(self._psnr)),
-            "psnr_of_all": float(10 * np.log10(255**2 / np.mean(self._error))),
-            "ssim": float(np.mean(self._ssim)),
-            "openness_correlation": lags[0],
-            "openness_correlation_with_the_shape": self._correlation(self._shape, 0),
-            "best_lag": max(lags, key=lags.__getitem__),
-            "closed_on_p_b_m": float(np.mean(self._shut)),
-            "closures": len(self._shut),
-            "change_in_silence": float(self._still[0] / self._still[1]),
+            "frames": len(psnr),
+            "PSNR, mean of frames": float(psnr.mean()),
+            "PSNR, while speaking": float(psnr[~rests].mean()),
+            "PSNR, of all pixels": float(_psnr(error.mean())),
+            "PSNR, worst tenth": float(np.percentile(psnr, 10)),
+            "SSIM": float(np.mean(self._ssim)),
+            "openness, correlation": lags[0],
+            "openness, correlation with the shape": _corrcoef(made, np.concatenate(self._shape)),
+            "openness, best lag": max(known, key=known.__getitem__) if known else None,
+            "openness, slope": _ratio(np.cov(made, drawn)[0, 1], np.var(drawn, ddof=1)),
+            "open when open": _ratio((made[opens] > drawn[opens] / 2).sum(), opens.sum()),
+            "closed on p, b, m": _ratio((made[closes] <= SHUT).sum(), closes.sum()),
+            "closures": int(closes.sum()),
+            "closed in silence": _ratio((made[rests] <= SHUT).sum(), rests.sum()),
+            "change in silence": _ratio(changed, change),
         }
 
-    def _correlation(self, truth: list[list[float]], lag: int) -> float:
+    def _correlation(self, lag: int) -> float | None:
         """Of the openness at frame i + lag with the truth at frame i."""
         pairs = [
             (a[max(lag, 0) : len(a) + min(lag, 0)], b[max(-lag, 0) : len(b) + min(-lag, 0)])
-            for a, b in zip(self._open, truth, strict=True)
+            for a, b in zip(self._made, self._drawn, strict=True)
         ]
-        made, true = (np.concatenate(part) for part in zip(*pairs, strict=True))
-        return float(np.corrcoef(made, true)[0, 1])
+        return _corrcoef(*(np.concatenate(part) for part in zip(*pairs, strict=True)))
+
+
+def _psnr(error):
+    return 10 * np.log10(255**2 / np.maximum(error, 1e-2))
+
+
+def _corrcoef(a: np.ndarray, b: np.ndarray) -> float | None:
+    return float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else None
+
+
+def _ratio(a: float, b: float) -> float | None:
+    return float(a / b) if b else None
 
 
 def closures(utterance: Utterance, rows: np.ndarray) -> set[int]:
@@ -130,6 +167,7 @@ def judge(
     audio_encoder: Path,
     *,
     seconds: float | None = None,
+    seed: int = SEED,
     runtime: str | None = None,
 ) -> dict:
     """Figures of the demo avatar with these networks, and of the two that must lose.
@@ -137,6 +175,7 @@ def judge(
     Args:
         generator, audio_encoder: ONNX files or checkpoints.
         seconds: how much to render at least; all of the held-out corpus, unless given.
+        seed: of the held-out utterances.
         runtime: as `Pipeline` takes it.
     """
     avatar = Avatar.load(DEMO, generator=generator, audio_encoder=audio_encoder)
@@ -145,7 +184,7 @@ def judge(
     speaks, still, late = Judge("speaks"), Judge("never moves"), Judge(f"{LATE} frames late")
     borders, done = [], 0
     with tqdm(desc="judge", unit=" frames", disable=None) as bar:
-        for recipe in corpus(SEED, held_out=True):
+        for recipe in (*corpus(seed, held_out=True), SILENCE):
             if seconds is not None and done >= seconds * FPS:
                 break
             utterance = make(recipe)
@@ -168,19 +207,20 @@ def judge(
                     own.append(_cut(frame, boxes[len(own)]))
                     borders.append(_border_error(finished, frame, face_box(idle(number / FPS))))
                 bar.update(len(batch))
-            speaks.utterance(iter(made), truths, rows, shut)
-            still.utterance(iter(own), truths, rows, shut)
-            delayed = torch.cat([pcm.new_zeros(LATE * 16000 // FPS), pcm])
+            speaks.utterance(made, truths, rows, shut)
+            still.utterance(own, truths, rows, shut)
+            delayed = torch.cat([pcm.new_zeros(LATE * kernels.SAMPLE_RATE // FPS), pcm])
             wrong = [
                 _cut(frame, box)
                 for frame, box in zip(_frames(pipeline, delayed), boxes, strict=False)
             ]
-            late.utterance(iter(wrong), truths, rows, shut)
+            late.utterance(wrong, truths, rows, shut)
             done += len(rows)
     return {
         "seconds": done / FPS,
         **{judged.name: judged.figures() for judged in (speaks, still, late)},
-        "border_psnr": float(10 * np.log10(255**2 / np.mean(borders))),
+        "PSNR along the box's edge": float(_psnr(np.mean(borders))),
+        "PSNR along its worst side": float(_psnr(np.mean(borders, axis=0).max())),
     }
 
 
@@ -194,15 +234,12 @@ def _cut(frame: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
     return frame[y0:y1, x0:x1].copy()
 
 
-def _border_error(made: np.ndarray, frame: np.ndarray, box: tuple[int, int, int, int]) -> float:
-    """Mean squared difference from the avatar's own frame along the edge of the face box."""
+def _border_error(made: np.ndarray, frame: np.ndarray, box: tuple[int, ...]) -> list[float]:
+    """Mean squared difference from the avatar's own frame along each side of the face box."""
     x0, y0, x1, y1 = box
-    inner, outer = MARGIN, 0
-    difference = (made.astype(np.float64) - frame) ** 2
-    band = np.zeros(frame.shape[:2], bool)
-    band[y0 - outer : y1 + outer, x0 - outer : x1 + outer] = True
-    band[y0 + inner : y1 - inner, x0 + inner : x1 - inner] = False
-    return float(difference[band].mean())
+    error = (made[y0:y1, x0:x1].astype(np.float64) - frame[y0:y1, x0:x1]) ** 2
+    sides = error[:BAND], error[-BAND:], error[:, :BAND], error[:, -BAND:]
+    return [float(side.mean()) for side in sides]
 
 
 def table(figures: dict) -> str:
@@ -211,7 +248,7 @@ def table(figures: dict) -> str:
     rows = [[f"{figures['seconds']:.0f} s never trained on", *judged]]
     for name in figures[judged[0]]:
         values = [figures[one][name] for one in judged]
-        rows.append([name, *(f"{v:.3f}" if isinstance(v, float) else str(v) for v in values)])
+        rows.append([name, *map(_cell, values)])
     width = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(
@@ -220,7 +257,16 @@ def table(figures: dict) -> str:
         )
         for row in rows
     ]
-    return "\n".join([*lines, f"along the face box's edge: PSNR {figures['border_psnr']:.1f} dB"])
+    edges = [
+        f"{name}: {value:.1f} dB"
+        for name, value in figures.items()
+        if "edge" in name or "side" in name
+    ]
+    return "\n".join([*lines, *edges])
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -228,26 +274,38 @@ def main(arguments: list[str] | None = None) -> int:
     add = parser.add_argument
     add("--generator", type=Path, default=DEMO / "generator.safetensors", metavar="FILE")
     add("--audio-encoder", type=Path, default=DEMO / "audio_encoder.safetensors", metavar="FILE")
-    add("--precision", choices=("fp16", "fp32"), default="fp16")
+    add("--networks", choices=NETWORKS, default=NETWORKS[0], help="what runs them, and how exactly")
     add("--seconds", type=float, metavar="S", help="at least so much; all by default")
+    add("--seed", type=int, default=SEED, metavar="N", help="of what is said")
     add("-o", "--output", type=Path, metavar="FILE.json", help="the figures as JSON too")
     options = parser.parse_args(arguments)
     return run(lambda: print(_run(options)), interrupted="nothing was written")
 
 
 def _run(options: argparse.Namespace) -> str:
+    if options.seconds is not None and not options.seconds > 0:
+        raise InputError(f"seconds is {options.seconds:g}, it must be above 0")
+    if options.output and not options.output.parent.is_dir():
+        raise InputError(f"{options.output.parent} is not a folder")
+    networks = {"generator": options.generator, "audio_encoder": options.audio_encoder}
+    runtime, precision = options.networks.split("-")
     with tempfile.TemporaryDirectory() as folder:
-        networks = {}
-        for kind in ("generator", "audio_encoder"):
-            networks[kind] = Path(folder) / f"{kind}.onnx"
-            source = getattr(options, kind)
-            export(kind, source, networks[kind], precision=options.precision)
-        figures = judge(**networks, seconds=options.seconds)
-    figures["precision"] = options.precision
+        if runtime == "onnxruntime":
+            try:
+                for kind, source in networks.items():
+                    networks[kind] = Path(folder) / f"{kind}.onnx"
+                    export(kind, source, networks[kind], precision=precision)
+            except (ValueError, ExportError) as error:
+                raise InputError(str(error)) from error
+        figures = judge(**networks, seconds=options.seconds, seed=options.seed, runtime=runtime)
     if options.output:
+        written = {"networks": options.networks, "seed": options.seed, **figures}
         partial = options.output.with_name(f".{options.output.name}.partial")
-        partial.write_text(json.dumps(figures, indent=1) + "\n")
-        partial.replace(options.output)
+        try:
+            partial.write_text(json.dumps(written, indent=1) + "\n")
+            partial.replace(options.output)
+        finally:
+            partial.unlink(missing_ok=True)
     return table(figures)
 
 

@@ -18,6 +18,8 @@ import av
 import numpy as np
 from tqdm import tqdm
 
+from engine.errors import InputError
+
 from .person import SIZE, draw, face_box, idle, idle_mouth
 from .speech import Recipe, Utterance, make
 
@@ -102,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.speech:
         try:
             utterance = make(SPOKEN)
-        except RuntimeError as error:  # espeak-ng is not there
+        except InputError as error:  # espeak-ng is not there
             print(f"error: {error}", file=sys.stderr)
             return 2
         for name, write in (("speech.wav", write_speech), ("phonemes.json", write_phonemes)):

@@ -10,14 +10,16 @@ from PIL import Image, ImageDraw, ImageFont
 
 from engine import Avatar, Pipeline
 from engine.command import Parser, program, run
+from engine.errors import InputError
 from engine.images import QUALITY
 
 from .make_demo import FPS
 from .person import face_box, idle
+from .speech.targets import bare
 
 DEMO = Path(__file__).parent / "demo"
 # phonemes to show, by espeak-ng's names, each the first time it is said after the one before
-SHOWN = ("w", "m", "v", "s", "oI", "f", "oU", "w")
+SHOWN = ("w", "m", "v", "s", "OI", "f", "oU", "w")
 SIDE, TEXT = 240, 34  # pixels of a picture, and of the line under it
 AROUND = 0.35  # of the face box, shown beyond it on all sides
 
@@ -27,7 +29,7 @@ def moments(phonemes: list[list], shown: tuple[str, ...]) -> list[tuple[str, flo
     found, after = [], 0.0
     for wanted in shown:
         name, start, end = next(
-            p for p in phonemes if p[0].lstrip("'\",%=").lower() == wanted.lower() and p[1] >= after
+            phoneme for phoneme in phonemes if bare(phoneme[0]) == wanted and phoneme[1] >= after
         )
         found.append((name, (start + end) / 2))
         after = end
@@ -54,7 +56,7 @@ def sheet(avatar: Avatar, speech: Path, phonemes: list[list]) -> Image.Image:
         more = round(AROUND * (x1 - x0))
         face = wanted[frame].crop((x0 - more, y0 - 2 * more, x1 + more, y1))
         picture.paste(face.resize((SIDE, SIDE), Image.Resampling.LANCZOS), (x, y))
-        line = f"{time:.2f} s   {name.lstrip(chr(39) + ',%=')}"
+        line = f"{time:.2f} s   {bare(name)}"
         pen.text((x + SIDE / 2, y + SIDE + TEXT / 2), line, "black", font, anchor="mm")
     return picture
 
@@ -65,10 +67,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def work() -> None:
+        output: Path = options.output
+        if output.suffix.lower() not in (".jpg", ".png"):
+            raise InputError(f"{output} must end in .jpg or .png")
         phonemes = json.loads((DEMO / "phonemes.json").read_text())
-        sheet(Avatar.load(DEMO), DEMO / "speech.wav", phonemes).save(
-            options.output, quality=QUALITY
-        )
+        picture = sheet(Avatar.load(DEMO), DEMO / "speech.wav", phonemes)
+        partial = output.with_name(f".partial.{output.name}")
+        try:
+            picture.save(partial, quality=QUALITY)
+            partial.replace(output)
+        finally:
+            partial.unlink(missing_ok=True)
 
     return run(work, interrupted="nothing was written")
 

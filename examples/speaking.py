@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import kernels
 from engine.avatar import Avatar
-from models.train.recording import Speech, roi
+from models.train.recording import Speech, picture_input, roi
 
 from .make_demo import FPS, FRAMES
 from .person import Mouth, Pose, draw, face_box, idle, mouth_box
@@ -35,9 +35,10 @@ class Speaking:
     Args:
         seed: of what is said, and how.
         minutes: of speech to train on.
+        progress: show a bar while it is spoken.
     """
 
-    def __init__(self, seed: int, minutes: float = 24):
+    def __init__(self, seed: int, minutes: float = 24, *, progress: bool = False):
         cv2.setNumThreads(1)  # the threads of a process that forks are missed in the other one
         self.name, self.mouth = "drawn person", _mouth_in_roi()
         self.speeches: list[Speech] = []
@@ -46,7 +47,9 @@ class Speaking:
         said = [(recipe, False) for recipe in corpus(seed, minutes)]
         said += [(recipe, True) for recipe in corpus(seed, held_out=True)]
         parts: dict[bool, list[Tensor]] = {False: [], True: []}
-        for recipe, held_out in tqdm(said, desc="speak", unit=" utterances", disable=None):
+        for recipe, held_out in tqdm(
+            said, desc="speak", unit=" utterances", disable=None if progress else True
+        ):
             utterance = make(recipe)
             speech = Speech(torch.from_numpy(utterance.pcm), FPS)
             rows = mouths(utterance.phonemes, speech.frames, FPS)
@@ -68,8 +71,9 @@ class Speaking:
         avatar = Avatar.load(DEMO, networks=False)
         inputs = torch.empty(FRAMES, 6, kernels.ROI, kernels.ROI, dtype=torch.uint8)
         for number in range(FRAMES):
-            made, _ = kernels.face_input(*avatar.batch([number]))
-            inputs[number] = (made[0] * 255).round()
+            frames, boxes, _ = avatar.batch([number])
+            own = roi(frames[0], boxes[0])
+            inputs[number] = picture_input(own, own)
         return inputs
 
     def pictures(
@@ -77,15 +81,15 @@ class Speaking:
     ) -> tuple[Tensor, Tensor]:
         number = int(random.integers(FRAMES))
         mouth = Mouth(*self._mouths[speech][frame].tolist())
-        return self._inputs[number].float() / 255, drawn_roi(idle(number / FPS), mouth)
+        return self._inputs[number], drawn_roi(idle(number / FPS), mouth)
 
 
 def drawn_roi(pose: Pose, mouth: Mouth) -> Tensor:
-    """The ROI as it is drawn: (3, 320, 320) float32, planes B, G, R."""
+    """The ROI as it is drawn: (3, 320, 320) uint8, planes B, G, R."""
     box = face_box(pose)
     face = torch.from_numpy(draw(pose, mouth, region=box))
     side = box[2] - box[0]
-    return roi(face, torch.tensor([0, 0, side, side], dtype=torch.int32))[0]
+    return roi(face, torch.tensor([0, 0, side, side], dtype=torch.int32))
 
 
 def _mouth_in_roi() -> tuple[float, float, float, float]:
@@ -101,6 +105,6 @@ def _mouth_in_roi() -> tuple[float, float, float, float]:
     return a, b, c, d
 
 
-def recording(seed: int) -> Speaking:
+def recording(seed: int, *, progress: bool = False) -> Speaking:
     """What `models.train` asks a module for."""
-    return Speaking(seed)
+    return Speaking(seed, progress=progress)

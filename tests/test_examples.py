@@ -9,8 +9,9 @@ import av
 import numpy as np
 import pytest
 
-from examples.make_demo import FPS, FRAMES, MANIFEST, main
+from examples.make_demo import FPS, FRAMES, MANIFEST, SPOKEN, main
 from examples.person import SIZE, Mouth, Pose, draw, face_box, idle, idle_mouth, mouth_box
+from examples.speech import make
 
 DEMO = Path(__file__).parent.parent / "examples" / "demo"
 TURNED = Pose(x=6, y=-4, tilt=2.0, yaw=0.6, blink=0.3, brow=0.4, gaze_x=0.5, breath=0.7)
@@ -241,8 +242,20 @@ def test_speech():
     assert np.sqrt(np.mean(pcm.astype(float) ** 2)) > 1000
 
 
+def test_speech_says_what_its_phonemes_say():
+    """The file that is shipped is what espeak-ng says, phonemes and all."""
+    said = make(SPOKEN)
+    with wave.open(str(DEMO / "speech.wav")) as speech:
+        pcm = np.frombuffer(speech.readframes(speech.getnframes()), "<i2")
+    np.testing.assert_allclose(pcm, said.pcm * 32767, atol=1.01)
+    phonemes = json.loads((DEMO / "phonemes.json").read_text())
+    assert [p[0] for p in phonemes] == [p.name for p in said.phonemes]
+    times = [[p.start, p.end] for p in said.phonemes]
+    np.testing.assert_allclose([p[1:] for p in phonemes], times, atol=1e-3)
+
+
 def test_speech_without_espeak(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("examples.speech.espeak._library", lambda: ("libnot-there.so", None))
     assert main(["-o", str(tmp_path / "out"), "--speech"]) == 2
-    assert capsys.readouterr().err == "error: --speech needs espeak-ng, which is not installed\n"
+    assert "error: needs espeak-ng: pip install espeakng-loader" in capsys.readouterr().err
     assert list((tmp_path / "out").iterdir()) == []

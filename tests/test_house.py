@@ -60,6 +60,7 @@ def test_what_runs_on_a_gpu_host_loads_with_what_it_has():
         "sys.modules.update(dict.fromkeys(absent))\n"
         "for name in 'on_gpu graphs tensorrt runtime avatar'.split():\n"
         "    importlib.import_module(f'tests.engine.test_{name}')\n"
+        "import tests.models.test_train_on_gpu\n"
         "import tests.engine.conftest, benchmarks.pipeline, benchmarks.kernels\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

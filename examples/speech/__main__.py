@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from engine.errors import InputError
+
 from .corpus import corpus, make
 from .espeak import SAMPLE_RATE
 
@@ -32,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     for i, recipe in enumerate(tqdm(recipes, desc="speech", unit="utterance")):
         try:
             said = make(recipe)
-        except RuntimeError as error:
+        except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2
         with wave.open(str(args.output / f"{i:03}.wav"), "wb") as out:

@@ -111,7 +111,7 @@ def make(recipe: Recipe) -> Utterance:
     """The utterance of a recipe: its sentences spoken, with pauses around them.
 
     Raises:
-        ValueError, RuntimeError: as `speak`.
+        ValueError, InputError: as `speak`.
     """
     parts: list[np.ndarray] = []
     phonemes: list[Phoneme] = []

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from scipy.signal import resample_poly
 
+from engine.errors import InputError
+
 SAMPLE_RATE = 16000
 PEAK = 0.8  # espeak-ng leaves its level to the voice
 PAUSE = "_"
@@ -89,7 +91,7 @@ def _synthesise(text: str, voice: str, rate: int, pitch: int):
     try:
         library = ctypes.CDLL(path)
     except OSError:
-        raise RuntimeError("needs espeak-ng: pip install espeakng-loader") from None
+        raise InputError("needs espeak-ng: pip install espeakng-loader") from None
     try:
         return _run(library, data, text, voice, rate, pitch)
     finally:
@@ -103,7 +105,7 @@ def _run(library: ctypes.CDLL, data: str | None, text: str, voice: str, rate: in
         _SYNCHRONOUS, 0, None if data is None else str(Path(data)).encode(), options
     )
     if sample_rate <= 0:
-        raise RuntimeError(f"espeak-ng does not start: no voice data in {data}")
+        raise InputError(f"espeak-ng does not start: no voice data in {data}")
     if hasattr(library, "espeak_ng_SetRandSeed"):  # since 1.52, which starts from the time of day
         library.espeak_ng_SetRandSeed(ctypes.c_long(_SEED))
     parts, marks = [], []
@@ -192,7 +194,7 @@ def speak(
         Utterance whose loudest sample is 0.8.
 
     Raises:
-        RuntimeError: there is no espeak-ng.
+        InputError: there is no espeak-ng.
         ValueError: it knows no such voice or variant, or has nothing to say.
     """
     data = _library()[1]

@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     return run(
         lambda: print(train(options)),
-        interrupted=f"{options.output} is what it was at the last checkpoint (--resume goes on)",
+        interrupted=f"{options.output} is of the last checkpoint, if there was one (--resume)",
     )
 
 
@@ -54,7 +54,10 @@ def train(options: argparse.Namespace) -> str:
     }
     training = Training(plan, recording, _device(options.device), **given)
     if kept:
-        training.restore(kept)
+        try:
+            training.restore(kept)
+        except InputError as error:
+            raise InputError(f"{output} cannot be resumed: {error}") from None
     if training.step >= plan.end:
         raise InputError(f"{output} has done its {plan.end} steps already")
     return _run(training, recording, output, options)
@@ -78,17 +81,20 @@ def _run(
     begin = last = time.monotonic()
     seconds = log[-1]["seconds"] if log else 0.0
 
+    def lately() -> float:
+        """The loss of the last steps, of one phase: those that listen have another one."""
+        phase = 0 if training.step <= plan.listen else plan.listen
+        last = training.losses[phase:][-LATELY:]
+        return sum(last) / len(last)
+
     def keep() -> dict:
-        figures = held_out.listen(training) if plan.listen else {}
+        figures = held_out.listen(training) if recording.shapes else {}
         if not training.listening:
             pictured, sheet = held_out.look(training)
             figures |= pictured
             write_sheet(output.with_suffix(".png"), sheet)
-        lately = training.losses[-LATELY:]
         spent = seconds + time.monotonic() - begin
-        log.append(
-            {"step": training.step, "loss": sum(lately) / len(lately), **figures, "seconds": spent}
-        )
+        log.append({"step": training.step, "loss": lately(), **figures, "seconds": spent})
         training.save(output)
         write_log(output.with_suffix(".json"), log, training.losses, about)
         return log[-1]
@@ -103,9 +109,7 @@ def _run(
         for batch in loader:
             training.learn(batch)
             bar.update()
-            lately = training.losses[-LATELY:]
-            if training.listening or training.step - plan.listen >= LATELY or not plan.listen:
-                bar.set_postfix_str(f"loss {sum(lately) / len(lately):.4f}", refresh=False)
+            bar.set_postfix_str(f"loss {lately():.4f}", refresh=False)
             if time.monotonic() - last >= 60 * options.every and training.step < plan.end:
                 figures = keep()
                 last = time.monotonic()
@@ -134,7 +138,7 @@ def _line(figures: dict) -> str:
 def _log(output: Path) -> list[dict]:
     try:
         return json.loads(output.with_suffix(".json").read_text())["checkpoints"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return []  # it is for people: a training goes on without
 
 
@@ -156,18 +160,23 @@ def _plan(options: argparse.Namespace, kept: dict | None) -> Plan:
                 f"--{name} cannot be given with --resume: the plan is the checkpoint's"
             )
         return Plan(**kept["training"]["plan"])
+    if options.freeze and not options.audio_encoder:
+        raise InputError("--freeze-audio-encoder needs one that has learned: --audio-encoder FILE")
     return Plan(**given)
 
 
 def _recording(options: argparse.Namespace, plan: Plan) -> Recording:
     if options.avatar is not None:
-        return FilmRecording(options.avatar, options.audio)
+        return FilmRecording(options.avatar, options.audio, progress=options.progress)
     if options.audio is not None:
         raise InputError("--audio is of an avatar (--avatar DIR): a drawn person speaks by herself")
     try:
-        return importlib.import_module(options.drawn).recording(plan.seed)
+        drawing = importlib.import_module(options.drawn)
     except ModuleNotFoundError as error:
         raise InputError(f"{options.drawn} cannot be drawn: {error}") from error
+    if not hasattr(drawing, "recording"):
+        raise InputError(f"{options.drawn} cannot be drawn: it has no function `recording`")
+    return drawing.recording(plan.seed, progress=options.progress)
 
 
 def _load(path: Path, kind: str) -> torch.nn.Module:

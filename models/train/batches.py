@@ -22,8 +22,9 @@ class Batch:
     Attributes:
         windows: (n, k, 1, 80, 16) float32 mel windows of n stretches of speech.
         inside: (n, k) float32, 0 where a stretch reaches beyond its speech.
-        inputs, target: (n, 6, 320, 320) and (n, 3, 320, 320) float32; None while listening.
-        shapes: (n, frames, k) float32 the mouth's shapes; None but for listening.
+        inputs, target: (n, 6, 320, 320) and (n, 3, 320, 320) uint8; None while listening.
+        shapes: (n, frames, k) float32, the mouth's shapes in the frames that the stretches are of;
+            None where they are not known.
     """
 
     windows: Tensor
@@ -37,8 +38,9 @@ def seen(recording: Recording, chosen: Tensor, random: np.random.Generator) -> B
     """Video frames `chosen` ((n, 2): speech and frame) with what each hears."""
     parts = []
     for speech, frame in chosen.tolist():
-        heard = recording.speeches[speech].heard(frame, 1)
-        parts.append((*heard, *recording.pictures(speech, frame, random)))
+        sound = recording.speeches[speech].heard(frame, 1)
+        shapes = () if recording.shapes is None else (recording.shapes[speech][frame : frame + 1],)
+        parts.append((*sound, *recording.pictures(speech, frame, random), *shapes))
     return Batch(*map(torch.stack, zip(*parts, strict=True)))
 
 

@@ -50,14 +50,14 @@ class HeldOut:
         """Figures of what the networks make of the frames, and the contact sheet: the reference,
         what is wanted, what is made."""
         made = training.show(self._batch)
-        error = made - self._batch.target
+        error = made - self._batch.target / 255
         figures = {
             "held_out_l1": float(error.abs().mean()),
             "held_out_psnr": psnr(error),
             "held_out_mouth_psnr": psnr(error[self._mouth]),
         }
         evenly = _evenly(COLUMNS, len(made))
-        rows = (self._batch.inputs[:, :3], self._batch.target, made)
+        rows = (self._batch.inputs[:, :3] / 255, self._batch.target / 255, made)
         return figures, _sheet([row[evenly] for row in rows])
 
 

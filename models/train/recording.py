@@ -1,17 +1,20 @@
 """What the networks learn from: a person who speaks, picture by picture, with what was heard."""
 
+import hashlib
 import os
+import tempfile
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 import kernels
 from engine.avatar import Avatar
 from engine.errors import InputError
-from engine.media import read_speech
+from kernels.spec import MASK_COLUMNS, MASK_ROWS
 
 SPOKEN = "aud.wav"  # where the SyncTalk 2D family keeps the speech of a recording
 APART = 0.4  # seconds that speech and frames may differ: encoders pad, cameras start late
@@ -72,15 +75,32 @@ class Recording(Protocol):
         what it has to make of it.
 
         Returns:
-            (6, 320, 320) and (3, 320, 320), float32 in [0, 1], planes B, G, R.
+            (6, 320, 320) and (3, 320, 320), uint8, planes B, G, R: over 255 they are what
+            `kernels.face_input` makes.
         """
         ...
 
 
-def roi(frame: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
-    """The ROI of a frame (H, W, 3) uint8 RGB, and the same masked: two (3, 320, 320) float32."""
+def roi(frame: Tensor, box: Tensor) -> Tensor:
+    """The ROI of a frame (H, W, 3) uint8 RGB: (3, 320, 320) uint8, planes B, G, R."""
     inputs, _ = kernels.face_input(frame[None], box[None], torch.zeros(1, dtype=torch.int64))
-    return inputs[0, :3], inputs[0, 3:]
+    return (inputs[0, :3] * 255).round().to(torch.uint8)
+
+
+def picture_input(reference: Tensor, roi: Tensor) -> Tensor:
+    """A reference, and the ROI with its mouth masked: two (3, 320, 320) uint8 -> (6, 320, 320)."""
+    masked = roi.clone()
+    masked[:, slice(*MASK_ROWS), slice(*MASK_COLUMNS)] = 0
+    return torch.cat([reference, masked])
+
+
+def fingerprint(recording: Recording) -> str:
+    """Tells recordings apart, by what is said in them and what is trained on."""
+    digest = hashlib.sha256(recording.name.encode())
+    for speech in recording.speeches:
+        digest.update(speech.windows.numpy())
+    digest.update(recording.train.numpy())
+    return digest.hexdigest()
 
 
 class FilmRecording:
@@ -90,14 +110,32 @@ class FilmRecording:
     The reference is another frame, any that may be trained on, as the SyncTalk 2D family has it:
     the network must take from it how the mouth looks, and not where it is.
 
+    Every frame is decoded once, in order; the ROIs lie in a temporary file without a name, 0.3 MB
+    each, of which the system keeps in memory what it can.
+
+    Args:
+        folder: an avatar of any layout.
+        audio: the speech, if it is not the folder's `aud.wav`.
+        progress: show a bar while frames are read.
+
     Raises:
-        InputError: no speech, speech and frames of different lengths, no face boxes, too short.
+        InputError: no speech, speech and frames of different lengths, no face boxes, too short, a
+            frame that cannot be decoded.
+        OSError: there is no room for the ROIs.
     """
 
-    def __init__(self, folder: str | os.PathLike, audio: str | os.PathLike | None = None):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        audio: str | os.PathLike | None = None,
+        *,
+        progress: bool = False,
+    ):
+        from engine.media import read_speech  # here: what is drawn needs no FFmpeg
+
         folder = Path(folder)
-        self._avatar = Avatar.load(folder, networks=False)
-        self.name, fps, frames = self._avatar.name, self._avatar.fps, len(self._avatar)
+        avatar = Avatar.load(folder, networks=False)
+        self.name, fps, frames = avatar.name, avatar.fps, len(avatar)
         path = Path(audio) if audio is not None else folder / SPOKEN
         if not path.exists():
             hint = "" if audio is not None else ", the speech of the recording (or --audio FILE)"
@@ -123,19 +161,26 @@ class FilmRecording:
         self.speeches, self.shapes, self.mouth = [speech], None, MOUTH
         self.train = _frames_of(0, 0, usable - kept - apart)
         self.held_out = _frames_of(0, usable - kept, usable)
+        self._rois = _room(usable)
+        for number in tqdm(range(usable), desc="read", disable=None if progress else True):
+            pixels, boxes, _ = avatar.batch([number])
+            self._rois[number] = roi(pixels[0], boxes[0])
 
     def pictures(
         self, speech: int, frame: int, random: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
         other = int(random.integers(len(self.train) - 1))
         other += other >= frame  # not the frame itself
-        target, masked = self._roi(frame)
-        reference, _ = self._roi(other)
-        return torch.cat([reference, masked]), target
+        target = self._rois[frame].clone()
+        return picture_input(self._rois[other], target), target
 
-    def _roi(self, number: int) -> tuple[Tensor, Tensor]:
-        frames, boxes, _ = self._avatar.batch([number])
-        return roi(frames[0], boxes[0])
+
+def _room(count: int) -> Tensor:
+    """(count, 3, 320, 320) uint8 in a file that is gone with the process."""
+    shape = (count, 3, kernels.ROI, kernels.ROI)
+    with tempfile.TemporaryFile() as file:
+        os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)))  # a full disk shows here
+        return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=shape))
 
 
 def _frames_of(speech: int, first: int, end: int) -> Tensor:

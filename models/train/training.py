@@ -14,9 +14,19 @@ from models import AudioEncoder, Generator
 from .batches import STRIDE, Batch, feature_windows
 from .losses import mouth_weights, picture_loss
 from .norms import rest, wake
-from .recording import Recording
+from .recording import Recording, fingerprint
 
+OVERFLOWS = 10  # steps in a row, of a training in float16, that may have no loss
 WARM_UP = 100  # steps in which the learning rate rises
+LISTENING = 1.0  # what the mouth's shapes count beside the pictures
+CARE = 0.03  # of the learning rate: what learned before has little to learn, and much to forget
+# Parts of the generator that have to hold the shape of the mouth, and their channels. The first
+# thing that a generator learns is the mean mouth, for which what is heard is only noise: without
+# this, it shuts its ears, and takes long to open them again.
+HOLDS_SHAPE = {
+    "audio_model": 512,
+    **{"fuse_conv": 256, "up1": 128, "up2": 64, "up3": 32, "up4": 32, "up5": 16},
+}
 
 
 @dataclass(frozen=True)
@@ -82,20 +92,24 @@ class Training:
             device, memory_format=torch.channels_last
         )
         shapes = recording.shapes[0].shape[1] if recording.shapes else 0
-        self._readout = nn.Linear(512, max(shapes, 1)).to(device)
+        self._readouts = nn.ModuleDict(
+            {part: nn.Linear(channels, shapes) for part, channels in HOLDS_SHAPE.items() if shapes}
+        ).to(device)
         self._given = {"generator": generator is not None, "encoder": audio_encoder is not None}
+        self._recording = fingerprint(recording)
         self._weights = mouth_weights(recording.mouth).to(device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self._optimizer = self._new_optimizer(self.listening)
 
     def learn(self, batch: Batch) -> float:
         """One step: the loss."""
+        listening, listen_rate, rate = self.listening, self.plan.listen_rate, self.plan.rate
         if self.step == self.plan.listen:  # what the other phase knew of gradients is of no use
             self._optimizer = self._new_optimizer(listening=False)
         self._modes()
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate() * group["scale"]
-        loss = self._listen(batch) if self.listening else self._see(batch)
+        loss = self._listen(batch) if listening else self._see(batch)
         self._optimizer.zero_grad()
         self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)
@@ -104,10 +118,13 @@ class Training:
         self._scaler.update()
         self.step += 1
         self.losses.append(loss.item())
-        if not math.isfinite(self.losses[-1]):
+        # float16 overflows now and then, and the scaler leaves such a step out
+        lately = self.losses[-OVERFLOWS if self._scaler.is_enabled() else -1 :]
+        if not any(map(math.isfinite, lately)):
+            option, rate = ("--listen-rate", listen_rate) if listening else ("--rate", rate)
             raise InputError(
-                f"the loss of step {self.step} is {self.losses[-1]}: a learning rate below "
-                f"{self.plan.rate:g} may help (--rate)"
+                f"the loss of step {self.step} is {self.losses[-1]}: a training begun anew with a "
+                f"learning rate below {rate:g} may do better ({option})"
             )
         return self.losses[-1]
 
@@ -119,8 +136,12 @@ class Training:
         """The generator's output, (n, 3, 320, 320), for batches as `Batch` has them."""
         with self._mixed():
             heard = feature_windows(self._features(windows), inside.to(self.device))
-            picture = inputs.to(self.device, memory_format=torch.channels_last)
+            picture = self._unit(inputs).contiguous(memory_format=torch.channels_last)
             return self.generator(picture, heard)
+
+    def _unit(self, pictures: Tensor) -> Tensor:
+        """uint8 -> float32 in [0, 1], as `kernels.face_input` has it."""
+        return pictures.to(self.device).float() / 255
 
     @torch.no_grad()
     def show(self, batch: Batch) -> Tensor:
@@ -148,21 +169,40 @@ class Training:
             return self.audio_encoder(windows).view(n, k, -1)
 
     def _shapes(self, batch: Batch) -> Tensor:
-        """(n, frames, k), read linearly out of what the generator's audio side makes of a window,
-        so that it has to hold the shape of the mouth."""
+        """(n, frames, k), as they are read out of the generator's audio side alone."""
         with self._mixed():
             features = self._features(batch.windows)
             heard = feature_windows(features, batch.inside.to(self.device), STRIDE)
-            pooled = self.generator.audio_model(heard).mean(dim=(2, 3))
-        return self._readout(pooled.float()).view(batch.shapes.shape)
+            held = self.generator.audio_model(heard)
+        return self._read("audio_model", held).view(batch.shapes.shape)
+
+    def _read(self, part: str, held: Tensor) -> Tensor:
+        """Linearly, out of a part's output as it is on average over the picture: (n, k)."""
+        return self._readouts[part](held.mean(dim=(2, 3)).float())
 
     def _listen(self, batch: Batch) -> Tensor:
         return (self._shapes(batch) - batch.shapes.to(self.device)).abs().mean()
 
     def _see(self, batch: Batch) -> Tensor:
-        made = self.make(batch.windows, batch.inside, batch.inputs).float()
-        pixels, edges = picture_loss(made, batch.target.to(self.device), self._weights)
-        return pixels + edges
+        read: dict[str, Tensor] = {}
+        hooks = [
+            getattr(self.generator, part).register_forward_hook(
+                lambda _, inputs, held, part=part: read.update({part: self._read(part, held)})
+            )
+            for part in self._readouts
+        ]
+        try:
+            made = self.make(batch.windows, batch.inside, batch.inputs).float()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        pixels, edges = picture_loss(made, self._unit(batch.target), self._weights)
+        loss = pixels + edges
+        if read:
+            shapes = batch.shapes.to(self.device).flatten(0, 1)
+            off = torch.stack([(one - shapes).abs().mean() for one in read.values()])
+            loss = loss + LISTENING * off.mean()
+        return loss
 
     def _modes(self) -> None:
         """Which norms measure, and which are at rest: in batches of few frames, the statistics of
@@ -193,20 +233,24 @@ class Training:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
     def _new_optimizer(self, listening: bool) -> torch.optim.Optimizer:
-        groups = []
-        if listening:
-            groups.append((self.generator.audio_model, 1.0))
-            groups.append((self._readout, 1.0))
-        else:
-            groups.append((self.generator, 1.0))
+        audio_model = list(self.generator.audio_model.parameters())
+        ears = {id(p) for p in audio_model}
+        groups = [(audio_model, 1.0 if listening else self._care("generator"))]
+        if self._readouts:
+            groups.append((list(self._readouts.parameters()), 1.0))
+        if not listening:
+            groups.append(([p for p in self.generator.parameters() if id(p) not in ears], 1.0))
         if not self.plan.freeze:
-            # after listening it has little to learn, and much to forget
-            groups.append((self.audio_encoder, 1.0 if listening or not self.plan.listen else 0.1))
+            encoder = list(self.audio_encoder.parameters())
+            groups.append((encoder, 1.0 if listening else self._care("encoder")))
         return torch.optim.AdamW(
-            [{"params": list(m.parameters()), "scale": scale} for m, scale in groups],
+            [{"params": parameters, "scale": scale} for parameters, scale in groups],
             weight_decay=0.01,
             fused=True,
         )
+
+    def _care(self, given: str) -> float:
+        return CARE if self._given[given] or self.plan.listen else 1.0
 
     def _mixed(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
@@ -224,7 +268,8 @@ class Training:
                 "step": self.step,
                 "losses": self.losses,
                 "given": self._given,
-                "readout": self._readout.state_dict(),
+                "recording": self._recording,
+                "readouts": self._readouts.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
                 "scaler": self._scaler.state_dict(),
             },
@@ -237,16 +282,23 @@ class Training:
             partial.unlink(missing_ok=True)
 
     def restore(self, content: dict) -> None:
-        """Go on from what `save` wrote, as `read` has read it."""
+        """Go on from what `save` wrote, as `read` has read it.
+
+        Raises:
+            InputError: it was trained on another recording.
+        """
         kept = content["training"]
+        if kept["recording"] != self._recording:
+            raise InputError("another recording than the one that the training was begun with")
         self.generator.load_state_dict(content["generator"])
         self.audio_encoder.load_state_dict(content["audio_encoder"])
-        self._readout.load_state_dict(kept["readout"])
+        self._readouts.load_state_dict(kept["readouts"])
         self.step, self.losses, self._given = kept["step"], kept["losses"], kept["given"]
         listened_last = self.plan.listen > 0 and self.step <= self.plan.listen
         self._optimizer = self._new_optimizer(listened_last)
         self._optimizer.load_state_dict(kept["optimizer"])
-        self._scaler.load_state_dict(kept["scaler"])
+        if kept["scaler"]:  # none where another device needed it
+            self._scaler.load_state_dict(kept["scaler"])
 
 
 def read(path: Path) -> dict:

@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("espeakng_loader")
 
+from engine.errors import InputError
 from examples.make_demo import TEXT
 from examples.speech import FIELDS, PAUSE, REST, Phoneme, corpus, espeak, make, mouths, speak
 from examples.speech.__main__ import main
@@ -188,7 +189,7 @@ def test_what_espeak_cannot_say(monkeypatch):
         with pytest.raises(ValueError, match="says nothing for"):
             speak(text)
     monkeypatch.setattr(espeak, "_library", lambda: ("libnothing.so", None))
-    with pytest.raises(RuntimeError, match="pip install espeakng-loader"):
+    with pytest.raises(InputError, match="pip install espeakng-loader"):
         speak("hello")
     monkeypatch.undo()
     assert len(speak("hello").pcm) > 4000

@@ -1,10 +1,12 @@
 """The trainer: what it learns from, what it keeps, and what it refuses."""
 
+import errno
 import json
 import shutil
 from itertools import islice
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import scipy.io.wavfile
@@ -13,17 +15,19 @@ from PIL import Image
 from torch import nn
 
 import kernels
+from engine import Avatar
 from models import AudioEncoder, Generator, checkpoint
 from models.train.__main__ import main
 from models.train.batches import SEGMENT, STRIDE, batches, feature_windows, heard
 from models.train.losses import mouth_weights, picture_loss
 from models.train.norms import rest, wake
+from models.train.progress import HeldOut
 from models.train.recording import FilmRecording, Speech
-from models.train.training import Plan, Training
+from models.train.training import Plan, Training, read
+from tests.models.known import CPU, Known, begun, run
 
 SIDE = 140  # pixels of the tiny film's frames
 SECONDS = 3
-CPU = torch.device("cpu")
 
 
 def write_landmarks(path: Path, x0: int, y0: int, x1: int) -> None:
@@ -48,22 +52,6 @@ def film(tmp_path_factory, person, speech) -> Path:
 
 def write_speech(path: Path, pcm: torch.Tensor) -> None:
     scipy.io.wavfile.write(path, kernels.SAMPLE_RATE, pcm.numpy())
-
-
-class Known:
-    """A recording of one speech whose mouth shapes and pictures are functions of the frame."""
-
-    name, mouth = "known", (0.25, 0.25, 0.75, 0.75)
-
-    def __init__(self, speech: torch.Tensor):
-        self.speeches = [Speech(speech, kernels.FPS)]
-        frames = torch.arange(self.speeches[0].frames)
-        self.train = self.held_out = torch.stack([torch.zeros_like(frames), frames], dim=1)
-        self.shapes = [torch.stack([torch.sin(frames / 3), torch.cos(frames / 5)], dim=1)]
-
-    def pictures(self, speech, frame, random):
-        inputs = torch.from_numpy(random.random((6, 320, 320), np.float32))
-        return inputs, (inputs[:3] + frame / 500).clamp(0, 1)
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +94,36 @@ def test_a_film(film):
     assert train.max() + kernels.FEATURE_WINDOW < held_out.min()
     random = np.random.default_rng(1)
     inputs, target = recording.pictures(0, 5, random)
-    avatar = recording._avatar
-    made, _ = kernels.face_input(*avatar.batch([5]))
-    torch.testing.assert_close(target, made[0, :3])
-    torch.testing.assert_close(inputs[3:], made[0, 3:])
+    made, _ = kernels.face_input(*Avatar.load(film, networks=False).batch([5]))
+    torch.testing.assert_close(target / 255, made[0, :3])
+    torch.testing.assert_close(inputs[3:] / 255, made[0, 3:])
     references = [recording.pictures(0, 5, random)[0][:3] for _ in range(40)]
     assert all((reference != target).any() for reference in references)
     assert len({float(reference.sum()) for reference in references}) > 10
+
+
+def test_a_film_that_is_a_video(film, tmp_path, monkeypatch):
+    """Its decoder has threads of its own on large machines; batches are made in another process."""
+    monkeypatch.setattr("engine.media.SPARE_CORES", True)
+    folder = tmp_path / "native"
+    folder.mkdir()
+    with av.open(folder / "frames.mp4", "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "4"})
+        stream.width = stream.height = SIDE
+        stream.pix_fmt = "yuv444p"
+        for number in range(SECONDS * kernels.FPS):
+            with Image.open(film / "full_body_img" / f"{number}.jpg") as image:
+                container.mux(stream.encode(av.VideoFrame.from_image(image)))
+        container.mux(stream.encode())
+    (folder / "boxes.json").write_text(json.dumps([[14, 16, 116, 118]] * SECONDS * kernels.FPS))
+    networks = {"generator": "none.onnx", "audio_encoder": "none.onnx"}
+    parts = {"fps": 25, "frames": "frames.mp4", "boxes": "boxes.json", **networks}
+    (folder / "avatar.json").write_text(json.dumps(parts))
+    recording = FilmRecording(folder, film / "aud.wav")
+    held_out = HeldOut(recording, seed=1)
+    loader = batches(recording, seed=1, steps=range(2), listening=range(0), size=2, stretches=2)
+    assert len(list(loader)) == 2
+    assert held_out
 
 
 def test_batches_are_functions_of_the_step(known):
@@ -121,7 +132,7 @@ def test_batches_are_functions_of_the_step(known):
         return list(islice(loader, 4))
 
     whole, later = some(range(4)), some(range(2, 4))
-    assert [batch.shapes is not None for batch in whole] == [True, True, False, False]
+    assert [batch.inputs is None for batch in whole] == [True, True, False, False]
     torch.testing.assert_close(whole[2].inputs, later[0].inputs)
     torch.testing.assert_close(whole[3].windows, later[1].windows)
     assert (whole[2].inputs != whole[3].inputs).any()
@@ -249,23 +260,20 @@ def test_resumed_is_as_if_never_ended(film, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_resumed_in_any_phase(known, tmp_path, stop):
-    plan = Plan(steps=2, listen=2, batch=2, stretches=2, settle=0.5)
-
-    def run(training: Training, first: int) -> list[float]:
-        loader = batches(
-            known, seed=1, steps=range(first, 4), listening=range(2), size=2, stretches=2
-        )
-        losses = []
-        for batch in loader:
-            if training.step == stop and first == 0:
-                training.save(tmp_path / "some.pth")
-            losses.append(training.learn(batch))
-        return losses
-
-    whole = run(Training(plan, known, CPU), 0)
-    again = Training(plan, known, CPU)
-    again.restore(torch.load(tmp_path / "some.pth", weights_only=True))
-    np.testing.assert_allclose(run(again, stop), whole[stop:], rtol=1e-3)
+    """The losses, and the weights, which hold what the optimizer remembers."""
+    plan = Plan(steps=3, listen=2, batch=2, stretches=2, settle=0.5)
+    whole = begun(plan, known)
+    losses = run(whole, stop, tmp_path / "some.pth")
+    again = begun(plan, known)
+    again.restore(read(tmp_path / "some.pth"))
+    np.testing.assert_allclose(run(again), losses[stop:], rtol=1e-3)
+    for one, other in (
+        (whole.generator, again.generator),
+        (whole.audio_encoder, again.audio_encoder),
+    ):
+        for name, tensor in one.state_dict().items():
+            moved = (other.state_dict()[name] - tensor).float().norm()
+            assert moved <= 1e-3 * tensor.float().norm() + 1e-6, name
 
 
 def test_a_frozen_encoder_stays(known):
@@ -311,6 +319,29 @@ def test_no_boxes(own, tmp_path, capsys):
     assert "no face boxes" in refused(capsys, "--avatar", own, "-o", tmp_path / "a.pth")
 
 
+def test_a_damaged_frame(own, tmp_path, capsys):
+    frame = own / "full_body_img" / "40.jpg"
+    frame.write_bytes(frame.read_bytes()[:700])
+    line = refused(capsys, "--avatar", own, "-o", tmp_path / "a.pth")
+    assert "40.jpg cannot be read as an image" in line
+
+
+def test_no_room(film, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    line = refused(capsys, "--avatar", film, "-o", tmp_path / "a.pth")
+    assert "No space left on device" in line
+
+
+def test_another_recording(film, known, tmp_path, capsys):
+    output = tmp_path / "some.pth"
+    Training(Plan(listen=0), known, CPU).save(output)
+    line = refused(capsys, "--avatar", film, "-o", output, "--resume")
+    assert "cannot be resumed: another recording than the one" in line
+
+
 def test_too_short(own, tmp_path, speech, capsys):
     for number in range(20, 75):
         (own / "full_body_img" / f"{number}.jpg").unlink()
@@ -329,6 +360,7 @@ def test_too_short(own, tmp_path, speech, capsys):
         (["-o", "there.pth"], "there.pth exists: --resume goes on with it"),
         (["-o", "there.pth", "--resume"], "is not a checkpoint that python -m models.train wrote"),
         (["-o", "made.pth", "--generator", "there.pth"], "there.pth: not a checkpoint file"),
+        (["-o", "made.pth", "--freeze-audio-encoder"], "needs one that has learned"),
         (["-o", "made.pth", "--listen", "5"], "listen is 5, it must be 0 for a film"),
         (["-o", "made.pth", "--device", "cuda"], "device is cuda, but PyTorch finds no CUDA GPU"),
     ],
@@ -368,6 +400,7 @@ def test_audio_of_a_drawing(tmp_path, capsys):
     assert "--audio is of an avatar" in line
 
 
-def test_nobody_drawn(tmp_path, capsys):
-    line = refused(capsys, "--drawn", "examples.nobody", "-o", tmp_path / "made.pth")
-    assert "examples.nobody cannot be drawn" in line
+@pytest.mark.parametrize("module", ["examples.nobody", "json"])
+def test_nobody_drawn(tmp_path, capsys, module):
+    line = refused(capsys, "--drawn", module, "-o", tmp_path / "made.pth")
+    assert f"{module} cannot be drawn: " in line
