@@ -1,4 +1,4 @@
-"""How well the demo avatar speaks: python -m examples.judge
+"""How well the demo avatar speaks with trained networks: python -m examples.judge CKPT.pth
 
 Renders utterances that were never trained on (other texts, other voices) through the pipeline, in
 float16, and compares every frame with the drawing that knows what is said. Two others are judged by
@@ -272,8 +272,9 @@ def _cell(value: float | None) -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m examples.judge", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("--generator", type=Path, default=DEMO / "generator.safetensors", metavar="FILE")
-    add("--audio-encoder", type=Path, default=DEMO / "audio_encoder.safetensors", metavar="FILE")
+    add(
+        "checkpoint", type=Path, metavar="CKPT.pth", help="both networks, from models.train --drawn"
+    )
     add("--networks", choices=NETWORKS, default=NETWORKS[0], help="what runs them, and how exactly")
     add("--seconds", type=float, metavar="S", help="at least so much; all by default")
     add("--seed", type=int, default=SEED, metavar="N", help="of what is said")
@@ -287,7 +288,7 @@ def _run(options: argparse.Namespace) -> str:
         raise InputError(f"seconds is {options.seconds:g}, it must be above 0")
     if options.output and not options.output.parent.is_dir():
         raise InputError(f"{options.output.parent} is not a folder")
-    networks = {"generator": options.generator, "audio_encoder": options.audio_encoder}
+    networks = dict.fromkeys(("generator", "audio_encoder"), options.checkpoint)
     runtime, precision = options.networks.split("-")
     with tempfile.TemporaryDirectory() as folder:
         if runtime == "onnxruntime":

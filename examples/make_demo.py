@@ -32,8 +32,8 @@ MANIFEST = {
     "fps": FPS,
     "frames": "frames.mp4",
     "boxes": "boxes.json",
-    "generator": "generator.safetensors",
-    "audio_encoder": "audio_encoder.safetensors",
+    "generator": "generator.onnx",
+    "audio_encoder": "audio_encoder.onnx",
 }
 
 

@@ -1,6 +1,7 @@
-"""Networks for the demo avatar until trained ones exist: `python -m examples.networks`.
+"""Networks for the demo avatar: python -m examples.networks [CKPT.pth]
 
-Weights drawn from a fixed seed, but for one path through the generator's outermost skip connection
+CKPT.pth is what `python -m models.train --drawn` made. Without it, and until trained ones ship:
+weights drawn from a fixed seed, but for one path through the generator's outermost skip connection
 that hands the ROI through: an untrained mouth should not be a grey square. Speech only tints it.
 """
 
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from engine.command import Parser, program, run
+from engine.errors import InputError
 from models import AudioEncoder, Generator, checkpoint
 
 DEMO = Path(__file__).parent / "demo"
@@ -68,24 +71,47 @@ def _only_the_centre(depthwise: torch.nn.Conv2d, channel: int) -> None:
     depthwise.weight[channel, 0, 1, 1] = 1
 
 
-def main() -> int:
-    from export import export  # here: the networks alone need no ONNX
+def main(arguments: list[str] | None = None) -> int:
+    parser = Parser(prog="python -m examples.networks", description="Networks for the demo avatar.")
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        nargs="?",
+        metavar="CKPT.pth",
+        help="trained ones; untrained ones by default, where there are none",
+    )
+    parser.add_argument("-o", "--output", type=Path, default=DEMO, metavar="DIR")
+    options = parser.parse_args(arguments)
+    return run(
+        lambda: _make(options.checkpoint, options.output), interrupted="nothing half-written"
+    )
 
+
+def _make(trained: Path | None, folder: Path) -> None:
+    """Export both networks into a folder."""
+    from export import ExportError, export  # here: the networks alone need no ONNX
+
+    if trained is not None:
+        try:
+            for kind in ("generator", "audio_encoder"):
+                export(kind, trained, folder / f"{kind}.onnx", precision="fp32")
+        except (ValueError, ExportError) as error:
+            raise InputError(str(error)) from error
+        return
     for kind, network in untrained().items():
-        target = DEMO / f"{kind}.onnx"
+        target = folder / f"{kind}.onnx"
         if target.exists():
             continue
-        with tempfile.TemporaryDirectory() as folder:
-            weights = Path(folder) / f"{kind}.safetensors"
+        with tempfile.TemporaryDirectory() as temporary:
+            weights = Path(temporary) / f"{kind}.safetensors"
             checkpoint.save(network, weights)
             export(kind, weights, target, precision="fp32")
     print(
-        f"The demo's networks are untrained (seed {SEED}): "
+        f"The demo's networks, unless you have trained your own, are untrained (seed {SEED}): "
         "the mouth does not follow the speech yet.",
         file=sys.stderr,
     )
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program(main)

@@ -41,7 +41,8 @@ class Plan:
         stretches: of speech, in a step that listens.
         rate, listen_rate: the highest learning rates.
         settle: the last part of the steps, with the norms' statistics at rest: the networks are
-            trained as they will be used.
+            trained as they will be used. While weights still change fast, norms at rest let what
+            is heard fade.
         freeze: leave the audio encoder as it is.
         seed: of the weights and the batches.
     """
@@ -52,7 +53,7 @@ class Plan:
     stretches: int = 8
     rate: float = 1e-3
     listen_rate: float = 1e-3
-    settle: float = 0.3
+    settle: float = 0.1
     freeze: bool = False
     seed: int = 2026
 

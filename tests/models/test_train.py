@@ -348,7 +348,7 @@ def test_too_short(own, tmp_path, speech, capsys):
         (own / "landmarks" / f"{number}.lms").unlink()
     write_speech(own / "aud.wav", speech[:12800])
     line = refused(capsys, "--avatar", own, "-o", tmp_path / "a.pth")
-    assert "has 20 frames with speech, at least 32 are needed" in line
+    assert "has 19 frames with speech, at least 32 are needed" in line
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,228 @@
+"""How the demo avatar is judged, its contact sheet, and its networks."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+pytest.importorskip("skimage", reason="SSIM is scikit-image's")
+pytest.importorskip("espeakng_loader", reason="espeak-ng says what is judged")
+
+from engine import Avatar
+from examples import judge as judging
+from examples.judge import Judge, closures, judge, openness, table
+from examples.make_demo import FPS
+from examples.networks import DEMO, main
+from examples.person import Mouth, Pose, draw, idle, mouth_box
+from examples.sheet import SHOWN, moments, sheet
+from examples.speech import REST, Phoneme, Utterance, corpus, make, mouths
+from models import AudioEncoder, Generator
+
+# --- the measures --------------------------------------------------------------------------------
+
+
+def mouth_pictures(rows: np.ndarray) -> list[np.ndarray]:
+    return [
+        draw(idle(i / FPS), Mouth(*row.tolist()), region=mouth_box(idle(i / FPS)))
+        for i, row in enumerate(rows)
+    ]
+
+
+@pytest.fixture(scope="module")
+def said() -> tuple[Utterance, np.ndarray, list[np.ndarray]]:
+    """2 s of speech with silence, the shapes of the mouth, the drawn mouths."""
+    utterance = make(corpus(2026, held_out=True)[3])
+    rows = mouths(utterance.phonemes, 50, FPS)
+    return utterance, rows, mouth_pictures(rows)
+
+
+def test_openness_is_how_far_the_mouth_is_open():
+    shapes = [Mouth(openness=o, width=0.2) for o in (0, 0.1, 0.2, 0.4, 0.6)]
+    found = [openness(draw(Pose(), shape, region=mouth_box(Pose()))) for shape in shapes]
+    assert found[0] < 0.003
+    assert np.diff(found).min() > 0.01
+    assert openness(draw(Pose(), Mouth(*REST), region=mouth_box(Pose()))) < 0.003
+
+
+def judged(said, rows: np.ndarray) -> dict:
+    """Figures of a mouth that has these shapes, instead of the right ones."""
+    utterance, true, pictures = said
+    judge = Judge("somebody")
+    judge.utterance(mouth_pictures(rows), pictures, true, closures(utterance, true))
+    return judge.figures()
+
+
+def test_the_truth_is_perfect(said):
+    figures = judged(said, said[1])
+    assert figures["SSIM"] == pytest.approx(1)
+    assert figures["PSNR, worst tenth"] > 60
+    assert figures["openness, correlation"] == pytest.approx(1)
+    assert figures["openness, correlation with the shape"] > 0.9
+    assert figures["openness, best lag"] == 0
+    assert figures["openness, slope"] == pytest.approx(1)
+    assert figures["open when open"] == figures["closed on p, b, m"] == 1
+    assert figures["closed in silence"] == figures["change in silence"] == 1
+
+
+def test_a_late_mouth_is_noticed(said):
+    figures = judged(said, np.concatenate([np.tile(REST, (3, 1)), said[1][:-3]]))
+    assert figures["openness, best lag"] == 3
+    assert figures["openness, correlation"] < 0.7
+    assert figures["PSNR, while speaking"] < figures["PSNR, mean of frames"] < 30
+
+
+def test_a_mouth_that_never_moves_is_noticed(said):
+    figures = judged(said, np.tile(REST, (len(said[1]), 1)))
+    assert figures["openness, correlation"] is None or figures["openness, correlation"] < 0.5
+    assert figures["open when open"] == 0
+    assert abs(figures["openness, slope"]) < 0.1
+    assert figures["PSNR, while speaking"] < 28
+
+
+def test_a_timid_mouth_is_noticed(said):
+    rows = said[1].copy()
+    rows[:, 0] *= 0.4
+    figures = judged(said, rows)
+    assert figures["openness, slope"] < 0.7
+    assert figures["open when open"] < 0.7
+
+
+def test_a_trembling_mouth_is_noticed(said):
+    rows = said[1].copy()
+    rows[::2, 0] += 0.04
+    figures = judged(said, rows)
+    assert figures["change in silence"] > 1.5
+
+
+def test_an_open_mouth_is_noticed(said):
+    rows = np.concatenate([np.maximum(said[1][:, :1], 0.08), said[1][:, 1:]], axis=1)
+    figures = judged(said, rows)
+    assert figures["closures"] > 0 and figures["closed on p, b, m"] == 0
+    assert figures["closed in silence"] == 0
+
+
+def test_closures_are_the_frames_of_p_b_m():
+    phonemes = [Phoneme("a", 0, 0.4), Phoneme("'b", 0.4, 0.52), Phoneme("a", 0.52, 1.0)]
+    rows = mouths(phonemes, 25, FPS)
+    (frame,) = closures(Utterance(np.zeros(16000, np.float32), phonemes), rows)
+    assert 10 <= frame <= 12
+    assert rows[frame, 0] == 0
+
+
+def test_an_edge_is_seen():
+    frame = np.full((100, 100, 3), 90, np.uint8)
+    pasted = frame.copy()
+    pasted[20:80, 20:80] += 10
+    assert judging._border_error(pasted, frame, (20, 20, 80, 80)) == [100] * 4
+    pasted[20:80, 20:80] -= 10
+    pasted[40:60, 40:60] += 50  # the mouth may differ
+    assert judging._border_error(pasted, frame, (20, 20, 80, 80)) == [0] * 4
+    pasted[70:80, 40:60] += 10
+    assert [error > 0 for error in judging._border_error(pasted, frame, (20, 20, 80, 80))] == [
+        *(False, True, False, False)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["a.pth", "--seconds", "0"], "seconds is 0, it must be above 0"),
+        (["a.pth", "-o", "nowhere/a.json"], "nowhere is not a folder"),
+        (["nothing.pth"], "nothing.pth: no such file"),
+    ],
+)
+def test_judging_refuses(tmp_path, monkeypatch, capsys, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    assert judging.main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()  # the library for ONNX may have warned before
+    assert lines[-1].startswith("error: ") and said in lines[-1]
+
+
+def test_a_render_is_judged(monkeypatch):
+    """One that shows the avatar as it is: the mouth that never moves."""
+    monkeypatch.setattr("examples.judge.Pipeline", Mirror)
+    monkeypatch.setattr("examples.judge.Avatar", Bare)
+    monkeypatch.setattr("examples.judge.corpus", lambda *_, **__: corpus(2026, held_out=True)[3:4])
+    figures = judge(Path("any"), Path("any"), seconds=1)
+    assert 2 < figures["seconds"] < 3
+    assert figures["speaks"] == figures["never moves"]
+    assert figures["speaks"]["open when open"] == 0
+    assert figures["speaks"]["closures"] > 0
+    # the recorded mouth smiles more and less, and its video has noise
+    assert 1 < figures["speaks"]["change in silence"] < 2
+    assert figures["PSNR along the box's edge"] > 60
+    lines = table(figures).splitlines()
+    assert "never moves" in lines[0] and "5 frames late" in lines[0]
+    assert lines[-1].startswith("PSNR along its worst side: ")
+
+
+# --- the sheet and the networks' command ---------------------------------------------------------
+
+
+def test_moments():
+    phonemes = [["w", 0.0, 0.1], ["'A:", 0.1, 0.3], ["w", 0.3, 0.5], ["m", 0.5, 0.7]]
+    assert moments(phonemes, ("w", "w", "m")) == [
+        ("w", 0.05),
+        ("w", pytest.approx(0.4)),
+        ("m", pytest.approx(0.6)),
+    ]
+
+
+class Mirror:
+    """A pipeline that renders the avatar as it is."""
+
+    def __init__(self, avatar: Avatar, runtime: str | None = None):
+        self._avatar = avatar
+
+    def frame_count(self, speech: torch.Tensor) -> int:
+        return len(speech) * FPS // 16000
+
+    def render(self, speech):
+        count = 150 if isinstance(speech, Path) else self.frame_count(speech)
+        for number in range(count):
+            frames, _, _ = self._avatar.batch([number + 1])
+            yield frames
+
+
+class Bare:
+    """Avatars whose networks nobody asks for."""
+
+    @staticmethod
+    def load(path, **_) -> Avatar:
+        return Avatar.load(path, networks=False)
+
+
+def test_the_sheet_shows_what_is_said(monkeypatch):
+    phonemes = json.loads((DEMO / "phonemes.json").read_text())
+    assert len(moments(phonemes, SHOWN)) == 8
+    monkeypatch.setattr("examples.sheet.Pipeline", Mirror)
+    picture = sheet(Avatar.load(DEMO, networks=False), DEMO / "speech.wav", phonemes)
+    assert picture.size == (4 * 240, 2 * 274)
+    pixels = np.asarray(picture)
+    assert (pixels[240:274].min(axis=(0, 2)) < 100).any()  # a line of text under the pictures
+    assert pixels[:240].std() > 20
+
+
+def test_networks_out_of_a_training(tmp_path):
+    torch.manual_seed(0)
+    trained = tmp_path / "trained.pth"
+    networks = {"generator": Generator(), "audio_encoder": AudioEncoder()}
+    torch.save({kind: network.state_dict() for kind, network in networks.items()}, trained)
+    assert main([str(trained), "-o", str(tmp_path)]) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "audio_encoder.onnx")
+    windows = torch.randn(2, 1, 80, 16)
+    (made,) = session.run(None, {"mel_spectrogram": windows.numpy()})
+    expected = networks["audio_encoder"].eval()(windows)
+    torch.testing.assert_close(torch.from_numpy(made), expected, atol=1e-4, rtol=1e-4)
+    assert (tmp_path / "generator.onnx").stat().st_size > 40e6
+
+
+def test_networks_out_of_something_else(tmp_path, capsys):
+    trained = Path(shutil.copy(DEMO / "speech.wav", tmp_path / "trained.pth"))
+    assert main([str(trained), "-o", str(tmp_path)]) == 2
+    assert "trained.pth: not a checkpoint file" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["trained.pth"]
