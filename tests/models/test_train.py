@@ -235,9 +235,12 @@ def test_the_loss_falls(film, tmp_path):
 
 
 def test_resumed_is_as_if_never_ended(film, tmp_path, monkeypatch, capsys):
-    arguments = ["--avatar", str(film), "--batch", "2", "--no-progress", "--every", "0"]
+    monkeypatch.setattr("models.train.progress.LOOKED_AT", 1)
+    begin = ["--avatar", str(film), "--batch", "2", "--steps", "5"]
+    again = ["--avatar", str(film), "--resume"]
+    shown = ["--no-progress", "--every", "0"]
     whole, parts = tmp_path / "whole.pth", tmp_path / "parts.pth"
-    assert main([*arguments, "--steps", "5", "-o", str(whole)]) == 0
+    assert main([*begin, *shown, "-o", str(whole)]) == 0
 
     learn = Training.learn
 
@@ -247,14 +250,14 @@ def test_resumed_is_as_if_never_ended(film, tmp_path, monkeypatch, capsys):
         return learn(self, batch)
 
     monkeypatch.setattr(Training, "learn", interrupted)
-    assert main([*arguments, "--steps", "5", "-o", str(parts)]) == 130
-    assert "--resume goes on" in capsys.readouterr().err
+    assert main([*begin, *shown, "-o", str(parts)]) == 130
+    assert "is of the last checkpoint, if there was one (--resume)" in capsys.readouterr().err
     monkeypatch.setattr(Training, "learn", learn)
-    assert main([*arguments, "--resume", "-o", str(parts)]) == 0
+    assert main([*again, *shown, "-o", str(parts)]) == 0
     logs = [json.loads(path.with_suffix(".json").read_text()) for path in (whole, parts)]
     np.testing.assert_allclose(logs[0]["losses"], logs[1]["losses"], rtol=1e-3)
     assert [entry["step"] for entry in logs[1]["checkpoints"]] == [1, 2, 3, 4, 5]
-    assert main([*arguments, "--resume", "-o", str(parts)]) == 2
+    assert main([*again, *shown, "-o", str(parts)]) == 2
     assert "has done its 5 steps already" in capsys.readouterr().err
 
 
