@@ -1,5 +1,7 @@
 """Batches, each a function of the seed and its step: a training that goes on sees the same ones."""
 
+import gc
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,12 +79,12 @@ class _Batches(Dataset):
 
 def batches(
     recording: Recording, *, seed: int, steps: range, listening: range, size: int, stretches: int
-) -> DataLoader:
+) -> Iterator[Batch]:
     """The batches of `steps`, made ahead of time by another process.
 
     size, stretches: of a batch that sees, and of one that only hears (the steps `listening`).
     """
-    return DataLoader(
+    loader = DataLoader(
         _Batches(recording, seed, listening, size, stretches),
         batch_size=None,
         sampler=list(steps),
@@ -90,6 +92,14 @@ def batches(
         prefetch_factor=3,
         multiprocessing_context="fork",  # the recording is there already, and only read
     )
+    # What is garbage here must not be collected there: a video's decoder waits for its threads,
+    # which did not come along.
+    gc.collect()
+    gc.freeze()
+    try:
+        return iter(loader)
+    finally:
+        gc.unfreeze()
 
 
 def feature_windows(features: Tensor, inside: Tensor, stride: int = 1) -> Tensor:
