@@ -237,7 +237,7 @@ def test_a_gpu_that_is_too_small(native, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**31 + 2**20, 2**32))
     # the boxes are copied to the device first: leave them where they are
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
-    with pytest.raises(InputError, match=r"needs 0.01 GiB on cuda for its 12 frames of 500 x 391, 2.00 GiB are free and 2 GiB of them"):  # fmt: skip
+    with pytest.raises(InputError, match=r"needs 0.01 GiB on cuda for its 12 frames of 500 x 391, 2.00 GiB are free and 2.00 GiB of them"):  # fmt: skip
         Avatar.load(native, device="cuda")
 
 

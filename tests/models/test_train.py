@@ -264,7 +264,7 @@ def test_resumed_is_as_if_never_ended(film, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_resumed_in_any_phase(known, tmp_path, stop):
     """The losses, and the weights, which hold what the optimizer remembers."""
-    plan = Plan(steps=3, listen=2, batch=2, stretches=2, settle=0.5)
+    plan = Plan(steps=2, listen=2, batch=2, stretches=2, settle=0.5)
     whole = begun(plan, known)
     losses = run(whole, stop, tmp_path / "some.pth")
     again = begun(plan, known)
