@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 import kernels
 from engine import Avatar, Pipeline
-from engine.command import Parser, program, run
+from engine.command import Parser, program, run, write_whole
 from engine.errors import InputError
 from engine.pipeline import frame_numbers
 from export import ExportError, export
@@ -301,12 +301,8 @@ def _run(options: argparse.Namespace) -> str:
         figures = judge(**networks, seconds=options.seconds, seed=options.seed, runtime=runtime)
     if options.output:
         written = {"networks": options.networks, "seed": options.seed, **figures}
-        partial = options.output.with_name(f".{options.output.name}.partial")
-        try:
-            partial.write_text(json.dumps(written, indent=1) + "\n")
-            partial.replace(options.output)
-        finally:
-            partial.unlink(missing_ok=True)
+        text = json.dumps(written, indent=1) + "\n"
+        write_whole(options.output, lambda partial: partial.write_text(text))
     return table(figures)
 
 

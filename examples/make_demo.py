@@ -18,6 +18,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
+from engine.command import write_whole
 from engine.errors import InputError
 
 from .person import SIZE, draw, face_box, idle, idle_mouth
@@ -79,16 +80,6 @@ def write_phonemes(path: Path, utterance: Utterance) -> None:
     path.write_text(f"[\n{lines}\n]\n")
 
 
-def _finished(write, path: Path) -> None:
-    """Write under another name first, so that `path` is always whole."""
-    unfinished = path.with_name(f".{path.name}.partial")
-    try:
-        write(unfinished)
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m examples.make_demo", description="Draw the demo avatar."
@@ -108,12 +99,12 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 2
         for name, write in (("speech.wav", write_speech), ("phonemes.json", write_phonemes)):
-            _finished(partial(write, utterance=utterance), args.output / name)
-    _finished(write_frames, args.output / "frames.mp4")
+            write_whole(partial(write, utterance=utterance), args.output / name)
+    write_whole(write_frames, args.output / "frames.mp4")
     boxes = [list(face_box(idle(i / FPS))) for i in range(FRAMES)]
     lines = ",\n".join(json.dumps(box) for box in boxes)
-    _finished(lambda path: path.write_text(f"[\n{lines}\n]\n"), args.output / "boxes.json")
-    _finished(
+    write_whole(lambda path: path.write_text(f"[\n{lines}\n]\n"), args.output / "boxes.json")
+    write_whole(
         lambda path: path.write_text(json.dumps(MANIFEST, indent=2) + "\n"),
         args.output / "avatar.json",
     )

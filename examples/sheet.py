@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from engine import Avatar, Pipeline
-from engine.command import Parser, program, run
+from engine.command import Parser, program, run, write_whole
 from engine.errors import InputError
 from engine.images import QUALITY
 
@@ -72,12 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise InputError(f"{output} must end in .jpg or .png")
         phonemes = json.loads((DEMO / "phonemes.json").read_text())
         picture = sheet(Avatar.load(DEMO), DEMO / "speech.wav", phonemes)
-        partial = output.with_name(f".partial.{output.name}")
-        try:
-            picture.save(partial, quality=QUALITY)
-            partial.replace(output)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(output, lambda partial: picture.save(partial, quality=QUALITY))
 
     return run(work, interrupted="nothing was written")
 

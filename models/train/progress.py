@@ -1,7 +1,6 @@
 """How a training goes, to look at: a contact sheet of held-out frames, figures, the loss."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 import kernels
+from engine.command import write_whole
 
 from .batches import Batch, heard, seen
 from .losses import psnr
@@ -76,18 +76,8 @@ def _sheet(rows: list[Tensor]) -> Image.Image:
 def write_log(path: Path, log: list[dict], losses: list[float], about: dict) -> None:
     """The figures of every checkpoint and the loss of every step, as JSON."""
     content = {**about, "checkpoints": log, "losses": [round(loss, 6) for loss in losses]}
-    _finished(path, lambda partial: partial.write_text(json.dumps(content, indent=1) + "\n"))
+    write_whole(path, lambda partial: partial.write_text(json.dumps(content, indent=1) + "\n"))
 
 
 def write_sheet(path: Path, sheet: Image.Image) -> None:
-    _finished(path, lambda partial: sheet.save(partial, "PNG"))
-
-
-def _finished(path: Path, write) -> None:
-    """Write under another name first, so that `path` is always whole."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, lambda partial: sheet.save(partial, "PNG"))

@@ -1,13 +1,13 @@
 """The two networks in training: what a step does, and what is kept of it."""
 
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from engine.command import write_whole
 from engine.errors import InputError
 from models import AudioEncoder, Generator
 
@@ -275,12 +275,7 @@ class Training:
                 "scaler": self._scaler.state_dict(),
             },
         }
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            torch.save(content, partial)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(path, lambda partial: torch.save(content, partial))
 
     def restore(self, content: dict) -> None:
         """Go on from what `save` wrote, as `read` has read it.
