@@ -99,14 +99,14 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
             return 2
         for name, write in (("speech.wav", write_speech), ("phonemes.json", write_phonemes)):
-            write_whole(partial(write, utterance=utterance), args.output / name)
-    write_whole(write_frames, args.output / "frames.mp4")
+            write_whole(args.output / name, partial(write, utterance=utterance))
+    write_whole(args.output / "frames.mp4", write_frames)
     boxes = [list(face_box(idle(i / FPS))) for i in range(FRAMES)]
     lines = ",\n".join(json.dumps(box) for box in boxes)
-    write_whole(lambda path: path.write_text(f"[\n{lines}\n]\n"), args.output / "boxes.json")
+    write_whole(args.output / "boxes.json", lambda path: path.write_text(f"[\n{lines}\n]\n"))
     write_whole(
-        lambda path: path.write_text(json.dumps(MANIFEST, indent=2) + "\n"),
         args.output / "avatar.json",
+        lambda path: path.write_text(json.dumps(MANIFEST, indent=2) + "\n"),
     )
     return 0
 

@@ -254,6 +254,17 @@ def test_speech_says_what_its_phonemes_say():
     np.testing.assert_allclose([p[1:] for p in phonemes], times, atol=1e-3)
 
 
+def test_the_folder_is_what_the_command_writes(tmp_path, monkeypatch):
+    """All but the film, which takes minutes."""
+    monkeypatch.setattr("examples.make_demo.write_frames", lambda path: path.write_bytes(b"film"))
+    assert main(["-o", str(tmp_path), "--speech"]) == 0
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"avatar.json", "boxes.json", "frames.mp4", "phonemes.json", "speech.wav"}
+    for name in ("avatar.json", "boxes.json"):
+        assert (tmp_path / name).read_bytes() == (DEMO / name).read_bytes()
+    assert (tmp_path / "speech.wav").stat().st_size == (DEMO / "speech.wav").stat().st_size
+
+
 def test_speech_without_espeak(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("examples.speech.espeak._library", lambda: ("libnot-there.so", None))
     assert main(["-o", str(tmp_path / "out"), "--speech"]) == 2
