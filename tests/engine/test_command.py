@@ -16,6 +16,7 @@ def test_a_file_is_whole_or_what_it_was(tmp_path):
     with pytest.raises(OSError, match="the disk is full"):
         write_whole(path, fail)
     assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
     write_whole(path, lambda partial: partial.write_text(f"as {partial.suffix}"))
     assert path.read_text() == "as .json"
     assert list(tmp_path.iterdir()) == [path]
