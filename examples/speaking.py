@@ -3,7 +3,8 @@
 The reference of every picture is a frame of the demo avatar, decoded from its video, and the target
 is the same pose drawn with the mouth that fits the speech. That is what a render asks for: it has
 a frame of the avatar, whose mouth is shut, and wants another mouth in it. (A film cannot have both;
-there the reference is another frame.)
+there the reference is another frame.) Along its edges the target is the frame itself: a drawing has
+no traces of a video's compression, and where it begins, a seam would show.
 """
 
 from functools import cached_property
@@ -27,6 +28,10 @@ DEMO = Path(__file__).parent / "demo"
 REST = 3  # every third frame of silence is enough
 # A row of `mouths` as the audio side learns it: how far the mouth is open counts most.
 SCALE = torch.tensor([2.0, 1.0, 1.0, 1.0, 1.0])
+EDGE = (
+    20,
+    40,
+)  # pixels from the ROI's edge: up to the first the frame, from the second on the drawing
 
 
 class Speaking:
@@ -63,6 +68,7 @@ class Speaking:
             self._mouths.append(rows)
             self.shapes.append(torch.from_numpy(rows) * SCALE)
         self.train, self.held_out = torch.cat(parts[False]), torch.cat(parts[True])
+        self._drawn = _drawn_part()
         self._inputs  # noqa: B018  read before other processes share the video
 
     @cached_property
@@ -81,7 +87,8 @@ class Speaking:
     ) -> tuple[Tensor, Tensor]:
         number = int(random.integers(FRAMES))
         mouth = Mouth(*self._mouths[speech][frame].tolist())
-        return self._inputs[number], drawn_roi(idle(number / FPS), mouth)
+        inputs, drawn = self._inputs[number], drawn_roi(idle(number / FPS), mouth)
+        return inputs, torch.lerp(inputs[:3].float(), drawn.float(), self._drawn).round().byte()
 
 
 def drawn_roi(pose: Pose, mouth: Mouth) -> Tensor:
@@ -90,6 +97,14 @@ def drawn_roi(pose: Pose, mouth: Mouth) -> Tensor:
     face = torch.from_numpy(draw(pose, mouth, region=box))
     side = box[2] - box[0]
     return roi(face, torch.tensor([0, 0, side, side], dtype=torch.int32))
+
+
+def _drawn_part() -> Tensor:
+    """(320, 320) float32: 0 where a target is the avatar's frame, 1 where it is drawn."""
+    at = torch.arange(kernels.ROI)
+    depth = torch.minimum(at, kernels.ROI - 1 - at)
+    depth = torch.minimum(depth[:, None], depth[None, :])
+    return ((depth - EDGE[0]) / (EDGE[1] - EDGE[0])).clamp(0, 1)
 
 
 def _mouth_in_roi() -> tuple[float, float, float, float]:

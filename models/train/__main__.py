@@ -16,11 +16,19 @@ from engine.errors import InputError
 from models import checkpoint
 
 from .batches import batches
+from .plan import Plan
 from .progress import HeldOut, write_log, write_sheet
 from .recording import FilmRecording, Recording
-from .training import Plan, Training, read
+from .training import Training, read
 
 DRAWN = "examples.speaking"  # the module whose `recording(seed)` draws a person who speaks
+AHEAD = (
+    "steps",
+    "batch",
+    "rate",
+    "close_ups",
+    "settle",
+)  # what may change when a training is gone on with
 LATELY = 50  # steps that a loss shown is the mean of
 
 
@@ -68,14 +76,7 @@ def _run(
 ) -> str:
     plan, held_out = training.plan, HeldOut(recording, training.plan.seed)
     log = _log(output) if options.resume else []
-    loader = batches(
-        recording,
-        seed=plan.seed,
-        steps=range(training.step, plan.end),
-        listening=range(plan.listen),
-        size=plan.batch,
-        stretches=plan.stretches,
-    )
+    loader = batches(recording, plan, training.step)
     about = {"recording": recording.name, "plan": asdict(plan), "device": str(training.device)}
     about |= {"precision": str(training.dtype).removeprefix("torch."), "torch": torch.__version__}
     begin = last = time.monotonic()
@@ -110,7 +111,8 @@ def _run(
             training.learn(batch)
             bar.update()
             bar.set_postfix_str(f"loss {lately():.4f}", refresh=False)
-            if time.monotonic() - last >= 60 * options.every and training.step < plan.end:
+            due = time.monotonic() - last >= 60 * options.every or training.step == plan.listen
+            if due and training.step < plan.end:
                 figures = keep()
                 last = time.monotonic()
                 bar.write(_line(figures), file=sys.stderr)
@@ -153,13 +155,15 @@ def _output(path: Path) -> Path:
 def _plan(options: argparse.Namespace, kept: dict | None) -> Plan:
     given = {f.name: value for f in fields(Plan) if (value := getattr(options, f.name)) is not None}
     if kept is not None:
-        given |= {name: True for name in ("generator", "audio_encoder") if getattr(options, name)}
-        if given:
-            name = next(iter(given)).replace("_", "-")
+        fixed = {name for name in ("generator", "audio_encoder") if getattr(options, name)}
+        fixed |= given.keys() - set(AHEAD)
+        if fixed:
+            name = min(fixed).replace("_", "-")
             raise InputError(
-                f"--{name} cannot be given with --resume: the plan is the checkpoint's"
+                f"--{name} cannot be given with --resume: the plan is the checkpoint's, but for "
+                f"{', '.join('--' + name.replace('_', '-') for name in AHEAD)}"
             )
-        return Plan(**kept["training"]["plan"])
+        return Plan(**kept["training"]["plan"] | given)
     if options.freeze and not options.audio_encoder:
         raise InputError("--freeze-audio-encoder needs one that has learned: --audio-encoder FILE")
     return Plan(**given)
@@ -234,7 +238,18 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--stretches", type=_at_least(2), metavar="N", help=argparse.SUPPRESS)
     add("--rate", type=_rate, metavar="LR", help=f"highest learning rate, default {Plan.rate:g}")
     add("--listen-rate", type=_rate, metavar="LR", help=f"default {Plan.listen_rate:g}")
-    add("--settle", type=float, metavar="PART", help=argparse.SUPPRESS)
+    add(
+        "--close-ups",
+        type=_part,
+        metavar="PART",
+        help=f"of the steps, the first, that see only the mouth: {Plan.close_ups:g}",
+    )
+    add(
+        "--settle",
+        type=_part,
+        metavar="PART",
+        help=f"of the steps, the last, with norms at rest: {Plan.settle:g}",
+    )
     add("--seed", type=_at_least(0), metavar="N", help=f"default {Plan.seed}")
     add("--every", type=float, default=5, metavar="MINUTES", help="between checkpoints (5)")
     add("--device", choices=("cpu", "cuda"), help="cuda where there is a GPU")
@@ -261,6 +276,16 @@ def _rate(text: str) -> float:
     except ValueError:
         raise argparse.ArgumentTypeError(f"is {text}, it must be above 0 and below 1") from None
     return rate
+
+
+def _part(text: str) -> float:
+    try:
+        part = float(text)
+        if not 0 <= part <= 1:
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"is {text}, it must be from 0 to 1") from None
+    return part
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Batches, each a function of the seed and its step: a training that goes on sees the same ones."""
 
 import gc
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,10 +12,16 @@ from torch.utils.data import DataLoader, Dataset
 
 import kernels
 
+from .plan import Plan
 from .recording import Recording
 
 SEGMENT = 24  # video frames that listening hears in a row: they share most of their mel windows
 STRIDE = 3  # of which every third is asked for; neighbours look alike
+CELL = (
+    32  # pixels of a ROI, across and down, that one place of the generator's narrowest layer sees
+)
+CELLS = kernels.ROI // CELL
+ELSEWHERE = 4  # every which close-up is of another part of the ROI than the mouth
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,10 @@ class Batch:
     Attributes:
         windows: (n, k, 1, 80, 16) float32 mel windows of n stretches of speech.
         inside: (n, k) float32, 0 where a stretch reaches beyond its speech.
-        inputs, target: (n, 6, 320, 320) and (n, 3, 320, 320) uint8; None while listening.
+        inputs, target: (n, 6, 320, 320) and (n, 3, 320, 320) uint8, or close-ups of them, each a
+            whole number of cells high and wide; None while listening.
+        corners: (n, 2) int64, the cells (down, across) in which close-ups begin; None for whole
+            pictures.
         shapes: (n, frames, k) float32, the mouth's shapes in the frames that the stretches are of;
             None where they are not known.
     """
@@ -33,17 +43,46 @@ class Batch:
     inside: Tensor
     inputs: Tensor | None = None
     target: Tensor | None = None
+    corners: Tensor | None = None
     shapes: Tensor | None = None
 
 
-def seen(recording: Recording, chosen: Tensor, random: np.random.Generator) -> Batch:
-    """Video frames `chosen` ((n, 2): speech and frame) with what each hears."""
+def mouth_cells(mouth: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
+    """The cells that a mouth (x0, y0, x1, y1 as parts of the ROI) lies in: the first ones down and
+    across, how many down and across."""
+    left, top = (math.floor(CELLS * part) for part in mouth[:2])
+    right, bottom = (math.ceil(CELLS * part) for part in mouth[2:])
+    return top, left, bottom - top, right - left
+
+
+def cut(pictures: Tensor, corners: Tensor, height: int, width: int) -> Tensor:
+    """Of each of (n, c, y, x), the part (c, height, width) that begins at its corner (n, 2)."""
+    parts = zip(pictures, corners.tolist(), strict=True)
+    return torch.stack([p[:, y : y + height, x : x + width] for p, (y, x) in parts])
+
+
+def seen(
+    recording: Recording, chosen: Tensor, random: np.random.Generator, *, close: bool = False
+) -> Batch:
+    """Video frames `chosen` ((n, 2): speech and frame) with what each hears: whole pictures, or
+    close-ups of the mouth, with some of elsewhere among them."""
     parts = []
     for speech, frame in chosen.tolist():
         sound = recording.speeches[speech].heard(frame, 1)
-        shapes = () if recording.shapes is None else (recording.shapes[speech][frame : frame + 1],)
-        parts.append((*sound, *recording.pictures(speech, frame, random), *shapes))
-    return Batch(*map(torch.stack, zip(*parts, strict=True)))
+        parts.append((*sound, *recording.pictures(speech, frame, random)))
+    windows, inside, inputs, target = map(torch.stack, zip(*parts, strict=True))
+    corners = shapes = None
+    if close:
+        top, left, height, width = mouth_cells(recording.mouth)
+        corners = torch.tensor([[top, left]]).repeat(len(chosen), 1)
+        for corner in corners[ELSEWHERE - 1 :: ELSEWHERE]:
+            corner[0] = int(random.integers(CELLS - height + 1))
+            corner[1] = int(random.integers(CELLS - width + 1))
+        side = CELL * height, CELL * width
+        inputs, target = (cut(pictures, CELL * corners, *side) for pictures in (inputs, target))
+    if recording.shapes is not None:
+        shapes = torch.stack([recording.shapes[s][f : f + 1] for s, f in chosen.tolist()])
+    return Batch(windows, inside, inputs, target, corners, shapes)
 
 
 def heard(recording: Recording, chosen: Tensor) -> Batch:
@@ -60,34 +99,28 @@ def heard(recording: Recording, chosen: Tensor) -> Batch:
 
 
 class _Batches(Dataset):
-    def __init__(
-        self, recording: Recording, seed: int, listening: range, size: int, stretches: int
-    ):
-        self._recording, self._seed, self._listening = recording, seed, listening
-        self._size, self._stretches = size, stretches
+    def __init__(self, recording: Recording, plan: Plan):
+        self._recording, self._plan = recording, plan
+        _, _, height, width = mouth_cells(recording.mouth)
+        self._close_ups = plan.batch * (CELLS**2 // (height * width))  # as many pixels a step
 
     def __getitem__(self, step: int) -> Batch:
-        random = np.random.default_rng([self._seed, step])
-        frames = self._recording.train
-        listening = step in self._listening
-        count = self._stretches if listening else self._size
+        plan, frames = self._plan, self._recording.train
+        random = np.random.default_rng([plan.seed, step])
+        listening, close = step < plan.listen, step < plan.whole_from
+        count = plan.stretches if listening else self._close_ups if close else plan.batch
         chosen = frames[torch.from_numpy(random.integers(len(frames), size=count))]
         if listening:
             return heard(self._recording, chosen)
-        return seen(self._recording, chosen, random)
+        return seen(self._recording, chosen, random, close=close)
 
 
-def batches(
-    recording: Recording, *, seed: int, steps: range, listening: range, size: int, stretches: int
-) -> Iterator[Batch]:
-    """The batches of `steps`, made ahead of time by another process.
-
-    size, stretches: of a batch that sees, and of one that only hears (the steps `listening`).
-    """
+def batches(recording: Recording, plan: Plan, begin: int = 0) -> Iterator[Batch]:
+    """The batches of a plan's steps from `begin` on, made ahead of time by another process."""
     loader = DataLoader(
-        _Batches(recording, seed, listening, size, stretches),
+        _Batches(recording, plan),
         batch_size=None,
-        sampler=list(steps),
+        sampler=list(range(begin, plan.end)),
         num_workers=1,
         prefetch_factor=3,
         multiprocessing_context="fork",  # the recording is there already, and only read

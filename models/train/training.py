@@ -1,7 +1,8 @@
 """The two networks in training: what a step does, and what is kept of it."""
 
 import math
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,14 +12,16 @@ from engine.command import write_whole
 from engine.errors import InputError
 from models import AudioEncoder, Generator
 
-from .batches import STRIDE, Batch, feature_windows
-from .losses import mouth_weights, picture_loss
+from .batches import CELL, STRIDE, Batch, cut, feature_windows
+from .losses import picture_loss, picture_weights
 from .norms import rest, wake
+from .plan import Plan
 from .recording import Recording, fingerprint
 
 OVERFLOWS = 10  # steps in a row, of a training in float16, that may have no loss
 WARM_UP = 100  # steps in which the learning rate rises
 LISTENING = 1.0  # what the mouth's shapes count beside the pictures
+SETTLED = 0.1  # of that once norms are at rest: the pictures themselves need the shapes by then
 CARE = 0.03  # of the learning rate: what learned before has little to learn, and much to forget
 # Parts of the generator that have to hold the shape of the mouth, and their channels. The first
 # thing that a generator learns is the mean mouth, for which what is heard is only noise: without
@@ -27,39 +30,6 @@ HOLDS_SHAPE = {
     "audio_model": 512,
     **{"fuse_conv": 256, "up1": 128, "up2": 64, "up3": 32, "up4": 32, "up5": 16},
 }
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long, how fast, and from which random numbers.
-
-    Attributes:
-        steps: that see pictures.
-        listen: steps before them, in which the audio side alone learns to tell the mouth's shape,
-            where the recording knows it: those cost a hundredth of the others.
-        batch: frames a step.
-        stretches: of speech, in a step that listens.
-        rate, listen_rate: the highest learning rates.
-        settle: the last part of the steps, with the norms' statistics at rest: the networks are
-            trained as they will be used. While weights still change fast, norms at rest let what
-            is heard fade.
-        freeze: leave the audio encoder as it is.
-        seed: of the weights and the batches.
-    """
-
-    steps: int = 20000
-    listen: int = 2000
-    batch: int = 8
-    stretches: int = 8
-    rate: float = 1e-3
-    listen_rate: float = 1e-3
-    settle: float = 0.1
-    freeze: bool = False
-    seed: int = 2026
-
-    @property
-    def end(self) -> int:
-        return self.listen + self.steps
 
 
 class Training:
@@ -98,7 +68,7 @@ class Training:
         ).to(device)
         self._given = {"generator": generator is not None, "encoder": audio_encoder is not None}
         self._recording = fingerprint(recording)
-        self._weights = mouth_weights(recording.mouth).to(device)
+        self._weights = picture_weights(recording.mouth).to(device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self._optimizer = self._new_optimizer(self.listening)
 
@@ -133,9 +103,24 @@ class Training:
     def listening(self) -> bool:
         return self.step < self.plan.listen
 
-    def make(self, windows: Tensor, inside: Tensor, inputs: Tensor) -> Tensor:
-        """The generator's output, (n, 3, 320, 320), for batches as `Batch` has them."""
-        with self._mixed():
+    def make(
+        self, windows: Tensor, inside: Tensor, inputs: Tensor, corners: Tensor | None = None
+    ) -> Tensor:
+        """The generator's output, (n, 3, 320, 320) or close-ups, for batches as `Batch` has them.
+
+        A close-up is what the generator, which is convolutions alone, makes of a part of its
+        input: what is heard is cut alike where it joins. Only near a close-up's edges is the
+        output another one.
+        """
+        places = inputs.shape[2] // CELL, inputs.shape[3] // CELL
+        cutting = (
+            self.generator.audio_model.register_forward_hook(
+                lambda _, inputs, heard: cut(heard, corners, *places)
+            )
+            if corners is not None
+            else nullcontext()
+        )
+        with self._mixed(), cutting:
             heard = feature_windows(self._features(windows), inside.to(self.device))
             picture = self._unit(inputs).contiguous(memory_format=torch.channels_last)
             return self.generator(picture, heard)
@@ -193,23 +178,28 @@ class Training:
             for part in self._readouts
         ]
         try:
-            made = self.make(batch.windows, batch.inside, batch.inputs).float()
+            made = self.make(batch.windows, batch.inside, batch.inputs, batch.corners).float()
         finally:
             for hook in hooks:
                 hook.remove()
-        pixels, edges = picture_loss(made, self._unit(batch.target), self._weights)
+        weights = self._weights
+        if batch.corners is not None:
+            weights = weights.expand(len(made), -1, -1, -1)
+            weights = cut(weights, CELL * batch.corners, *made.shape[2:])
+            weights = weights / weights.mean()
+        pixels, edges = picture_loss(made, self._unit(batch.target), weights)
         loss = pixels + edges
         if read:
             shapes = batch.shapes.to(self.device).flatten(0, 1)
             off = torch.stack([(one - shapes).abs().mean() for one in read.values()])
-            loss = loss + LISTENING * off.mean()
+            settled = self.step >= self.plan.settled_from
+            loss = loss + LISTENING * (SETTLED if settled else 1) * off.mean()
         return loss
 
     def _modes(self) -> None:
         """Which norms measure, and which are at rest: in batches of few frames, the statistics of
         an audio side that has learned before would do harm."""
-        seen = self.step - self.plan.listen
-        settled = seen >= (1 - self.plan.settle) * self.plan.steps
+        settled = self.step >= self.plan.settled_from
         heard = self.plan.listen > 0 and not self.listening
         wake(self.generator)
         wake(self.audio_encoder)

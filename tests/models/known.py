@@ -7,8 +7,9 @@ import torch
 
 import kernels
 from models.train.batches import batches
+from models.train.plan import Plan
 from models.train.recording import Speech
-from models.train.training import Plan, Training
+from models.train.training import Training
 
 CPU = torch.device("cpu")
 
@@ -30,17 +31,8 @@ class Known:
 
 
 def run(training: Training, save_at: int | None = None, path: Path | None = None) -> list[float]:
-    plan = training.plan
-    loader = batches(
-        training.recorded,
-        seed=1,
-        steps=range(training.step, plan.end),
-        listening=range(plan.listen),
-        size=2,
-        stretches=2,
-    )
     losses = []
-    for batch in loader:
+    for batch in batches(training.recorded, training.plan, training.step):
         if training.step == save_at:
             training.save(path)
         losses.append(training.learn(batch))

@@ -18,12 +18,20 @@ import kernels
 from engine import Avatar
 from models import AudioEncoder, Generator, checkpoint
 from models.train.__main__ import main
-from models.train.batches import SEGMENT, STRIDE, batches, feature_windows, heard
-from models.train.losses import mouth_weights, picture_loss
+from models.train.batches import (
+    SEGMENT,
+    STRIDE,
+    batches,
+    feature_windows,
+    heard,
+    mouth_cells,
+)
+from models.train.losses import picture_loss, picture_weights
 from models.train.norms import rest, wake
+from models.train.plan import Plan
 from models.train.progress import HeldOut
 from models.train.recording import FilmRecording, Speech
-from models.train.training import Plan, Training, read
+from models.train.training import Training, read
 from tests.models.known import CPU, Known, begun, run
 
 SIDE = 140  # pixels of the tiny film's frames
@@ -121,30 +129,83 @@ def test_a_film_that_is_a_video(film, tmp_path, monkeypatch):
     (folder / "avatar.json").write_text(json.dumps(parts))
     recording = FilmRecording(folder, film / "aud.wav")
     held_out = HeldOut(recording, seed=1)
-    loader = batches(recording, seed=1, steps=range(2), listening=range(0), size=2, stretches=2)
-    assert len(list(loader)) == 2
+    assert len(list(batches(recording, Plan(steps=2, listen=0, batch=2)))) == 2
     assert held_out
 
 
 def test_batches_are_functions_of_the_step(known):
-    def some(steps):
-        loader = batches(known, seed=3, steps=steps, listening=range(2), size=2, stretches=3)
-        return list(islice(loader, 4))
-
-    whole, later = some(range(4)), some(range(2, 4))
+    plan = Plan(listen=2, steps=2, batch=2, stretches=3, close_ups=0.5, settle=0.5, seed=3)
+    whole, later = list(batches(known, plan)), list(batches(known, plan, 2))
+    assert len(whole) == 4
     assert [batch.inputs is None for batch in whole] == [True, True, False, False]
     torch.testing.assert_close(whole[2].inputs, later[0].inputs)
     torch.testing.assert_close(whole[3].windows, later[1].windows)
-    assert (whole[2].inputs != whole[3].inputs).any()
+    assert (whole[0].windows != whole[1].windows).any()
+
+
+class Places(Known):
+    """Pictures whose values say where in the ROI they are."""
+
+    def pictures(self, speech, frame, random):
+        down, across = torch.meshgrid(*[torch.arange(320)] * 2, indexing="ij")
+        picture = torch.stack([down // 2, across // 2, 0 * down]).byte()
+        return torch.cat([picture, picture]), picture
+
+
+def test_close_ups(speech):
+    """Of the mouth's cells, one of four of others, as many pixels as whole pictures have."""
+    plan = Plan(listen=0, steps=2, batch=2, close_ups=0.5, settle=0.5)
+    close, whole = batches(Places(speech), plan)
+    assert whole.corners is None and whole.target.shape == (2, 3, 320, 320)
+    assert close.inputs.shape == (4, 6, 192, 192) and close.shapes.shape == (4, 1, 2)
+    assert close.corners[:3].tolist() == [[2, 2]] * 3
+    assert close.corners[3].tolist() != [2, 2] and close.corners[3].min() >= 0
+    for pictures in (close.inputs[:, 3:], close.target):
+        for picture, (down, across) in zip(pictures, close.corners.tolist(), strict=True):
+            assert (picture[0, :, 0] == (32 * down + torch.arange(192)) // 2).all()
+            assert (picture[1, 0] == (32 * across + torch.arange(192)) // 2).all()
+
+
+def test_mouth_cells():
+    assert mouth_cells((0.22, 0.24, 0.78, 0.59)) == (2, 2, 4, 6)
+    assert mouth_cells((0.0, 0.1, 1.0, 1.0)) == (1, 0, 9, 10)
+
+
+class Heard(nn.Module):
+    """A generator that hands on what its audio side says, a number for each of 10 x 10 places."""
+
+    def __init__(self):
+        super().__init__()
+        self.audio_model = nn.Flatten()
+        self.audio_model.forward = lambda heard: (
+            torch.arange(100.0).view(1, 1, 10, 10).expand(len(heard), -1, -1, -1)
+        )
+
+    def forward(self, picture, heard):
+        return self.audio_model(heard)
+
+
+def test_close_ups_hear_what_is_heard_there(known):
+    plan = Plan(listen=0, steps=1, batch=2, close_ups=1)
+    training = Training(plan, known, CPU)
+    batch = next(batches(known, plan))
+    training.generator = Heard()
+    heard = training.make(batch.windows, batch.inside, batch.inputs, batch.corners)
+    for places, (down, across) in zip(heard, batch.corners.tolist(), strict=True):
+        assert places.shape == (1, 6, 6)
+        assert places[0, 0, 0] == 10 * down + across and places[0, 5, 5] == places[0, 0, 0] + 55
+    assert training.make(batch.windows, batch.inside, torch.zeros(4, 6, 320, 320)).shape[2] == 10
 
 
 # --- losses and norms ----------------------------------------------------------------------------
 
 
 def test_the_mouth_weighs_most():
-    weights = mouth_weights((0.2, 0.5, 0.6, 0.9))[0, 0]
+    weights = picture_weights((0.2, 0.5, 0.6, 0.9))[0, 0]
     assert weights.mean() == pytest.approx(1)
     assert weights[220, 128] > 2.5 * weights[40, 128]
+    for y, x in ((0, 0), (310, 300), (100, 10), (23, 200)):  # where a seam would be
+        assert weights[y, x] > 1.9 * weights[40, 250]
     made = torch.zeros(1, 3, 320, 320)
     losses = []
     for y, x in ((220, 128), (40, 128)):
@@ -161,9 +222,19 @@ def test_a_blur_costs_more_than_a_tint():
     blurred = ((torch.arange(320) - 144).clamp(0, 32) / 32).expand(1, 3, 320, 320)
     tinted = edge + (blurred - edge).abs().mean()
     weights = torch.ones(1, 1, 320, 320)
-    (p, blur), (q, tint) = (picture_loss(made, edge, weights) for made in (blurred, tinted))
-    torch.testing.assert_close(p, q)
+    torch.testing.assert_close((blurred - edge).abs().mean(), (tinted - edge).abs().mean())
+    (_, blur), (_, tint) = (picture_loss(made, edge, weights) for made in (blurred, tinted))
     assert blur > 10 * tint
+
+
+def test_few_pixels_that_are_wrong_by_much():
+    """They cost more than many that are wrong by little, with the same mean |difference|."""
+    target, weights = torch.full((1, 3, 320, 320), 0.5), torch.ones(1, 1, 320, 320)
+    much = target.clone()
+    much[..., :16, :32] += 0.4
+    little = target + (much - target).mean()
+    (few, _), (many, _) = (picture_loss(made, target, weights) for made in (much, little))
+    assert few > 2 * many
 
 
 @pytest.mark.parametrize("network", [Generator, AudioEncoder])
@@ -207,8 +278,7 @@ def test_norms_at_rest_are_the_same_network(network):
 def test_listening_teaches_the_audio_side_alone(known):
     training = Training(Plan(steps=1, listen=30, stretches=2, batch=2), known, CPU)
     before = {name: p.clone() for name, p in training.generator.named_parameters()}
-    loader = batches(known, seed=1, steps=range(30), listening=range(30), size=2, stretches=2)
-    losses = [training.learn(batch) for batch in loader]
+    losses = [training.learn(batch) for batch in islice(batches(known, training.plan), 30)]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
     moved = {name for name, p in training.generator.named_parameters() if (p != before[name]).any()}
     assert moved and all(name.startswith("audio_model.") for name in moved)
@@ -259,12 +329,14 @@ def test_resumed_is_as_if_never_ended(film, tmp_path, monkeypatch, capsys):
     assert [entry["step"] for entry in logs[1]["checkpoints"]] == [1, 2, 3, 4, 5]
     assert main([*again, *shown, "-o", str(parts)]) == 2
     assert "has done its 5 steps already" in capsys.readouterr().err
+    assert main([*again, *shown, "-o", str(parts), "--steps", "6"]) == 0
+    assert read(parts)["training"]["step"] == 6
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
 def test_resumed_in_any_phase(known, tmp_path, stop):
     """The losses, and the weights, which hold what the optimizer remembers."""
-    plan = Plan(steps=2, listen=2, batch=2, stretches=2, settle=0.5)
+    plan = Plan(steps=2, listen=2, batch=2, stretches=2, close_ups=0.5, settle=0.5)
     whole = begun(plan, known)
     losses = run(whole, stop, tmp_path / "some.pth")
     again = begun(plan, known)
@@ -284,8 +356,7 @@ def test_a_frozen_encoder_stays(known):
     before = {name: t.clone() for name, t in encoder.state_dict().items()}
     plan = Plan(steps=1, listen=0, batch=2, freeze=True)
     training = Training(plan, known, CPU, audio_encoder=encoder)
-    loader = batches(known, seed=1, steps=range(1), listening=range(0), size=2, stretches=2)
-    training.learn(next(iter(loader)))
+    training.learn(next(batches(known, plan)))
     for name, tensor in training.audio_encoder.state_dict().items():
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, msg=name)
 
@@ -381,6 +452,7 @@ def test_bad_arguments(film, tmp_path, monkeypatch, capsys, arguments, said):
     ("arguments", "said"),
     [
         (["--rate", "2"], "is 2, it must be above 0 and below 1"),
+        (["--settle", "1.5"], "is 1.5, it must be from 0 to 1"),
         (["--batch", "1"], "is 1, it must be a whole number from 2 on"),
     ],
 )
@@ -394,8 +466,8 @@ def test_arguments_out_of_range(capsys, arguments, said):
 def test_a_plan_goes_with_its_checkpoint(known, film, tmp_path, capsys):
     output = tmp_path / "some.pth"
     Training(Plan(listen=0), known, CPU).save(output)
-    line = refused(capsys, "--avatar", film, "-o", output, "--resume", "--batch", "4")
-    assert "--batch cannot be given with --resume" in line
+    line = refused(capsys, "--avatar", film, "-o", output, "--resume", "--seed", "4")
+    assert "--seed cannot be given with --resume" in line
 
 
 def test_audio_of_a_drawing(tmp_path, capsys):

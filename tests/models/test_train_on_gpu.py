@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.train.training import Plan, read
+from models.train.plan import Plan
+from models.train.training import read
 from tests.models.known import Known, begun, run
 
 
@@ -13,7 +14,7 @@ from tests.models.known import Known, begun, run
 def test_on_a_gpu(speech, tmp_path, monkeypatch, precision):
     monkeypatch.setattr("models.train.training.mixed_precision", lambda device: precision)
     known = Known(speech)
-    plan = Plan(steps=12, listen=4, batch=2, stretches=2, settle=0.5)
+    plan = Plan(steps=12, listen=4, batch=2, stretches=2, close_ups=0.5, settle=0.5)
     training = begun(plan, known, torch.device("cuda"))
     losses = run(training, 8, tmp_path / "some.pth")
     assert np.isfinite(losses[4:]).all() and losses[-1] < losses[4]

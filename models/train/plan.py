@@ -1,0 +1,49 @@
+"""What a training is to do."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, how fast, and from which random numbers.
+
+    Attributes:
+        steps: that see pictures.
+        listen: steps before them, in which the audio side alone learns to tell the mouth's shape,
+            where the recording knows it: those cost a hundredth of the others.
+        batch: frames a step; of close-ups, as many more as make the same number of pixels.
+        stretches: of speech, in a step that listens.
+        rate, listen_rate: the highest learning rates.
+        close_ups: the first part of the steps that see, which see only the mouth: many mouths teach
+            more than few pictures.
+        settle: the last part of them, with the norms' statistics at rest: the networks are trained
+            as they will be used. While weights still change fast, norms at rest let what is heard
+            fade.
+        freeze: leave the audio encoder as it is.
+        seed: of the weights and the batches.
+    """
+
+    steps: int = 20000
+    listen: int = 2000
+    batch: int = 8
+    stretches: int = 8
+    rate: float = 1e-3
+    listen_rate: float = 1e-3
+    close_ups: float = 0.7
+    settle: float = 0.7
+    freeze: bool = False
+    seed: int = 2026
+
+    @property
+    def whole_from(self) -> int:
+        """The first step that sees whole pictures."""
+        return self.listen + math.ceil(self.close_ups * self.steps)
+
+    @property
+    def settled_from(self) -> int:
+        return self.listen + math.ceil((1 - self.settle) * self.steps)
+
+    @property
+    def end(self) -> int:
+        return self.listen + self.steps
