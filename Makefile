@@ -8,7 +8,6 @@ SPEECH := $(DEMO)/speech.wav
 .PHONY: demo test lint bench bench-kernels bench-pipeline clean
 
 demo: $(VENV)/.ready ## render the demo avatar to out/demo.mp4
-	@$(RUN) examples.networks
 	@mkdir -p out
 	$(RUN) engine.render --avatar $(DEMO) --audio $(SPEECH) -o out/demo.mp4
 
@@ -22,7 +21,6 @@ lint: $(VENV)/.ready
 	$(RUN) ruff format --check .
 
 bench: $(VENV)/.ready ## frames a second on this machine, next to a frame-by-frame loop
-	@$(RUN) examples.networks
 	$(RUN) benchmarks.render
 
 bench-kernels: $(VENV)/.ready ## every stage next to its alternatives, on the GPU if there is one
@@ -33,7 +31,7 @@ bench-pipeline: $(VENV)/.ready ## speech to finished frames next to the CPU and 
 
 clean:
 	rm -rf $(VENV) out build *.egg-info .pytest_cache .ruff_cache .hypothesis
-	rm -f $(DEMO)/*.onnx $(DEMO)/*.plan $(DEMO)/generator.json $(DEMO)/audio_encoder.json
+	rm -f $(DEMO)/*.plan $(DEMO)/generator.json $(DEMO)/audio_encoder.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.ready: pyproject.toml

@@ -23,7 +23,7 @@ from benchmarks import frame_loop, report
 from engine import Avatar, InputError, Pipeline
 from engine.media import VideoWriter, read_speech
 from engine.stopwatch import Stopwatch
-from examples.networks import untrained
+from examples.networks import networks
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo"
 LOOP_SECONDS = 1.5  # of speech for the frame-by-frame loop, which is slow
@@ -148,12 +148,12 @@ def _frame_loop(avatar: Avatar, pcm: torch.Tensor) -> Callable[[], int]:
     boxes = [tuple(box) for box in avatar.boxes.tolist()]
     count = min(len(boxes), 64)
     frames = [avatar.batch([i])[0][0].cpu().numpy()[..., ::-1].copy() for i in range(count)]
-    networks = untrained()  # any weights: only their time counts
+    trained = networks()
 
     def run() -> int:
         rendered = frame_loop.render(
-            samples, frames.__getitem__, boxes[:count], networks["audio_encoder"],
-            networks["generator"],
+            samples, frames.__getitem__, boxes[:count], trained["audio_encoder"],
+            trained["generator"],
         )  # fmt: skip
         return sum(1 for _ in rendered)
 

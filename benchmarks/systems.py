@@ -29,9 +29,7 @@ from engine.pipeline import ENCODER_BATCH, frame_numbers
 from engine.runtime import AUDIO_ENCODER, GENERATOR, Network, open_network
 from engine.runtime.exported import exported
 from engine.stopwatch import Stopwatch
-from examples.networks import untrained
 from kernels import CROP, FEATURE, MEL_BANDS, ROI, reference
-from models import checkpoint
 
 STILL = Path(__file__).parents[1] / "examples" / "demo" / "still.jpg"
 SIGNATURES = {"audio_encoder": AUDIO_ENCODER, "generator": GENERATOR}
@@ -81,15 +79,6 @@ class Scene:
     def pictures(self) -> list[np.ndarray]:
         """The frames as OpenCV has them, BGR."""
         return [cv2.imread(str(path)) for path in sorted(self.folder.glob("frames/*"))]
-
-
-def save_networks(folder: Path) -> dict[str, Path]:
-    """Checkpoints of both networks, untrained: weights do not change what anything costs."""
-    paths = {}
-    for kind, network in untrained().items():
-        paths[kind] = folder / f"{kind}.safetensors"
-        checkpoint.save(network, paths[kind])
-    return paths
 
 
 def make_scene(

@@ -1,4 +1,4 @@
-"""How well the demo avatar speaks with trained networks: python -m examples.judge CKPT.pth
+"""How well the demo avatar speaks with trained networks: python -m examples.judge
 
 Renders utterances that were never trained on (other texts, other voices) through the pipeline, in
 float16, and compares every frame with the drawing that knows what is said. Two others are judged by
@@ -24,11 +24,11 @@ from engine.pipeline import frame_numbers
 from export import ExportError, export
 
 from .make_demo import FPS, FRAMES
+from .networks import DEMO, KINDS, paths
 from .person import Mouth, draw, face_box, idle, mouth_box
 from .speech import REST, Recipe, Utterance, corpus, make, mouths
 from .speech.targets import CLOSED, bare
 
-DEMO = Path(__file__).parent / "demo"
 NETWORKS = ("onnxruntime-fp16", "onnxruntime-fp32", "torch-fp32")
 SEED = 2026
 SILENCE = Recipe((), pauses=(5.0,))  # more of it than between sentences
@@ -273,7 +273,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Parser(prog="python -m examples.judge", description=__doc__.splitlines()[0])
     add = parser.add_argument
     add(
-        "checkpoint", type=Path, metavar="CKPT.pth", help="both networks, from models.train --drawn"
+        "checkpoint",
+        type=Path,
+        nargs="?",
+        metavar="CKPT.pth",
+        help="both networks, from models.train --drawn; the demo's own by default",
     )
     add("--networks", choices=NETWORKS, default=NETWORKS[0], help="what runs them, and how exactly")
     add("--seconds", type=float, metavar="S", help="at least so much; all by default")
@@ -288,7 +292,7 @@ def _run(options: argparse.Namespace) -> str:
         raise InputError(f"seconds is {options.seconds:g}, it must be above 0")
     if options.output and not options.output.parent.is_dir():
         raise InputError(f"{options.output.parent} is not a folder")
-    networks = dict.fromkeys(("generator", "audio_encoder"), options.checkpoint)
+    networks = dict.fromkeys(KINDS, options.checkpoint) if options.checkpoint else paths()
     runtime, precision = options.networks.split("-")
     with tempfile.TemporaryDirectory() as folder:
         if runtime == "onnxruntime":

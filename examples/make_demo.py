@@ -33,8 +33,8 @@ MANIFEST = {
     "fps": FPS,
     "frames": "frames.mp4",
     "boxes": "boxes.json",
-    "generator": "generator.onnx",
-    "audio_encoder": "audio_encoder.onnx",
+    "generator": "generator.safetensors",
+    "audio_encoder": "audio_encoder.safetensors",
 }
 
 

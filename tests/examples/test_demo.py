@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 
@@ -16,11 +15,11 @@ from engine import Avatar
 from examples import judge as judging
 from examples.judge import Judge, closures, judge, openness, table
 from examples.make_demo import FPS
-from examples.networks import DEMO, main
+from examples.networks import DEMO, main, paths
 from examples.person import Mouth, Pose, draw, idle, mouth_box
 from examples.sheet import SHOWN, moments, sheet
 from examples.speech import REST, Phoneme, Utterance, corpus, make, mouths
-from models import AudioEncoder, Generator
+from models import AudioEncoder, Generator, checkpoint
 
 # --- the measures --------------------------------------------------------------------------------
 
@@ -210,15 +209,18 @@ def test_the_sheet_shows_what_is_said(monkeypatch):
 def test_networks_out_of_a_training(tmp_path):
     torch.manual_seed(0)
     trained = tmp_path / "trained.pth"
-    networks = {"generator": Generator(), "audio_encoder": AudioEncoder()}
-    torch.save({kind: network.state_dict() for kind, network in networks.items()}, trained)
+    made = {"generator": Generator(), "audio_encoder": AudioEncoder()}
+    torch.save({kind: network.state_dict() for kind, network in made.items()}, trained)
     assert main([str(trained), "-o", str(tmp_path)]) == 0
-    session = onnxruntime.InferenceSession(tmp_path / "audio_encoder.onnx")
-    windows = torch.randn(2, 1, 80, 16)
-    (made,) = session.run(None, {"mel_spectrogram": windows.numpy()})
-    expected = networks["audio_encoder"].eval()(windows)
-    torch.testing.assert_close(torch.from_numpy(made), expected, atol=1e-4, rtol=1e-4)
-    assert (tmp_path / "generator.onnx").stat().st_size > 40e6
+    files = paths(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["trained.pth", *(path.name for path in files.values())]
+    )
+    for kind, path in files.items():
+        written, expected = checkpoint.load(path, kind).state_dict(), made[kind].state_dict()
+        for name, tensor in expected.items():
+            if tensor.is_floating_point():  # not the count of batches, which nothing needs
+                torch.testing.assert_close(written[name], tensor.half().float(), msg=name)
 
 
 def test_networks_out_of_something_else(tmp_path, capsys):
@@ -226,3 +228,29 @@ def test_networks_out_of_something_else(tmp_path, capsys):
     assert main([str(trained), "-o", str(tmp_path)]) == 2
     assert "trained.pth: not a checkpoint file" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["trained.pth"]
+
+
+def test_networks_to_nowhere(tmp_path, capsys):
+    assert main([str(tmp_path / "trained.pth"), "-o", str(tmp_path / "no")]) == 2
+    assert "no is not a folder" in capsys.readouterr().err
+
+
+# --- the demo's own networks ----------------------------------------------------------------------
+
+
+def test_the_demo_is_small():
+    assert sum(path.stat().st_size for path in paths().values()) <= 32 * 2**20
+
+
+def test_the_demo_speaks(tmp_path):
+    """One held-out utterance, in float16."""
+    assert judging.main(["--seconds", "1", "-o", str(tmp_path / "figures.json")]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["networks"] == "onnxruntime-fp16"
+    speaks, still, late = (figures[name] for name in ("speaks", "never moves", "5 frames late"))
+    assert speaks["PSNR, mean of frames"] > 29 > still["PSNR, mean of frames"] + 4
+    assert speaks["SSIM"] > 0.92 > late["SSIM"]
+    assert speaks["openness, correlation"] > 0.9 > late["openness, correlation"] + 0.2
+    assert speaks["openness, best lag"] == 0 and late["openness, best lag"] == 5
+    assert speaks["closed on p, b, m"] >= 0.9 > late["closed on p, b, m"]
+    assert figures["PSNR along the box's edge"] > 40
