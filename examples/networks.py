@@ -3,6 +3,7 @@
 CKPT.pth is what `python -m models.train --drawn` made: both networks are written in float16.
 """
 
+import tempfile
 from pathlib import Path
 
 import torch
@@ -39,13 +40,17 @@ def _write(trained: Path, folder: Path) -> None:
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder")
     try:
-        read = {
-            kind: checkpoint.load(trained, kind) for kind in KINDS
-        }  # both, before one is written
-        for kind, path in paths(folder).items():
-            checkpoint.save(read[kind], path, precision="fp16")
-    except (checkpoint.CheckpointError, ValueError) as error:
+        read = {kind: checkpoint.load(trained, kind) for kind in KINDS}
+    except checkpoint.CheckpointError as error:
         raise InputError(str(error)) from error
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".networks-") as scratch:
+        try:
+            for kind, path in paths(Path(scratch)).items():
+                checkpoint.save(read[kind], path, precision="fp16")
+        except ValueError as error:
+            raise InputError(f"{trained}: {error}") from error
+        for path in paths(folder).values():  # both or none: they learned together
+            (Path(scratch) / path.name).replace(path)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def train(options: argparse.Namespace) -> str:
         except InputError as error:
             raise InputError(f"{output} cannot be resumed: {error}") from None
     if training.step >= plan.end:
-        raise InputError(f"{output} has done its {plan.end} steps already")
+        raise InputError(f"{output} has done its {plan.end} steps already (more: --steps)")
     return _run(training, recording, output, options)
 
 
@@ -95,7 +95,10 @@ def _run(
             figures |= pictured
             write_sheet(output.with_suffix(".png"), sheet)
         spent = seconds + time.monotonic() - begin
-        log.append({"step": training.step, "loss": lately(), **figures, "seconds": spent})
+        ahead = {name: getattr(plan, name) for name in AHEAD}
+        log.append(
+            {"step": training.step, "loss": lately(), **figures, "seconds": spent, "plan": ahead}
+        )
         training.save(output)
         write_log(output.with_suffix(".json"), log, training.losses, about)
         return log[-1]
@@ -158,7 +161,7 @@ def _plan(options: argparse.Namespace, kept: dict | None) -> Plan:
         fixed = {name for name in ("generator", "audio_encoder") if getattr(options, name)}
         fixed |= given.keys() - set(AHEAD)
         if fixed:
-            name = min(fixed).replace("_", "-")
+            name = min(fixed).replace("freeze", "freeze_audio_encoder").replace("_", "-")
             raise InputError(
                 f"--{name} cannot be given with --resume: the plan is the checkpoint's, but for "
                 f"{', '.join('--' + name.replace('_', '-') for name in AHEAD)}"
@@ -242,13 +245,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--close-ups",
         type=_part,
         metavar="PART",
-        help=f"of the steps, the first, that see only the mouth: {Plan.close_ups:g}",
+        help=f"of the steps, from the first on, that see close-ups: {Plan.close_ups:g}",
     )
     add(
         "--settle",
         type=_part,
         metavar="PART",
-        help=f"of the steps, the last, with norms at rest: {Plan.settle:g}",
+        help=f"of the steps, up to the last, with norms at rest: {Plan.settle:g}",
     )
     add("--seed", type=_at_least(0), metavar="N", help=f"default {Plan.seed}")
     add("--every", type=float, default=5, metavar="MINUTES", help="between checkpoints (5)")

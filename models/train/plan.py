@@ -1,6 +1,5 @@
 """What a training is to do."""
 
-import math
 from dataclasses import dataclass
 
 
@@ -11,15 +10,15 @@ class Plan:
     Attributes:
         steps: that see pictures.
         listen: steps before them, in which the audio side alone learns to tell the mouth's shape,
-            where the recording knows it: those cost a hundredth of the others.
+            where the recording knows it: those cost less than the others.
         batch: frames a step; of close-ups, as many more as make the same number of pixels.
         stretches: of speech, in a step that listens.
         rate, listen_rate: the highest learning rates.
-        close_ups: the first part of the steps that see, which see only the mouth: many mouths teach
-            more than few pictures.
-        settle: the last part of them, with the norms' statistics at rest: the networks are trained
-            as they will be used. While weights still change fast, norms at rest let what is heard
-            fade.
+        close_ups: the part of the steps that see, from the first on, with close-ups instead of
+            whole pictures, most of them of the mouth: many mouths teach more than few pictures.
+        settle: the part of them, up to the last, with the norms' statistics at rest: the networks
+            are trained as they will be used. While weights still change fast, norms at rest let
+            what is heard fade.
         freeze: leave the audio encoder as it is.
         seed: of the weights and the batches.
     """
@@ -38,11 +37,11 @@ class Plan:
     @property
     def whole_from(self) -> int:
         """The first step that sees whole pictures."""
-        return self.listen + math.ceil(self.close_ups * self.steps)
+        return self.listen + round(self.close_ups * self.steps)
 
     @property
     def settled_from(self) -> int:
-        return self.listen + math.ceil((1 - self.settle) * self.steps)
+        return self.listen + round((1 - self.settle) * self.steps)
 
     @property
     def end(self) -> int:

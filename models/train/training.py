@@ -92,11 +92,12 @@ class Training:
         # float16 overflows now and then, and the scaler leaves such a step out
         lately = self.losses[-OVERFLOWS if self._scaler.is_enabled() else -1 :]
         if not any(map(math.isfinite, lately)):
-            option, rate = ("--listen-rate", listen_rate) if listening else ("--rate", rate)
-            raise InputError(
-                f"the loss of step {self.step} is {self.losses[-1]}: a training begun anew with a "
-                f"learning rate below {rate:g} may do better ({option})"
+            remedy = (
+                f"a training begun anew with --listen-rate below {listen_rate:g} may do better"
+                if listening
+                else f"--resume with --rate below {rate:g} goes on from the last checkpoint"
             )
+            raise InputError(f"the loss of step {self.step} is {self.losses[-1]}: {remedy}")
         return self.losses[-1]
 
     @property
@@ -108,9 +109,10 @@ class Training:
     ) -> Tensor:
         """The generator's output, (n, 3, 320, 320) or close-ups, for batches as `Batch` has them.
 
-        A close-up is what the generator, which is convolutions alone, makes of a part of its
-        input: what is heard is cut alike where it joins. Only near a close-up's edges is the
-        output another one.
+        For a close-up, what is heard is cut alike where it joins. The generator makes nearly of it
+        what it makes there of the whole picture: near a close-up's edges there is no more to see,
+        and its upsampling, which aligns corners, puts coarse features a few pixels elsewhere. The
+        whole pictures that come last make up for both.
         """
         places = inputs.shape[2] // CELL, inputs.shape[3] // CELL
         cutting = (

@@ -192,3 +192,10 @@ def test_what_float16_cannot_hold(tmp_path, gain, message):
         make_ready(load(AUDIO_ENCODER, path), "fp16")
     assert "\n" not in str(caught.value)
     make_ready(load(AUDIO_ENCODER, path), "fp32")
+
+
+def test_small_errors_everywhere_are_refused(networks, monkeypatch):
+    monkeypatch.setattr("engine.graph_check._LEAST_PSNR", 200.0)
+    said = r"made fp16, has a PSNR of \d\d\.\d dB, under 200: use --precision fp32"
+    with pytest.raises(InputError, match=said):
+        make_ready(load(GENERATOR, networks["generator"]), "fp16")

@@ -230,6 +230,16 @@ def test_networks_out_of_something_else(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["trained.pth"]
 
 
+def test_networks_that_float16_cannot_hold(tmp_path, capsys):
+    made = {"generator": Generator(), "audio_encoder": AudioEncoder()}
+    weights = {kind: network.state_dict() for kind, network in made.items()}
+    weights["audio_encoder"]["0.conv_block.1.running_var"] += 1e5
+    torch.save(weights, tmp_path / "trained.pth")
+    assert main([str(tmp_path / "trained.pth"), "-o", str(tmp_path)]) == 2
+    assert "trained.pth: 0.conv_block.1.running_var is not finite" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["trained.pth"]
+
+
 def test_networks_to_nowhere(tmp_path, capsys):
     assert main([str(tmp_path / "trained.pth"), "-o", str(tmp_path / "no")]) == 2
     assert "no is not a folder" in capsys.readouterr().err

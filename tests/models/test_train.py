@@ -31,7 +31,7 @@ from models.train.norms import rest, wake
 from models.train.plan import Plan
 from models.train.progress import HeldOut
 from models.train.recording import FilmRecording, Speech
-from models.train.training import Training, read
+from models.train.training import SETTLED, Training, read
 from tests.models.known import CPU, Known, begun, run
 
 SIDE = 140  # pixels of the tiny film's frames
@@ -197,6 +197,46 @@ def test_close_ups_hear_what_is_heard_there(known):
     assert training.make(batch.windows, batch.inside, torch.zeros(4, 6, 320, 320)).shape[2] == 10
 
 
+def test_the_default_plan():
+    plan = Plan()
+    assert (plan.listen, plan.settled_from, plan.whole_from, plan.end) == (2000, 8000, 16000, 22000)
+
+
+@pytest.mark.parametrize("close", [True, False])
+def test_pictures_weigh_as_their_place_does(known, monkeypatch, close):
+    """In a close-up too: an error counts by where in the ROI it is."""
+    plan = Plan(listen=0, steps=1, batch=2, close_ups=float(close))
+    training = Training(plan, known, CPU)
+    training._readouts = nn.ModuleDict()
+    batch = next(batches(known, plan))
+    target, side = batch.target / 255, batch.target.shape[2]
+    corners = batch.corners.tolist() if close else [[0, 0]] * len(target)
+    whole = picture_weights(known.mouth)[0]
+    parts = [whole[:, 32 * y : 32 * y + side, 32 * x : 32 * x + side] for y, x in corners]
+    weights = torch.stack(parts)
+    for y, x in ((40, 60), (120, 100), (5, 5)):
+        made = target.clone()
+        made[1, :, y, x] += 0.1
+        monkeypatch.setattr(training, "make", lambda *_, made=made: made)
+        expected = sum(picture_loss(made, target, weights / weights.mean()))
+        torch.testing.assert_close(training._see(batch), expected)
+
+
+def test_shapes_count_less_once_norms_are_at_rest(known, monkeypatch):
+    monkeypatch.setattr("models.train.training.picture_loss", lambda *_: (torch.zeros(()),) * 2)
+    plan = Plan(listen=0, steps=2, batch=2, close_ups=0, settle=0.5)
+    training = Training(plan, known, CPU)
+    batch = next(batches(known, plan))
+    rest(training.generator)
+    rest(training.audio_encoder)
+    with torch.no_grad():
+        before = training._see(batch)
+        training.step = plan.settled_from
+        after = training._see(batch)
+    torch.testing.assert_close(after, SETTLED * before)
+    assert before > 0
+
+
 # --- losses and norms ----------------------------------------------------------------------------
 
 
@@ -330,7 +370,8 @@ def test_resumed_is_as_if_never_ended(film, tmp_path, monkeypatch, capsys):
     assert main([*again, *shown, "-o", str(parts)]) == 2
     assert "has done its 5 steps already" in capsys.readouterr().err
     assert main([*again, *shown, "-o", str(parts), "--steps", "6"]) == 0
-    assert read(parts)["training"]["step"] == 6
+    kept = read(parts)["training"]
+    assert kept["step"] == kept["plan"]["steps"] == 6 and kept["plan"]["batch"] == 2
 
 
 @pytest.mark.parametrize("stop", [1, 2, 3])
