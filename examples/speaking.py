@@ -7,6 +7,7 @@ there the reference is another frame.) Along its edges the target is the frame i
 no traces of a video's compression, and where it begins, a seam would show.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -22,16 +23,17 @@ from models.train.recording import Speech, picture_input, roi
 
 from .make_demo import FPS, FRAMES
 from .person import Mouth, Pose, draw, face_box, idle, mouth_box
-from .speech import corpus, make, mouths
+from .speech import Phoneme, corpus, make, mouths
+from .speech.targets import CLOSED, bare
 
 DEMO = Path(__file__).parent / "demo"
+SHUT = 0.05  # of the openness: less of it, and lips are closed
+OFTEN = 3  # more times are frames seen whose lips are closed for a p, b or m: they are few
 REST = 3  # every third frame of silence is enough
 # A row of `mouths` as the audio side learns it: how far the mouth is open counts most.
 SCALE = torch.tensor([2.0, 1.0, 1.0, 1.0, 1.0])
-EDGE = (
-    20,
-    40,
-)  # pixels from the ROI's edge: up to the first the frame, from the second on the drawing
+# Pixels from the edge of the ROI: up to the first the frame, from the second on the drawing.
+EDGE = 20, 40
 
 
 class Speaking:
@@ -61,7 +63,11 @@ class Speaking:
             still = np.zeros(len(rows), bool)
             still[1:] = (rows[1:] == rows[:-1]).all(axis=1)
             wanted = ~still | (np.arange(len(rows)) % REST == 0)
-            frames = torch.from_numpy(np.flatnonzero(wanted))
+            chosen = np.flatnonzero(wanted)
+            if not held_out:
+                shut = sorted(closed(utterance.phonemes, rows))
+                chosen = np.concatenate([chosen, *[np.array(shut, np.int64)] * OFTEN])
+            frames = torch.from_numpy(chosen)
             number = torch.full_like(frames, len(self.speeches))
             parts[held_out].append(torch.stack([number, frames], dim=1))
             self.speeches.append(speech)
@@ -89,6 +95,16 @@ class Speaking:
         mouth = Mouth(*self._mouths[speech][frame].tolist())
         inputs, drawn = self._inputs[number], drawn_roi(idle(number / FPS), mouth)
         return inputs, torch.lerp(inputs[:3].float(), drawn.float(), self._drawn).round().byte()
+
+
+def closed(phonemes: Sequence[Phoneme], rows: np.ndarray) -> set[int]:
+    """The frames of p, b and m whose lips are shut; rows: as `mouths` has them."""
+    found = set()
+    for phoneme in phonemes:
+        if bare(phoneme.name) in CLOSED:
+            near = range(max(int(phoneme.start * FPS) - 1, 0), int(np.ceil(phoneme.end * FPS)) + 1)
+            found |= {frame for frame in near if frame < len(rows) and rows[frame, 0] < SHUT}
+    return found
 
 
 def drawn_roi(pose: Pose, mouth: Mouth) -> Tensor:

@@ -22,13 +22,8 @@ from .recording import FilmRecording, Recording
 from .training import Training, read
 
 DRAWN = "examples.speaking"  # the module whose `recording(seed)` draws a person who speaks
-AHEAD = (
-    "steps",
-    "batch",
-    "rate",
-    "close_ups",
-    "settle",
-)  # what may change when a training is gone on with
+# What may change when a training goes on.
+AHEAD = ("steps", "batch", "rate", "close_ups", "settle")
 LATELY = 50  # steps that a loss shown is the mean of
 
 

@@ -17,9 +17,8 @@ from .recording import Recording
 
 SEGMENT = 24  # video frames that listening hears in a row: they share most of their mel windows
 STRIDE = 3  # of which every third is asked for; neighbours look alike
-CELL = (
-    32  # pixels of a ROI, across and down, that one place of the generator's narrowest layer sees
-)
+# Pixels of a ROI, across and down, at a place of the generator's narrowest layer.
+CELL = 32
 CELLS = kernels.ROI // CELL
 ELSEWHERE = 4  # every which close-up is of another part of the ROI than the mouth
 

@@ -14,10 +14,11 @@ pytest.importorskip("espeakng_loader", reason="espeak-ng says what is judged")
 from engine import Avatar
 from examples import judge as judging
 from examples.judge import Judge, closures, judge, openness, table
-from examples.make_demo import FPS
+from examples.make_demo import FPS, FRAMES
 from examples.networks import DEMO, main, paths
 from examples.person import Mouth, Pose, draw, idle, mouth_box
 from examples.sheet import SHOWN, moments, sheet
+from examples.speaking import OFTEN, Speaking, closed, drawn_roi
 from examples.speech import REST, Phoneme, Utterance, corpus, make, mouths
 from models import AudioEncoder, Generator, checkpoint
 
@@ -157,6 +158,38 @@ def test_a_render_is_judged(monkeypatch):
     lines = table(figures).splitlines()
     assert "never moves" in lines[0] and "5 frames late" in lines[0]
     assert lines[-1].startswith("PSNR along its worst side: ")
+
+
+# --- what the networks learn from ----------------------------------------------------------------
+
+
+def test_what_the_drawn_person_teaches(said, monkeypatch):
+    def one(seed, minutes=0, held_out=False):
+        return corpus(seed, held_out=True)[3:4]
+
+    monkeypatch.setattr("examples.speaking.corpus", one)
+    recording = Speaking(2026)
+    utterance = said[0]
+    rows = mouths(utterance.phonemes, recording.speeches[0].frames, FPS)
+    frame = int(rows[:, 0].argmax())
+    inputs, target = recording.pictures(0, frame, np.random.default_rng(1))
+    number = int(np.random.default_rng(1).integers(FRAMES))
+    drawn = drawn_roi(idle(number / FPS), Mouth(*rows[frame].tolist()))
+    inner = slice(None), slice(40, 280), slice(40, 280)
+    assert torch.equal(target[inner], drawn[inner]) and (target[inner] != inputs[:3][inner]).any()
+    edge = torch.ones(320, 320, dtype=bool)
+    edge[20:300, 20:300] = False
+    assert torch.equal(target[:, edge], inputs[:3][:, edge])
+    # lips closed for a p, b or m: seen more often, but measured once
+    shut = closed(utterance.phonemes, rows)
+    assert closures(utterance, rows) <= shut and all(rows[frame, 0] < 0.05 for frame in shut)
+    counts = [
+        np.bincount(part[:, 1], minlength=len(rows))
+        for part in (recording.train, recording.held_out)
+    ]
+    for frame in range(len(rows)):
+        more = OFTEN if frame in shut else 0
+        assert counts[0][frame] == counts[1][frame] + more
 
 
 # --- the sheet and the networks' command ---------------------------------------------------------
