@@ -23,9 +23,8 @@ from benchmarks import frame_loop, report
 from engine import Avatar, InputError, Pipeline
 from engine.media import VideoWriter, read_speech
 from engine.stopwatch import Stopwatch
-from examples.networks import networks
+from examples.networks import DEMO, networks
 
-DEMO = Path(__file__).parents[1] / "examples" / "demo"
 LOOP_SECONDS = 1.5  # of speech for the frame-by-frame loop, which is slow
 MEMORY_SECONDS = (6, 60)
 

@@ -26,8 +26,7 @@ from export import ExportError, export
 from .make_demo import FPS, FRAMES
 from .networks import DEMO, KINDS, paths
 from .person import Mouth, draw, face_box, idle, mouth_box
-from .speech import REST, Recipe, Utterance, corpus, make, mouths
-from .speech.targets import CLOSED, bare
+from .speech import REST, Recipe, Utterance, closing, corpus, make, mouths
 
 NETWORKS = ("onnxruntime-fp16", "onnxruntime-fp32", "torch-fp32")
 SEED = 2026
@@ -152,14 +151,11 @@ def _ratio(a: float, b: float) -> float | None:
 
 def closures(utterance: Utterance, rows: np.ndarray) -> set[int]:
     """The frame of each p, b and m in which the lips are most closed."""
-    found = set()
-    for phoneme in utterance.phonemes:
-        if bare(phoneme.name) in CLOSED:
-            first, last = int(phoneme.start * FPS), int(np.ceil(phoneme.end * FPS))
-            near = range(max(first - 1, 0), min(last + 1, len(rows)))
-            if near:
-                found.add(min(near, key=lambda frame: float(rows[frame, [0, 3, 4]].sum())))
-    return found
+    return {
+        min(near, key=lambda frame: float(rows[frame, [0, 3, 4]].sum()))
+        for near in closing(utterance.phonemes, len(rows), FPS)
+        if near
+    }
 
 
 def judge(

@@ -14,10 +14,10 @@ from engine.errors import InputError
 from engine.images import QUALITY
 
 from .make_demo import FPS
+from .networks import DEMO
 from .person import face_box, idle
 from .speech.targets import bare
 
-DEMO = Path(__file__).parent / "demo"
 # phonemes to show, by espeak-ng's names, each the first time it is said after the one before
 SHOWN = ("w", "m", "v", "s", "OI", "f", "oU", "w")
 SIDE, TEXT = 240, 34  # pixels of a picture, and of the line under it

@@ -9,7 +9,7 @@ no traces of a video's compression, and where it begins, a seam would show.
 
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
+from itertools import chain
 
 import cv2
 import numpy as np
@@ -22,11 +22,10 @@ from engine.avatar import Avatar
 from models.train.recording import Speech, picture_input, roi
 
 from .make_demo import FPS, FRAMES
+from .networks import DEMO
 from .person import Mouth, Pose, draw, face_box, idle, mouth_box
-from .speech import Phoneme, corpus, make, mouths
-from .speech.targets import CLOSED, bare
+from .speech import Phoneme, closing, corpus, make, mouths
 
-DEMO = Path(__file__).parent / "demo"
 SHUT = 0.05  # of the openness: less of it, and lips are closed
 OFTEN = 3  # more times are frames seen whose lips are closed for a p, b or m: they are few
 REST = 3  # every third frame of silence is enough
@@ -99,12 +98,8 @@ class Speaking:
 
 def closed(phonemes: Sequence[Phoneme], rows: np.ndarray) -> set[int]:
     """The frames of p, b and m whose lips are shut; rows: as `mouths` has them."""
-    found = set()
-    for phoneme in phonemes:
-        if bare(phoneme.name) in CLOSED:
-            near = range(max(int(phoneme.start * FPS) - 1, 0), int(np.ceil(phoneme.end * FPS)) + 1)
-            found |= {frame for frame in near if frame < len(rows) and rows[frame, 0] < SHUT}
-    return found
+    near = chain.from_iterable(closing(phonemes, len(rows), FPS))
+    return {frame for frame in near if rows[frame, 0] < SHUT}
 
 
 def drawn_roi(pose: Pose, mouth: Mouth) -> Tensor:

@@ -2,7 +2,7 @@
 
 from .corpus import Recipe, corpus, make
 from .espeak import PAUSE, Phoneme, Utterance, speak
-from .visemes import FIELDS, REST, mouths
+from .visemes import FIELDS, REST, closing, mouths
 
 __all__ = [
     "FIELDS",
@@ -11,6 +11,7 @@ __all__ = [
     "Phoneme",
     "Recipe",
     "Utterance",
+    "closing",
     "corpus",
     "make",
     "mouths",

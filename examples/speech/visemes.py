@@ -75,6 +75,15 @@ def _closure(phonemes: Sequence[Phoneme], times: np.ndarray, fps: float) -> np.n
     return pressed
 
 
+def closing(phonemes: Sequence[Phoneme], frames: int, fps: float = 25) -> list[range]:
+    """For each p, b and m, the video frames in which its lips may close; frames: there are."""
+    return [
+        range(max(int(one.start * fps) - 1, 0), min(ceil(one.end * fps) + 1, frames))
+        for one in phonemes
+        if bare(one.name) in CLOSED
+    ]
+
+
 def _pauses(phonemes: Sequence[Phoneme]) -> list[tuple[float, float]]:
     """Start and end of each silence, seconds; it is silent for ever after the last sound."""
     runs: list[tuple[float, float]] = []

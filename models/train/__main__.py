@@ -156,13 +156,13 @@ def _plan(options: argparse.Namespace, kept: dict | None) -> Plan:
         fixed = {name for name in ("generator", "audio_encoder") if getattr(options, name)}
         fixed |= given.keys() - set(AHEAD)
         if fixed:
-            name = min(fixed).replace("freeze", "freeze_audio_encoder").replace("_", "-")
+            name = min(fixed).replace("_", "-")
             raise InputError(
                 f"--{name} cannot be given with --resume: the plan is the checkpoint's, but for "
                 f"{', '.join('--' + name.replace('_', '-') for name in AHEAD)}"
             )
         return Plan(**kept["training"]["plan"] | given)
-    if options.freeze and not options.audio_encoder:
+    if options.freeze_audio_encoder and not options.audio_encoder:
         raise InputError("--freeze-audio-encoder needs one that has learned: --audio-encoder FILE")
     return Plan(**given)
 
@@ -220,7 +220,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--audio-encoder", type=Path, metavar="FILE", help="a checkpoint to start from")
     add(
         "--freeze-audio-encoder",
-        dest="freeze",
         action="store_true",
         default=None,
         help="leave the audio encoder as it is",

@@ -19,7 +19,7 @@ class Plan:
         settle: the part of them, up to the last, with the norms' statistics at rest: the networks
             are trained as they will be used. While weights still change fast, norms at rest let
             what is heard fade.
-        freeze: leave the audio encoder as it is.
+        freeze_audio_encoder: leave the audio encoder as it is.
         seed: of the weights and the batches.
     """
 
@@ -31,7 +31,7 @@ class Plan:
     listen_rate: float = 1e-3
     close_ups: float = 0.7
     settle: float = 0.7
-    freeze: bool = False
+    freeze_audio_encoder: bool = False
     seed: int = 2026
 
     @property

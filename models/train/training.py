@@ -104,6 +104,11 @@ class Training:
     def listening(self) -> bool:
         return self.step < self.plan.listen
 
+    @property
+    def settled(self) -> bool:
+        """Whether the norms are at rest."""
+        return self.step >= self.plan.settled_from
+
     def make(
         self, windows: Tensor, inside: Tensor, inputs: Tensor, corners: Tensor | None = None
     ) -> Tensor:
@@ -194,22 +199,20 @@ class Training:
         if read:
             shapes = batch.shapes.to(self.device).flatten(0, 1)
             off = torch.stack([(one - shapes).abs().mean() for one in read.values()])
-            settled = self.step >= self.plan.settled_from
-            loss = loss + LISTENING * (SETTLED if settled else 1) * off.mean()
+            loss = loss + LISTENING * (SETTLED if self.settled else 1) * off.mean()
         return loss
 
     def _modes(self) -> None:
         """Which norms measure, and which are at rest: in batches of few frames, the statistics of
         an audio side that has learned before would do harm."""
-        settled = self.step >= self.plan.settled_from
         heard = self.plan.listen > 0 and not self.listening
         wake(self.generator)
         wake(self.audio_encoder)
-        if settled:
+        if self.settled:
             rest(self.generator)
         if heard or self._given["generator"]:
             rest(self.generator.audio_model)
-        if settled or heard or self._given["encoder"] or self.plan.freeze:
+        if self.settled or heard or self._given["encoder"] or self.plan.freeze_audio_encoder:
             rest(self.audio_encoder)
 
     def _rate(self) -> float:
@@ -233,7 +236,7 @@ class Training:
             groups.append((list(self._readouts.parameters()), 1.0))
         if not listening:
             groups.append(([p for p in self.generator.parameters() if id(p) not in ears], 1.0))
-        if not self.plan.freeze:
+        if not self.plan.freeze_audio_encoder:
             encoder = list(self.audio_encoder.parameters())
             groups.append((encoder, 1.0 if listening else self._care("encoder")))
         return torch.optim.AdamW(

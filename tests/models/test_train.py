@@ -395,7 +395,7 @@ def test_resumed_in_any_phase(known, tmp_path, stop):
 def test_a_frozen_encoder_stays(known):
     encoder = AudioEncoder()
     before = {name: t.clone() for name, t in encoder.state_dict().items()}
-    plan = Plan(steps=1, listen=0, batch=2, freeze=True)
+    plan = Plan(steps=1, listen=0, batch=2, freeze_audio_encoder=True)
     training = Training(plan, known, CPU, audio_encoder=encoder)
     training.learn(next(batches(known, plan)))
     for name, tensor in training.audio_encoder.state_dict().items():
@@ -507,8 +507,11 @@ def test_arguments_out_of_range(capsys, arguments, said):
 def test_a_plan_goes_with_its_checkpoint(known, film, tmp_path, capsys):
     output = tmp_path / "some.pth"
     Training(Plan(listen=0), known, CPU).save(output)
-    line = refused(capsys, "--avatar", film, "-o", output, "--resume", "--seed", "4")
-    assert "--seed cannot be given with --resume" in line
+    resumed = "--avatar", film, "-o", output, "--resume"
+    line = refused(capsys, *resumed, "--seed", "4")
+    assert "--seed cannot be given with --resume" in line and "but for --steps, --batch" in line
+    line = refused(capsys, *resumed, "--freeze-audio-encoder")
+    assert "--freeze-audio-encoder cannot be given with --resume" in line
 
 
 def test_audio_of_a_drawing(tmp_path, capsys):
