@@ -158,7 +158,7 @@ class Training:
     def _features(self, windows: Tensor) -> Tensor:
         n, k = windows.shape[:2]
         windows = windows.to(self.device).flatten(0, 1)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.plan.freeze):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.plan.freeze_audio_encoder):
             return self.audio_encoder(windows).view(n, k, -1)
 
     def _shapes(self, batch: Batch) -> Tensor:
