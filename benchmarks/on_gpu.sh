@@ -61,7 +61,7 @@ everything() {
         kernel-tests) tests "$name" 150 tests/kernels ;;
         # the engine's PyTorch compiles the generator for every batch size: minutes
         engine-tests) tests "$name" 420 tests/engine ;;
-        train-tests) tests "$name" 90 tests/models/test_train_on_gpu.py ;;
+        train-tests) tests "$name" 90 tests/train/test_train_on_gpu.py ;;
         pipeline) part "$name" 220 python3 -m benchmarks.pipeline --out "$out" ;;
         kernels) part "$name" 150 python3 -m benchmarks.kernels --out "$out" ;;
         *)

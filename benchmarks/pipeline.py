@@ -27,8 +27,8 @@ from tqdm import tqdm
 from benchmarks import renders, report, systems, timing
 from benchmarks.report_pipeline import OURS, plot, table
 from benchmarks.systems import FPS, Scene, System
+from engine.device.stopwatch import Stopwatch
 from engine.runtime import RUNTIMES
-from engine.stopwatch import Stopwatch
 from examples.networks import paths
 
 NAMES = {"tensorrt": "TensorRT", "onnxruntime": "ONNX Runtime", "torch": "PyTorch"}

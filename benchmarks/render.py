@@ -21,8 +21,9 @@ from tqdm import tqdm
 import kernels
 from benchmarks import frame_loop, report
 from engine import Avatar, InputError, Pipeline
-from engine.media import VideoWriter, read_speech
-from engine.stopwatch import Stopwatch
+from engine.device.stopwatch import Stopwatch
+from engine.media.speech import read_speech
+from engine.media.video import VideoWriter
 from examples.networks import DEMO, networks
 
 LOOP_SECONDS = 1.5  # of speech for the frame-by-frame loop, which is slow

@@ -10,7 +10,7 @@ from torch import Tensor
 import kernels
 from benchmarks import stages
 from benchmarks.systems import FPS, System
-from engine.stopwatch import Stopwatch
+from engine.device.stopwatch import Stopwatch
 
 CHUNK = 9  # frames, of 0.4 s of speech: what a live session has when it starts
 GENERATOR_FLOP = 9.77e9  # a frame

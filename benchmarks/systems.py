@@ -25,10 +25,11 @@ from torch import Tensor
 import kernels
 from benchmarks import frame_loop
 from engine import Avatar, Pipeline
+from engine.device.stopwatch import Stopwatch
 from engine.pipeline import ENCODER_BATCH, frame_numbers
-from engine.runtime import AUDIO_ENCODER, GENERATOR, Network, open_network
+from engine.runtime import Network, open_network
 from engine.runtime.exported import exported
-from engine.stopwatch import Stopwatch
+from engine.runtime.signature import AUDIO_ENCODER, GENERATOR
 from kernels import CROP, FEATURE, MEL_BANDS, ROI, reference
 
 STILL = Path(__file__).parents[1] / "examples" / "demo" / "still.jpg"

@@ -7,17 +7,17 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import plan as plans
-from .avatar import find_networks
+from .avatar.layouts import find_networks
 from .command import Parser, program, run
-from .compiler import compile_plan, parse
 from .errors import InputError
-from .flavor import FLAVORS, Flavor, choose, gpu_architecture, logger, names
-from .graph import Graph, load
-from .graph_ready import make_ready
 from .pipeline import ENCODER_BATCH
-from .runtime import AUDIO_ENCODER, CHECKPOINT_SUFFIXES, GENERATOR, Signature
+from .plans import plan as plans
+from .plans.compiler import compile_plan, parse
+from .plans.flavor import FLAVORS, Flavor, choose, gpu_architecture, logger, names
+from .plans.graph import Graph, load
+from .plans.graph_ready import make_ready
 from .runtime.exported import exported
+from .runtime.signature import AUDIO_ENCODER, CHECKPOINT_SUFFIXES, GENERATOR, Signature
 
 SIGNATURES = {"generator": GENERATOR, "audio-encoder": AUDIO_ENCODER}
 # The batches that a pipeline runs on a GPU, and any smaller one: a stream's first, a file's last.

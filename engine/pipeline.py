@@ -12,12 +12,13 @@ from torch import Tensor
 
 import kernels
 
-from .arena import rung
 from .avatar import Avatar
+from .device.arena import rung
+from .device.lane import ENCODER_RUNGS, RING, Lane, Lanes, Part, Stage, lane_shapes
+from .device.stopwatch import Stopwatch
 from .errors import InputError
-from .lane import ENCODER_RUNGS, RING, Lane, Lanes, Part, Stage, lane_shapes
-from .runtime import AUDIO_ENCODER, GENERATOR, Network, open_network
-from .stopwatch import Stopwatch
+from .runtime import Network, open_network
+from .runtime.signature import AUDIO_ENCODER, GENERATOR
 
 LOOPS = ("pingpong", "wrap")
 ENCODER_BATCH = ENCODER_RUNGS[-1]  # more than frames: the encoder's weights outweigh its windows
@@ -273,7 +274,7 @@ def load_pcm(speech: str | os.PathLike | Tensor) -> Tensor:
     if isinstance(speech, Tensor):
         pcm = speech
     else:
-        from .media import read_speech  # here: who brings PCM needs no FFmpeg
+        from .media.speech import read_speech  # here: who brings PCM needs no FFmpeg
 
         pcm = read_speech(speech)
     if pcm.ndim != 1 or pcm.dtype != torch.float32:

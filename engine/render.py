@@ -14,13 +14,13 @@ from kernels import COMPOSITE_MODES
 
 from .avatar import Avatar
 from .command import Parser, program, run
+from .device.on_host import on_host
+from .device.stopwatch import Stopwatch
 from .errors import DeviceError, InputError
-from .images import IMAGE_FORMATS, QUALITY, ImageWriter
-from .media import VideoWriter
-from .on_host import on_host
+from .media.images import IMAGE_FORMATS, QUALITY, ImageWriter
+from .media.video import VideoWriter
 from .pipeline import LOOPS, Pipeline, load_pcm
 from .runtime import RUNTIMES
-from .stopwatch import Stopwatch
 
 
 def main(arguments: list[str] | None = None) -> int:

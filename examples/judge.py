@@ -273,7 +273,7 @@ def main(arguments: list[str] | None = None) -> int:
         type=Path,
         nargs="?",
         metavar="CKPT.pth",
-        help="both networks, from models.train --drawn; the demo's own by default",
+        help="both networks, from train --drawn; the demo's own by default",
     )
     add("--networks", choices=NETWORKS, default=NETWORKS[0], help="what runs them, and how exactly")
     add("--seconds", type=float, metavar="S", help="at least so much; all by default")

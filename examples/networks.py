@@ -1,6 +1,6 @@
 """Trained networks into the demo avatar: python -m examples.networks CKPT.pth
 
-CKPT.pth is what `python -m models.train --drawn` made: both networks are written in float16.
+CKPT.pth is what `python -m train --drawn` made: both networks are written in float16.
 """
 
 import tempfile

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from engine import Avatar, Pipeline
 from engine.command import Parser, program, run, write_whole
 from engine.errors import InputError
-from engine.images import QUALITY
+from engine.media.images import QUALITY
 
 from .make_demo import FPS
 from .networks import DEMO

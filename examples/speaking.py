@@ -1,4 +1,4 @@
-"""The drawn person speaking: what `python -m models.train --drawn` learns from.
+"""The drawn person speaking: what `python -m train --drawn` learns from.
 
 The reference of every picture is a frame of the demo avatar, decoded from its video, and the target
 is the same pose drawn with the mouth that fits the speech. That is what a render asks for: it has
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import kernels
 from engine.avatar import Avatar
-from models.train.recording import Speech, picture_input, roi
+from train.recording import Speech, picture_input, roi
 
 from .make_demo import FPS, FRAMES
 from .networks import DEMO
@@ -36,7 +36,7 @@ EDGE = 20, 40
 
 
 class Speaking:
-    """A `models.train.recording.Recording`.
+    """A `train.recording.Recording`.
 
     Args:
         seed: of what is said, and how.
@@ -132,5 +132,5 @@ def _mouth_in_roi() -> tuple[float, float, float, float]:
 
 
 def recording(seed: int, *, progress: bool = False) -> Speaking:
-    """What `models.train` asks a module for."""
+    """What `train` asks a module for."""
     return Speaking(seed, progress=progress)

@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def speech() -> torch.Tensor:
     """About 6 s of English, (S,) float32 at 16 kHz."""
     if find_spec("av"):
-        from engine.media import read_speech
+        from engine.media.speech import read_speech
 
         return read_speech(DEMO / "speech.wav")
     with wave.open(str(DEMO / "speech.wav")) as file:  # 16-bit, mono, 16 kHz
@@ -53,7 +53,7 @@ def person() -> torch.Tensor:
 
 
 def _read_with_av(path: Path) -> Iterator[np.ndarray]:
-    from engine.media import Video
+    from engine.media.video import Video
 
     video = Video(path)
     return (video.pixels(frame) for _, frame in video.frames())

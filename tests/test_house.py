@@ -8,41 +8,117 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ROOMS = {"kernels", "models", "export", "engine", "benchmarks", "examples", "tests"}
+ROOMS = {"kernels", "models", "export", "engine", "train", "benchmarks", "examples", "tests"}
 MAY_IMPORT = {
     "kernels": set(),
     "models": set(),
-    "models/train": {"kernels", "engine"},  # a program on top of the others
     "export": {"models"},
     "engine": {"kernels"},
     "engine/runtime/torch.py": {"kernels", "models"},
+    "train": {"kernels", "models", "engine"},
 }
+# In `engine`, the folders know nothing of what is built on them, and nobody knows the commands.
+FOLDERS = {"avatar", "media", "device", "runtime", "plans"}
+ABOVE_FOLDERS = {"engine.pipeline", "engine.session", "engine.scheduler", "engine.live"}
+COMMANDS = {"engine.render", "engine.build", "engine.prepare"}
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 
-def imported(path: Path) -> set[str]:
-    """The rooms that a file imports, at its top or anywhere in it."""
-    names = set()
+def name_of(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path, root: Path = ROOT) -> set[str]:
+    """What a file imports, at its top or anywhere in it, as full names: of modules, or of what
+    is in them."""
+    package = path.relative_to(root).parts[:-1]
+    found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names.add(node.module or "")
-    return {name.split(".")[0] for name in names} & ROOMS
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*base, *([node.module] if node.module else [])))
+            found |= {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def import_graph(root: Path, files: list[Path]) -> dict[str, set[str]]:
+    """Module -> the modules among `files` that it imports."""
+    modules = {name_of(path, root): path for path in files}
+
+    def module(name: str) -> str | None:
+        """A module, or the one that something is a part of."""
+        parent = name.rpartition(".")[0]
+        return name if name in modules else parent if parent in modules else None
+
+    graph = {}
+    for name, path in modules.items():
+        graph[name] = {found for found in map(module, imports(path, root)) if found} - {name}
+    return graph
+
+
+def cycle(graph: dict[str, set[str]]) -> list[str]:
+    """Some modules of which each imports the next one, and the last one the first; [] if none."""
+    done: set[str] = set()
+
+    def follow(name: str, way: list[str]) -> list[str]:
+        if name in way:
+            return way[way.index(name) :]
+        if name not in done:
+            for other in sorted(graph[name]):
+                if found := follow(other, [*way, name]):
+                    return found
+            done.add(name)
+        return []
+
+    return next((found for name in sorted(graph) if (found := follow(name, []))), [])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports(path):
     inner = path.relative_to(ROOT)
-    room = inner.parts[0]
+    room, known = inner.parts[0], imports(path)
+    rooms = {name.split(".")[0] for name in known} & ROOMS
     if room in MAY_IMPORT:
-        known = [p.as_posix() for p in (inner, *inner.parents) if p.as_posix() in MAY_IMPORT]
-        assert imported(path) <= MAY_IMPORT[known[0]] | {room}
+        rules = [p.as_posix() for p in (inner, *inner.parents) if p.as_posix() in MAY_IMPORT]
+        assert rooms <= MAY_IMPORT[rules[0]] | {room}
+    modules = {name.rpartition(".")[0] for name in known} | known
+    if room not in ("benchmarks", "examples", "tests"):
+        assert not modules & COMMANDS
+    if room == "engine" and inner.parts[1] in FOLDERS:
+        assert not modules & ABOVE_FOLDERS
 
 
 def test_there_are_files_to_look_at():
     assert len(FILES) > 30
-    assert imported(ROOT / "engine/runtime/torch.py") == {"models"}
+    assert all((ROOT / "engine" / folder / "__init__.py").exists() for folder in FOLDERS)
+    graph = import_graph(ROOT, FILES)
+    assert graph["engine.runtime.torch"] >= {"models.checkpoint", "engine.runtime.signature"}
+    assert graph["engine.runtime"] >= {"engine.plans.plan", "engine.runtime.tensorrt"}
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    assert cycle(import_graph(ROOT, FILES)) == []
+
+
+def test_cycles_are_found(tmp_path):
+    """The one that there was: plan -> runtime -> tensorrt -> plan, the second import a late one."""
+    (tmp_path / "engine" / "runtime").mkdir(parents=True)
+    for name, code in {
+        "__init__": "",
+        "plan": "from .runtime import Signature",
+        "runtime/__init__": "def open():\n    from .tensorrt import TensorRTNetwork",
+        "runtime/tensorrt": "from ..plan import check",
+        "build": "from . import plan",
+    }.items():
+        (tmp_path / "engine" / f"{name}.py").write_text(code)
+    graph = import_graph(tmp_path, sorted(tmp_path.rglob("*.py")))
+    assert cycle(graph) == ["engine.plan", "engine.runtime", "engine.runtime.tensorrt"]
+    assert graph["engine.build"] == {"engine.plan"}
+    graph["engine.plan"] = set()
+    assert cycle(graph) == []
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -58,9 +134,10 @@ def test_what_runs_on_a_gpu_host_loads_with_what_it_has():
         "import sys, importlib\n"
         "absent = 'av librosa scipy hypothesis matplotlib tensorrt tensorrt_rtx'.split()\n"
         "sys.modules.update(dict.fromkeys(absent))\n"
-        "for name in 'on_gpu graphs tensorrt runtime avatar'.split():\n"
-        "    importlib.import_module(f'tests.engine.test_{name}')\n"
-        "import tests.models.test_train_on_gpu\n"
+        "names = 'test_on_gpu device.test_graphs runtime.test_tensorrt runtime.test_runtime'\n"
+        "for name in [*names.split(), 'avatar.test_avatar']:\n"
+        "    importlib.import_module(f'tests.engine.{name}')\n"
+        "import tests.train.test_train_on_gpu\n"
         "import tests.engine.conftest, benchmarks.pipeline, benchmarks.kernels\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

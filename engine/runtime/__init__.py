@@ -1,7 +1,6 @@
 """Inference runtimes: one file each, one interface."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -9,27 +8,9 @@ import torch
 from torch import Tensor
 
 from ..errors import DeviceError, InputError
+from .signature import CHECKPOINT_SUFFIXES, Signature
 
-CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors")
 RUNTIMES = ("tensorrt", "onnxruntime", "torch")
-
-
-@dataclass(frozen=True)
-class Signature:
-    """What goes into a network and what comes out: names and shapes, without the batch."""
-
-    kind: str
-    inputs: dict[str, tuple[int, ...]]
-    outputs: dict[str, tuple[int, ...]]
-    cpu_batch: int  # how many at once run fastest on a CPU: as many as its caches hold
-
-
-AUDIO_ENCODER = Signature(
-    "audio_encoder", {"mel_spectrogram": (1, 80, 16)}, {"audio_features": (512,)}, 8
-)
-GENERATOR = Signature(
-    "generator", {"input": (6, 320, 320), "audio": (32, 16, 16)}, {"output": (3, 320, 320)}, 1
-)
 
 
 class Network(Protocol):
@@ -115,7 +96,7 @@ def _plan_of(path: Path) -> Path:
     Raises:
         InputError: there is none, or it was built from another file.
     """
-    from ..plan import read_record, source_sha256
+    from ..plans.plan import read_record, source_sha256
 
     plan = path.with_suffix(".plan")
     if not plan.exists():

@@ -1,34 +1,15 @@
-"""What is made of a network's file once and then kept in the user's cache folder."""
+"""ONNX files made of checkpoints, once, and kept in the user's cache folder."""
 
 import hashlib
 import os
 import subprocess
 import sys
 import tempfile
-from importlib import metadata
 from pathlib import Path
 
+from ..cache import cache_folder
 from ..errors import InputError
-from . import Signature
-
-
-def cache_folder() -> Path:
-    """Where this version keeps what it can make again: ~/.cache/viseme/VERSION, made if need be.
-
-    Raises:
-        InputError: it cannot be made.
-    """
-    try:
-        version = metadata.version("viseme")
-    except metadata.PackageNotFoundError:
-        version = "source"
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "viseme" / version
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be made: {error.strerror}") from error
-    return folder
+from .signature import Signature
 
 
 def exported(signature: Signature, path: Path, precision: str) -> Path:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DeviceError, InputError
-from . import CHECKPOINT_SUFFIXES, Signature
 from .exported import exported
+from .signature import CHECKPOINT_SUFFIXES, Signature
 
 DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 NUMPY = {torch.float32: np.float32, torch.float16: np.float16}

@@ -9,11 +9,11 @@ from weakref import WeakValueDictionary, finalize
 import torch
 from torch import Tensor
 
+from ..device.graphs import recording
 from ..errors import DeviceError, InputError
-from ..flavor import FLAVORS, logger
-from ..graphs import recording
-from ..plan import Record, check
-from . import Signature
+from ..plans.flavor import FLAVORS, logger
+from ..plans.plan import Record, check
+from .signature import Signature
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 ALIGNMENT = 256  # bytes: kernels load whole vectors, and PyTorch's own memory is as aligned

@@ -12,9 +12,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models import checkpoint
 
-from ..arena import RUNGS, rung
+from ..device.arena import RUNGS, rung
 from ..errors import InputError
-from . import Signature
+from .signature import Signature
 
 # Pipelines of one process share a checkpoint's module: on a GPU, it took minutes to compile.
 _modules: "WeakValueDictionary[tuple, nn.Module | Compiled]" = WeakValueDictionary()

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.runtime import AUDIO_ENCODER, GENERATOR
-from engine.runtime.exported import cache_folder, exported
+from engine.cache import cache_folder
+from engine.runtime.exported import exported
+from engine.runtime.signature import AUDIO_ENCODER, GENERATOR
 from tests.conftest import DEMO
 from tests.engine import onnx_files
 from tests.engine.files import Folders

@@ -14,13 +14,13 @@ from types import SimpleNamespace
 import pytest
 
 from engine import build as build_module
-from engine import compiler
 from engine.build import main
-from engine.compiler import configure, make_profile, parse
-from engine.flavor import FLAVORS, choose, logger
-from engine.graph import load
-from engine.graph_ready import make_ready
-from engine.runtime import AUDIO_ENCODER, GENERATOR
+from engine.plans import compiler
+from engine.plans.compiler import configure, make_profile, parse
+from engine.plans.flavor import FLAVORS, choose, logger
+from engine.plans.graph import load
+from engine.plans.graph_ready import make_ready
+from engine.runtime.signature import AUDIO_ENCODER, GENERATOR
 from tests.engine import onnx_files
 
 SIGNATURES = {"generator": GENERATOR, "audio_encoder": AUDIO_ENCODER}
@@ -139,8 +139,8 @@ def test_the_architectures_reach_tensorrt(trt, halves):
 def test_timings_are_kept(tmp_path, monkeypatch):
     """What TensorRT measured on a GPU, with a stand-in for its configuration."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("engine.flavor.gpu_architecture", lambda: 90)
-    monkeypatch.setattr("engine.flavor.Flavor.version", lambda self: "11.4.0")
+    monkeypatch.setattr("engine.plans.flavor.gpu_architecture", lambda: 90)
+    monkeypatch.setattr("engine.plans.flavor.Flavor.version", lambda self: "11.4.0")
 
     class Config:
         """A builder's configuration whose timing cache is the bytes themselves."""
@@ -457,7 +457,7 @@ def test_a_library_that_does_not_load(trt, halves, tmp_path, capsys, monkeypatch
 def test_tensorrt_fails_to_build(trt, halves, tmp_path, capsys, monkeypatch):
     """A capability that is the GPU's own where there is no GPU: what --arch saves people from."""
     target = {86: trt.ComputeCapability.CURRENT}
-    monkeypatch.setattr("engine.flavor._capabilities", lambda module: target)
+    monkeypatch.setattr("engine.plans.flavor._capabilities", lambda module: target)
     source = halves["audio_encoder"]
     options = ["--arch", 86, "-o", tmp_path / "a.plan"]
     if build_module.gpu_architecture() is not None:

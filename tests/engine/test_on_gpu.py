@@ -11,16 +11,17 @@ import torch
 from PIL import Image
 
 import kernels
-from engine import Avatar, Pipeline, images
+from engine import Avatar, Pipeline
 from engine.build import main as build
+from engine.device.graphs import WARM_UPS, Graphs
+from engine.device.lane import RING
+from engine.device.on_host import on_host
+from engine.device.stopwatch import Stopwatch
 from engine.errors import DeviceError
-from engine.flavor import FLAVORS, gpu_architecture
-from engine.graphs import WARM_UPS, Graphs
-from engine.lane import RING
-from engine.on_host import on_host
+from engine.media import images
 from engine.pipeline import frame_numbers
+from engine.plans.flavor import FLAVORS, gpu_architecture
 from engine.runtime import RUNTIMES
-from engine.stopwatch import Stopwatch
 
 pytestmark = pytest.mark.gpu
 

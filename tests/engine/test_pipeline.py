@@ -138,7 +138,7 @@ def test_files_and_tensors_are_the_same(pipeline):
     whole = pipeline.render(DEMO / "speech.wav")
     first = next(whole)
     whole.close()
-    from engine.media import read_speech
+    from engine.media.speech import read_speech
 
     assert torch.equal(first, next(pipeline.render(read_speech(DEMO / "speech.wav"))))
 

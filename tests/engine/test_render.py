@@ -16,8 +16,8 @@ from PIL import Image
 from scipy.io import wavfile
 
 from engine import Avatar, Pipeline
-from engine.media import read_speech
-from engine.on_host import on_host
+from engine.device.on_host import on_host
+from engine.media.speech import read_speech
 from engine.render import _choices, main
 from tests.conftest import DEMO
 from tests.engine.files import silent_film, write_audio

@@ -1,0 +1,85 @@
+"""Face boxes: out of JSON or of landmarks, and whether they can be used."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+LANDMARKS = 110  # a frame
+MAX_SIDE = 8192  # of a box or a frame, pixels: what `kernels` takes
+
+
+def read_json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def boxes_from_json(path: Path) -> Tensor:
+    """[[x0, y0, x1, y1], ...], or {"0": {"rect": [x0, y0, x1, y1]}, ...} -> (F, 4) int32."""
+    record = read_json(path)
+    if isinstance(record, dict):
+        for number in range(len(record)):
+            if str(number) not in record:
+                raise InputError(
+                    f"{path}: number {number} is missing (there are {len(record)} boxes)"
+                )
+        rects = [record[str(number)] for number in range(len(record))]
+        rects = [rect.get("rect") if isinstance(rect, dict) else rect for rect in rects]
+    else:
+        rects = record  # type: ignore[assignment]
+    if not isinstance(rects, list) or not rects:
+        raise InputError(f"{path} holds no list of face boxes")
+    for frame, rect in enumerate(rects):
+        usable = isinstance(rect, list) and len(rect) == 4 and all(map(_is_coordinate, rect))
+        if not usable:
+            raise InputError(
+                f"{path}: the box of frame {frame} is {rect!r}, it must be 4 numbers "
+                "x0, y0, x1, y1 in pixels"
+            )
+    return torch.tensor([[int(value) for value in rect] for rect in rects], dtype=torch.int32)
+
+
+def _is_coordinate(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value) and abs(value) < 2**24  # type: ignore[arg-type]
+
+
+def boxes_from_landmarks(paths: list[Path]) -> Tensor:
+    """110 landmarks a frame, "x y" lines -> (F, 4) int32: from landmark 1's column and landmark
+    52's row, as wide and as high as the way to landmark 31's column."""
+    boxes = []
+    for path in paths:
+        try:
+            points = [tuple(map(float, line.split())) for line in path.read_text().splitlines()]
+        except (OSError, ValueError):
+            points = []
+        points = [point for point in points if point]  # a last empty line
+        if len(points) != LANDMARKS or not all(
+            len(point) == 2 and all(map(_is_coordinate, point)) for point in points
+        ):
+            raise InputError(f'{path} must hold {LANDMARKS} lines "x y"')
+        x0, y0, x1 = int(points[1][0]), int(points[52][1]), int(points[31][0])
+        boxes.append([x0, y0, x1, y0 + x1 - x0])
+    return torch.tensor(boxes, dtype=torch.int32)
+
+
+def check_boxes(boxes: Tensor, height: int, width: int) -> None:
+    for frame, box in enumerate(boxes.tolist()):
+        x0, y0, x1, y1 = box
+        fault = None
+        if x1 <= x0 or y1 <= y0:
+            fault = "is empty"
+        elif x1 - x0 != y1 - y0:
+            fault = f"is not square ({x1 - x0} x {y1 - y0})"
+        elif x1 - x0 > MAX_SIDE:
+            fault = f"is {x1 - x0} pixels wide, at most {MAX_SIDE} are allowed"
+        elif x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+            fault = f"is wholly outside the frame of {width} x {height}"
+        if fault:
+            raise InputError(f"the box of frame {frame}, {box}, {fault}")

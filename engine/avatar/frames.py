@@ -1,0 +1,186 @@
+"""Frames of an avatar on demand: out of a folder of images or a video, through a bounded cache."""
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Lock
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from ..errors import InputError
+
+CACHE_BYTES = 128 << 20
+# what Pillow raises for an image that is damaged, or larger than any frame
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+class Source(Protocol):
+    """Where decoded frames come from.
+
+    A frame is whatever the source likes to keep, as a video likes YUV, which takes half the
+    memory of pixels; `pixels` makes those. `height` and `width` are those of every frame.
+    """
+
+    height: int
+    width: int
+
+    def __len__(self) -> int: ...
+
+    def decode(self, number: int) -> Iterator[tuple[int, Any]]:
+        """Frames that have to be decoded to get at frame `number`, which is the last of them."""
+        ...
+
+    def pixels(self, frame: Any) -> np.ndarray:
+        """(H, W, 3) uint8 RGB."""
+        ...
+
+    def size(self, frame: Any) -> int:
+        """Bytes that a frame takes."""
+        ...
+
+
+class ImageFolder:
+    """A list of image files of one size, each a frame. Opening reads their headers only.
+
+    Raises:
+        InputError: a file that is not an image, or not of the first one's size.
+    """
+
+    def __init__(self, paths: list[Path]):
+        self._paths = paths
+        self.height = self.width = 0
+        for number, path in enumerate(paths):
+            try:
+                with Image.open(path) as image:
+                    width, height = image.size
+                    if _orientation(image) >= 5:  # to be shown on its side
+                        width, height = height, width
+            except UNREADABLE as error:
+                raise _unreadable(path) from error
+            if number == 0:
+                self.height, self.width = height, width
+            elif (height, width) != (self.height, self.width):
+                raise InputError(
+                    f"frame {number} ({path}) is {width} x {height}, frame 0 is "
+                    f"{self.width} x {self.height}: all frames of an avatar have one size"
+                )
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def decode(self, number: int) -> Iterator[tuple[int, np.ndarray]]:
+        path = self._paths[number]
+        try:
+            with Image.open(path) as image:
+                upright = ImageOps.exif_transpose(image) if _orientation(image) > 1 else image
+                frame = np.asarray(upright.convert("RGB"))
+        except UNREADABLE as error:
+            raise _unreadable(path) from error
+        if frame.shape[:2] != (self.height, self.width):
+            raise InputError(f"{path} changed its size while it was in use")
+        yield number, frame
+
+    def pixels(self, frame: np.ndarray) -> np.ndarray:
+        return frame
+
+    def size(self, frame: np.ndarray) -> int:
+        return frame.nbytes
+
+
+class VideoFile:
+    """A video whose frames, in the order they are shown, are the avatar's."""
+
+    def __init__(self, path: Path):
+        from ..media.video import Video  # here: folders of images need no FFmpeg
+
+        self._video = Video(path)
+        self.height, self.width = self._video.height, self._video.width
+        self.pixels = self._video.pixels
+        self._decoder: Iterator[tuple[int, Any]] | None = None
+        self._next = 0  # what the decoder gives next
+
+    @property
+    def fps(self):
+        return self._video.fps
+
+    def __len__(self) -> int:
+        return len(self._video)
+
+    def decode(self, number: int) -> Iterator[tuple[int, Any]]:
+        keys = self._video.keyframes
+        key = max(bisect_right(keys, number) - 1, 0)
+        # Going on from where the decoder stands is cheapest, unless a keyframe lies between.
+        if self._decoder is None or not keys[key] <= self._next <= number:
+            self._seek(key)
+            while key > 0 and self._next > number:  # an open group starts later than its keyframe
+                key -= 1
+                self._seek(key)
+        while self._next <= number:
+            yield self._advance()
+
+    def size(self, frame: Any) -> int:
+        return sum(plane.buffer_size for plane in frame.planes)
+
+    def _seek(self, key: int) -> None:
+        self._decoder = self._video.frames(self._video.keyframes[key])
+        self._peeked = next(self._decoder, None)
+        self._next = len(self) if self._peeked is None else self._peeked[0]
+
+    def _advance(self) -> tuple[int, Any]:
+        current = self._peeked
+        assert current is not None and self._decoder is not None
+        self._peeked = next(self._decoder, None)
+        self._next = len(self) if self._peeked is None else self._peeked[0]
+        return current
+
+
+class FrameCache:
+    """The frames of a source, the ones used last kept decoded. Any number of threads may read.
+
+    Playing a video backwards needs frames in the opposite order of decoding: the cache keeps the
+    last ones of what was decoded to get at one, which are those wanted next.
+    """
+
+    def __init__(self, source: Source, capacity_bytes: int = CACHE_BYTES):
+        self._source = source
+        self._capacity, self._bytes = capacity_bytes, 0
+        self._kept: OrderedDict[int, Any] = OrderedDict()  # the ones used last last
+        self._lock = Lock()
+
+    def read(self, numbers: list[int], out: np.ndarray) -> None:
+        """Write the frames of these numbers into `out`, (n, H, W, 3) uint8 RGB.
+
+        Raises:
+            InputError: a frame that cannot be decoded.
+        """
+        with self._lock:
+            for pixels, number in zip(out, numbers, strict=True):
+                pixels[...] = self._source.pixels(self._frame(number))
+
+    def _frame(self, number: int) -> Any:
+        if number not in self._kept:
+            for decoded, frame in self._source.decode(number):
+                if decoded not in self._kept:
+                    self._kept[decoded] = frame
+                    self._bytes += self._source.size(frame)
+                self._kept.move_to_end(decoded)
+                while self._bytes > self._capacity and len(self._kept) > 1:
+                    self._bytes -= self._source.size(self._kept.popitem(last=False)[1])
+        if number not in self._kept:
+            raise InputError(f"frame {number} of the avatar cannot be decoded")
+        self._kept.move_to_end(number)
+        return self._kept[number]
+
+
+def _orientation(image: Image.Image) -> int:
+    """How cameras say that a JPEG is to be turned, 1 if not at all."""
+    if image.format != "JPEG":
+        return 1
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def _unreadable(path: Path) -> InputError:
+    return InputError(f"{path} cannot be read as an image (JPEG or PNG)")

@@ -1,0 +1,101 @@
+"""Finished frames as numbered images; JPEGs made on the GPU where nvImageCodec is installed."""
+
+import os
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..errors import InputError
+
+IMAGE_FORMATS = ("png", "jpg")
+QUALITY = 95
+
+
+class ImageWriter:
+    """Numbered images in a folder that appears whole or not at all: 000000.png, 000001.png, ...
+
+    Args:
+        folder: does not exist yet, or is empty.
+        kind: "png" or "jpg".
+        quality: of a JPEG, 1 to 100; its colours are not subsampled.
+
+    Raises:
+        InputError: the folder exists and holds something, or cannot be made.
+    """
+
+    def __init__(self, folder: str | os.PathLike, kind: str, *, quality: int = QUALITY):
+        if not 1 <= quality <= 100:
+            raise InputError(f"quality is {quality}, it must be 1 to 100")
+        self.folder, self._kind, self._written = Path(folder).absolute(), kind, 0
+        self._options: dict[str, Any] = {"compress_level": 1}
+        if kind == "jpg":
+            self._options = {"quality": quality, "subsampling": 0}
+        self._encoder: _GpuEncoder | None = None
+        if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+            raise InputError(f"{folder} exists and is not an empty folder")
+        self._partial = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.partial")
+        try:
+            self._partial.mkdir()
+        except OSError as error:
+            raise InputError(f"{folder} cannot be made: {error.strerror}") from error
+
+    def write(self, frames: Tensor, pixels: np.ndarray) -> None:
+        """Append frames: (n, H, W, 3) uint8 RGB on any device, and the same on the host."""
+        if self._kind == "jpg" and frames.is_cuda and on_gpu():
+            if self._encoder is None:
+                self._encoder = _GpuEncoder(self._options["quality"], frames.device)
+            for file in self._encoder(frames):
+                self._next().write_bytes(file)
+            return
+        for frame in pixels:
+            Image.fromarray(frame).save(self._next(), **self._options)
+
+    def _next(self) -> Path:
+        path = self._partial / f"{self._written:06}.{self._kind}"
+        self._written += 1
+        return path
+
+    def __enter__(self) -> "ImageWriter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self._partial.replace(self.folder)
+        finally:
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+
+def on_gpu() -> bool:
+    """Whether JPEGs of frames on a GPU are made there."""
+    return find_spec("nvidia") is not None and find_spec("nvidia.nvimgcodec") is not None
+
+
+class _GpuEncoder:
+    """Frames on a GPU to JPEG files in memory, by nvImageCodec: only these leave the GPU."""
+
+    def __init__(self, quality: int, device: torch.device):
+        from nvidia import nvimgcodec
+
+        self._codec, self._device = nvimgcodec, device
+        self._encoder = nvimgcodec.Encoder(device_id=device.index or 0)
+        self._params = nvimgcodec.EncodeParams(
+            quality_type=nvimgcodec.QualityType.QUALITY,
+            quality_value=quality,
+            chroma_subsampling=nvimgcodec.ChromaSubsampling.CSS_444,
+        )
+
+    def __call__(self, frames: Tensor) -> list[bytes]:
+        # 1 is the default stream's name where 0 would mean none
+        stream = torch.cuda.current_stream(self._device).cuda_stream or 1
+        images = self._codec.as_images(list(frames), cuda_stream=stream)
+        files = self._encoder.encode(images, ".jpg", params=self._params, cuda_stream=stream)
+        if None in files:
+            raise RuntimeError(f"nvImageCodec made no JPEG of frame {files.index(None)} of a batch")
+        return [bytes(file) for file in files]

@@ -1,0 +1,173 @@
+"""Frames on demand: any order, bounded memory, damaged files."""
+
+import random
+from fractions import Fraction
+from threading import Thread
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine import InputError
+from engine.avatar.frames import FrameCache, ImageFolder, VideoFile
+from engine.pipeline import frame_numbers
+from tests.engine.files import write_video
+
+
+@pytest.fixture(scope="module")
+def numbered() -> np.ndarray:
+    """60 frames that differ everywhere."""
+    return np.random.default_rng(0).integers(0, 256, (60, 48, 64, 3), dtype=np.uint8)
+
+
+def read(cache: FrameCache, numbers: list[int]) -> np.ndarray:
+    out = np.empty((len(numbers), 48, 64, 3), np.uint8)
+    cache.read(numbers, out)
+    return out
+
+
+ORDERS = {
+    "forward": list(range(60)),
+    "backward": list(range(59, -1, -1)),
+    "pingpong": [n for n, _ in zip(frame_numbers(60), range(250), strict=False)],
+    "random": random.Random(0).choices(range(60), k=150),
+}
+
+
+# Groups of pictures that are short, as long as the video, with frames out of order, open at the
+# end; a cache of one frame, of less than a group, of everything.
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("frames_kept", [1, 9, 60])
+@pytest.mark.parametrize(
+    "options", [{"g": "7", "bf": "0"}, {"g": "250"}, {"g": "12", "bf": "3", "x264-params": "open-gop=1"}]
+)  # fmt: skip
+def test_video_in_any_order(tmp_path, numbered, order, frames_kept, options):
+    path = write_video(tmp_path / "v.mp4", numbered, **options)
+    source = VideoFile(path)
+    frame_bytes = source.size(next(source.decode(0))[1])
+    assert frame_bytes >= 48 * 64 * 3
+    cache = FrameCache(source, frames_kept * frame_bytes)
+    numbers = ORDERS[order]
+    for first in range(0, len(numbers), 8):
+        some = numbers[first : first + 8]
+        assert np.array_equal(read(cache, some), numbered[some])
+        assert len(cache._kept) <= frames_kept
+        assert cache._bytes == len(cache._kept) * frame_bytes
+
+
+def test_forward_decodes_each_frame_once(tmp_path, numbered, monkeypatch):
+    source = VideoFile(write_video(tmp_path / "v.mp4", numbered, g="10"))
+    decoded = []
+    advance = source._advance
+    monkeypatch.setattr(source, "_advance", lambda: decoded.append(None) or advance())
+    cache = FrameCache(source, 1)
+    for number in range(60):
+        read(cache, [number])
+    assert len(decoded) == 60
+
+
+def test_backward_decodes_little_more(tmp_path, numbered, monkeypatch):
+    source = VideoFile(write_video(tmp_path / "v.mp4", numbered, g="10"))
+    decoded = []
+    advance = source._advance
+    monkeypatch.setattr(source, "_advance", lambda: decoded.append(None) or advance())
+    cache = FrameCache(source, 20 * source.size(next(source.decode(0))[1]))
+    decoded.clear()
+    for number in range(59, -1, -1):
+        read(cache, [number])
+    assert len(decoded) <= 70
+
+
+def test_threads_share_a_cache(tmp_path, numbered):
+    cache = FrameCache(VideoFile(write_video(tmp_path / "v.mp4", numbered)), 50000)
+    wrong = []
+
+    def play(seed: int) -> None:
+        for number in random.Random(seed).choices(range(60), k=60):
+            if not np.array_equal(read(cache, [number])[0], numbered[number]):
+                wrong.append(number)
+
+    threads = [Thread(target=play, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix"), [("RGB", "png"), ("L", "png"), ("RGBA", "png"), ("P", "png")]
+)
+def test_images_of_any_mode(tmp_path, numbered, mode, suffix):
+    Image.fromarray(numbered[0]).convert(mode).save(tmp_path / f"0.{suffix}")
+    with Image.open(tmp_path / f"0.{suffix}") as image:
+        expected = np.asarray(image.convert("RGB"))
+    assert np.array_equal(
+        read(FrameCache(ImageFolder([tmp_path / f"0.{suffix}"])), [0])[0], expected
+    )
+
+
+def test_an_image_that_is_shown_on_its_side(tmp_path, numbered):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.fromarray(numbered[0]).save(tmp_path / "0.jpg", exif=exif)
+    with Image.open(tmp_path / "0.jpg") as image:
+        lying = np.asarray(image)
+    folder = ImageFolder([tmp_path / "0.jpg"])
+    assert (folder.height, folder.width) == (64, 48)
+    out = np.empty((1, 64, 48, 3), np.uint8)
+    FrameCache(folder).read([0], out)
+    assert np.array_equal(out[0], np.rot90(lying, -1))
+
+
+def test_a_video_that_changes_its_size(tmp_path, numbered):
+    joined = b""
+    for frames in (numbered[:5], numbered[:5, :24, :32]):
+        part = write_video(tmp_path / "part.mp4", frames, codec="libx264", bf="0")
+        with (
+            av.open(str(part)) as source,
+            av.open(str(tmp_path / "part.h264"), "w", format="h264") as bare,
+        ):
+            copy(source, bare)
+        joined += (tmp_path / "part.h264").read_bytes()
+    (tmp_path / "joined.h264").write_bytes(joined)
+    with (
+        av.open(str(tmp_path / "joined.h264")) as source,
+        av.open(str(tmp_path / "v.mkv"), "w") as joined_video,
+    ):
+        copy(source, joined_video)
+    cache = FrameCache(VideoFile(tmp_path / "v.mkv"))
+    with pytest.raises(InputError, match="frame 5 is 32 x 24, others are 64 x 48"):
+        read(cache, list(range(10)))
+
+
+def copy(source: av.container.InputContainer, target: av.container.OutputContainer) -> None:
+    """The packets of a video as they are, 25 a second."""
+    stream = target.add_stream_from_template(source.streams.video[0])
+    packets = (packet for packet in source.demux(video=0) if packet.size)
+    for number, packet in enumerate(packets):
+        packet.stream, packet.time_base = stream, Fraction(1, 25)
+        packet.pts = packet.dts = number
+        target.mux(packet)
+
+
+def test_a_truncated_image(tmp_path, numbered):
+    path = tmp_path / "0.png"
+    Image.fromarray(numbered[0]).save(path)
+    path.write_bytes(path.read_bytes()[:-3000])
+    folder = ImageFolder([path])  # its header can be read
+    with pytest.raises(InputError, match=r"0.png cannot be read as an image"):
+        read(FrameCache(folder), [0])
+
+
+def test_a_damaged_video(tmp_path, numbered):
+    path = write_video(tmp_path / "v.mp4", numbered, g="10")
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle : middle + 20000] = bytes(20000)
+    path.write_bytes(data)
+    with pytest.raises(InputError) as caught:
+        read(FrameCache(VideoFile(path)), list(range(60)))
+    assert "v.mp4" in str(caught.value) or "cannot be decoded" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,280 @@
+"""The runtimes: any ONNX file in the wild, checkpoints, and what is neither."""
+
+import shutil
+from functools import partial
+
+import onnx
+import pytest
+import torch
+from onnx import helper
+from torch import nn
+
+from engine import InputError
+from engine.runtime import open_network
+from engine.runtime.signature import AUDIO_ENCODER, GENERATOR
+from engine.runtime.torch import Compiled, fold_batch_norms
+from models import checkpoint
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def inputs() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    pictures = torch.rand(5, 6, 320, 320, generator=generator)
+    return pictures, torch.randn(5, 32, 16, 16, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoints, inputs) -> torch.Tensor:
+    with torch.inference_mode():
+        return checkpoint.load(checkpoints["generator"])(*inputs).clone()
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def run(network, inputs, dtype=torch.float32) -> torch.Tensor:
+    out = torch.full((len(inputs[0]), 3, 320, 320), float("nan"), dtype=dtype)
+    assert network(*inputs, out=out) is out
+    return out
+
+
+def test_free_batch(networks, inputs, expected):
+    network = open_network(GENERATOR, networks["generator"], device=CPU)
+    assert network.dtype == torch.float32 and "cpu" in network.description
+    assert (run(network, inputs) - expected).abs().max() < 1e-4
+    assert (run(network, [t[2:3] for t in inputs]) - expected[2:3]).abs().max() < 1e-4
+    assert run(network, [t[:0] for t in inputs]).shape[0] == 0
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_fixed_batch(networks, inputs, expected, tmp_path, batch):
+    model = onnx.load(networks["generator"])
+    for value in [*model.graph.input, *model.graph.output]:
+        value.type.tensor_type.shape.dim[0].dim_value = batch
+    onnx.save(model, tmp_path / "fixed.onnx")
+    network = open_network(GENERATOR, tmp_path / "fixed.onnx", device=CPU)
+    assert f"batch {batch}" in network.description
+    assert (run(network, inputs) - expected).abs().max() < 1e-4  # 5 is no multiple of 3
+
+
+def test_half_precision(gentle, halves, inputs):
+    with torch.inference_mode():
+        expected = checkpoint.load(gentle["generator"])(*inputs)
+    network = open_network(GENERATOR, halves["generator"], device=CPU)
+    assert network.dtype == torch.float16
+    for dtype in (torch.float32, torch.float16):  # of what it is given and asked for
+        out = run(network, [t.to(dtype) for t in inputs], dtype)
+        assert (out.float() - expected).abs().max() < 2e-3
+
+
+def test_other_names(networks, inputs, expected, tmp_path):
+    model = onnx.load(networks["generator"])
+    names = {"input": "face", "audio": "sound", "output": "mouth"}
+    for value in [*model.graph.input, *model.graph.output]:
+        value.name = names[value.name]
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    swapped = list(model.graph.input)[::-1]  # and in another order
+    del model.graph.input[:]
+    model.graph.input.extend(swapped)
+    onnx.save(model, tmp_path / "named.onnx")
+    network = open_network(GENERATOR, tmp_path / "named.onnx", device=CPU)
+    assert (run(network, inputs) - expected).abs().max() < 1e-4
+
+
+def test_audio_encoder(networks, checkpoints):
+    windows = torch.rand(11, 1, 80, 16) * 8 - 4
+    with torch.inference_mode():
+        expected = checkpoint.load(checkpoints["audio_encoder"])(windows)
+    for path, runtime in [
+        (networks["audio_encoder"], "onnxruntime"),
+        (checkpoints["audio_encoder"], "torch"),
+    ]:
+        out = torch.empty(11, 512)
+        open_network(AUDIO_ENCODER, path, device=CPU, runtime=runtime)(windows, out=out)
+        assert (out - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+def test_torch_runs_checkpoints(checkpoints, inputs, expected):
+    network = open_network(GENERATOR, checkpoints["generator"], device=CPU, runtime="torch")
+    assert "PyTorch" in network.description
+    assert (run(network, inputs) - expected).abs().max() < 1e-4
+
+
+def test_batch_norms_are_folded(checkpoints, inputs, expected):
+    module = checkpoint.load(checkpoints["generator"])
+    first = module.inc.inconv[0].conv[1]
+    first.running_var[0] = 1e6  # beyond float16, as trained ones may be
+    pair = [tensor[:2].double() for tensor in inputs]
+    module.double()
+    with torch.inference_mode():
+        wanted = module(*pair)
+    folded = fold_batch_norms(module)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
+    with torch.inference_mode():
+        assert (folded(*pair) - wanted).abs().max() < 1e-12
+    folded.half()
+    assert all(torch.isfinite(weight).all() for weight in folded.parameters())
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """A module as on a GPU, but for the compiler, which only traces; and the sizes traced."""
+    sizes = []
+
+    def backend(graph, examples):
+        sizes.append([len(t) for t in examples if t.ndim == 4][-1])
+        return graph.forward
+
+    compiler = partial(torch.compile, backend=backend)
+    monkeypatch.setattr(torch, "compile", compiler)
+    torch.manual_seed(0)
+    return Compiled(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).requires_grad_(False)), sizes
+
+
+def test_few_sizes_are_compiled(compiled):
+    run, sizes = compiled
+    for n in (0, 1, 2, 3, 4, 25, 26, 40, 41, 81, 30):
+        x = torch.randn(n, 3, 2, 2)
+        assert torch.allclose(run(x), run._module(x), atol=1e-6) and len(run(x)) == n
+    assert sorted(sizes) == [1, 4, 25, 40]
+
+
+@pytest.mark.parametrize("reason", ["no compiler\nat all", ""])
+def test_without_a_compiler(monkeypatch, recwarn, reason):
+    def compile(*_, **__):
+        def fail(*_):
+            raise RuntimeError(reason)
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compile)
+    run = Compiled(nn.Flatten())
+    x = torch.randn(5, 3, 2, 2)
+    for _ in range(2):
+        assert torch.equal(run(x), x.flatten(1))
+    (warning,) = recwarn
+    said = f"PyTorch runs without its compiler: {reason[:11] or 'RuntimeError'}"
+    assert str(warning.message) == said
+
+
+def test_memory_that_runs_out_is_not_the_compilers_fault(monkeypatch):
+    def compile(*_, **__):
+        def fail(*_):
+            raise torch.OutOfMemoryError("none left")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compile)
+    with pytest.raises(torch.OutOfMemoryError):
+        Compiled(nn.Flatten())(torch.randn(5, 3, 2, 2))
+
+
+def test_a_checkpoint_is_exported_once(checkpoints, inputs, expected, tmp_path, capfd):
+    for times in (1, 0):
+        network = open_network(GENERATOR, checkpoints["generator"], device=CPU)
+        assert (run(network, inputs) - expected).abs().max() < 1e-4
+        assert capfd.readouterr().err.count("exporting") == times
+    (kept,) = (tmp_path / "cache" / "viseme").rglob("*.onnx")
+    assert kept.name.startswith("generator-") and kept.name.endswith("-fp32.onnx")
+
+
+def test_networks_share_a_session(networks):
+    one, two = (open_network(GENERATOR, networks["generator"], device=CPU) for _ in range(2))
+    assert one._session is two._session
+
+
+def test_networks_share_a_module(checkpoints, tmp_path):
+    """One that a GPU compiled for minutes, too; until the file is another."""
+    path = tmp_path / "encoder.safetensors"
+    shutil.copy(checkpoints["audio_encoder"], path)
+    opened = partial(open_network, AUDIO_ENCODER, path, device=CPU, runtime="torch")
+    one, two = opened(), opened()
+    assert one._run is two._run
+    module = checkpoint.load(path)
+    module[0].conv_block[0].bias.data += 1
+    checkpoint.save(module, path)
+    windows = torch.rand(2, 1, 80, 16)
+    with torch.inference_mode():
+        wanted = module(windows)
+    errors = [(n(windows, out=torch.empty(2, 512)) - wanted).abs().max() for n in (opened(), one)]
+    assert errors[0] < 1e-4 * wanted.max() < 1e-2 * wanted.max() < errors[1]
+
+
+def test_a_changed_file_is_opened_anew(networks, tmp_path):
+    path = tmp_path / "network.onnx"
+    shutil.copy(networks["generator"], path)
+    first = open_network(GENERATOR, path, device=CPU)
+    shutil.copy(networks["audio_encoder"], path)
+    open_network(AUDIO_ENCODER, path, device=CPU)  # not the generator's session again
+    assert first._session.get_inputs()[0].name == "input"
+
+
+def text_file(path):
+    path.write_text("no network")
+
+
+def double_generator(path):
+    shape = ["n", 6, 320, 320]
+    node = helper.make_node("Identity", ["input"], ["output"])
+    value = helper.make_tensor_value_info
+    double = onnx.TensorProto.DOUBLE
+    inputs = [value("input", double, shape), value("audio", double, ["n", 32, 16, 16])]
+    graph = helper.make_graph([node], "g", inputs, [value("output", double, shape)])
+    opset = [helper.make_opsetid("", 18)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("a.onnx", text_file, "cannot be opened by ONNX Runtime"),
+        ("a.onnx", double_generator, r"not the ONNX of a\(n\) generator: it has input .*double"),
+        ("a.pth", text_file, "a.pth"),
+        ("a.plan", text_file, "TensorRT plan, which needs a GPU, the device is cpu: give an ONNX"),
+    ],
+)
+def test_files_of_no_use(tmp_path, name, make, message):
+    make(tmp_path / name)
+    with pytest.raises(InputError, match=message) as caught:
+        open_network(GENERATOR, tmp_path / name, device=CPU)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
+def test_a_checkpoint_of_another_network(checkpoints, runtime, tmp_path):
+    with pytest.raises(InputError, match="audio encoder|audio_encoder") as caught:
+        open_network(GENERATOR, checkpoints["audio_encoder"], device=CPU, runtime=runtime)
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "cache").rglob("*.onnx"))
+
+
+def test_onnx_of_another_network(networks):
+    with pytest.raises(InputError, match=r"generator: it has mel_spectrogram .*wanted is input"):
+        open_network(GENERATOR, networks["audio_encoder"], device=CPU)
+
+
+def test_choices(networks):
+    with pytest.raises(InputError, match="the torch runtime takes checkpoints"):
+        open_network(GENERATOR, networks["generator"], device=CPU, runtime="torch")
+    with pytest.raises(
+        InputError, match="runtime is 'mxnet', it must be one of tensorrt, onnxruntime, torch"
+    ):
+        open_network(GENERATOR, networks["generator"], device=CPU, runtime="mxnet")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
+def test_on_a_gpu(gentle, inputs, runtime):
+    with torch.inference_mode():
+        expected = checkpoint.load(gentle["generator"])(*inputs)
+    cuda = torch.device("cuda")
+    network = open_network(GENERATOR, gentle["generator"], device=cuda, runtime=runtime)
+    out = torch.empty(5, 3, 320, 320, device=cuda)
+    network(*(tensor.to(cuda) for tensor in inputs), out=out)
+    assert (out.cpu() - expected).abs().max() < 2e-3
