@@ -1,5 +1,7 @@
 """Frames of an avatar on demand: out of a folder of images or a video, through a bounded cache."""
 
+import os
+import struct
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -8,11 +10,22 @@ from threading import Lock
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from ..errors import InputError
 
 CACHE_BYTES = 128 << 20
+MAX_EXIF_BYTES = 1 << 16  # in a PNG; a JPEG cannot have more
+# EXIF orientation -> what makes an image upright
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 # what Pillow raises for an image that is damaged, or larger than any frame
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -45,21 +58,27 @@ class Source(Protocol):
 class ImageFolder:
     """A list of image files of one size, each a frame. Opening reads their headers only.
 
+    Pixels equal those of `cv2.imread`: 16 bits are truncated to 8, alpha and color profiles are
+    ignored, and the EXIF orientation is applied. Those of a CMYK JPEG may differ by 2 levels.
+
     Raises:
         InputError: a file that is not an image, or not of the first one's size.
     """
 
     def __init__(self, paths: list[Path]):
         self._paths = paths
+        self._turns: list[Image.Transpose | None] = []
         self.height = self.width = 0
         for number, path in enumerate(paths):
             try:
                 with Image.open(path) as image:
                     width, height = image.size
-                    if _orientation(image) >= 5:  # to be shown on its side
-                        width, height = height, width
+                    orientation = _orientation(path, image)
             except UNREADABLE as error:
                 raise _unreadable(path) from error
+            self._turns.append(TURNS.get(orientation))
+            if orientation >= 5:  # stored on its side
+                width, height = height, width
             if number == 0:
                 self.height, self.width = height, width
             elif (height, width) != (self.height, self.width):
@@ -72,13 +91,13 @@ class ImageFolder:
         return len(self._paths)
 
     def decode(self, number: int) -> Iterator[tuple[int, np.ndarray]]:
-        path = self._paths[number]
+        path, turn = self._paths[number], self._turns[number]
         try:
             with Image.open(path) as image:
-                upright = ImageOps.exif_transpose(image) if _orientation(image) > 1 else image
-                frame = np.asarray(upright.convert("RGB"))
+                rgb = _rgb(image)
         except UNREADABLE as error:
             raise _unreadable(path) from error
+        frame = np.asarray(rgb if turn is None else rgb.transpose(turn))
         if frame.shape[:2] != (self.height, self.width):
             raise InputError(f"{path} changed its size while it was in use")
         yield number, frame
@@ -175,11 +194,43 @@ class FrameCache:
         return self._kept[number]
 
 
-def _orientation(image: Image.Image) -> int:
-    """How cameras say that a JPEG is to be turned, 1 if not at all."""
-    if image.format != "JPEG":
+def _rgb(image: Image.Image) -> Image.Image:
+    """Convert to 8-bit RGB as OpenCV does."""
+    if image.mode.startswith("I"):  # 16-bit gray, which `convert` clips at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image.info.pop("transparency", None)  # ignored by `convert`, with a warning
+    return image.convert("RGB")
+
+
+def _orientation(path: Path, image: Image.Image) -> int:
+    """Return the EXIF orientation of an image, 1 to 8; 1 (upright) if its file does not say."""
+    data = _png_exif(path) if image.format == "PNG" else image.info.get("exif")
+    if not data:
         return 1
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
+    exif = Image.Exif()
+    try:
+        exif.load(data)
+        orientation = exif.get(ExifTags.Base.Orientation)
+    except (*UNREADABLE, struct.error):  # damaged EXIF data says nothing
+        return 1
+    return orientation if orientation in range(2, 9) else 1
+
+
+def _png_exif(path: Path) -> bytes | None:
+    """Return the EXIF data of a PNG, without decoding it.
+
+    ImageMagick writes it after the pixels, where Pillow finds it only after it has decoded them.
+    """
+    with open(path, "rb", buffering=0) as file:
+        file.seek(8)
+        while len(header := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", header)
+            if kind == b"eXIf":
+                return file.read(min(length, MAX_EXIF_BYTES))
+            if kind == b"IEND":
+                break
+            file.seek(length + 4, os.SEEK_CUR)  # and its checksum
+    return None
 
 
 def _unreadable(path: Path) -> InputError:
