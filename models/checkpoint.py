@@ -119,7 +119,8 @@ def _read(path: Path) -> object:
     # A safetensors file starts with the length of its JSON header, in 8 bytes.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
         try:
-            return safetensors.torch.load_file(path)
+            # `load_file` wants a name in UTF-8, and maps the file: it crashes if that is cut.
+            return safetensors.torch.load(path.read_bytes())
         except (safetensors.SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: broken safetensors file: {_line(error)}") from None
     # A zip archive or a pickle, the two forms that torch.save has had.

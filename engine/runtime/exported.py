@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from ..cache import cache_folder
-from ..errors import InputError
+from ..errors import InputError, printable
 from .signature import Signature
 
 
@@ -23,7 +23,7 @@ def exported(signature: Signature, path: Path, precision: str) -> Path:
     if target.exists():
         return target
     kind = signature.kind.replace("_", "-")
-    print(f"exporting {path} to ONNX, once: {target}", file=sys.stderr)
+    print(printable(f"exporting {path} to ONNX, once: {target}"), file=sys.stderr)
     home = str(Path(__file__).resolve().parents[2])
     search = os.pathsep.join([home, os.environ.get("PYTHONPATH", "")])
     # a folder of its own, so that nothing stays of an export that is killed with us

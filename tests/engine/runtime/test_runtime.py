@@ -1,5 +1,6 @@
 """The runtimes: any ONNX file in the wild, checkpoints, and what is neither."""
 
+import os
 import shutil
 from functools import partial
 
@@ -213,6 +214,17 @@ def test_a_changed_file_is_opened_anew(networks, tmp_path):
     shutil.copy(networks["audio_encoder"], path)
     open_network(AUDIO_ENCODER, path, device=CPU)  # not the generator's session again
     assert first._session.get_inputs()[0].name == "input"
+
+
+def test_a_name_that_is_no_text(networks, checkpoints, inputs, expected, tmp_path):
+    for source, suffix, runtime in [
+        (networks["generator"], b".onnx", "onnxruntime"),
+        (checkpoints["generator"], b".safetensors", "torch"),
+    ]:
+        path = tmp_path / os.fsdecode(b"\xff" + suffix)
+        shutil.copy(source, path)
+        network = open_network(GENERATOR, path, device=CPU, runtime=runtime)
+        assert (run(network, [t[:1] for t in inputs]) - expected[:1]).abs().max() < 1e-4
 
 
 def text_file(path):
