@@ -3,6 +3,8 @@
 import os
 import shutil
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -12,6 +14,7 @@ from torch import nn
 
 from engine import InputError
 from engine.runtime import open_network
+from engine.runtime.exported import exported
 from engine.runtime.signature import AUDIO_ENCODER, GENERATOR
 from engine.runtime.torch import Compiled, fold_batch_norms
 from models import checkpoint
@@ -183,6 +186,32 @@ def test_a_checkpoint_is_exported_once(checkpoints, inputs, expected, tmp_path, 
         assert capfd.readouterr().err.count("exporting") == times
     (kept,) = (tmp_path / "cache" / "viseme").rglob("*.onnx")
     assert kept.name.startswith("generator-") and kept.name.endswith("-fp32.onnx")
+
+
+@pytest.mark.parametrize("search", [None, "", "."])
+def test_the_export_runs_nothing_of_the_working_folder(tmp_path, monkeypatch, search):
+    """Which may be where a server keeps what it was sent."""
+    folder = tmp_path / "uploads"
+    (folder / "models").mkdir(parents=True)
+    for name in ("export.py", "onnx.py", "torch.py", "models/__init__.py", "sitecustomize.py"):
+        (folder / name).write_text(f"open({str(tmp_path / 'executed')!r}, 'w').write({name!r})")
+    (folder / "a.pth").write_bytes(b"no checkpoint")
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    if search is not None:
+        monkeypatch.setenv("PYTHONPATH", search)
+    with pytest.raises(InputError, match=f"^{folder}/a.pth: not a checkpoint file: neither Py"):
+        exported(GENERATOR, Path("a.pth"), "fp32")
+    assert not (tmp_path / "executed").exists()
+    assert not list((tmp_path / "cache").rglob("*.onnx"))
+
+
+def test_an_export_that_makes_nothing(tmp_path, monkeypatch):
+    (tmp_path / "a.pth").write_bytes(b"weights")
+    done = SimpleNamespace(returncode=0, stderr="loading a.pth\nexporting to fp32\n")
+    monkeypatch.setattr("engine.runtime.exported.subprocess.run", lambda *_, **__: done)
+    with pytest.raises(InputError, match="a.pth was not exported: exporting to fp32"):
+        exported(GENERATOR, tmp_path / "a.pth", "fp32")
 
 
 def test_networks_share_a_session(networks):
