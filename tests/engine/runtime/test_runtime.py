@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from engine.runtime.exported import exported
 from engine.runtime.signature import AUDIO_ENCODER, GENERATOR
 from engine.runtime.torch import Compiled, fold_batch_norms
 from models import checkpoint
+from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
 
@@ -212,6 +215,20 @@ def test_an_export_that_makes_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr("engine.runtime.exported.subprocess.run", lambda *_, **__: done)
     with pytest.raises(InputError, match="a.pth was not exported: exporting to fp32"):
         exported(GENERATOR, tmp_path / "a.pth", "fp32")
+
+
+@pytest.mark.parametrize("room", ["engine", "export"])
+def test_onnx_runtime_reports_nothing(tmp_path, room):
+    """It would write a device's number into the cache folder, and send it."""
+    code = (
+        f"import {room}, onnxruntime, sys\n"
+        "onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    model = ROOT / "tests" / "cases" / "identity.onnx"
+    subprocess.run([sys.executable, "-c", code, str(model)], env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_networks_share_a_session(networks):
