@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .avatar.layouts import find_networks
 from .command import Parser, program, run
-from .errors import InputError
+from .errors import InputError, printable
 from .pipeline import ENCODER_BATCH
 from .plans import plan as plans
 from .plans.compiler import compile_plan, parse
@@ -91,12 +91,13 @@ def build(
     graph = _graph(signature, source, target, verbose)
     parsed = parse(target.flavor, graph, loud=verbose)
     if inspect:
-        print(f"{output}: {parsed.network.num_layers} layers as parsed", *parsed.layers(), sep="\n")
+        count = parsed.network.num_layers
+        print(f"{printable(output)}: {count} layers as parsed", *parsed.layers(), sep="\n")
     said = f"{output}: up to date" if record else f"{output}: built"
     if not record:
         print(
-            f"building {output}: {made.flavor} {made.version}, {names(made.architectures)}, "
-            f"{made.precision}, batch {' '.join(map(str, batch))}",
+            f"building {printable(output)}: {made.flavor} {made.version}, "
+            f"{names(made.architectures)}, {made.precision}, batch {' '.join(map(str, batch))}",
             file=sys.stderr,
         )
         data, scratch = compile_plan(parsed, made.architectures, made.precision, batch)
@@ -136,7 +137,7 @@ def _graph(signature: Signature, source: Path, target: Target, verbose: bool) ->
     parse(target.flavor, graph, loud=verbose)
     make_ready(graph, target.precision)
     for notice in graph.notices:
-        print(f"{source}: {notice}", file=sys.stderr)
+        print(printable(f"{source}: {notice}"), file=sys.stderr)
     return graph
 
 
@@ -156,7 +157,7 @@ def _print_engine(target: Target, output: Path) -> None:
     if here not in target.architectures:
         where = "there is no GPU here" if here is None else f"the GPU here is SM{here}"
         can = names(target.architectures)
-        print(f"{output}: the layers as built can be seen on {can}, {where}")
+        print(f"{printable(output)}: the layers as built can be seen on {can}, {where}")
         return
     trt, log = target.flavor.module(), logger(target.flavor)
     runtime = trt.Runtime(log)
@@ -164,7 +165,7 @@ def _print_engine(target: Target, output: Path) -> None:
     if engine is None:
         raise InputError(f"{output} cannot be loaded by {target.flavor.name}: {log.error()}")
     inspector = engine.create_engine_inspector()
-    print(f"{output}: {engine.num_layers} layers as built")
+    print(f"{printable(output)}: {engine.num_layers} layers as built")
     for index in range(engine.num_layers):
         text = inspector.get_layer_information(index, trt.LayerInformationFormat.JSON)
         print(f"{index:4} {json.dumps(json.loads(text))}")
@@ -192,7 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
                 inspect=options.inspect,
                 verbose=options.verbose,
             )
-            print(said, flush=True)
+            print(printable(said), flush=True)
 
     return run(work, interrupted="what was being built was not written")
 

@@ -8,14 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from .errors import InputError
+from .errors import InputError, printable
 
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message} (--help lists the options)\n")
+        self.exit(2, f"error: {printable(message)} (--help lists the options)\n")
 
 
 def run(work: Callable[[], object], *, interrupted: str) -> int:
@@ -31,10 +31,10 @@ def run(work: Callable[[], object], *, interrupted: str) -> int:
         return 2
     except OSError as error:  # a folder that may not be read, a disk that is full
         where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        print(printable(f"error: {where}{error.strerror or error}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"interrupted: {interrupted}", file=sys.stderr)
+        print(printable(f"interrupted: {interrupted}"), file=sys.stderr)
         return 130
     return 0
 
@@ -53,6 +53,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def program(main: Callable[[], int]) -> NoReturn:
-    """Run a command's `main` as a program, which cleans up when it is asked to end."""
+    """Run a command's `main` as a program, which cleans up when it is asked to end.
+
+    Printing does not fail: a character that the locale does not have is printed as its escape.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # it is None where whoever started the program closed it
+            stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())

@@ -16,7 +16,7 @@ from .avatar import Avatar
 from .command import Parser, program, run
 from .device.on_host import on_host
 from .device.stopwatch import Stopwatch
-from .errors import DeviceError, InputError
+from .errors import DeviceError, InputError, printable
 from .media.images import IMAGE_FORMATS, QUALITY, ImageWriter
 from .media.video import VideoWriter
 from .pipeline import LOOPS, Pipeline, load_pcm
@@ -28,8 +28,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     def work() -> None:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-            print(render(options))
+            warnings.showwarning = lambda message, *_: print(
+                printable(f"warning: {message}"), file=sys.stderr
+            )
+            print(printable(render(options)))
 
     return run(work, interrupted="nothing was written")
 
@@ -70,7 +72,7 @@ def render(options: argparse.Namespace) -> str:
             stopwatch=stopwatch,
         )
         total = pipeline.frame_count(speech)
-        print(f"{avatar.name}: {_choices(pipeline)}", file=sys.stderr)
+        print(printable(f"{avatar.name}: {_choices(pipeline)}"), file=sys.stderr)
         started = time.perf_counter()
         with tqdm(total=total, unit=" frames", disable=None if options.progress else True) as bar:
             for frames, pixels in on_host(batches):

@@ -18,7 +18,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from engine.command import write_whole
+from engine.command import program, write_whole
 from engine.errors import InputError
 
 from .person import SIZE, draw, face_box, idle, idle_mouth
@@ -112,4 +112,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program(main)

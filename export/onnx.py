@@ -104,7 +104,7 @@ def export(
     except OSError as error:
         raise type(error)(f"{output.parent}: cannot be written to: {error.strerror}") from None
     try:
-        _progress(f"loading {checkpoint_path}")
+        _progress(printable(f"loading {checkpoint_path}"))
         reference = checkpoint.load(checkpoint_path, kind)
         network = copy.deepcopy(reference)
         fold_batch_norms(network)
@@ -279,6 +279,11 @@ def _silence() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+
+
+def printable(text: str) -> str:
+    """The text as one line, with newlines and whatever else cannot be printed escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _progress(line: str) -> None:

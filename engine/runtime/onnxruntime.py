@@ -112,8 +112,11 @@ def _new_session(path: Path, device: torch.device) -> onnxruntime.InferenceSessi
             "use_tf32": 0,  # float32 networks compute in float32
         }
         providers.insert(0, ("CUDAExecutionProvider", settings))
+    source: str | bytes = str(path)
+    if source != source.encode(errors="replace").decode():  # ONNX Runtime takes names in UTF-8
+        source = path.read_bytes()
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+        session = onnxruntime.InferenceSession(source, options, providers=providers)
     except Exception as error:  # ONNX Runtime has no common base for what it raises
         reason = str(error).strip().splitlines()[0][:300]
         raise InputError(f"{path} cannot be opened by ONNX Runtime: {reason}") from error

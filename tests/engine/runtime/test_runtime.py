@@ -1,7 +1,12 @@
 """The runtimes: any ONNX file in the wild, checkpoints, and what is neither."""
 
+import os
 import shutil
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -11,9 +16,11 @@ from torch import nn
 
 from engine import InputError
 from engine.runtime import open_network
+from engine.runtime.exported import exported
 from engine.runtime.signature import AUDIO_ENCODER, GENERATOR
 from engine.runtime.torch import Compiled, fold_batch_norms
 from models import checkpoint
+from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
 
@@ -184,6 +191,46 @@ def test_a_checkpoint_is_exported_once(checkpoints, inputs, expected, tmp_path, 
     assert kept.name.startswith("generator-") and kept.name.endswith("-fp32.onnx")
 
 
+@pytest.mark.parametrize("search", [None, "", "."])
+def test_the_export_runs_nothing_of_the_working_folder(tmp_path, monkeypatch, search):
+    """Which may be where a server keeps what it was sent."""
+    folder = tmp_path / "uploads"
+    (folder / "models").mkdir(parents=True)
+    for name in ("export.py", "onnx.py", "torch.py", "models/__init__.py", "sitecustomize.py"):
+        (folder / name).write_text(f"open({str(tmp_path / 'executed')!r}, 'w').write({name!r})")
+    (folder / "a.pth").write_bytes(b"no checkpoint")
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    if search is not None:
+        monkeypatch.setenv("PYTHONPATH", search)
+    with pytest.raises(InputError, match=f"^{folder}/a.pth: not a checkpoint file: neither Py"):
+        exported(GENERATOR, Path("a.pth"), "fp32")
+    assert not (tmp_path / "executed").exists()
+    assert not list((tmp_path / "cache").rglob("*.onnx"))
+
+
+def test_an_export_that_makes_nothing(tmp_path, monkeypatch):
+    (tmp_path / "a.pth").write_bytes(b"weights")
+    done = SimpleNamespace(returncode=0, stderr="loading a.pth\nexporting to fp32\n")
+    monkeypatch.setattr("engine.runtime.exported.subprocess.run", lambda *_, **__: done)
+    with pytest.raises(InputError, match="a.pth was not exported: exporting to fp32"):
+        exported(GENERATOR, tmp_path / "a.pth", "fp32")
+
+
+@pytest.mark.parametrize("room", ["engine", "export"])
+def test_onnx_runtime_reports_nothing(tmp_path, room):
+    """It would write a device's number into the cache folder, and send it."""
+    code = (
+        f"import {room}, onnxruntime, sys\n"
+        "onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    model = ROOT / "tests" / "cases" / "identity.onnx"
+    subprocess.run([sys.executable, "-c", code, str(model)], env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_networks_share_a_session(networks):
     one, two = (open_network(GENERATOR, networks["generator"], device=CPU) for _ in range(2))
     assert one._session is two._session
@@ -213,6 +260,17 @@ def test_a_changed_file_is_opened_anew(networks, tmp_path):
     shutil.copy(networks["audio_encoder"], path)
     open_network(AUDIO_ENCODER, path, device=CPU)  # not the generator's session again
     assert first._session.get_inputs()[0].name == "input"
+
+
+def test_a_name_that_is_no_text(networks, checkpoints, inputs, expected, tmp_path):
+    for source, suffix, runtime in [
+        (networks["generator"], b".onnx", "onnxruntime"),
+        (checkpoints["generator"], b".safetensors", "torch"),
+    ]:
+        path = tmp_path / os.fsdecode(b"\xff" + suffix)
+        shutil.copy(source, path)
+        network = open_network(GENERATOR, path, device=CPU, runtime=runtime)
+        assert (run(network, [t[:1] for t in inputs]) - expected[:1]).abs().max() < 1e-4
 
 
 def text_file(path):
