@@ -4,6 +4,7 @@ import argparse
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -21,11 +22,17 @@ class Parser(argparse.ArgumentParser):
 def run(work: Callable[[], object], *, interrupted: str) -> int:
     """Do a command's work, and say what went wrong: 0 done, 2 an error, 130 Ctrl-C.
 
+    A warning is a line on stderr.
+
     Args:
         interrupted: what Ctrl-C left behind, for people.
     """
     try:
-        work()
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(
+                printable(f"warning: {message}"), file=sys.stderr
+            )
+            work()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

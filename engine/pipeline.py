@@ -293,8 +293,11 @@ def _network(
     return Part(name, work, record=network.recordable, stream=network.stream)
 
 
-def load_pcm(speech: str | os.PathLike | Tensor) -> Tensor:
+def load_pcm(speech: str | os.PathLike | Tensor, *, track: int | None = None) -> Tensor:
     """Speech that can be rendered, out of a file or given as PCM: (S,) float32 at 16 kHz.
+
+    Args:
+        track: which audio track of a file, as in `read_speech`.
 
     Raises:
         InputError: it cannot be read, is shorter than one mel window (3000 samples), or has a
@@ -306,7 +309,7 @@ def load_pcm(speech: str | os.PathLike | Tensor) -> Tensor:
     else:
         from .media.speech import read_speech  # here: who brings PCM needs no FFmpeg
 
-        pcm = read_speech(speech)
+        pcm = read_speech(speech, track=track)
     if pcm.ndim != 1 or pcm.dtype != torch.float32:
         raise InputError(f"{name} is {tuple(pcm.shape)} {pcm.dtype}, it must be (S,) torch.float32")
     if pcm.numel() < kernels.MIN_SAMPLES:

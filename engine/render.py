@@ -25,15 +25,7 @@ from .runtime import RUNTIMES
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
-
-    def work() -> None:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: print(
-                printable(f"warning: {message}"), file=sys.stderr
-            )
-            print(printable(render(options)))
-
-    return run(work, interrupted="nothing was written")
+    return run(lambda: print(printable(render(options))), interrupted="nothing was written")
 
 
 def render(options: argparse.Namespace) -> str:
@@ -42,7 +34,7 @@ def render(options: argparse.Namespace) -> str:
     _refuse_to_overwrite(options)
     with ExitStack() as outputs:
         # Speech and folders first: what is wrong there should not wait for the networks.
-        speech = load_pcm(options.audio)
+        speech = load_pcm(options.audio, track=options.audio_track)
         speech_read = time.perf_counter() - begin
         folder, kind = options.frames, options.frames_format
         if options.jpeg:
@@ -62,6 +54,7 @@ def render(options: argparse.Namespace) -> str:
                 width=avatar.width,
                 fps=avatar.fps,
                 speech=options.audio,
+                audio_track=options.audio_track,
             )
         )
         batches = pipeline.render(
@@ -142,6 +135,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--avatar", required=True, metavar="DIR", help="avatar folder, any of the four layouts")
     add("--audio", required=True, metavar="FILE", help="speech: any audio or video file")
+    add(
+        "--audio-track",
+        type=int,
+        metavar="N",
+        help="which audio track of FILE, from 0 on (the one marked as the default)",
+    )
     add("-o", "--output", required=True, metavar="OUT.mp4")
     images = parser.add_mutually_exclusive_group()
     images.add_argument("--frames", metavar="DIR", help="also write the frames as numbered images")

@@ -115,7 +115,9 @@ class FilmRecording:
 
     Args:
         folder: an avatar of any layout.
-        audio: the speech, if it is not the folder's `aud.wav`.
+        audio: the speech, if it is not the folder's `aud.wav`. Of a film, which has a picture too,
+            the sound is taken from its first frame on: that is frame 0 of the avatar.
+        audio_track: which audio track of it, as in `read_speech`.
         progress: show a bar while frames are read.
 
     Raises:
@@ -129,6 +131,7 @@ class FilmRecording:
         folder: str | os.PathLike,
         audio: str | os.PathLike | None = None,
         *,
+        audio_track: int | None = None,
         progress: bool = False,
     ):
         from engine.media.speech import read_speech  # here: what is drawn needs no FFmpeg
@@ -140,7 +143,7 @@ class FilmRecording:
         if not path.exists():
             hint = "" if audio is not None else ", the speech of the recording (or --audio FILE)"
             raise InputError(f"{path} does not exist{hint}")
-        pcm = read_speech(path)
+        pcm = read_speech(path, track=audio_track, from_first_frame=True)
         if len(pcm) < kernels.MIN_SAMPLES:
             least = kernels.MIN_SAMPLES / kernels.SAMPLE_RATE
             raise InputError(f"{path} has {len(pcm) / 16000:.2f} s, at least {least:.2f} s needed")

@@ -103,8 +103,9 @@ class VideoWriter:
     Args:
         path: ends in .mp4; its folder exists.
         fps: frame i is shown at exactly i / fps seconds.
-        speech: a file whose first audio stream becomes the video's, at its own rate, in mono or
-            stereo; None for a silent video.
+        speech: a file whose sound becomes the video's, at its own rate, in mono or stereo; None
+            for a silent video.
+        audio_track: which audio track of the file, as in `read_speech`.
 
     Raises:
         InputError: the path cannot be written, or the speech cannot be read.
@@ -118,6 +119,7 @@ class VideoWriter:
         width: int,
         fps: Fraction,
         speech: str | os.PathLike | None = None,
+        audio_track: int | None = None,
     ):
         self.path = Path(path)
         if self.path.suffix.lower() != ".mp4":
@@ -134,12 +136,14 @@ class VideoWriter:
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror}") from error
         try:
-            self._open(height, width, speech)
+            self._open(height, width, speech, audio_track)
         except BaseException:
             self._discard()
             raise
 
-    def _open(self, height: int, width: int, speech: str | os.PathLike | None) -> None:
+    def _open(
+        self, height: int, width: int, speech: str | os.PathLike | None, audio_track: int | None
+    ) -> None:
         self._container = av.open(
             media_url(self._partial), "w", format="mp4", options={"movflags": "+faststart"}
         )
@@ -153,7 +157,7 @@ class VideoWriter:
         context = self._video.codec_context
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
         context.color_range = 1  # limited
-        self._blocks = audio_blocks(speech) if speech is not None else iter(())
+        self._blocks = iter(()) if speech is None else audio_blocks(speech, track=audio_track)
         self._block = next(self._blocks, None)
         self._heard = 0.0  # seconds of audio written
         if self._block is not None:
@@ -162,7 +166,7 @@ class VideoWriter:
                 "aac", rate=next((r for r in AAC_RATES if r >= rate), AAC_RATES[-1])
             )
             self._audio.layout = "mono" if channels.shape[0] == 1 else "stereo"
-            self._audio.bit_rate = 96000 * min(channels.shape[0], 2)
+            self._audio.bit_rate = 96000 * channels.shape[0]
 
     def write(self, frames: np.ndarray) -> None:
         """Append frames, (n, H, W, 3) uint8 RGB, and the audio up to their end."""
@@ -182,8 +186,6 @@ class VideoWriter:
     def _write_audio(self, until: float) -> None:
         while self._block is not None and self._heard < until:
             channels, rate, first = self._block
-            if channels.shape[0] > 2:
-                channels = channels.mean(axis=0, keepdims=True).repeat(2, axis=0)
             self._container.mux(self._audio.encode(audio_frame(channels, rate, first)))
             self._heard = (first + channels.shape[1]) / rate
             self._block = next(self._blocks, None)
