@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from ..errors import InputError
+from ..media.frame_rate import MAX_FPS, MIN_FPS, allowed
 from .boxes import read_json
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -173,10 +174,12 @@ def _fps(path: Path, value: object) -> Fraction:
     """Frames a second as a number (25, 29.97) or as a fraction ("30000/1001")."""
     try:
         fps = Fraction(value).limit_denominator(1001)  # type: ignore[arg-type]
-        if isinstance(value, bool) or not 1 <= fps <= 240:
+        if isinstance(value, bool) or not allowed(fps):
             raise ValueError
     except (ValueError, TypeError, OverflowError, ZeroDivisionError):
-        raise InputError(f"{path}: fps is {value!r}, it must be a number from 1 to 240") from None
+        raise InputError(
+            f"{path}: fps is {value!r}, it must be a number from {MIN_FPS} to {MAX_FPS}"
+        ) from None
     # 29.97 and its like are short for television's rates
     television = Fraction(round(fps * Fraction(1001, 1000)) * 1000, 1001)
     return television if 0 < abs(fps - television) < Fraction(1, 200) and fps % 1 else fps
