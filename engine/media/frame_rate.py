@@ -38,6 +38,8 @@ def constant_rate(
     if ticks <= 0 or jitter > ticks or not ticks / 2 < min(steps) <= max(steps) < ticks * 3 / 2:
         return None
     mean = 1 / (ticks * time_base)
+    if min(steps) == max(steps) <= 2:
+        return mean  # a time base of frames or fields is the rate itself, not a rounding of it
     nearest = min(_whole(mean), _television(mean), key=lambda rate: abs(rate - mean))
     for rate in (*claims, nearest):
         # 2 x jitter: at most as far off as the times themselves are; 1 for their rounding
