@@ -53,10 +53,17 @@ def render(options: argparse.Namespace) -> str:
                 height=avatar.height,
                 width=avatar.width,
                 fps=avatar.fps,
+                pixel_aspect=avatar.pixel_aspect,
                 speech=options.audio,
                 audio_track=options.audio_track,
             )
         )
+        if images and abs(avatar.pixel_aspect - 1) > 0.01:
+            warnings.warn(
+                f"the pixels of avatar {avatar.name!r} are shown {float(avatar.pixel_aspect):.3g} "
+                f"times as wide as high: {options.output} says so, the images in {folder} cannot",
+                stacklevel=2,
+            )
         batches = pipeline.render(
             speech,
             loop=options.loop,
@@ -76,8 +83,9 @@ def render(options: argparse.Namespace) -> str:
                 bar.update(len(pixels))
         rate = total / (time.perf_counter() - started)
     took = time.perf_counter() - begin
+    length = float((total + writer.held) / avatar.fps)
     said = (
-        f"{options.output}: {total} frames, {float(total / avatar.fps):.2f} s of video, "
+        f"{options.output}: {total} frames, {length:.2f} s of video, "
         f"{rate:.1f} frames/s, {took:.1f} s in all"
     )
     if stopwatch is None:

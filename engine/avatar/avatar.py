@@ -30,6 +30,8 @@ class Avatar:
         name: for people.
         fps: exact frames a second, a Fraction.
         height, width: of every frame, pixels.
+        pixel_aspect: width of a pixel, divided by its height, as it is to be shown: a Fraction,
+            1 for images. Boxes and frames are in stored pixels.
         boxes: (F, 4) int32 face boxes on `device`.
         generator, audio_encoder: paths of the networks' files, None where it has none.
         device: where `batch` puts frames: decoded as needed for the CPU; all held on a GPU.
@@ -54,6 +56,7 @@ class Avatar:
         self.name, self.fps = name, fps
         self.generator, self.audio_encoder = generator, audio_encoder
         self.height, self.width = source.height, source.width
+        self.pixel_aspect = source.pixel_aspect
         self.device = _usable(device)
         for side in (self.height, self.width):
             if side > MAX_SIDE:

@@ -5,6 +5,7 @@ import struct
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
@@ -34,11 +35,13 @@ class Source(Protocol):
     """Where decoded frames come from.
 
     A frame is whatever the source likes to keep, as a video likes YUV, which takes half the
-    memory of pixels; `pixels` makes those. `height` and `width` are those of every frame.
+    memory of pixels; `pixels` makes those. `height` and `width` are those of every frame;
+    `pixel_aspect` is a pixel's width by its height, as it is to be shown.
     """
 
     height: int
     width: int
+    pixel_aspect: Fraction
 
     def __len__(self) -> int: ...
 
@@ -64,6 +67,8 @@ class ImageFolder:
     Raises:
         InputError: a file that is not an image, or not of the first one's size.
     """
+
+    pixel_aspect = Fraction(1)
 
     def __init__(self, paths: list[Path]):
         self._paths = paths
@@ -110,50 +115,82 @@ class ImageFolder:
 
 
 class VideoFile:
-    """A video whose frames, in the order they are shown, are the avatar's."""
+    """A video whose frames, in the order they are shown, are the avatar's.
+
+    Damaged frames are warned of once, when the first of them is decoded.
+
+    Raises:
+        InputError: a video that cannot be read, or is refused by `media.policy`.
+    """
 
     def __init__(self, path: Path):
-        from ..media.video import Video  # here: folders of images need no FFmpeg
+        # here: folders of images need no FFmpeg
+        from ..media import policy
+        from ..media.video import Video
 
+        self._path, self._policy = path, policy
         self._video = Video(path)
+        policy.judge(path, self._video.stream, "avatar")
         self.height, self.width = self._video.height, self._video.width
+        self.pixel_aspect = self._video.stream.pixel_aspect
+        self.fps = self._video.fps
         self.pixels = self._video.pixels
+        self._starts = list(self._video.keyframes)
         self._decoder: Iterator[tuple[int, Any]] | None = None
+        self._peeked: tuple[int, Any] | None = None
         self._next = 0  # what the decoder gives next
-
-    @property
-    def fps(self):
-        return self._video.fps
+        self._damage_told = False
 
     def __len__(self) -> int:
         return len(self._video)
 
     def decode(self, number: int) -> Iterator[tuple[int, Any]]:
-        keys = self._video.keyframes
-        key = max(bisect_right(keys, number) - 1, 0)
         # Going on from where the decoder stands is cheapest, unless a keyframe lies between.
-        if self._decoder is None or not keys[key] <= self._next <= number:
-            self._seek(key)
-            while key > 0 and self._next > number:  # an open group starts later than its keyframe
-                key -= 1
-                self._seek(key)
+        if self._decoder is None or not self._start_for(number) <= self._next <= number:
+            start = self._seek(number)
+            while self._next > start > 0:
+                # Intra refresh: the frames after it come out only later, and not quite right.
+                self._starts.remove(start)
+                start = self._seek(number)
+        given = None
         while self._next <= number:
-            yield self._advance()
+            given, frame = self._advance()
+            yield given, frame
+        if given != number:
+            raise InputError(f"{self._path}: frame {number} cannot be decoded; it is damaged")
 
     def size(self, frame: Any) -> int:
         return sum(plane.buffer_size for plane in frame.planes)
 
-    def _seek(self, key: int) -> None:
-        self._decoder = self._video.frames(self._video.keyframes[key])
-        self._peeked = next(self._decoder, None)
-        self._next = len(self) if self._peeked is None else self._peeked[0]
+    def _start_for(self, number: int) -> int:
+        return self._starts[bisect_right(self._starts, number) - 1]
+
+    def _seek(self, number: int) -> int:
+        """Start decoding at the keyframe that frame `number` needs, and return its number."""
+        start = self._start_for(number)
+        self._decoder = self._video.frames(start)
+        self._peek()
+        return start
 
     def _advance(self) -> tuple[int, Any]:
         current = self._peeked
-        assert current is not None and self._decoder is not None
+        assert current is not None
+        self._peek()
+        if self._next > current[0] + 1 or self._video.is_damaged(*current):
+            self._tell_damage()
+        return current
+
+    def _peek(self) -> None:
+        assert self._decoder is not None
         self._peeked = next(self._decoder, None)
         self._next = len(self) if self._peeked is None else self._peeked[0]
-        return current
+
+    def _tell_damage(self) -> None:
+        if self._damage_told:
+            return
+        self._damage_told = True
+        damaged = type(self._video)(self._path).damaged_frames()  # this one's decoder goes on
+        self._policy.judge_damage(self._path, damaged, len(self), "avatar")
 
 
 class FrameCache:

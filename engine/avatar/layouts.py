@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from ..errors import InputError, shortened
+from ..media.frame_rate import MAX_FPS, MIN_FPS, allowed
 from .boxes import read_json
 from .pairing import in_order, number_of
 
@@ -232,11 +233,11 @@ def _fps(path: Path, value: object) -> Fraction:
         if isinstance(value, str) and not RATE.fullmatch(value.strip()):
             raise ValueError
         fps = Fraction(value).limit_denominator(1001)  # type: ignore[arg-type]
-        if not 1 <= fps <= 240:
+        if not allowed(fps):
             raise ValueError
     except (ValueError, TypeError, OverflowError, ZeroDivisionError):
         raise InputError(
-            f"{path}: fps is {shortened(value)}, it must be a number from 1 to 240"
+            f"{path}: fps is {shortened(value)}, it must be a number from {MIN_FPS} to {MAX_FPS}"
         ) from None
     # 29.97 and its like are short for television's rates
     television = Fraction(round(fps * Fraction(1001, 1000)) * 1000, 1001)
