@@ -14,7 +14,6 @@ from tqdm import tqdm
 import kernels
 from engine.avatar import Avatar
 from engine.errors import InputError
-from kernels.spec import MASK_COLUMNS, MASK_ROWS
 
 SPOKEN = "aud.wav"  # where the SyncTalk 2D family keeps the speech of a recording
 APART = 0.4  # seconds that speech and frames may differ: encoders pad, cameras start late
@@ -90,7 +89,7 @@ def roi(frame: Tensor, box: Tensor) -> Tensor:
 def picture_input(reference: Tensor, roi: Tensor) -> Tensor:
     """A reference, and the ROI with its mouth masked: two (3, 320, 320) uint8 -> (6, 320, 320)."""
     masked = roi.clone()
-    masked[:, slice(*MASK_ROWS), slice(*MASK_COLUMNS)] = 0
+    masked[:, slice(*kernels.MASK_ROWS), slice(*kernels.MASK_COLUMNS)] = 0
     return torch.cat([reference, masked])
 
 
