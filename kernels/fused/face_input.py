@@ -11,10 +11,10 @@ from torch import Tensor
 from ..spec import CROP, MARGIN, MASK_COLUMNS, MASK_ROWS, ROI
 from .sampling import clamp_to_edge, cubic_weight, half_pixel, load_box, to_level
 
-PADDED_ROW = 1024  # the 984 bytes of a crop row, rounded up to a power of two
+ROW_BYTES_PADDED = 1024  # the 984 bytes of a crop row, rounded up to a power of two
 
 _CROP, _ROI, _MARGIN = tl.constexpr(CROP), tl.constexpr(ROI), tl.constexpr(MARGIN)
-_ROW = tl.constexpr(3 * CROP)  # bytes of a crop row
+_ROW_BYTES = tl.constexpr(3 * CROP)  # bytes of a crop row
 _MASK_TOP, _MASK_BOTTOM = (tl.constexpr(row) for row in MASK_ROWS)
 
 
@@ -49,7 +49,7 @@ def _crop_row(row, newest, lines, source, at, weight):
 @triton.jit(do_not_specialize=["frame_stride", "row_stride", "height", "width"])
 def _face_input(
     frames, frame_stride, row_stride, boxes, index, inputs, crops, height, width, tables,
-    ROWS: tl.constexpr, PADDED_ROW: tl.constexpr,
+    ROWS: tl.constexpr, ROW_BYTES_PADDED: tl.constexpr,
 ):  # fmt: skip
     """Make ROWS rows of one face crop, four at a time, and of the six planes made of them."""
     tiles: tl.constexpr = (_CROP + ROWS - 1) // ROWS
@@ -57,10 +57,10 @@ def _face_input(
     item = (program // tiles).to(tl.int64)
     number = tl.load(index + item).to(tl.int64)
     x0, y0, x1, y1 = load_box(boxes, number)
-    crops += item * _CROP * _ROW
+    crops += item * _CROP * _ROW_BYTES
     inputs += item * 6 * _ROI * _ROI
 
-    byte = tl.arange(0, PADDED_ROW)  # of a crop row: channel byte % 3 of pixel byte // 3
+    byte = tl.arange(0, ROW_BYTES_PADDED)  # of a crop row: channel byte % 3 of pixel byte // 3
     box_width = x1 - x0
     left, x = half_pixel(tl.minimum(byte // 3, _CROP - 1), box_width, _CROP)
     channel = byte % 3
@@ -74,9 +74,9 @@ def _face_input(
     source = (frames + number * frame_stride, row_stride, height, y0, y1 - y0)
 
     newest = y0 * 0 - (1 << 30)
-    none = tl.zeros((PADDED_ROW,), tl.float32)
+    none = tl.zeros((ROW_BYTES_PADDED,), tl.float32)
     lines = (none, none, none, none)
-    four = tl.arange(0, 4 * PADDED_ROW)  # counts the bytes, or the values, of four rows
+    four = tl.arange(0, 4 * ROW_BYTES_PADDED)  # counts the bytes, or the values, of four rows
     begin = program % tiles * (ROWS // 4)
     for quad in range(begin, tl.minimum(begin + ROWS // 4, _CROP // 4)):
         row0, newest, lines = _crop_row(4 * quad, newest, lines, source, at, weight)
@@ -84,19 +84,19 @@ def _face_input(
         row2, newest, lines = _crop_row(4 * quad + 2, newest, lines, source, at, weight)
         row3, newest, lines = _crop_row(4 * quad + 3, newest, lines, source, at, weight)
         rows = tl.join(tl.join(row0, row2), tl.join(row1, row3))
-        rows = tl.reshape(tl.permute(rows, (1, 2, 0)), (4 * PADDED_ROW,))
+        rows = tl.reshape(tl.permute(rows, (1, 2, 0)), (4 * ROW_BYTES_PADDED,))
         level = tl.gather(rows, tl.load(tables + four).to(tl.int32), 0)
-        tl.store(crops + quad * (4 * _ROW) + four, level, mask=four < 4 * _ROW)
+        tl.store(crops + quad * (4 * _ROW_BYTES) + four, level, mask=four < 4 * _ROW_BYTES)
 
-        place = tl.load(tables + 4 * PADDED_ROW + four).to(tl.int32)
-        value = tl.gather(rows, place & (4 * PADDED_ROW - 1), 0).to(tl.float32) * (1 / 255)
+        place = tl.load(tables + 4 * ROW_BYTES_PADDED + four).to(tl.int32)
+        value = tl.gather(rows, place & (4 * ROW_BYTES_PADDED - 1), 0).to(tl.float32) * (1 / 255)
         top = 4 * quad - _MARGIN
         live = (four < 12 * _ROI) & (top >= 0) & (top < _ROI)
         to = inputs + four // (4 * _ROI) * (_ROI * _ROI) + four % (4 * _ROI)
         to += (quad - _MARGIN // 4) * (4 * _ROI)
         tl.store(to, value.to(inputs.dtype.element_ty), mask=live)
-        row = top + (place & (4 * PADDED_ROW - 1)) // PADDED_ROW
-        masked = (row >= _MASK_TOP) & (row < _MASK_BOTTOM) & (place >= 4 * PADDED_ROW)
+        row = top + (place & (4 * ROW_BYTES_PADDED - 1)) // ROW_BYTES_PADDED
+        masked = (row >= _MASK_TOP) & (row < _MASK_BOTTOM) & (place >= 4 * ROW_BYTES_PADDED)
         value = tl.where(masked, 0.0, value)
         tl.store(to + 3 * _ROI * _ROI, value.to(inputs.dtype.element_ty), mask=live)
 
@@ -108,16 +108,16 @@ def _gather_tables(device: torch.device) -> Tensor:
     Computed in the kernel, they would take half of its registers.
 
     Returns:
-        (2 * 4 * PADDED_ROW,) int16, places in the four padded rows: of each byte of four crop
+        (2 * 4 * ROW_BYTES_PADDED,) int16, places in the four padded rows: of each byte of four crop
         rows, then of each value of four rows of the planes B, G, R. In the mask's columns,
-        4 * PADDED_ROW is added to the latter.
+        4 * ROW_BYTES_PADDED is added to the latter.
     """
-    place = torch.arange(4 * PADDED_ROW).view(4, PADDED_ROW)
+    place = torch.arange(4 * ROW_BYTES_PADDED).view(4, ROW_BYTES_PADDED)
     crop = place[:, : 3 * CROP].flatten()
     planes = place[:, : 3 * CROP].view(4, CROP, 3)[:, MARGIN : MARGIN + ROI].clone()
-    planes[:, slice(*MASK_COLUMNS)] += 4 * PADDED_ROW
+    planes[:, slice(*MASK_COLUMNS)] += 4 * ROW_BYTES_PADDED
     planes = planes.permute(2, 0, 1).flip(0).flatten()
-    tables = [F.pad(table, (0, 4 * PADDED_ROW - len(table))) for table in (crop, planes)]
+    tables = [F.pad(table, (0, 4 * ROW_BYTES_PADDED - len(table))) for table in (crop, planes)]
     return torch.cat(tables).to(torch.int16).to(device)
 
 
@@ -138,7 +138,7 @@ def face_input(
     _face_input[(n * triton.cdiv(CROP, rows),)](
         frames, frames.stride(0), frames.stride(1), boxes.contiguous(), index.contiguous(),
         inputs, crops, frames.shape[1], frames.shape[2],
-        _gather_tables(frames.device), ROWS=rows, PADDED_ROW=PADDED_ROW,
+        _gather_tables(frames.device), ROWS=rows, ROW_BYTES_PADDED=ROW_BYTES_PADDED,
         num_warps=8, maxnreg=128, num_stages=1,
     )  # fmt: skip
     return inputs, crops
