@@ -6,11 +6,11 @@ from torch import Tensor
 from .checks import check_tensor, item_count, make_output
 from .dispatch import implementation
 from .spec import (
-    FEATURE,
-    FEATURE_WINDOW,
+    FEATURE_DIM,
+    FEATURES_PER_FRAME,
     FPS,
     MEL_BANDS,
-    MEL_WINDOW,
+    MEL_WINDOW_ROWS,
     frame_count,
     mel_rows,
     mel_window_count,
@@ -83,7 +83,7 @@ def mel_windows(
     if not fps > 0:
         raise ValueError(f"fps is {fps}; expected a number above 0")
     count = item_count("mel windows", start, count, mel_window_count(mel.shape[0], fps))
-    shape = (count, 1, MEL_BANDS, MEL_WINDOW)
+    shape = (count, 1, MEL_BANDS, MEL_WINDOW_ROWS)
     out = make_output(out, shape, torch.float32, mel.device)
     if count:
         with implementation(mel) as stages:
@@ -109,11 +109,11 @@ def feature_windows(
     Returns:
         (count, 32, 16, 16) of the features' dtype.
     """
-    check_tensor("features", features, ("M", FEATURE), (torch.float32, torch.float16))
+    check_tensor("features", features, ("M", FEATURE_DIM), (torch.float32, torch.float16))
     if features.shape[0] == 0:
         raise ValueError("features has 0 rows; expected at least 1")
     count = item_count("video frames", start, count, frame_count(features.shape[0]))
-    shape = (count, FEATURE * FEATURE_WINDOW // 256, 16, 16)
+    shape = (count, FEATURE_DIM * FEATURES_PER_FRAME // 256, 16, 16)
     out = make_output(out, shape, features.dtype, features.device)
     if count:
         with implementation(features) as stages:

@@ -13,12 +13,12 @@ from .fused import stages
 from .spec import (
     COMPOSITE_FORMATS,
     COMPOSITE_MODES,
-    CROP,
-    FEATURE,
+    CROP_SIZE,
+    FEATURE_DIM,
     MEL_BANDS,
-    MEL_WINDOW,
+    MEL_WINDOW_ROWS,
     RESIZE_MODES,
-    ROI,
+    ROI_SIZE,
     SAMPLE_RATE,
     ByteFormat,
     ColorFormat,
@@ -69,7 +69,7 @@ def pipeline_cases() -> Iterator[Case]:
             yield Case("composite", variant, launch)
 
     for mode in RESIZE_MODES:
-        for old, new in (((182, 182), (CROP, CROP)), (SIZES[0], SIZES[2])):
+        for old, new in (((182, 182), (CROP_SIZE, CROP_SIZE)), (SIZES[0], SIZES[2])):
             variant = f"{mode} {old[1]}x{old[0]}->{new[1]}x{new[0]}"
             yield Case("resize", variant, partial(_resize, mode, old, new))
     conversions: tuple[tuple[ColorFormat, ColorFormat], ...] = (
@@ -91,12 +91,12 @@ def _log_mel(dtype: torch.dtype, batch: int, samples: int) -> None:
 
 
 def _mel_windows(start: int, n: int) -> None:
-    out = torch.empty(n, 1, MEL_BANDS, MEL_WINDOW)
+    out = torch.empty(n, 1, MEL_BANDS, MEL_WINDOW_ROWS)
     stages.mel_windows(torch.empty(1001, MEL_BANDS), 25.0, start, out)
 
 
 def _feature_windows(dtype: torch.dtype, start: int, n: int) -> None:
-    features = torch.empty(309, FEATURE, dtype=dtype)
+    features = torch.empty(309, FEATURE_DIM, dtype=dtype)
     out = torch.empty(n, 32, 16, 16, dtype=dtype)
     stages.feature_windows(features, start, out)
 
@@ -104,12 +104,12 @@ def _feature_windows(dtype: torch.dtype, start: int, n: int) -> None:
 def _faces(n: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Make frames, boxes, index and crops."""
     boxes = torch.tensor([[269, 549, 451, 731]] * n, dtype=torch.int32)
-    return _bytes(n, height, width, 3), boxes, torch.arange(n), _bytes(n, CROP, CROP, 3)
+    return _bytes(n, height, width, 3), boxes, torch.arange(n), _bytes(n, CROP_SIZE, CROP_SIZE, 3)
 
 
 def _face_input(dtype: torch.dtype, n: int, height: int, width: int) -> None:
     frames, boxes, index, crops = _faces(n, height, width)
-    inputs = torch.empty(n, 6, ROI, ROI, dtype=dtype)
+    inputs = torch.empty(n, 6, ROI_SIZE, ROI_SIZE, dtype=dtype)
     stages.face_input(frames, boxes, index, inputs, crops)
 
 
@@ -118,7 +118,7 @@ def _composite(
     dtype: torch.dtype, n: int, height: int, width: int,
 ) -> None:  # fmt: skip
     frames, boxes, index, crops = _faces(n, height, width)
-    generated = torch.empty(n, 3, ROI, ROI, dtype=dtype)
+    generated = torch.empty(n, 3, ROI_SIZE, ROI_SIZE, dtype=dtype)
     out = frames if in_place else _image(format, n, height, width)
     stages.composite(frames, boxes, index, crops, generated, mode, format, out)
 

@@ -12,7 +12,7 @@ from .checks import (
     make_output,
 )
 from .dispatch import implementation
-from .spec import COMPOSITE_FORMATS, COMPOSITE_MODES, CROP, ROI, ByteFormat, CompositeMode
+from .spec import COMPOSITE_FORMATS, COMPOSITE_MODES, CROP_SIZE, ROI_SIZE, ByteFormat, CompositeMode
 
 
 def face_input(
@@ -48,8 +48,8 @@ def face_input(
     dtype = dtype if inputs is None else inputs.dtype
     if dtype not in (torch.float32, torch.float16):
         raise ValueError(f"dtype is {dtype}; expected torch.float32 or torch.float16")
-    inputs = make_output(inputs, (n, 6, ROI, ROI), dtype, frames.device)
-    crops = make_output(crops, (n, CROP, CROP, 3), torch.uint8, frames.device)
+    inputs = make_output(inputs, (n, 6, ROI_SIZE, ROI_SIZE), dtype, frames.device)
+    crops = make_output(crops, (n, CROP_SIZE, CROP_SIZE, 3), torch.uint8, frames.device)
     if n:
         with implementation(frames) as stages:
             stages.face_input(frames, boxes, index, inputs, crops)
@@ -92,9 +92,9 @@ def composite(
     """
     check_faces(frames, boxes, index)
     n = index.shape[0]
-    check_tensor("crops", crops, (n, CROP, CROP, 3), (torch.uint8,), frames.device)
+    check_tensor("crops", crops, (n, CROP_SIZE, CROP_SIZE, 3), (torch.uint8,), frames.device)
     floats = (torch.float32, torch.float16)
-    check_tensor("generated", generated, (n, 3, ROI, ROI), floats, frames.device)
+    check_tensor("generated", generated, (n, 3, ROI_SIZE, ROI_SIZE), floats, frames.device)
     check_choice("mode", mode, COMPOSITE_MODES)
     check_choice("format", format, COMPOSITE_FORMATS)
     out = make_output(out, byte_shape(format, n, *frames.shape[1:3]), torch.uint8, frames.device)

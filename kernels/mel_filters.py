@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .spec import MEL_BANDS, SAMPLE_RATE, WINDOW
+from .spec import MEL_BANDS, SAMPLE_RATE, WIN_LENGTH
 
 
 @lru_cache
@@ -18,7 +18,7 @@ def window_and_filters(device: torch.device) -> tuple[Tensor, Tensor]:
     from torchaudio.functional import melscale_fbanks
 
     filters = melscale_fbanks(
-        n_freqs=WINDOW // 2 + 1,
+        n_freqs=WIN_LENGTH // 2 + 1,
         f_min=55.0,
         f_max=7600.0,
         n_mels=MEL_BANDS,
@@ -26,5 +26,5 @@ def window_and_filters(device: torch.device) -> tuple[Tensor, Tensor]:
         norm="slaney",
         mel_scale="slaney",
     )
-    hann = torch.hann_window(WINDOW, periodic=True, dtype=torch.float64)
+    hann = torch.hann_window(WIN_LENGTH, periodic=True, dtype=torch.float64)
     return hann.to(device), filters.double().to(device)

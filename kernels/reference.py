@@ -12,22 +12,22 @@ from torch import Tensor
 from .mel_filters import window_and_filters
 from .spec import (
     B_U,
-    CROP,
-    FEATURE_WINDOW,
+    CROP_SIZE,
+    FEATURES_PER_FRAME,
     G_U,
     G_V,
-    HOP,
+    HOP_LENGTH,
     MARGIN,
     MASK_COLUMNS,
     MASK_ROWS,
     MEL_RATE,
-    MEL_WINDOW,
+    MEL_WINDOW_ROWS,
     R_V,
     RGB_Y,
-    ROI,
+    ROI_SIZE,
     U_RGB,
     V_RGB,
-    WINDOW,
+    WIN_LENGTH,
     Y_RGB,
     YUV_SHIFT,
     ByteFormat,
@@ -37,7 +37,7 @@ from .spec import (
     mel_rows,
 )
 
-INNER = slice(MARGIN, MARGIN + ROI)  # the ROI's rows and columns of the face crop
+INNER = slice(MARGIN, MARGIN + ROI_SIZE)  # the ROI's rows and columns of the face crop
 MEL_BLOCK = 2048  # mel rows computed at once, which bounds the memory used for a long speech
 
 
@@ -61,32 +61,32 @@ def _log_mel(pcm: Tensor, out: Tensor) -> None:
     hann, filters = window_and_filters(pcm.device)
     scale = 1 / 32768 if pcm.dtype == torch.int16 else 1.0
     samples, rows = pcm.numel(), out.shape[0]
-    pad = WINDOW // 2
+    pad = WIN_LENGTH // 2
     for first in range(0, rows, MEL_BLOCK):
         last = min(first + MEL_BLOCK, rows)
-        begin = first * HOP - pad  # in samples; negative for the first rows
-        end = (last - 1) * HOP - pad + WINDOW
+        begin = first * HOP_LENGTH - pad  # in samples; negative for the first rows
+        end = (last - 1) * HOP_LENGTH - pad + WIN_LENGTH
         # One more sample on the left, for the pre-emphasis of the first one.
         x = pcm[max(begin - 1, 0) : min(end, samples)].double() * scale
         x = F.pad(x, (max(1 - begin, 0), max(end - samples, 0)))
         y = x[1:] - 0.97 * x[:-1]
         if end > samples:
             y[samples - begin :] = 0  # the zero padding is not pre-emphasised
-        spectrum = torch.fft.rfft(y.unfold(0, WINDOW, HOP) * hann).abs()
+        spectrum = torch.fft.rfft(y.unfold(0, WIN_LENGTH, HOP_LENGTH) * hann).abs()
         decibels = 20 * torch.log10((spectrum @ filters).clamp_(min=1e-5)) - 20
         out[first:last] = (8 * (decibels + 100) / 100 - 4).clamp_(-4, 4)
 
 
 def mel_windows(mel: Tensor, fps: float, start: int, out: Tensor) -> Tensor:
     frame = torch.arange(start, start + out.shape[0], device=mel.device, dtype=torch.float64)
-    row = (MEL_RATE * frame / fps).floor().long().clamp_(max=mel.shape[0] - MEL_WINDOW)
-    rows = row[:, None] + torch.arange(MEL_WINDOW, device=mel.device)
+    row = (MEL_RATE * frame / fps).floor().long().clamp_(max=mel.shape[0] - MEL_WINDOW_ROWS)
+    rows = row[:, None] + torch.arange(MEL_WINDOW_ROWS, device=mel.device)
     out[:, 0] = mel[rows].transpose(1, 2)
     return out
 
 
 def feature_windows(features: Tensor, start: int, out: Tensor) -> Tensor:
-    n, m, half = out.shape[0], features.shape[0], FEATURE_WINDOW // 2
+    n, m, half = out.shape[0], features.shape[0], FEATURES_PER_FRAME // 2
     frame = torch.arange(start, start + n, device=features.device)
     row = frame[:, None] + torch.arange(-half, half, device=features.device)
     inside = (row >= 0) & (row < m + 2)
@@ -291,14 +291,14 @@ def face_input(
     n = index.shape[0]
     x0, y0, x1, y1 = boxes[index].long()[..., None].unbind(1)
     height, width = y1 - y0, x1 - x0
-    pixel = torch.arange(max(int(height.max()), int(width.max()), CROP), device=frames.device)
+    pixel = torch.arange(max(int(height.max()), int(width.max()), CROP_SIZE), device=frames.device)
 
     # The boxes of a batch differ in size. All cuts have the size of the largest one; the taps stay
     # inside each one's own box.
     y = (pixel[: int(height.max())] + y0).clamp_(0, frames.shape[1] - 1)
     x = (pixel[: int(width.max())] + x0).clamp_(0, frames.shape[2] - 1)
     cut = frames[index.view(n, 1, 1), y[:, :, None], x[:, None, :]]
-    full, dst = torch.full_like(width, CROP), pixel[:CROP].expand(n, -1)
+    full, dst = torch.full_like(width, CROP_SIZE), pixel[:CROP_SIZE].expand(n, -1)
     transposed = cut.permute(0, 3, 2, 1).contiguous()  # `_resample` transposes it back
     face = _resample(transposed, _bicubic(dst, width, full), _bicubic(dst, height, full))
 
@@ -339,16 +339,16 @@ def composite(
     pixel = torch.arange(int(max((bottom - top).max(), (right - left).max())), device=out.device)
     row = torch.minimum(pixel[: int((bottom - top).max())] + top, bottom - 1)
     column = torch.minimum(pixel[: int((right - left).max())] + left, right - 1)
-    face = torch.empty(n, 3, CROP, CROP, device=out.device)
+    face = torch.empty(n, 3, CROP_SIZE, CROP_SIZE, device=out.device)
     mouth = face[:, :, INNER, INNER]
     for channel, plane in enumerate(generated.unbind(1)[::-1]):  # R, G, B
         _levels(plane, out=mouth[:, channel])
     if mode == "crop":
         margin = crops.permute(0, 3, 1, 2)
-        for edge in (slice(0, MARGIN), slice(CROP - MARGIN, CROP)):
+        for edge in (slice(0, MARGIN), slice(CROP_SIZE - MARGIN, CROP_SIZE)):
             face[:, :, edge] = margin[:, :, edge]
             face[:, :, INNER, edge] = margin[:, :, INNER, edge]
-        full = torch.full_like(x0, CROP)
+        full = torch.full_like(x0, CROP_SIZE)
         patch = _resample(face, _bicubic(row, full, y1 - y0), _bicubic(column, full, x1 - x0))
     else:
         patch = _direct(mouth, row, column, y1 - y0, x1 - x0)

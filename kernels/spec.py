@@ -3,23 +3,23 @@
 from typing import Literal, get_args
 
 SAMPLE_RATE = 16000  # of PCM, Hz
-HOP = 200  # samples from one mel row to the next
-WINDOW = 800  # samples of one analysis window
-MEL_RATE = SAMPLE_RATE // HOP  # mel rows per second
+HOP_LENGTH = 200  # samples from one mel row to the next
+WIN_LENGTH = 800  # samples of one analysis window
+MEL_RATE = SAMPLE_RATE // HOP_LENGTH  # mel rows per second
 MEL_BANDS = 80
-MEL_WINDOW = 16  # mel rows of one audio-encoder input
-FEATURE = 512  # numbers that the audio encoder makes of one mel window
-FEATURE_WINDOW = 16  # features that the generator gets for one video frame
+MEL_WINDOW_ROWS = 16  # mel rows of one audio-encoder input
+FEATURE_DIM = 512  # numbers that the audio encoder makes of one mel window
+FEATURES_PER_FRAME = 16  # features that the generator gets for one video frame
 FPS = 25  # video frames per second, unless an avatar says otherwise
 
-CROP = 328  # side of the face crop, pixels
-ROI = 320  # side of the generator's picture, which is the crop without its margin
-MARGIN = (CROP - ROI) // 2
+CROP_SIZE = 328  # side of the face crop, pixels
+ROI_SIZE = 320  # side of the generator's picture, which is the crop without its margin
+MARGIN = (CROP_SIZE - ROI_SIZE) // 2
 MASK_ROWS = (5, 310)  # half-open ranges: the part of the ROI that the generator must not see
 MASK_COLUMNS = (5, 315)
 
 MAX_SIDE = 8192  # of a picture, pixels; the integer sampling positions are exact up to it
-MIN_SAMPLES = (MEL_WINDOW - 1) * HOP  # the shortest speech with one whole mel window
+MIN_SAMPLES = (MEL_WINDOW_ROWS - 1) * HOP_LENGTH  # the shortest speech with one whole mel window
 
 CompositeMode = Literal["crop", "direct"]
 ResizeMode = Literal["bilinear", "bicubic", "direct"]
@@ -51,7 +51,7 @@ G_V = round(-65536 * 255 / 224 * (2 - 2 * _KR) * _KR / (1 - _KR - _KB))
 
 def mel_rows(samples: int) -> int:
     """Return the number of mel rows of `samples` samples: T = 1 + S // 200."""
-    return 1 + samples // HOP
+    return 1 + samples // HOP_LENGTH
 
 
 def mel_window_count(rows: int, fps: float = FPS) -> int:
@@ -67,12 +67,12 @@ def mel_window_count(rows: int, fps: float = FPS) -> int:
     Raises:
         ValueError: `rows` is less than one mel window (16).
     """
-    if rows < MEL_WINDOW:
+    if rows < MEL_WINDOW_ROWS:
         raise ValueError(
-            f"speech is too short: {rows} mel rows; expected at least {MEL_WINDOW} "
+            f"speech is too short: {rows} mel rows; expected at least {MEL_WINDOW_ROWS} "
             f"({MIN_SAMPLES} samples at {SAMPLE_RATE} Hz, {MIN_SAMPLES / SAMPLE_RATE:.2f} s)"
         )
-    return int((rows - MEL_WINDOW) / MEL_RATE * float(fps)) + 2
+    return int((rows - MEL_WINDOW_ROWS) / MEL_RATE * float(fps)) + 2
 
 
 def frame_count(windows: int) -> int:

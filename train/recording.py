@@ -41,7 +41,7 @@ class Speech:
             windows (count + 15, 1, 80, 16), and which of them are there, (count + 15,) float32, 0
             or 1: rows first - 8 to first + count + 6 of P, as `kernels.feature_windows` has it.
         """
-        half = kernels.FEATURE_WINDOW // 2
+        half = kernels.FEATURES_PER_FRAME // 2
         row = torch.arange(first - half, first + count + half - 1)
         inside = (row >= 0) & (row < len(self.windows) + 2)
         return self.windows[(row - 1).clamp(0, len(self.windows) - 1)], inside.float()
@@ -151,7 +151,7 @@ class FilmRecording:
                 f"({frames} at {float(fps):g} a second): they may differ by {APART} s"
             )
         usable = min(speech.frames, frames)
-        apart = kernels.FEATURE_WINDOW  # what is held out is not heard in training either
+        apart = kernels.FEATURES_PER_FRAME  # what is held out is not heard in training either
         kept = max(round(HELD_OUT * usable), 8)
         if usable < kept + apart + 8:
             raise InputError(
@@ -176,7 +176,7 @@ class FilmRecording:
 
 def _room(count: int) -> Tensor:
     """(count, 3, 320, 320) uint8 in a file that is gone with the process."""
-    shape = (count, 3, kernels.ROI, kernels.ROI)
+    shape = (count, 3, kernels.ROI_SIZE, kernels.ROI_SIZE)
     with tempfile.TemporaryFile() as file:
         os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)))  # a full disk shows here
         return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=shape))

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..spec import CROP, MARGIN, ROI, ByteFormat, CompositeMode
+from ..spec import CROP_SIZE, MARGIN, ROI_SIZE, ByteFormat, CompositeMode
 from .pixel_formats import (
     access_width,
     bytes_per_pixel,
@@ -27,7 +27,8 @@ TILE_ROWS = 32
 TILE_BYTES = 128
 CHUNKS = 512  # accesses of the full width that a copying program makes; half of it if it converts
 
-_CROP, _ROI, _MARGIN = tl.constexpr(CROP), tl.constexpr(ROI), tl.constexpr(MARGIN)
+_CROP_SIZE, _ROI_SIZE = tl.constexpr(CROP_SIZE), tl.constexpr(ROI_SIZE)
+_MARGIN = tl.constexpr(MARGIN)
 
 
 @triton.jit
@@ -42,9 +43,9 @@ def _roi_level(roi, row, column, channel, mask):
 def _face_level(crop, roi, row, column, channel, mask):
     """Load levels (float32) of the face crop with the generated ROI in its middle."""
     y, x = row - _MARGIN, column - _MARGIN
-    generated = (y >= 0) & (y < _ROI) & (x >= 0) & (x < _ROI)
+    generated = (y >= 0) & (y < _ROI_SIZE) & (x >= 0) & (x < _ROI_SIZE)
     new = _roi_level(roi, y, x, channel, mask & generated)
-    at = (row * _CROP + column) * 3 + channel
+    at = (row * _CROP_SIZE + column) * 3 + channel
     old = tl.load(crop + at, mask=mask & (generated == 0), other=0)
     return tl.where(generated, new, old.to(tl.float32))
 
@@ -53,28 +54,28 @@ def _face_level(crop, roi, row, column, channel, mask):
 def _pasted(row, column, channel, height, width, crop, roi, mask, MODE: tl.constexpr):
     """Sample levels (int32) of pixels of a face box of that height and width."""
     if MODE == "crop":
-        top, y = half_pixel(row, _CROP, height)
-        left, x = half_pixel(column, _CROP, width)
+        top, y = half_pixel(row, _CROP_SIZE, height)
+        left, x = half_pixel(column, _CROP_SIZE, width)
         value = mask.to(tl.float32) * 0
         for i in range(4):  # not unrolled: sixteen levels at once need too many registers
-            at = clamp_to_edge(top - 1 + i, _CROP)
+            at = clamp_to_edge(top - 1 + i, _CROP_SIZE)
             line = mask.to(tl.float32) * 0
             for j in range(4):
                 level = _face_level(
-                    crop, roi, at, clamp_to_edge(left - 1 + j, _CROP), channel, mask
+                    crop, roi, at, clamp_to_edge(left - 1 + j, _CROP_SIZE), channel, mask
                 )
                 line += level * cubic_weight(x, j)
             value += line * cubic_weight(y, i)
         return to_level(value).to(tl.int32)
     else:
-        top, left = row * _ROI // height, column * _ROI // width
-        down, right = row * _ROI % height, column * _ROI % width
+        top, left = row * _ROI_SIZE // height, column * _ROI_SIZE // width
+        down, right = row * _ROI_SIZE % height, column * _ROI_SIZE % width
         total = mask.to(tl.int64) * 0
         for i in range(2):
-            at = clamp_to_edge(top + i, _ROI)
+            at = clamp_to_edge(top + i, _ROI_SIZE)
             line = mask.to(tl.int32) * 0
             for j in range(2):
-                level = _roi_level(roi, at, clamp_to_edge(left + j, _ROI), channel, mask)
+                level = _roi_level(roi, at, clamp_to_edge(left + j, _ROI_SIZE), channel, mask)
                 line += level.to(tl.int32) * tl.where(j == 0, width - right, right)
             total += line.to(tl.int64) * tl.where(i == 0, height - down, down)
         return floor_quotient(total, height.to(tl.int64) * width)
@@ -182,7 +183,7 @@ def _composite(
     number = tl.load(index + item).to(tl.int64)
     box = load_box(boxes, number)
     picture = (frames + number * frame_chunks * WIDTH, frame_row_chunks * WIDTH, height)
-    crop = crops + item * (_CROP * _CROP * 3)
+    crop = crops + item * (_CROP_SIZE * _CROP_SIZE * 3)
     roi = (roi + item * item_stride, channel_stride, roi_row_stride, column_stride)
     if FORMAT == "nv12":
         out += item * (height * 3 // 2) * row_chunks * WIDTH

@@ -8,13 +8,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..spec import CROP, MARGIN, MASK_COLUMNS, MASK_ROWS, ROI
+from ..spec import CROP_SIZE, MARGIN, MASK_COLUMNS, MASK_ROWS, ROI_SIZE
 from .sampling import clamp_to_edge, cubic_weight, half_pixel, load_box, to_level
 
 ROW_BYTES_PADDED = 1024  # the 984 bytes of a crop row, rounded up to a power of two
 
-_CROP, _ROI, _MARGIN = tl.constexpr(CROP), tl.constexpr(ROI), tl.constexpr(MARGIN)
-_ROW_BYTES = tl.constexpr(3 * CROP)  # bytes of a crop row
+_CROP_SIZE, _ROI_SIZE = tl.constexpr(CROP_SIZE), tl.constexpr(ROI_SIZE)
+_MARGIN = tl.constexpr(MARGIN)
+_ROW_BYTES = tl.constexpr(3 * CROP_SIZE)  # bytes of a crop row
 _MASK_TOP, _MASK_BOTTOM = (tl.constexpr(row) for row in MASK_ROWS)
 
 
@@ -29,7 +30,7 @@ def _crop_row(row, newest, lines, source, at, weight):
     at0, at1, at2, at3 = at
     weight0, weight1, weight2, weight3 = weight
     line0, line1, line2, line3 = lines
-    top, y = half_pixel(row, box_height, _CROP)
+    top, y = half_pixel(row, box_height, _CROP_SIZE)
     newest = tl.maximum(newest, top - 2)  # a box made smaller has rows that no crop row uses
     while newest < top + 2:
         newest += 1
@@ -52,17 +53,17 @@ def _face_input(
     ROWS: tl.constexpr, ROW_BYTES_PADDED: tl.constexpr,
 ):  # fmt: skip
     """Make ROWS rows of one face crop, four at a time, and of the six planes made of them."""
-    tiles: tl.constexpr = (_CROP + ROWS - 1) // ROWS
+    tiles: tl.constexpr = (_CROP_SIZE + ROWS - 1) // ROWS
     program = tl.program_id(0)
     item = (program // tiles).to(tl.int64)
     number = tl.load(index + item).to(tl.int64)
     x0, y0, x1, y1 = load_box(boxes, number)
-    crops += item * _CROP * _ROW_BYTES
-    inputs += item * 6 * _ROI * _ROI
+    crops += item * _CROP_SIZE * _ROW_BYTES
+    inputs += item * 6 * _ROI_SIZE * _ROI_SIZE
 
     byte = tl.arange(0, ROW_BYTES_PADDED)  # of a crop row: channel byte % 3 of pixel byte // 3
     box_width = x1 - x0
-    left, x = half_pixel(tl.minimum(byte // 3, _CROP - 1), box_width, _CROP)
+    left, x = half_pixel(tl.minimum(byte // 3, _CROP_SIZE - 1), box_width, _CROP_SIZE)
     channel = byte % 3
     at = (
         clamp_to_edge(x0 + clamp_to_edge(left - 1, box_width), width) * 3 + channel,
@@ -78,7 +79,7 @@ def _face_input(
     lines = (none, none, none, none)
     four = tl.arange(0, 4 * ROW_BYTES_PADDED)  # counts the bytes, or the values, of four rows
     begin = program % tiles * (ROWS // 4)
-    for quad in range(begin, tl.minimum(begin + ROWS // 4, _CROP // 4)):
+    for quad in range(begin, tl.minimum(begin + ROWS // 4, _CROP_SIZE // 4)):
         row0, newest, lines = _crop_row(4 * quad, newest, lines, source, at, weight)
         row1, newest, lines = _crop_row(4 * quad + 1, newest, lines, source, at, weight)
         row2, newest, lines = _crop_row(4 * quad + 2, newest, lines, source, at, weight)
@@ -91,14 +92,14 @@ def _face_input(
         place = tl.load(tables + 4 * ROW_BYTES_PADDED + four).to(tl.int32)
         value = tl.gather(rows, place & (4 * ROW_BYTES_PADDED - 1), 0).to(tl.float32) * (1 / 255)
         top = 4 * quad - _MARGIN
-        live = (four < 12 * _ROI) & (top >= 0) & (top < _ROI)
-        to = inputs + four // (4 * _ROI) * (_ROI * _ROI) + four % (4 * _ROI)
-        to += (quad - _MARGIN // 4) * (4 * _ROI)
+        live = (four < 12 * _ROI_SIZE) & (top >= 0) & (top < _ROI_SIZE)
+        to = inputs + four // (4 * _ROI_SIZE) * (_ROI_SIZE * _ROI_SIZE) + four % (4 * _ROI_SIZE)
+        to += (quad - _MARGIN // 4) * (4 * _ROI_SIZE)
         tl.store(to, value.to(inputs.dtype.element_ty), mask=live)
         row = top + (place & (4 * ROW_BYTES_PADDED - 1)) // ROW_BYTES_PADDED
         masked = (row >= _MASK_TOP) & (row < _MASK_BOTTOM) & (place >= 4 * ROW_BYTES_PADDED)
         value = tl.where(masked, 0.0, value)
-        tl.store(to + 3 * _ROI * _ROI, value.to(inputs.dtype.element_ty), mask=live)
+        tl.store(to + 3 * _ROI_SIZE * _ROI_SIZE, value.to(inputs.dtype.element_ty), mask=live)
 
 
 @lru_cache
@@ -113,8 +114,8 @@ def _gather_tables(device: torch.device) -> Tensor:
         4 * ROW_BYTES_PADDED is added to the latter.
     """
     place = torch.arange(4 * ROW_BYTES_PADDED).view(4, ROW_BYTES_PADDED)
-    crop = place[:, : 3 * CROP].flatten()
-    planes = place[:, : 3 * CROP].view(4, CROP, 3)[:, MARGIN : MARGIN + ROI].clone()
+    crop = place[:, : 3 * CROP_SIZE].flatten()
+    planes = place[:, : 3 * CROP_SIZE].view(4, CROP_SIZE, 3)[:, MARGIN : MARGIN + ROI_SIZE].clone()
     planes[:, slice(*MASK_COLUMNS)] += 4 * ROW_BYTES_PADDED
     planes = planes.permute(2, 0, 1).flip(0).flatten()
     tables = [F.pad(table, (0, 4 * ROW_BYTES_PADDED - len(table))) for table in (crop, planes)]
@@ -135,7 +136,7 @@ def face_input(
 ) -> tuple[Tensor, Tensor]:
     n = index.shape[0]
     rows = tile_rows(n)
-    _face_input[(n * triton.cdiv(CROP, rows),)](
+    _face_input[(n * triton.cdiv(CROP_SIZE, rows),)](
         frames, frames.stride(0), frames.stride(1), boxes.contiguous(), index.contiguous(),
         inputs, crops, frames.shape[1], frames.shape[2],
         _gather_tables(frames.device), ROWS=rows, ROW_BYTES_PADDED=ROW_BYTES_PADDED,

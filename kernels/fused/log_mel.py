@@ -9,13 +9,14 @@ import triton.language as tl
 from torch import Tensor
 
 from ..mel_filters import window_and_filters
-from ..spec import HOP, MEL_BANDS, WINDOW
+from ..spec import HOP_LENGTH, MEL_BANDS, WIN_LENGTH
 
 GROUP_BINS = 64  # DFT bins that one program computes: no more than its group of mel bands needs
 GROUP_BANDS = 32
 STEP = 32  # samples of a window per matrix product; a window is 25 of them
 
-_HOP, _WINDOW, _BANDS = tl.constexpr(HOP), tl.constexpr(WINDOW), tl.constexpr(MEL_BANDS)
+_HOP_LENGTH, _WIN_LENGTH = tl.constexpr(HOP_LENGTH), tl.constexpr(WIN_LENGTH)
+_BANDS = tl.constexpr(MEL_BANDS)
 _FAR = tl.constexpr(1 << 30)  # beyond the samples of any block
 
 
@@ -43,14 +44,14 @@ def tables(device: torch.device) -> Tables:
             groups.append((first, band))
             first = band
 
-    cosines = torch.zeros(len(groups), WINDOW, GROUP_BINS, dtype=torch.float64)
+    cosines = torch.zeros(len(groups), WIN_LENGTH, GROUP_BINS, dtype=torch.float64)
     sines = torch.zeros_like(cosines)
     weights = torch.zeros(len(groups), GROUP_BINS, GROUP_BANDS, dtype=torch.float64)
-    sample = torch.arange(WINDOW)
+    sample = torch.arange(WIN_LENGTH)
     for group, (low, high) in enumerate(groups):
         bins = torch.arange(covered[low][0], covered[high - 1][-1] + 1)
         # The remainder is taken in integers: a large argument would cost the sine accuracy.
-        angle = 2 * torch.pi * (sample[:, None] * bins % WINDOW).double() / WINDOW
+        angle = 2 * torch.pi * (sample[:, None] * bins % WIN_LENGTH).double() / WIN_LENGTH
         cosines[group, :, : len(bins)] = hann[:, None] * angle.cos()
         sines[group, :, : len(bins)] = hann[:, None] * angle.sin()
         weights[group, : len(bins), : high - low] = filters[bins, low:high]
@@ -90,19 +91,19 @@ def _log_mel(
         length = tl.minimum(length, tl.load(lengths + speech))
 
     # Samples are counted from the first one of the block, so that 32 bits are enough.
-    origin = (program % blocks).to(tl.int64) * ROWS * _HOP - _WINDOW // 2
+    origin = (program % blocks).to(tl.int64) * ROWS * _HOP_LENGTH - _WIN_LENGTH // 2
     first = tl.maximum(-origin, -1).to(tl.int32)  # -1: the pre-emphasis of the first sample
     last = tl.minimum(tl.maximum(length - origin, 0), _FAR).to(tl.int32)
     pcm += speech * stride + origin
-    window = tl.arange(0, ROWS)[:, None] * _HOP
+    window = tl.arange(0, ROWS)[:, None] * _HOP_LENGTH
     step, bin = tl.arange(0, STEP), tl.arange(0, BINS)[None, :]
-    cosines += group * _WINDOW * BINS
-    sines += group * _WINDOW * BINS
+    cosines += group * _WIN_LENGTH * BINS
+    sines += group * _WIN_LENGTH * BINS
 
     real = tl.zeros((ROWS, BINS), tl.float32)
     imaginary = tl.zeros((ROWS, BINS), tl.float32)
     nan = tl.zeros((ROWS,), tl.float32)  # NaN in rows with samples that are not finite, 0 in others
-    for start in range(0, _WINDOW, STEP):
+    for start in range(0, _WIN_LENGTH, STEP):
         at = window + (start + step)[None, :]
         x = _sample(pcm, at, first, last, SCALE)
         y = x - 0.97 * _sample(pcm, at - 1, first, last, SCALE)
@@ -122,7 +123,7 @@ def _log_mel(
     # 8 (20 log10 m + 80) / 100 - 4 = 1.6 log10 2 log2 m + 2.4
     value = 0.4816479930623699 * tl.log2(tl.maximum(mel, 1e-5)) + 2.4
     value = tl.minimum(tl.maximum(value, -4.0), 4.0) + nan[:, None]
-    value = tl.where((row < 1 + length // _HOP)[:, None], value, -4.0)
+    value = tl.where((row < 1 + length // _HOP_LENGTH)[:, None], value, -4.0)
 
     low = tl.load(bands + 2 * group)
     live = (low + band < tl.load(bands + 2 * group + 1)) & (row < rows)[:, None]

@@ -55,7 +55,7 @@ def test_silence_is_exactly_the_minimum():
 
 
 # Around the shortest speech, around whole rows, and around the blocks of the reference.
-BLOCK = reference.MEL_BLOCK * kernels.HOP
+BLOCK = reference.MEL_BLOCK * kernels.HOP_LENGTH
 LENGTHS = [3000, 3001, 3199, 3200, 3201, 7999, BLOCK - 401, BLOCK - 1, BLOCK, BLOCK + 1]
 
 
@@ -85,7 +85,7 @@ def test_a_bad_sample_spoils_only_the_rows_that_cover_it():
     clean = kernels.log_mel(pcm)
     pcm[8000] = float("nan")  # affects windows over sample 8000, and 8001 through the pre-emphasis
     spoilt = kernels.log_mel(pcm).isnan().any(dim=1)
-    rows = torch.arange(81) * kernels.HOP
+    rows = torch.arange(81) * kernels.HOP_LENGTH
     covers = (rows - 400 <= 8001) & (rows + 400 > 8000)
     # The first sample of a window has weight 0, but 0 times NaN is NaN.
     assert torch.equal(spoilt, covers)

@@ -120,7 +120,7 @@ def test_a_bad_sample_spoils_only_the_rows_that_cover_it(device, value):
     clean = kernels.log_mel(pcm.to(device)).cpu()
     pcm[3200] = value  # affects windows over sample 3200, and 3201 through the pre-emphasis
     mel = kernels.log_mel(pcm.to(device)).cpu()
-    rows = torch.arange(31) * kernels.HOP
+    rows = torch.arange(31) * kernels.HOP_LENGTH
     covers = (rows - 400 <= 3201) & (rows + 400 > 3200)
     assert torch.equal(mel.isnan().all(dim=1), covers)
     assert torch.equal(mel[~covers], clean[~covers])
