@@ -161,7 +161,7 @@ class Pipeline:
             with lane.turn():
                 pcm, schedule = lane.upload(pcm, schedule)
                 precision = {"dtype": self.generator.dtype, "device": self.device}
-                features = torch.empty(total - 2, kernels.FEATURE, **precision)
+                features = torch.empty(total - 2, kernels.FEATURE_DIM, **precision)
                 with lane.measured("log_mel", stage):
                     mel = kernels.log_mel(pcm)
             for first in range(0, total, most):
@@ -238,12 +238,14 @@ class Pipeline:
         total, fps = self.frame_count(pcm), float(self.avatar.fps)
         stage = stopwatch.stage if stopwatch else lambda *_, **__: nullcontext()
         most = min(self.batch_size, total)
-        roi = kernels.ROI, kernels.ROI
+        roi = kernels.ROI_SIZE, kernels.ROI_SIZE
         picture = {"dtype": self.generator.dtype, "device": self.device}
         inputs = torch.empty(most, 6, *roi, **picture)
         generated = torch.empty(most, 3, *roi, **picture)
-        crops = torch.empty(most, kernels.CROP, kernels.CROP, 3, dtype=torch.uint8).to(self.device)
-        features = torch.empty(total - 2, kernels.FEATURE, device=self.device)
+        crops = torch.empty(most, kernels.CROP_SIZE, kernels.CROP_SIZE, 3, dtype=torch.uint8).to(
+            self.device
+        )
+        features = torch.empty(total - 2, kernels.FEATURE_DIM, device=self.device)
         encoded = 0
         encoder_check, generator_check = self._checks(total)
 

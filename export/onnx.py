@@ -140,6 +140,7 @@ def fold_batch_norms(module: nn.Module) -> None:
     previous = None
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d) and isinstance(previous, nn.Conv2d):
+            assert child.running_mean is not None and child.running_var is not None
             scale = child.weight.double() / torch.sqrt(child.running_var.double() + child.eps)
             bias = 0 if previous.bias is None else previous.bias.double()
             bias = child.bias.double() + (bias - child.running_mean.double()) * scale
@@ -170,6 +171,7 @@ def _to_onnx(kind: str, network: nn.Module, max_batch: int) -> onnx.ModelProto:
             opset_version=_OPSET,
             verbose=False,
         )
+    assert program is not None  # only without `dynamo`
     model = program.model_proto
     # The exporter's notes hold stack traces, with the paths of the machine they were made on.
     for node in model.graph.node:

@@ -6,11 +6,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kernels import MAX_SIDE
+
 from ..errors import InputError, shortened
 from .pairing import in_order
 
 LANDMARKS = 110  # a frame
-MAX_SIDE = 8192  # of a box or a frame, pixels: what `kernels` takes
 
 
 def read_json(path: Path) -> object:

@@ -46,16 +46,16 @@ def lane_shapes(
         picture: what the generator computes in.
         feature: what the audio encoder computes in.
     """
-    most, roi, encoded = batch_size, (kernels.ROI, kernels.ROI), ENCODER_RUNGS[-1]
+    most, roi, encoded = batch_size, (kernels.ROI_SIZE, kernels.ROI_SIZE), ENCODER_RUNGS[-1]
     shapes: Shapes = {
-        "windows": ((encoded, 1, kernels.MEL_BANDS, kernels.MEL_WINDOW), torch.float32),
-        "encoded": ((encoded, kernels.FEATURE), feature),
+        "windows": ((encoded, 1, kernels.MEL_BANDS, kernels.MEL_WINDOW_ROWS), torch.float32),
+        "encoded": ((encoded, kernels.FEATURE_DIM), feature),
         "encoded low": ((encoded,), feature),
         "encoded high": ((encoded,), feature),
         "audio": ((most, 32, 16, 16), picture),
         "index": ((most,), torch.int64),
         "inputs": ((most, 6, *roi), picture),
-        "crops": ((most, kernels.CROP, kernels.CROP, 3), torch.uint8),
+        "crops": ((most, kernels.CROP_SIZE, kernels.CROP_SIZE, 3), torch.uint8),
         "generated": ((most, 3, *roi), picture),
         "generated low": ((most, 3), picture),
         "generated high": ((most, 3), picture),

@@ -99,7 +99,7 @@ def test_a_film(film):
     assert recording.speeches[0].frames == SECONDS * kernels.FPS - 1  # the last one is not heard
     train, held_out = recording.train[:, 1], recording.held_out[:, 1]
     assert len(train) > 40 and len(held_out) == 8
-    assert train.max() + kernels.FEATURE_WINDOW < held_out.min()
+    assert train.max() + kernels.FEATURES_PER_FRAME < held_out.min()
     random = np.random.default_rng(1)
     inputs, target = recording.pictures(0, 5, random)
     made, _ = kernels.face_input(*Avatar.load(film, networks=False).batch([5]))

@@ -4,32 +4,36 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .color import (
+from ..spec import CROP_SIZE, MARGIN, ROI_SIZE, ByteFormat, CompositeMode
+from .pixel_formats import (
     access_width,
     bytes_per_pixel,
-    chroma,
-    chroma_level,
-    converted,
+    convert_bytes,
     float_level,
-    luma,
-    luma_level,
-    read,
+    make_bytes,
+    read_level,
 )
-from .face_input import load_box
-from .resize import cubic_weight, half_pixel, inside, to_level, truncated_share
-from .spec import CROP, MARGIN, ROI
+from .sampling import (
+    clamp_to_edge,
+    cubic_weight,
+    floor_quotient,
+    half_pixel,
+    load_box,
+    to_level,
+)
 
-PASTERS = 64  # programs for each frame's face box, 182 pixels wide or so; the others copy
+PASTERS = 64  # programs for the face box of a frame, usually 182 pixels wide; the others copy
 TILE_ROWS = 32
 TILE_BYTES = 128
-CHUNKS = 512  # accesses of the full width that a copying program makes; half where it converts
+CHUNKS = 512  # accesses of the full width that a copying program makes; half of it if it converts
 
-_CROP, _ROI, _MARGIN = tl.constexpr(CROP), tl.constexpr(ROI), tl.constexpr(MARGIN)
+_CROP_SIZE, _ROI_SIZE = tl.constexpr(CROP_SIZE), tl.constexpr(ROI_SIZE)
+_MARGIN = tl.constexpr(MARGIN)
 
 
 @triton.jit
 def _roi_level(roi, row, column, channel, mask):
-    """Levels (float32) of the generated ROI."""
+    """Load levels (float32) of the generated ROI."""
     base, channel_stride, row_stride, column_stride = roi
     at = (2 - channel) * channel_stride + row * row_stride + column * column_stride
     return float_level(tl.load(base + at, mask=mask, other=0))
@@ -37,132 +41,114 @@ def _roi_level(roi, row, column, channel, mask):
 
 @triton.jit
 def _face_level(crop, roi, row, column, channel, mask):
-    """Levels (float32) of the face crop with the generated ROI in its middle."""
+    """Load levels (float32) of the face crop with the generated ROI in its middle."""
     y, x = row - _MARGIN, column - _MARGIN
-    generated = (y >= 0) & (y < _ROI) & (x >= 0) & (x < _ROI)
+    generated = (y >= 0) & (y < _ROI_SIZE) & (x >= 0) & (x < _ROI_SIZE)
     new = _roi_level(roi, y, x, channel, mask & generated)
-    at = (row * _CROP + column) * 3 + channel
+    at = (row * _CROP_SIZE + column) * 3 + channel
     old = tl.load(crop + at, mask=mask & (generated == 0), other=0)
     return tl.where(generated, new, old.to(tl.float32))
 
 
 @triton.jit
 def _pasted(row, column, channel, height, width, crop, roi, mask, MODE: tl.constexpr):
-    """Levels (int32) of pixels of a face box of that height and width."""
+    """Sample levels (int32) of pixels of a face box of that height and width."""
     if MODE == "crop":
-        top, y = half_pixel(row, _CROP, height)
-        left, x = half_pixel(column, _CROP, width)
+        top, y = half_pixel(row, _CROP_SIZE, height)
+        left, x = half_pixel(column, _CROP_SIZE, width)
         value = mask.to(tl.float32) * 0
-        for i in range(4):  # not unrolled: all sixteen levels at once are too many registers
-            at = inside(top - 1 + i, _CROP)
+        for i in range(4):  # not unrolled: sixteen levels at once need too many registers
+            at = clamp_to_edge(top - 1 + i, _CROP_SIZE)
             line = mask.to(tl.float32) * 0
             for j in range(4):
-                level = _face_level(crop, roi, at, inside(left - 1 + j, _CROP), channel, mask)
+                level = _face_level(
+                    crop, roi, at, clamp_to_edge(left - 1 + j, _CROP_SIZE), channel, mask
+                )
                 line += level * cubic_weight(x, j)
             value += line * cubic_weight(y, i)
         return to_level(value).to(tl.int32)
     else:
-        top, left = row * _ROI // height, column * _ROI // width
-        down, right = row * _ROI % height, column * _ROI % width
+        top, left = row * _ROI_SIZE // height, column * _ROI_SIZE // width
+        down, right = row * _ROI_SIZE % height, column * _ROI_SIZE % width
         total = mask.to(tl.int64) * 0
         for i in range(2):
-            at = inside(top + i, _ROI)
+            at = clamp_to_edge(top + i, _ROI_SIZE)
             line = mask.to(tl.int32) * 0
             for j in range(2):
-                level = _roi_level(roi, at, inside(left + j, _ROI), channel, mask)
+                level = _roi_level(roi, at, clamp_to_edge(left + j, _ROI_SIZE), channel, mask)
                 line += level.to(tl.int32) * tl.where(j == 0, width - right, right)
             total += line.to(tl.int64) * tl.where(i == 0, height - down, down)
-        return truncated_share(total, height.to(tl.int64) * width)
+        return floor_quotient(total, height.to(tl.int64) * width)
 
 
 @triton.jit
-def _finished(row, pixel, channel, picture, box, crop, roi, mask, MODE: tl.constexpr):
-    """Levels (int32) of the finished frame: of the face in its box, of the frame elsewhere."""
-    frame, row_stride, height, _ = picture
+def _finished_level(source, row, pixel, channel, mask, MODE: tl.constexpr):
+    """Return levels (int32) of the finished frame: the face in its box, the frame elsewhere."""
+    picture, box, crop, roi = source
     x0, y0, x1, y1 = box
     face = mask & (row >= y0) & (row < y1) & (pixel >= x0) & (pixel < x1)
     face = face & (channel < 3)
     new = _pasted(row - y0, pixel - x0, channel, y1 - y0, x1 - x0, crop, roi, face, MODE)
-    old = read(frame, row_stride, height, row, pixel, channel, mask & (face == 0), "rgb")
+    old = read_level(picture, row, pixel, channel, mask & (face == 0), "rgb")
     return tl.where(face, new, old)
 
 
 @triton.jit
 def _finished_bytes(
-    row, byte, picture, box, crop, roi, mask,
+    source, row, byte, mask,
     MODE: tl.constexpr, FORMAT: tl.constexpr, CHROMA: tl.constexpr,
 ):  # fmt: skip
-    """Bytes (uint8) of rows of the finished frame, in its format."""
-    if FORMAT == "rgba":
-        level = _finished(row, byte // 4, byte % 4, picture, box, crop, roi, mask, MODE)
-    elif FORMAT == "rgb":
-        level = _finished(row, byte // 3, byte % 3, picture, box, crop, roi, mask, MODE)
-    elif FORMAT == "bgr":
-        level = _finished(row, byte // 3, 2 - byte % 3, picture, box, crop, roi, mask, MODE)
-    else:
-        total = (row + byte) * 0
-        for channel in range(3):
-            if CHROMA:
-                for corner in range(4):
-                    y, x = 2 * row + corner // 2, (byte & -2) + corner % 2
-                    level = _finished(y, x, channel, picture, box, crop, roi, mask, MODE)
-                    total += chroma(channel, level, byte % 2 == 1)
-            else:
-                level = _finished(row, byte, channel, picture, box, crop, roi, mask, MODE)
-                total += luma(channel, level)
-        level = chroma_level(total) if CHROMA else luma_level(total)
+    """Return bytes (uint8) of rows of the finished frame, in its format."""
+    level = make_bytes(_finished_level, source, row, byte, mask, MODE, FORMAT, CHROMA)
     return level.to(tl.uint8)
 
 
 @triton.jit
 def _plane(
-    job, picture, box, crop, roi, out, row_chunks,
+    job, picture, width, box, crop, roi, out, row_chunks,
     MODE: tl.constexpr, FORMAT: tl.constexpr, CHROMA: tl.constexpr, WIDTH: tl.constexpr,
     PASTERS: tl.constexpr, ROWS: tl.constexpr, BYTES: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """What one program does for one plane of a finished frame: paste a part, or copy a part.
+    """Paste or copy one program's part of one plane of a finished frame.
 
-    An access, WIDTH bytes, is the pasters' if it touches the face box. Both sides work out in
-    the same way which ones those are: no byte is written by two.
+    Pasting programs write the accesses (WIDTH bytes) that touch the face box, copying programs
+    all others. Both derive the split in the same way, so no byte is written twice.
     """
     PIXEL: tl.constexpr = 4 if FORMAT == "rgba" else 1 if FORMAT == "nv12" else 3
     HALF: tl.constexpr = 2 if CHROMA else 1
-    frame, row_stride, height, width = picture
+    _, _, height = picture
     x0, y0, x1, y1 = box
     top, bottom = tl.maximum(y0, 0), tl.minimum(y1, height)
     left, right = tl.maximum(x0, 0), tl.minimum(x1, width)
-    seen = (bottom > top) & (right > left)
+    visible = (bottom > top) & (right > left)
     if CHROMA:
         left, right = left & -2, (right + 1) & -2
-    first_row, end_row = top // HALF, tl.where(seen, (bottom + HALF - 1) // HALF, 0)
+    first_row, end_row = top // HALF, tl.where(visible, (bottom + HALF - 1) // HALF, 0)
     first_chunk = left * PIXEL // WIDTH
-    end_chunk = tl.where(seen, tl.cdiv(right * PIXEL, WIDTH), 0)
+    end_chunk = tl.where(visible, tl.cdiv(right * PIXEL, WIDTH), 0)
 
     if job < PASTERS:
+        source = (picture, box, crop, roi)
         across = tl.cdiv((end_chunk - first_chunk) * WIDTH, BYTES)
-        tiles = tl.where(seen, across * tl.cdiv(end_row - first_row, ROWS), 0)
+        tiles = tl.where(visible, across * tl.cdiv(end_row - first_row, ROWS), 0)
         for tile in range(job, tiles, PASTERS):
-            # Four parts one after the other, which takes a quarter of the registers; stored as
-            # one, so that each thread has 16 bytes to store.
+            # Computed in four parts one after the other, which takes a quarter of the registers,
+            # and stored as one, so that each thread stores 16 bytes.
             row = first_row + tile // across * ROWS + tl.arange(0, ROWS)[:, None]
             part = first_row + tile // across * ROWS + tl.arange(0, ROWS // 4)[:, None]
             byte = (first_chunk * WIDTH + tile % across * BYTES + tl.arange(0, BYTES))[None, :]
             live = byte < end_chunk * WIDTH
-            level0 = _finished_bytes(
-                part, byte, picture, box, crop, roi, live & (part < end_row), MODE, FORMAT, CHROMA
-            )
+            mask = live & (part < end_row)
+            level0 = _finished_bytes(source, part, byte, mask, MODE, FORMAT, CHROMA)
             part += ROWS // 4
-            level1 = _finished_bytes(
-                part, byte, picture, box, crop, roi, live & (part < end_row), MODE, FORMAT, CHROMA
-            )
+            mask = live & (part < end_row)
+            level1 = _finished_bytes(source, part, byte, mask, MODE, FORMAT, CHROMA)
             part += ROWS // 4
-            level2 = _finished_bytes(
-                part, byte, picture, box, crop, roi, live & (part < end_row), MODE, FORMAT, CHROMA
-            )
+            mask = live & (part < end_row)
+            level2 = _finished_bytes(source, part, byte, mask, MODE, FORMAT, CHROMA)
             part += ROWS // 4
-            level3 = _finished_bytes(
-                part, byte, picture, box, crop, roi, live & (part < end_row), MODE, FORMAT, CHROMA
-            )
+            mask = live & (part < end_row)
+            level3 = _finished_bytes(source, part, byte, mask, MODE, FORMAT, CHROMA)
             level = tl.join(tl.join(level0, level2), tl.join(level1, level3))
             level = tl.reshape(tl.permute(level, (2, 3, 0, 1)), (ROWS, BYTES))
             at = out + row.to(tl.int64) * row_chunks * WIDTH + byte
@@ -173,7 +159,7 @@ def _plane(
         face = (row >= first_row) & (row < end_row) & (chunk >= first_chunk) & (chunk < end_chunk)
         byte = chunk * WIDTH + tl.arange(0, WIDTH)[None, :]
         mask = ((row < height // HALF) & (face == 0)) & (byte >= 0)
-        level = converted(frame, row_stride, height, row, byte, mask, "rgb", FORMAT, CHROMA)
+        level = convert_bytes(picture, row, byte, mask, "rgb", FORMAT, CHROMA)
         at = out + row.to(tl.int64) * row_chunks * WIDTH + byte
         tl.store(at, level.to(tl.uint8), mask=mask)
 
@@ -190,46 +176,40 @@ def _composite(
     MODE: tl.constexpr, FORMAT: tl.constexpr, WIDTH: tl.constexpr,
     PASTERS: tl.constexpr, ROWS: tl.constexpr, BYTES: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """n frames, `jobs` programs each; the second plane of NV12 is axis 1 of the grid."""
+    """Finish n frames with `jobs` programs each; axis 1 of the grid is the plane of NV12."""
     program = tl.program_id(0)
     job = program % jobs
     item = (program // jobs).to(tl.int64)
     number = tl.load(index + item).to(tl.int64)
     box = load_box(boxes, number)
-    picture = (frames + number * frame_chunks * WIDTH, frame_row_chunks * WIDTH, height, width)
-    crop = crops + item * (_CROP * _CROP * 3)
+    picture = (frames + number * frame_chunks * WIDTH, frame_row_chunks * WIDTH, height)
+    crop = crops + item * (_CROP_SIZE * _CROP_SIZE * 3)
     roi = (roi + item * item_stride, channel_stride, roi_row_stride, column_stride)
     if FORMAT == "nv12":
         out += item * (height * 3 // 2) * row_chunks * WIDTH
         if tl.program_id(1) == 0:
             _plane(
-                job, picture, box, crop, roi, out, row_chunks,
+                job, picture, width, box, crop, roi, out, row_chunks,
                 MODE, FORMAT, False, WIDTH, PASTERS, ROWS, BYTES, CHUNKS,
             )  # fmt: skip
         else:
             out += height.to(tl.int64) * row_chunks * WIDTH
             _plane(
-                job, picture, box, crop, roi, out, row_chunks,
+                job, picture, width, box, crop, roi, out, row_chunks,
                 MODE, FORMAT, True, WIDTH, PASTERS, ROWS, BYTES, CHUNKS,
             )  # fmt: skip
     else:
         out += item * height * row_chunks * WIDTH
         _plane(
-            job, picture, box, crop, roi, out, row_chunks,
+            job, picture, width, box, crop, roi, out, row_chunks,
             MODE, FORMAT, False, WIDTH, PASTERS, ROWS, BYTES, CHUNKS,
         )  # fmt: skip
 
 
 def composite(
-    frames: Tensor,
-    boxes: Tensor,
-    index: Tensor,
-    crops: Tensor,
-    generated: Tensor,
-    mode: str,
-    format: str,
-    out: Tensor,
-) -> Tensor:
+    frames: Tensor, boxes: Tensor, index: Tensor, crops: Tensor, generated: Tensor,
+    mode: CompositeMode, format: ByteFormat, out: Tensor,
+) -> Tensor:  # fmt: skip
     height, width = frames.shape[1:3]
     if max(generated.stride()[1:]) >= 1 << 29:  # offsets within one ROI have 32 bits
         generated = generated.contiguous()

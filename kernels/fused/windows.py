@@ -1,4 +1,4 @@
-"""Mel -> mel windows, features -> feature windows: rows copied to where the networks want them."""
+"""Mel -> mel windows, features -> feature windows: rows copied into the networks' inputs."""
 
 import struct
 
@@ -6,26 +6,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .spec import FEATURE, FEATURE_WINDOW, MEL_BANDS, MEL_RATE, MEL_WINDOW
+from ..spec import FEATURE_DIM, FEATURES_PER_FRAME, MEL_BANDS, MEL_RATE, MEL_WINDOW_ROWS
 
 _MEL_RATE, _MEL_BANDS = tl.constexpr(MEL_RATE), tl.constexpr(MEL_BANDS)
-_MEL_WINDOW, _FEATURE = tl.constexpr(MEL_WINDOW), tl.constexpr(FEATURE)
-_FEATURE_WINDOW = tl.constexpr(FEATURE_WINDOW)
+_MEL_WINDOW_ROWS, _FEATURE_DIM = tl.constexpr(MEL_WINDOW_ROWS), tl.constexpr(FEATURE_DIM)
+_FEATURES_PER_FRAME = tl.constexpr(FEATURES_PER_FRAME)
 
 
 @triton.jit(do_not_specialize=["rows", "fps_bits", "start"])
 def _mel_windows(mel, stride, rows, fps_bits, start, out, BANDS: tl.constexpr):
-    """Window f is mel[start : start + 16] transposed, start = int(80 f / fps), at most T - 16."""
+    """Copy window f: mel[first : first + 16] transposed, first = min(int(80 f / fps), T - 16)."""
     window = tl.program_id(0).to(tl.int64)
-    # Python's floats are float64, a kernel's arguments float32: the bits come as an integer.
+    # A Python float is float64, but a kernel's float arguments are float32: pass the bits instead.
     fps = fps_bits.to(tl.float64, bitcast=True)
     first = ((start + window).to(tl.float64) * _MEL_RATE / fps).to(tl.int64)
-    first = tl.minimum(first, rows - _MEL_WINDOW)
-    row = tl.arange(0, _MEL_WINDOW)[:, None]
+    first = tl.minimum(first, rows - _MEL_WINDOW_ROWS)
+    row = tl.arange(0, _MEL_WINDOW_ROWS)[:, None]
     band = tl.arange(0, BANDS)[None, :]
     live = band < _MEL_BANDS
     tile = tl.load(mel + (first + row) * stride + band, mask=live)
-    tl.store(out + window * _MEL_BANDS * _MEL_WINDOW + band * _MEL_WINDOW + row, tile, mask=live)
+    out += window * _MEL_BANDS * _MEL_WINDOW_ROWS
+    tl.store(out + band * _MEL_WINDOW_ROWS + row, tile, mask=live)
 
 
 def mel_windows(mel: Tensor, fps: float, start: int, out: Tensor) -> Tensor:
@@ -41,14 +42,14 @@ def mel_windows(mel: Tensor, fps: float, start: int, out: Tensor) -> Tensor:
 
 @triton.jit(do_not_specialize=["start", "count"])
 def _feature_windows(features, stride, count, start, out):
-    """Rows i - 8 .. i + 7 of E[0], E[0], E[1], ..., E[M-1], E[M-1], zeros outside."""
+    """Copy rows i - 8 .. i + 7 of E[0], E[0], E[1], ..., E[M-1], E[M-1], with zeros outside."""
     window = tl.program_id(0).to(tl.int64)
-    row = start + window - _FEATURE_WINDOW // 2 + tl.arange(0, _FEATURE_WINDOW)[:, None]
-    feature = tl.arange(0, _FEATURE)[None, :]
-    here = tl.minimum(tl.maximum(row - 1, 0), count - 1)
-    tile = tl.load(features + here * stride + feature, mask=(row >= 0) & (row < count + 2), other=0)
-    at = tl.arange(0, _FEATURE_WINDOW)[:, None] * _FEATURE + feature
-    tl.store(out + window * _FEATURE_WINDOW * _FEATURE + at, tile)
+    row = start + window - _FEATURES_PER_FRAME // 2 + tl.arange(0, _FEATURES_PER_FRAME)[:, None]
+    feature = tl.arange(0, _FEATURE_DIM)[None, :]
+    source = features + tl.minimum(tl.maximum(row - 1, 0), count - 1) * stride
+    tile = tl.load(source + feature, mask=(row >= 0) & (row < count + 2), other=0)
+    at = tl.arange(0, _FEATURES_PER_FRAME)[:, None] * _FEATURE_DIM + feature
+    tl.store(out + window * _FEATURES_PER_FRAME * _FEATURE_DIM + at, tile)
 
 
 def feature_windows(features: Tensor, start: int, out: Tensor) -> Tensor:
