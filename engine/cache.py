@@ -1,4 +1,4 @@
-"""The user's cache folder."""
+"""This version, and its folder in the user's cache."""
 
 import os
 from importlib import metadata
@@ -6,19 +6,21 @@ from pathlib import Path
 
 from .errors import InputError
 
+try:
+    VERSION = metadata.version("viseme")
+except metadata.PackageNotFoundError:  # run from its source
+    VERSION = "0+source"
+
 
 def cache_folder() -> Path:
-    """Where this version keeps what it can make again: ~/.cache/viseme/VERSION, made if need be.
+    """Return the folder for files that can be made again: ~/.cache/viseme/VERSION. It is made if
+    need be.
 
     Raises:
         InputError: it cannot be made.
     """
-    try:
-        version = metadata.version("viseme")
-    except metadata.PackageNotFoundError:
-        version = "source"
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "viseme" / version
+    folder = root / "viseme" / VERSION
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The error for what a user can mend."""
+"""Errors that a user can mend."""
 
 
 class InputError(ValueError):
@@ -10,3 +10,8 @@ class InputError(ValueError):
 
 class DeviceError(InputError):
     """The device cannot be used for this: another one may."""
+
+
+def one_line(message: object) -> str:
+    """Return a library's message in one line of at most 300 characters."""
+    return " ".join(str(message).split())[:300]

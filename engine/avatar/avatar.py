@@ -12,7 +12,7 @@ from torch import Tensor
 from kernels import FPS
 
 from ..errors import DeviceError, InputError
-from ..plans.plan import read_record
+from ..plans.record import read_record
 from .boxes import MAX_SIDE, boxes_from_json, boxes_from_landmarks, check_boxes
 from .frames import CACHE_BYTES, FrameCache, ImageFolder, Source, VideoFile
 from .layouts import IMAGE_SUFFIXES, choose_networks, find_layout, numbered

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.command import write_whole
+from engine.files import write_whole
 
 
 def test_a_file_is_whole_or_what_it_was(tmp_path):
