@@ -1,4 +1,4 @@
-"""The user's cache folder."""
+"""This version, and its folder in the user's cache."""
 
 import os
 import stat
@@ -8,6 +8,11 @@ from importlib import metadata
 from pathlib import Path
 
 from .errors import InputError
+
+try:
+    VERSION = metadata.version("viseme")
+except metadata.PackageNotFoundError:  # run from its source
+    VERSION = "0+source"
 
 
 def cache_folder() -> Path:
@@ -20,19 +25,15 @@ def cache_folder() -> Path:
     Raises:
         InputError: it cannot be created, or others could write in it.
     """
-    try:
-        version = metadata.version("viseme")
-    except metadata.PackageNotFoundError:
-        version = "source"
     given = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(given):  # a relative path is ignored, as specified
-        return _made(Path(given) / "viseme" / version)
+        return _made(Path(given) / "viseme" / VERSION)
     try:
         home = Path.home()
         reason = f"HOME is {str(home)!r}, no absolute path"
         if home.is_absolute():
             reason = f"{home} cannot be written"
-            return _made(home / ".cache" / "viseme" / version)
+            return _made(home / ".cache" / "viseme" / VERSION)
     except RuntimeError:
         reason = "HOME is not set"
     except InputError:
@@ -42,7 +43,7 @@ def cache_folder() -> Path:
         f"{reason}; the cache is in {root}. Set XDG_CACHE_HOME to a folder that lasts",
         stacklevel=2,
     )
-    return _made(root / "viseme" / version)
+    return _made(root / "viseme" / VERSION)
 
 
 def _made(folder: Path) -> Path:

@@ -1,12 +1,10 @@
 """What the commands share: a user's mistake is one line and an exit code, never a traceback."""
 
 import argparse
-import os
 import signal
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 from .errors import InputError, printable
@@ -44,19 +42,6 @@ def run(work: Callable[[], object], *, interrupted: str) -> int:
         print(printable(f"interrupted: {interrupted}"), file=sys.stderr)
         return 130
     return 0
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` write under another name first, so that `path` is always whole.
-
-    The name ends as the path's does: libraries go by that.
-    """
-    partial = path.with_name(f".partial.{os.getpid()}.{path.name}")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def program(main: Callable[[], int]) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The error for what a user can mend."""
+"""Errors that a user can mend."""
 
 import reprlib
 
@@ -36,3 +36,8 @@ def printable(text: object) -> str:
     """The text as one line: newlines, other control characters and bytes of a file name that are no
     text are escaped, as in "a\\nb", so that a name cannot fake a line or drive a terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
+def one_line(message: object) -> str:
+    """Return a library's message in one line of at most 300 characters."""
+    return " ".join(str(message).split())[:300]

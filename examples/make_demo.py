@@ -18,8 +18,9 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from engine.command import program, write_whole
+from engine.command import program
 from engine.errors import InputError
+from engine.files import write_whole
 
 from .person import SIZE, draw, face_box, idle, idle_mouth
 from .speech import Recipe, Utterance, make

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from models import checkpoint
+from models.batch_norm import fold_batch_norms
 
 # The lowest opset that PyTorch's exporter writes without converting, so that the file runs on the
 # oldest runtimes it can.
@@ -130,27 +131,6 @@ def export(
         relative_difference=relative,
         psnr=psnr,
     )
-
-
-def fold_batch_norms(module: nn.Module) -> None:
-    """Folds, in place, every BatchNorm2d into the Conv2d that stands right before it.
-
-    To be done before any rounding to float16, in which a variance over 65504 is infinite.
-    """
-    previous = None
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d) and isinstance(previous, nn.Conv2d):
-            assert child.running_mean is not None and child.running_var is not None
-            scale = child.weight.double() / torch.sqrt(child.running_var.double() + child.eps)
-            bias = 0 if previous.bias is None else previous.bias.double()
-            bias = child.bias.double() + (bias - child.running_mean.double()) * scale
-            weight = previous.weight.double() * scale[:, None, None, None]
-            previous.weight = nn.Parameter(weight.to(previous.weight.dtype).detach())
-            previous.bias = nn.Parameter(bias.to(previous.weight.dtype).detach())
-            setattr(module, name, nn.Identity())
-        else:
-            fold_batch_norms(child)
-        previous = child
 
 
 def _to_onnx(kind: str, network: nn.Module, max_batch: int) -> onnx.ModelProto:

@@ -97,7 +97,7 @@ def test_there_are_files_to_look_at():
     assert all((ROOT / "engine" / folder / "__init__.py").exists() for folder in FOLDERS)
     graph = import_graph(ROOT, FILES)
     assert graph["engine.runtime.torch"] >= {"models.checkpoint", "engine.runtime.signature"}
-    assert graph["engine.runtime"] >= {"engine.plans.plan", "engine.runtime.tensorrt"}
+    assert graph["engine.runtime.open"] >= {"engine.plans.record", "engine.runtime.tensorrt"}
 
 
 def test_no_file_imports_itself_by_way_of_others():

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 import kernels
-from engine.command import write_whole
+from engine.files import write_whole
 
 from .batches import Batch, heard, seen
 from .losses import psnr

@@ -12,7 +12,7 @@ from torch import Tensor
 from kernels import FPS, MAX_SIDE
 
 from ..errors import DeviceError, InputError, shortened
-from ..plans.plan import read_record
+from ..plans.record import read_record
 from .boxes import boxes_from_json, boxes_from_landmarks, check_boxes
 from .frames import CACHE_BYTES, FrameCache, ImageFolder, Source, VideoFile
 from .layouts import IMAGE_SUFFIXES, Parts, choose_networks, find_layout, numbered

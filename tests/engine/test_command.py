@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.command import Parser, program, run, write_whole
+from engine.command import Parser, program, run
 from engine.errors import DeviceError, InputError, printable
+from engine.files import write_whole
 from tests.conftest import ROOT
 
 ESCAPED = {

@@ -21,7 +21,7 @@ from engine.device.stopwatch import Stopwatch
 from engine.errors import DeviceError, InputError
 from engine.media import images
 from engine.pipeline import frame_numbers
-from engine.plans.flavor import FLAVORS, gpu_architecture
+from engine.plans.edition import EDITIONS, gpu_architecture
 from engine.runtime import RUNTIMES
 from engine.runtime.output_check import write_ranges
 
@@ -68,14 +68,14 @@ def make(request, native, gentle, halves, tmp_path_factory):
 
 def _plans(halves, folder) -> dict:
     architecture = gpu_architecture()
-    for flavor in FLAVORS.values():
-        if flavor.installed and not flavor.why_not([architecture], architecture):
+    for edition in EDITIONS.values():
+        if edition.installed and not edition.why_not([architecture], architecture):
             break
     else:
         pytest.skip("no TensorRT for this GPU is installed")
     for kind, path in halves.items():
         shutil.copy(path, folder / f"{kind}.onnx")
-        options = ["--flavor", flavor.name, "--batch", "1", "25", "40"]
+        options = ["--edition", edition.name, "--batch", "1", "25", "40"]
         assert build([kind.replace("_", "-"), str(folder / f"{kind}.onnx"), *options]) == 0
     return {kind: folder / f"{kind}.plan" for kind in halves}
 

@@ -18,8 +18,9 @@ from engine import InputError
 from engine.runtime import open_network
 from engine.runtime.exported import exported
 from engine.runtime.signature import AUDIO_ENCODER, GENERATOR
-from engine.runtime.torch import Compiled, fold_batch_norms
+from engine.runtime.torch import Compiled
 from models import checkpoint
+from models.batch_norm import fold_batch_norms
 from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
@@ -121,12 +122,12 @@ def test_batch_norms_are_folded(checkpoints, inputs, expected):
     module.double()
     with torch.inference_mode():
         wanted = module(*pair)
-    folded = fold_batch_norms(module)
-    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
+    fold_batch_norms(module)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in module.modules())
     with torch.inference_mode():
-        assert (folded(*pair) - wanted).abs().max() < 1e-12
-    folded.half()
-    assert all(torch.isfinite(weight).all() for weight in folded.parameters())
+        assert (module(*pair) - wanted).abs().max() < 1e-12
+    module.half()
+    assert all(torch.isfinite(weight).all() for weight in module.parameters())
 
 
 @pytest.fixture
@@ -292,9 +293,13 @@ def double_generator(path):
     ("name", "make", "message"),
     [
         ("a.onnx", text_file, "cannot be opened by ONNX Runtime"),
-        ("a.onnx", double_generator, r"not the ONNX of a\(n\) generator: it has input .*double"),
+        ("a.onnx", double_generator, r"not the ONNX of a\(n\) generator; it has input .*double"),
         ("a.pth", text_file, "a.pth"),
-        ("a.plan", text_file, "TensorRT plan, which needs a GPU, the device is cpu: give an ONNX"),
+        (
+            "a.plan",
+            text_file,
+            "TensorRT plan, which needs a GPU, and the device is cpu; give an ONNX",
+        ),
     ],
 )
 def test_files_of_no_use(tmp_path, name, make, message):
@@ -313,7 +318,7 @@ def test_a_checkpoint_of_another_network(checkpoints, runtime, tmp_path):
 
 
 def test_onnx_of_another_network(networks):
-    with pytest.raises(InputError, match=r"generator: it has mel_spectrogram .*wanted is input"):
+    with pytest.raises(InputError, match=r"generator; it has mel_spectrogram .*expected input"):
         open_network(GENERATOR, networks["audio_encoder"], device=CPU)
 
 
@@ -321,7 +326,7 @@ def test_choices(networks):
     with pytest.raises(InputError, match="the torch runtime takes checkpoints"):
         open_network(GENERATOR, networks["generator"], device=CPU, runtime="torch")
     with pytest.raises(
-        InputError, match="runtime is 'mxnet', it must be one of tensorrt, onnxruntime, torch"
+        InputError, match="runtime is 'mxnet'; expected one of: tensorrt, onnxruntime, torch"
     ):
         open_network(GENERATOR, networks["generator"], device=CPU, runtime="mxnet")
 

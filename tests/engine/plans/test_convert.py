@@ -1,4 +1,4 @@
-"""ONNX files made ready for TensorRT: what is changed computes what PyTorch computes."""
+"""ONNX files converted for TensorRT compute what PyTorch computes."""
 
 import numpy as np
 import onnx
@@ -8,8 +8,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from engine import InputError
-from engine.plans.graph import load
-from engine.plans.graph_ready import make_ready
+from engine.plans.convert import convert
+from engine.plans.onnx_graph import load_graph
 from engine.runtime.signature import AUDIO_ENCODER, GENERATOR
 from models import checkpoint
 from tests.engine import onnx_files
@@ -61,11 +61,11 @@ def from_half(make, kind):
         "weights beside",
     ],
 )
-def test_made_ready(halves, older, expected, tmp_path, kind, precision, freed, make):
+def test_conversion(halves, older, expected, tmp_path, kind, precision, freed, make):
     path = make({**halves, "older": older}, tmp_path / "made.onnx")
-    graph = load(SIGNATURES[kind], path)
-    make_ready(graph, precision)
-    assert any("batch of 1 made free" in notice for notice in graph.notices) == freed
+    graph = load_graph(SIGNATURES[kind], path)
+    convert(graph, precision)
+    assert any("batch of 1 freed" in notice for notice in graph.notices) == freed
     session = onnxruntime.InferenceSession(graph.data, providers=["CPUExecutionProvider"])
     dtype = {"fp16": np.float16, "fp32": np.float32}[precision]
     name = {"fp16": "tensor(float16)", "fp32": "tensor(float)"}[precision]
@@ -86,8 +86,8 @@ def test_made_ready(halves, older, expected, tmp_path, kind, precision, freed, m
 
 def test_what_fits_is_left_alone(halves):
     for kind, signature in SIGNATURES.items():
-        graph = load(signature, halves[kind])
-        make_ready(graph, "fp16")
+        graph = load_graph(signature, halves[kind])
+        convert(graph, "fp16")
         assert graph.data == halves[kind].read_bytes() and graph.notices == []
 
 
@@ -137,8 +137,8 @@ def test_a_batch_norm_whose_variance_is_beyond_float16(tmp_path):
         "var": np.array([1e5], np.float32),
     }
     path = audio_encoder(tmp_path, nodes, {**weights, **SLICE})
-    graph = load(AUDIO_ENCODER, path)
-    make_ready(graph, "fp16")
+    graph = load_graph(AUDIO_ENCODER, path)
+    convert(graph, "fp16")
     assert [node.op_type for node in graph.model.graph.node] == ["Conv", "Flatten", "Slice"]
     x = torch.rand(2, 1, 80, 16) * 8 - 4
     c = torch.nn.functional.conv2d(x, torch.full((1, 1, 3, 3), 30.0), padding=1)
@@ -163,8 +163,8 @@ def test_floats_that_only_shape_stay(tmp_path):
     # the same constant for a size and for the data
     scales = np.array([1, 1, 0.5, 0.5], np.float32)
     weights = {"half": scales, "gain": np.array([3.0], np.float32), **SLICE}
-    graph = load(AUDIO_ENCODER, audio_encoder(tmp_path, nodes, weights))
-    make_ready(graph, "fp16")
+    graph = load_graph(AUDIO_ENCODER, audio_encoder(tmp_path, nodes, weights))
+    convert(graph, "fp16")
     inner = graph.model.graph
     types = {tensor.name: tensor.data_type for tensor in inner.initializer}
     for node in inner.node:
@@ -189,13 +189,13 @@ def test_what_float16_cannot_hold(tmp_path, gain, message):
     ]
     path = audio_encoder(tmp_path, nodes, {"g16": np.array([gain], np.float32), **SLICE})
     with pytest.raises(InputError, match=f"{message}.*use --precision fp32") as caught:
-        make_ready(load(AUDIO_ENCODER, path), "fp16")
+        convert(load_graph(AUDIO_ENCODER, path), "fp16")
     assert "\n" not in str(caught.value)
-    make_ready(load(AUDIO_ENCODER, path), "fp32")
+    convert(load_graph(AUDIO_ENCODER, path), "fp32")
 
 
 def test_small_errors_everywhere_are_refused(networks, monkeypatch):
-    monkeypatch.setattr("engine.plans.graph_check._LEAST_PSNR", 200.0)
-    said = r"made fp16, has a PSNR of \d\d\.\d dB, under 200: use --precision fp32"
+    monkeypatch.setattr("engine.plans.verify._MIN_PSNR", 200.0)
+    said = r"to fp16, has a PSNR of \d\d\.\d dB, under 200; use --precision fp32"
     with pytest.raises(InputError, match=said):
-        make_ready(load(GENERATOR, networks["generator"]), "fp16")
+        convert(load_graph(GENERATOR, networks["generator"]), "fp16")

@@ -1,34 +1,35 @@
-"""Whether a changed ONNX graph still computes the same, in ONNX Runtime on a CPU."""
+"""Verify in ONNX Runtime, on a CPU, that a converted ONNX graph still computes the same."""
 
 import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from ..errors import InputError
-from .flavor import one_line
-from .graph import Graph
+from ..errors import InputError, one_line
+from .onnx_graph import OnnxGraph
 
-# The largest |difference| that a change may make, over 1 for the generator's pixels and over the
-# largest feature for the audio encoder. Those of python -m export, for the same reasons.
+# Largest |difference| allowed, relative to 1 for the generator's pixels and to the largest feature
+# for the audio encoder. The values are those of python -m export, for the same reasons.
 _TOLERANCES = {
     ("generator", "fp16"): 3e-2,
     ("generator", "fp32"): 1e-4,
     ("audio_encoder", "fp16"): 5e-3,
     ("audio_encoder", "fp32"): 1e-4,
 }
-_LEAST_PSNR = 55.0  # dB, of the generator
+_MIN_PSNR = 55.0  # dB, of the generator's output
 
 
-def compare(graph: Graph, original: onnx.ModelProto, precision: str, changes: str) -> float:
-    """The largest difference from the graph as it was, on 3 inputs.
+def compare(graph: OnnxGraph, original: onnx.ModelProto, precision: str, changes: str) -> float:
+    """Return the largest difference from the original graph on 3 inputs.
 
     Args:
-        precision: the lower one of before and after.
-        changes: what was done to it, for people.
+        graph: the converted graph.
+        original: the graph before.
+        precision: the lower one of the two graphs' precisions.
+        changes: what was changed, for people.
 
     Raises:
-        InputError: it does not run any more, or differs by more than the precision explains.
+        InputError: it does not run, or differs by more than the precision explains.
     """
     before = open_session(graph, original.SerializeToString())
     after = open_session(graph, graph.data)
@@ -39,30 +40,32 @@ def compare(graph: Graph, original: onnx.ModelProto, precision: str, changes: st
         for i in range(0, 3, step)
     ]
     expected = np.concatenate(parts).astype(np.float64)
-    said = f"{graph.path}, {changes}, "
+    subject = f"{graph.path}, {changes},"
     try:
         actual = after.run([graph.output], _feeds(graph, after, 3))[0].astype(np.float64)
     except Exception as error:  # ONNX Runtime has no common base for what it raises
-        raise InputError(f"{said}does not run: {one_line(error)}") from error
+        raise InputError(f"{subject} does not run: {one_line(error)}") from error
     if actual.shape != expected.shape:
         raise InputError(
-            f"{said}gives {list(actual.shape)} for a batch of 3: export it with a free batch"
+            f"{subject} gives {list(actual.shape)} for a batch of 3; export it with a free batch"
         )
     scale = 1.0 if graph.signature.kind == "generator" else max(np.abs(expected).max(), 1e-30)
     difference = float(np.abs(actual - expected).max() / scale)
     tolerance = _TOLERANCES[graph.signature.kind, precision]
-    remedy = "use --precision fp32" if "made fp16" in changes else "export it with a free batch"
+    remedy = "use --precision fp32" if "to fp16" in changes else "export it with a free batch"
     if not difference <= tolerance:
-        raise InputError(f"{said}differs by {difference:.2g}, more than {tolerance:g}: {remedy}")
+        raise InputError(
+            f"{subject} differs by {difference:.2g}, more than {tolerance:g}; {remedy}"
+        )
     squares = float(np.square(actual - expected).mean())
-    if graph.signature.kind == "generator" and squares > 10 ** (-_LEAST_PSNR / 10):
+    if graph.signature.kind == "generator" and squares > 10 ** (-_MIN_PSNR / 10):
         psnr = -10 * np.log10(squares)
-        raise InputError(f"{said}has a PSNR of {psnr:.1f} dB, under {_LEAST_PSNR:g}: {remedy}")
+        raise InputError(f"{subject} has a PSNR of {psnr:.1f} dB, under {_MIN_PSNR:g}; {remedy}")
     return difference
 
 
 def open_session(
-    graph: Graph, data: bytes, options: onnxruntime.SessionOptions | None = None
+    graph: OnnxGraph, data: bytes, options: onnxruntime.SessionOptions | None = None
 ) -> onnxruntime.InferenceSession:
     options = options or onnxruntime.SessionOptions()
     options.log_severity_level = 4
@@ -74,8 +77,10 @@ def open_session(
         ) from error
 
 
-def _feeds(graph: Graph, session: onnxruntime.InferenceSession, n: int) -> dict[str, np.ndarray]:
-    """Inputs with the scale of real ones, in the type that the session takes."""
+def _feeds(
+    graph: OnnxGraph, session: onnxruntime.InferenceSession, n: int
+) -> dict[str, np.ndarray]:
+    """Make random inputs of realistic scale, in the types that the session takes."""
     rng = np.random.default_rng(0)
     if graph.signature.kind == "audio_encoder":
         values = [rng.uniform(-4, 4, (n, 1, 80, 16))]
@@ -91,9 +96,15 @@ def _feeds(graph: Graph, session: onnxruntime.InferenceSession, n: int) -> dict[
     }
 
 
-def refuse_overflow(graph: Graph) -> None:
-    """Look at the largest value of every tensor in float32: a CPU would not notice an overflow,
-    because it computes in float32 whatever the type is."""
+def check_fp16_range(graph: OnnxGraph) -> None:
+    """Check that no tensor's values exceed float16's range.
+
+    They are computed in float32: ONNX Runtime on a CPU computes float16 graphs in float32 too, so
+    an overflow would not show there.
+
+    Raises:
+        InputError: a value beyond 65504; how large, and at which node.
+    """
     probe = onnx.ModelProto()
     probe.CopyFrom(graph.model)
     inner = probe.graph
@@ -117,6 +128,6 @@ def refuse_overflow(graph: Graph) -> None:
     for place, peak in zip(places.values(), peaks, strict=True):
         if not peak <= np.finfo(np.float16).max:
             raise InputError(
-                f"{graph.path}: values reach {peak:.3g} at {place}, beyond fp16's 65504: "
+                f"{graph.path}: values reach {peak:.3g} at {place}, beyond fp16's 65504; "
                 "use --precision fp32"
             )

@@ -1,6 +1,6 @@
-"""ONNX graphs as they are found -> as TensorRT gets them: a free batch, one precision.
+"""Convert ONNX graphs for TensorRT: a free batch, one precision.
 
-Whatever is changed is checked in ONNX Runtime, on a CPU, against the graph as it was.
+A converted graph is compared with the original in ONNX Runtime, on a CPU.
 """
 
 import tempfile
@@ -12,8 +12,8 @@ import onnxruntime
 from onnx import TensorProto, numpy_helper
 
 from ..errors import InputError
-from .graph import Graph, constants_of, describe, flowing_names
-from .graph_check import compare, open_session, refuse_overflow
+from .onnx_graph import OnnxGraph, constants_of, data_names, describe
+from .verify import check_fp16_range, compare, open_session
 
 TYPES = {"fp16": TensorProto.FLOAT16, "fp32": TensorProto.FLOAT}
 
@@ -21,11 +21,15 @@ TYPES = {"fp16": TensorProto.FLOAT16, "fp32": TensorProto.FLOAT}
 _ALWAYS_FLOAT32 = {("Resize", 1), ("Resize", 2), ("Upsample", 1)}
 
 
-def make_ready(graph: Graph, precision: str) -> None:
-    """Free the batch where it is fixed at 1, and make every float of the precision asked for.
+def convert(graph: OnnxGraph, precision: str) -> None:
+    """Free a batch that is fixed at 1, and convert all floats to one precision, in place.
+
+    Args:
+        graph: its `notices` say what was changed.
+        precision: "fp16" or "fp32".
 
     Raises:
-        InputError: it cannot be done, or the network does not compute the same any more.
+        InputError: it cannot be converted, or does not compute the same afterwards.
     """
     original = onnx.ModelProto()
     original.CopyFrom(graph.model)
@@ -36,14 +40,14 @@ def make_ready(graph: Graph, precision: str) -> None:
         _widen(graph.model)
         if precision == "fp16":
             graph.model = _fold(graph)
-            refuse_overflow(graph)
+            check_fp16_range(graph)
             _narrow(graph)
     if not (freed or converted):
         return
-    changes = ["its batch of 1 made free"] if freed else []
+    changes = ["batch of 1 freed"] if freed else []
     if converted:
         was = " and ".join(name for name, number in TYPES.items() if number in found)
-        changes.append(f"{was} made {precision}")
+        changes.append(f"{was} converted to {precision}")
     tolerated = "fp16" if TYPES["fp16"] in found else precision
     difference = compare(graph, original, tolerated, " and ".join(changes))
     graph.notices.append(f"{' and '.join(changes)} (largest difference {difference:.2g})")
@@ -52,8 +56,12 @@ def make_ready(graph: Graph, precision: str) -> None:
 # --- batch ---------------------------------------------------------------------------------------
 
 
-def _free_batch(graph: Graph) -> bool:
-    """Name the batch "batch" wherever it is 1, in inputs, outputs and the shapes of constants."""
+def _free_batch(graph: OnnxGraph) -> bool:
+    """Make the batch a free dimension in inputs, outputs and constant shapes.
+
+    Returns:
+        Whether it was fixed.
+    """
     inner, signature = graph.model.graph, graph.signature
     shapes = dict(zip(graph.inputs, signature.inputs.values(), strict=True))
     shapes[graph.output] = next(iter(signature.outputs.values()))
@@ -64,11 +72,11 @@ def _free_batch(graph: Graph) -> bool:
             if dims[0].dim_value != 1:
                 raise InputError(
                     f"{graph.path} has a fixed batch of {dims[0].dim_value}: TensorRT needs one "
-                    "that is free or 1, export it again"
+                    "that is free or 1. Export it again"
                 )
             fixed = True
     sizes = {}
-    if fixed:  # the sizes inside, while they can still be told
+    if fixed:  # inferred first, because a free batch would hide the inner sizes
         inferred = onnx.shape_inference.infer_shapes(graph.model).graph
         sizes = {v.name: describe(v).shape for v in [*inferred.value_info, *inferred.input]}
         del inner.value_info[:]
@@ -84,8 +92,8 @@ def _free_batch(graph: Graph) -> bool:
 
 
 def _free_constants(inner: onnx.GraphProto, sizes: dict[str, list]) -> None:
-    """Take the batch of 1 out of the constants that Reshape and Resize have as their targets."""
-    constants, flowing = constants_of(inner), flowing_names(inner)
+    """Replace the batch of 1 in the constant target shapes of Reshape and Resize."""
+    constants, flowing = constants_of(inner), data_names(inner)
 
     def replace(node: onnx.NodeProto, position: int, array: np.ndarray) -> None:
         name = f"{node.output[0]}/free/{position}"
@@ -98,7 +106,7 @@ def _free_constants(inner: onnx.GraphProto, sizes: dict[str, list]) -> None:
         if node.op_type == "Reshape" and node.input[1] in constants:
             shape = numpy_helper.to_array(constants[node.input[1]]).copy()
             if shape.size and shape[0] == 1:
-                shape[0] = 0 if (shape == -1).any() else -1  # 0: as it is in the input
+                shape[0] = 0 if (shape == -1).any() else -1  # 0 copies the input's size
                 replace(node, 1, shape)
         if node.op_type == "Resize" and len(node.input) == 4 and node.input[3] in constants:
             target = numpy_helper.to_array(constants[node.input[3]])
@@ -112,8 +120,8 @@ def _free_constants(inner: onnx.GraphProto, sizes: dict[str, list]) -> None:
 
 
 def _float_types(model: onnx.ModelProto) -> set[int]:
-    """The float types of inputs, outputs and weights."""
-    constants, flowing = constants_of(model.graph), flowing_names(model.graph)
+    """Return the float types of inputs, outputs and weights."""
+    constants, flowing = constants_of(model.graph), data_names(model.graph)
     found = {v.type.tensor_type.elem_type for v in [*model.graph.input, *model.graph.output]}
     for node in model.graph.node:
         if flowing.intersection(node.output):
@@ -126,7 +134,7 @@ def _float_types(model: onnx.ModelProto) -> set[int]:
 
 
 def _widen(model: onnx.ModelProto) -> None:
-    """Every float16 becomes a float32, which loses nothing."""
+    """Convert every float16 to float32, which is exact."""
     half, single = TensorProto.FLOAT16, TensorProto.FLOAT
 
     def widened(tensor: TensorProto) -> None:
@@ -147,10 +155,10 @@ def _widen(model: onnx.ModelProto) -> None:
             value.type.tensor_type.elem_type = single
 
 
-def _narrow(graph: Graph) -> None:
-    """Floats that the data meets become float16; those that only compute shapes stay."""
+def _narrow(graph: OnnxGraph) -> None:
+    """Convert floats on the data path to float16; those that only compute shapes stay."""
     inner = graph.model.graph
-    constants, flowing = constants_of(inner), flowing_names(inner)
+    constants, flowing = constants_of(inner), data_names(inner)
     half, halves = TensorProto.FLOAT16, dict[str, str]()
     for node in inner.node:
         if not flowing.intersection(node.output):
@@ -167,7 +175,7 @@ def _narrow(graph: Graph) -> None:
                     array = numpy_helper.to_array(tensor).astype(np.float16)
                 if not np.isfinite(array).all():
                     raise InputError(
-                        f"{graph.path}: {name} is not finite in fp16: use --precision fp32"
+                        f"{graph.path}: {name} is not finite in fp16; use --precision fp32"
                     )
                 inner.initializer.append(numpy_helper.from_array(array, halves[name]))
             node.input[position] = halves[name]
@@ -183,9 +191,11 @@ def _narrow(graph: Graph) -> None:
         value.type.tensor_type.elem_type = half
 
 
-def _fold(graph: Graph) -> onnx.ModelProto:
-    """Constants computed, batch norms in the convolutions before them: a variance may be beyond
-    float16 where what it makes of the weights is not."""
+def _fold(graph: OnnxGraph) -> onnx.ModelProto:
+    """Fold constants, and batch norms into convolutions.
+
+    A batch norm's variance may exceed float16's range where the folded weights do not.
+    """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     with tempfile.TemporaryDirectory() as folder:

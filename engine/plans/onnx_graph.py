@@ -1,4 +1,4 @@
-"""An ONNX file as it is found: whether it is one of our networks, and which input is which."""
+"""Read an ONNX file of one of our networks, and find out which input is which."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,16 +8,15 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..runtime.onnxruntime import match
 from ..runtime.signature import Signature
-from .flavor import one_line
 
 _NAMES = {TensorProto.FLOAT: "tensor(float)", TensorProto.FLOAT16: "tensor(float16)"}
 
 
 class Value(NamedTuple):
-    """A tensor of a graph, described as ONNX Runtime does: "?" for a size that is free."""
+    """A graph's tensor as ONNX Runtime describes it: "?" for a size that is free."""
 
     name: str
     shape: list
@@ -25,11 +24,16 @@ class Value(NamedTuple):
 
 
 @dataclass
-class Graph:
-    """An ONNX file that is one of our networks.
+class OnnxGraph:
+    """An ONNX file of one of our networks.
 
-    model: as it is now, `data` in bytes. inputs, output: names, in the signature's order.
-    notices: what differs from the file, for people.
+    Attributes:
+        signature: the network's inputs and outputs.
+        path: the file.
+        model: the graph, which conversions change.
+        inputs: names of the inputs, in the signature's order.
+        output: name of the output.
+        notices: what was changed, for people.
     """
 
     signature: Signature
@@ -41,14 +45,15 @@ class Graph:
 
     @property
     def data(self) -> bytes:
+        """The model, serialized."""
         return self.model.SerializeToString()
 
 
-def load(signature: Signature, path: Path) -> Graph:
+def load_graph(signature: Signature, path: Path) -> OnnxGraph:
     """Read an ONNX file.
 
     Raises:
-        InputError: it is none, or one of another network.
+        InputError: it is not an ONNX file, or that of another network.
     """
     try:
         model = onnx.load(path)
@@ -57,23 +62,23 @@ def load(signature: Signature, path: Path) -> Graph:
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {one_line(error)}") from error
     graph = model.graph
-    if not graph.node:  # what protobuf makes of an empty file, and of some texts
+    if not graph.node:  # protobuf reads an empty file, and some texts, as an empty graph
         raise InputError(f"{path} is not an ONNX file")
     weights = {tensor.name for tensor in graph.initializer}
     fed = [describe(value) for value in graph.input if value.name not in weights]
     inputs = [value.name for value in match(path, signature, signature.inputs, fed)]
-    given = [describe(value) for value in graph.output]
-    (output,) = (value.name for value in match(path, signature, signature.outputs, given))
-    found = Graph(signature, path, model, inputs, output)
-    wanted = [*signature.inputs, *signature.outputs]
-    other = [
-        f"{name} as {want}"
-        for name, want in zip([*inputs, output], wanted, strict=True)
-        if name != want
+    results = [describe(value) for value in graph.output]
+    (output,) = (value.name for value in match(path, signature, signature.outputs, results))
+    loaded = OnnxGraph(signature, path, model, inputs, output)
+    expected = [*signature.inputs, *signature.outputs]
+    renamed = [
+        f"{name} as {usual}"
+        for name, usual in zip([*inputs, output], expected, strict=True)
+        if name != usual
     ]
-    if other:
-        found.notices.append(f"its {', its '.join(other)}")
-    return found
+    if renamed:
+        loaded.notices.append(f"its {', its '.join(renamed)}")
+    return loaded
 
 
 def describe(value: onnx.ValueInfoProto) -> Value:
@@ -84,7 +89,7 @@ def describe(value: onnx.ValueInfoProto) -> Value:
 
 
 def constants_of(graph: onnx.GraphProto) -> dict[str, TensorProto]:
-    """Weights and constants by name."""
+    """Return a graph's weights and constants by name."""
     found = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
@@ -92,10 +97,10 @@ def constants_of(graph: onnx.GraphProto) -> dict[str, TensorProto]:
     return found
 
 
-def flowing_names(graph: onnx.GraphProto) -> set[str]:
-    """Names of what is computed from the inputs' values, and not only from their shapes."""
+def data_names(graph: onnx.GraphProto) -> set[str]:
+    """Return the names of tensors that depend on the inputs' values, not only on their shapes."""
     found = {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
-    for node in graph.node:  # ONNX has them in an order in which they can run
+    for node in graph.node:  # ONNX keeps nodes in topological order
         if node.op_type not in ("Shape", "Size") and found.intersection(node.input):
             found.update(node.output)
     return found
