@@ -1,6 +1,7 @@
 """What the commands share: a user's mistake is one line and an exit code, never a traceback."""
 
 import argparse
+import io
 import signal
 import sys
 import warnings
@@ -50,7 +51,7 @@ def program(main: Callable[[], int]) -> NoReturn:
     Printing does not fail: a character that the locale does not have is printed as its escape.
     """
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:  # it is None where whoever started the program closed it
+        if isinstance(stream, io.TextIOWrapper):  # None where whoever started us closed it
             stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())

@@ -1,6 +1,7 @@
 """The command: python -m export generator|audio-encoder CHECKPOINT -o FILE.onnx"""
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -71,6 +72,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # of names that the locale lacks
     sys.exit(main())

@@ -8,8 +8,10 @@ wrote the file does not matter.
 
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import torch
 
@@ -29,12 +31,12 @@ class _Ignored:
         pass
 
 
-def _dict(*_: object) -> dict:
+def _dict(*_: object) -> dict[Any, Any]:
     """Stands for a defaultdict: its items may be weights, its factory is not needed."""
     return {}
 
 
-def _list(*_: object) -> list:
+def _list(*_: object) -> list[Any]:
     """Stands for a deque, without its maximum length."""
     return []
 
@@ -76,6 +78,7 @@ def read_pickle(path: Path) -> object:
             # PyTorch's message leaves out the module of what is in `builtins`.
             if name not in _STAND_INS and f"builtins.{name}" not in _STAND_INS:
                 raise
+        safe: list[Callable[..., Any] | tuple[Callable[..., Any], str]]
         safe = [(stand_in, name) for name, stand_in in _STAND_INS.items()]
         with torch.serialization.safe_globals(safe):
             return torch.load(path, map_location="cpu", weights_only=True)

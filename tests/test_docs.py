@@ -301,7 +301,7 @@ def test_the_pipelines_python(page, monkeypatch, speech):
     """With a second of the speech, and networks that do nothing."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("engine.pipeline.open_network", lambda *_, **__: Stub())
-    monkeypatch.setattr("engine.media.speech.read_speech", lambda path: speech[:16000])
+    monkeypatch.setattr("engine.media.speech.read_speech", lambda path, **_: speech[:16000])
     names = run_python(page)
     assert names["frames"].shape == (8, 1280, 720, 3) and names["frames"].dtype == torch.uint8
     assert names["pipeline"].frame_count(speech[:16000]) == 24

@@ -135,7 +135,7 @@ def test_a_render_whose_names_cannot_be_printed(native, tmp_path, ascii_only, sp
 
 
 COMMANDS = [
-    ["engine.build", "generator", "NAME.onnx", "--flavor", "tensorrt_rtx", "--arch", "89"],
+    ["engine.build", "generator", "NAME.onnx", "--edition", "tensorrt_rtx", "--arch", "89"],
     ["train", "--avatar", "NAME", "-o", "out.pth"],
     ["export", "generator", "NAME.pth", "-o", "out.onnx"],
     ["export", "NAME", "x.pth", "-o", "out.onnx"],
