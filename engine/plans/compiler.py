@@ -3,7 +3,7 @@
 import re
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from tqdm import tqdm
@@ -123,8 +123,11 @@ def compile_plan(
     ):
         config.progress_monitor = monitor = _monitor(trt, bar, stop)  # TensorRT does not hold it
         build = parsed.builder.build_serialized_network
-        work = pool.submit(build, parsed.network, config)
         try:
+            work = pool.submit(build, parsed.network, config)
+            # a signal that comes just before a wait without a timeout is seen only after it
+            while wait([work], timeout=0.2).not_done:
+                pass
             built = work.result()
         finally:
             stop.set()

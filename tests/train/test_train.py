@@ -112,7 +112,7 @@ def test_a_film(film):
 
 def test_a_film_that_is_a_video(film, tmp_path, monkeypatch):
     """Its decoder has threads of its own on large machines; batches are made in another process."""
-    monkeypatch.setattr("engine.media.SPARE_CORES", True)
+    monkeypatch.setattr("engine.media.video.SPARE_CORES", True)
     folder = tmp_path / "native"
     folder.mkdir()
     with av.open(folder / "frames.mp4", "w") as container:
