@@ -29,7 +29,7 @@ from benchmarks.report_pipeline import OURS, plot, table
 from benchmarks.systems import FPS, Scene, System
 from engine.device.stopwatch import Stopwatch
 from engine.runtime import RUNTIMES
-from examples.networks import paths
+from examples import network_files as paths
 
 NAMES = {"tensorrt": "TensorRT", "onnxruntime": "ONNX Runtime", "torch": "PyTorch"}
 SPLIT, EAGER, ON_CPU, COMPILED = "split design", "PyTorch eager", "CPU", "compiled"

@@ -24,7 +24,8 @@ from engine import Avatar, InputError, Pipeline
 from engine.device.stopwatch import Stopwatch
 from engine.media.speech import read_speech
 from engine.media.video import VideoWriter
-from examples.networks import DEMO, networks
+from examples import DEMO, network_files
+from models import checkpoint
 
 LOOP_SECONDS = 1.5  # of speech for the frame-by-frame loop, which is slow
 MEMORY_SECONDS = (6, 60)
@@ -148,7 +149,7 @@ def _frame_loop(avatar: Avatar, pcm: torch.Tensor) -> Callable[[], int]:
     boxes = [tuple(box) for box in avatar.boxes.tolist()]
     count = min(len(boxes), 64)
     frames = [avatar.batch([i])[0][0].cpu().numpy()[..., ::-1].copy() for i in range(count)]
-    trained = networks()
+    trained = {kind: checkpoint.load(path, kind) for kind, path in network_files().items()}
 
     def run() -> int:
         rendered = frame_loop.render(

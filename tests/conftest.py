@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import torch
 
+from examples import DEMO
+
 ROOT = Path(__file__).parents[1]
-DEMO = ROOT / "examples" / "demo"
 
 # A shell's background jobs ignore Ctrl-C, and what they start does too; some tests are about it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
