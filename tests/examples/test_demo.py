@@ -124,6 +124,19 @@ def test_a_trembling_mouth_is_noticed(truth):
     assert figures["change in silence"] > 1.5
 
 
+def test_change_in_silence_is_between_two_frames_at_rest():
+    """From speech to rest the mouth changes by 50 levels, at rest by 6 where 2 are right."""
+
+    def pictures(*levels: int) -> list[np.ndarray]:
+        return [np.full((20, 40, 3), level, np.uint8) for level in (*[50] * 20, *levels)]
+
+    shapes = np.stack([*[REST + np.float32(0.1)] * 20, REST, REST])
+    boxes = [(0, 0, 40, 20)] * 22
+    metrics = MouthMetrics()
+    metrics.add(pictures(100, 106), Truth(list(range(22)), boxes, shapes, pictures(60, 62), set()))
+    assert metrics.figures()["change in silence"] == pytest.approx(3)
+
+
 def test_a_mouth_that_never_closes_is_noticed(truth):
     rows = truth.shapes.copy()
     rows[:, 0] = np.maximum(rows[:, 0], 0.08)
