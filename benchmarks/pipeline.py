@@ -7,7 +7,6 @@ of the roofline, from the copy bandwidth and the arithmetic measured in the same
 """
 
 import shutil
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from benchmarks import measurements, providers, report, runner, stages, timing
 from benchmarks.providers import Renderer, Scene
 from benchmarks.report import BATCH, CASE, PROVIDER, VISEME, Column
 from benchmarks.runner import NO_GPU, Budget, Job
+from engine.command import program
 from engine.runtime import RUNTIMES
 from examples import network_files
 
@@ -236,4 +236,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program(main)
