@@ -71,7 +71,7 @@ class Scene:
     @lru_cache(maxsize=2)  # noqa: B019  of a run's two scenes
     def avatar(self, device: torch.device) -> Avatar:
         avatar = Avatar.load(self.folder, device=device, cache_bytes=CACHE_BYTES, **self.networks)
-        if not avatar.resident:
+        if not avatar.frames_on_device:
             for number in range(len(avatar)):
                 avatar.batch([number])
         return avatar
