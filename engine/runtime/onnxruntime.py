@@ -27,7 +27,7 @@ class OnnxNetwork:
         InputError: not an ONNX file, one of another network, or CUDA that does not start.
     """
 
-    recordable, stream = False, None  # a call waits for the session's own stream
+    capturable, stream = False, None  # a call waits for the session's own stream
 
     def __init__(self, signature: Signature, path: Path, device: torch.device):
         self._device = device
