@@ -49,27 +49,36 @@ def jobs(budget: Budget, device: torch.device) -> Iterator[Job]:
         figures = partial(measure, stage, run, device, method, budget.sample)
         return job(stage, provider, figures, limit)
 
-    for stage in (*main, *others):
-        if cuda:
-            yield timed(stage, KERNEL_ONLY, stage.viseme)
-        yield timed(stage, VISEME, stage.viseme)
-        if cuda and stage.batch == budget.main:
-            yield timed(stage, "reference", stage.reference)
-        for name, run in stage.libraries.items() if stage.batch == budget.main else ():
-            yield timed(stage, name, run)
-    pools: dict[int, Callable[..., Iterable]] = {1: map}
-    pools |= {n: ThreadPoolExecutor(n).map for n in sorted({8, cpu_count() or 1} - {1})}
-    for stage in main:
-        for workers, spread in pools.items() if stage.cpu else ():
-            name = f"CPU, {workers} worker" + "s" * (workers > 1)
-            yield job(stage, name, partial(measure_cpu, stage, spread, budget.sample), budget.job)
-    if cuda:
-        for stage in sorted(main, key=lambda stage: stage.size is None):  # log_mel takes longest
-            if stage.size in (None, budget.sizes[0]):
-                compiled = torch.compile(stage.reference)
-                yield timed(stage, "torch.compile", compiled, budget.compiling)
-        for stage in others:
-            yield timed(stage, "reference", stage.reference)
+    def on_device(some: list[Stage]) -> Iterator[Job]:
+        for stage in some:
+            if cuda:
+                yield timed(stage, KERNEL_ONLY, stage.viseme)
+            yield timed(stage, VISEME, stage.viseme)
+            if cuda and stage.batch == budget.main:
+                yield timed(stage, "reference", stage.reference)
+            for name, run in stage.libraries.items() if stage.batch == budget.main else ():
+                yield timed(stage, name, run)
+
+    def on_cpu() -> Iterator[Job]:
+        pools: dict[int, Callable[..., Iterable]] = {1: map}
+        pools |= {n: ThreadPoolExecutor(n).map for n in sorted({8, cpu_count() or 1} - {1})}
+        for stage in main:
+            for workers, spread in pools.items() if stage.cpu else ():
+                name = f"CPU, {workers} worker" + "s" * (workers > 1)
+                figures = partial(measure_cpu, stage, spread, budget.sample)
+                yield job(stage, name, figures, budget.job)
+
+    yield from on_device(main)
+    if not cuda:
+        yield from (*on_cpu(), *on_device(others))
+        return
+    yield from (*on_device(others), *on_cpu())
+    for stage in sorted(main, key=lambda stage: stage.size is None):  # log_mel takes longest
+        if stage.size in (None, budget.sizes[0]):
+            compiled = torch.compile(stage.reference)
+            yield timed(stage, "torch.compile", compiled, budget.compiling)
+    for stage in others:
+        yield timed(stage, "reference", stage.reference)
 
 
 def _stages(budget: Budget) -> Iterator[Stage]:

@@ -69,10 +69,10 @@ def text(results: dict, *tables: list[str]) -> str:
     for row in results["left out"]:
         batch = f"batch {row['batch']}" if "batch" in row else ""
         left_out[row["provider"], row["reason"]] += [", ".join(filter(None, (case(row), batch)))]
-    reasons = [
-        f"  {provider}: {reason}" + (f" ({'; '.join(cases)})" if any(cases) else "")
-        for (provider, reason), cases in left_out.items()
-    ]
+    reasons = []
+    for (provider, reason), cases in left_out.items():
+        some = [*cases[:4], f"{len(cases) - 4} more"] if len(cases) > 5 else cases
+        reasons.append(f"  {provider}: {reason}" + (f" ({'; '.join(some)})" if any(cases) else ""))
     blocks = [
         [machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"],
         *tables,
@@ -153,7 +153,8 @@ def plot(
     for axes, (name, values) in zip(grid, panels.items(), strict=False):
         batches = sorted({batch for points in values.values() for batch in points})
         for provider, points in values.items():
-            color = colormaps["tab20"](providers.index(provider) % 20)
+            number = providers.index(provider)
+            color = colormaps["tab20"]((2 * number + number // 10) % 20)  # ten dark, ten light
             if len(batches) == 1:
                 axes.barh(provider, points[batches[0]], color=color)
             else:

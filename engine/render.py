@@ -14,7 +14,7 @@ from kernels import COMPOSITE_MODES
 
 from .avatar import Avatar
 from .command import Parser, program, run
-from .device.on_host import on_host
+from .device.host_copy import copy_to_host
 from .device.stopwatch import Stopwatch
 from .errors import DeviceError, InputError, printable
 from .media.images import IMAGE_FORMATS, QUALITY, ImageWriter
@@ -75,7 +75,7 @@ def render(options: argparse.Namespace) -> str:
         print(printable(f"{avatar.name}: {_choices(pipeline)}"), file=sys.stderr)
         started = time.perf_counter()
         with tqdm(total=total, unit=" frames", disable=None if options.progress else True) as bar:
-            for frames, pixels in on_host(batches):
+            for frames, pixels in copy_to_host(batches):
                 with stopwatch.stage("write", host=True) if stopwatch else nullcontext():
                     writer.write(pixels)
                     if images:

@@ -178,6 +178,15 @@ def test_a_report_names_the_machine_and_what_is_left_out():
     ]  # fmt: skip
 
 
+def test_a_long_list_of_cases_is_cut():
+    def left_out(count: int) -> str:
+        rows = [{"provider": "q", "batch": n, "reason": "why"} for n in range(count)]
+        return report.text({**RESULTS, "left out": rows}).splitlines()[-1]
+
+    assert left_out(5) == "  q: why (batch 0; batch 1; batch 2; batch 3; batch 4)"
+    assert left_out(9) == "  q: why (batch 0; batch 1; batch 2; batch 3; 5 more)"
+
+
 def test_speed_ups_are_over_the_fastest_of_ours_at_one_batch_size():
     found = report.speed_ups(RESULTS, lambda row: row["s"]["median"])
     assert [(row["provider"], row["case"], row["speed-up"]) for row in found] == [
@@ -301,6 +310,17 @@ def test_the_jobs_on_a_gpu():
     order = [(job.row["provider"], job.row["batch"] == 25) for job in jobs]
     last = max(i for i, (_, main) in enumerate(order) if main)
     assert ("reference", False) not in order[:last]
+
+
+def test_the_jobs_on_a_cpu():
+    """What is compared comes before Viseme at other batch sizes."""
+    jobs = [job.row for job in benchmark.jobs(benchmark.CPU, CPU)]
+    assert [row["batch"] == 25 for row in jobs] == sorted(
+        (row["batch"] == 25 for row in jobs), reverse=True
+    )
+    assert {row["provider"] for row in jobs if row["batch"] != 25} == {VISEME}
+    assert {row["batch"] for row in jobs} == {1, 8, 25}
+    assert {"CPU, 1 worker", "CPU, 8 workers", "torchaudio"} <= {row["provider"] for row in jobs}
 
 
 def test_a_provider_that_does_other_work_is_refused():

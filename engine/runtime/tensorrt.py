@@ -8,8 +8,8 @@ from weakref import finalize
 import torch
 from torch import Tensor
 
-from ..device.arena import ALIGNMENT
-from ..device.graphs import recording
+from ..device.cuda_graphs import capture_lock
+from ..device.memory import ALIGNMENT
 from ..errors import DeviceError, InputError
 from ..plans.check import check_plan
 from ..plans.edition import EDITIONS, logger
@@ -47,8 +47,8 @@ class TensorRTNetwork:
             self.description += f", {record.scratch_bytes / 1e6:.0f} MB to run"
 
     @property
-    def recordable(self) -> bool:
-        return self._engine.recordable
+    def capturable(self) -> bool:
+        return self._engine.capturable
 
     @property
     def stream(self) -> torch.cuda.Stream:
@@ -84,7 +84,7 @@ class _Engine:
     does not define what a graph does after its context got other shapes or addresses.
 
     Attributes:
-        recordable: whether CUDA graphs can capture the calls.
+        capturable: whether CUDA graphs can capture the calls.
         stream: the engine's own stream.
     """
 
@@ -93,7 +93,7 @@ class _Engine:
         self._log, self._device = logger(edition), device
         self._log.clear()
         with torch.cuda.device(device):
-            self.stream = torch.cuda.Stream(device, priority=-1)  # as in `graphs`
+            self.stream = torch.cuda.Stream(device, priority=-1)  # as in `CudaGraphs`
             self._runtime = edition.module().Runtime(self._log)
             self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
             if self._engine is None:
@@ -104,7 +104,7 @@ class _Engine:
             context = self._make()
             if context is None:
                 raise InputError(f"{path} cannot run: {self._log.error()}")
-            self.recordable = edition.capturable(context, self.stream)
+            self.capturable = edition.capturable(context, self.stream)
         finalize(self, self._save)
         self._uncaptured: dict[tuple, _Context] = {}
         self._captured: dict[tuple, _Context] = {}
@@ -117,7 +117,7 @@ class _Engine:
             part: first row of this chunk in its batch. Every chunk has its own execution context,
                 which the warm-up calls before a capture have already given its shapes.
         """
-        with recording, torch.cuda.device(self._device):
+        with capture_lock, torch.cuda.device(self._device):
             current = torch.cuda.current_stream()
             tensors = inputs | outputs
             bound = tuple((name, tuple(t.shape), t.data_ptr()) for name, t in tensors.items())

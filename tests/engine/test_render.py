@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.io import wavfile
 
 from engine import Avatar, Pipeline
-from engine.device.on_host import on_host
+from engine.device.host_copy import copy_to_host
 from engine.media.speech import read_speech
 from engine.render import _choices, main
 from tests.conftest import DEMO
@@ -125,7 +125,7 @@ def test_jpeg(native, audio, tmp_path):
 
 def test_batches_on_the_host_are_the_batches():
     batches = [torch.full((2, 4, 4, 3), i, dtype=torch.uint8) for i in range(5)]
-    pairs = list(on_host(iter(batches)))
+    pairs = list(copy_to_host(iter(batches)))
     assert all(pair[0] is batch for pair, batch in zip(pairs, batches, strict=True))
     assert all(np.shares_memory(pixels, frames.numpy()) for frames, pixels in pairs)
 
@@ -174,7 +174,7 @@ def spoilt(value):
         (wav(np.zeros(0)), "0 samples"),
         (
             wav(np.zeros(1600)),
-            "too short: 1600 samples at 16 kHz (0.100 s), at least 3000 (0.19 s)",
+            "too short: 1600 samples at 16 kHz (0.100 s); expected at least 3000 (0.19 s)",
         ),
         (spoilt(np.nan), "sample 4321 (0.270 s) of channel 0 is nan"),
         (spoilt(np.inf), "sample 4321 (0.270 s) of channel 0 is inf"),
@@ -200,7 +200,7 @@ def test_bad_speech(native, tmp_path, capsys, make, message):
         (["-o", "/proc/o.mp4"], "/proc/o.mp4 cannot be written"),
         (["-o", "o.avi"], "does not end in .mp4"),
         (["--batch-size", "0"], "batch size is 0"),
-        (["--start-frame", "99"], "start frame is 99, it must be 0 to 11"),
+        (["--start-frame", "99"], "start frame is 99; expected 0 to 11"),
         (["--generator", "no.onnx"], "no.onnx (generator) does not exist"),
         (["--runtime", "torch"], "the torch runtime takes checkpoints"),
         (["--frames", "."], "exists and is not an empty folder"),

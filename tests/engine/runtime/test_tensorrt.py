@@ -271,7 +271,7 @@ class Recorder:
     def __init__(self):
         self.batches = []
 
-    recordable = True
+    capturable = True
 
     def run(self, inputs, outputs, part):
         (windows,), (features,) = inputs.values(), outputs.values()
@@ -383,7 +383,7 @@ def calls(plan, simulated):
     """What TensorRT is told when the network is called: (windows, out) -> its calls."""
     alter(version="1.2.3")(plan)
     network = tensorrt_module.TensorRTNetwork(AUDIO_ENCODER, plan, CPU)
-    assert network.recordable
+    assert network.capturable
 
     def call(windows, out):
         simulated.calls.clear()
