@@ -196,9 +196,11 @@ class Avatar:
         return frames
 
 
-def reserved_bytes(generator: Path) -> int:
+def reserved_bytes(generator: Path | None) -> int:
     """Bytes of a GPU that an avatar's frames leave to its networks and to the buffers of a render:
     more where the generator has a plan, given or beside it, that takes much to run."""
+    if generator is None:
+        return RESERVED
     try:
         scratch = read_record(generator.with_suffix(".plan")).scratch_bytes or 0
     except InputError:
