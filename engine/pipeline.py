@@ -4,11 +4,13 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
 from itertools import cycle, islice
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 import kernels
+from kernels import CompositeMode
 
 from .avatar import Avatar
 from .device.batch_sizes import ENCODER_BATCH_SIZES, round_up_to
@@ -23,12 +25,13 @@ from .device.buffers import (
 )
 from .device.executor import Part
 from .device.stopwatch import Stopwatch
-from .errors import InputError
+from .errors import InputError, shortened
 from .runtime import Network, open_network
 from .runtime.output_check import OutputCheck, write_ranges
 from .runtime.signature import AUDIO_ENCODER, GENERATOR
 
-LOOPS = ("pingpong", "wrap")
+Loop = Literal["pingpong", "wrap"]
+LOOPS: tuple[Loop, ...] = get_args(Loop)
 # Mel windows per encoder call. Larger than the frame batch, because the cost of a call is reading
 # the weights.
 ENCODER_BATCH = ENCODER_BATCH_SIZES[-1]
@@ -52,7 +55,7 @@ class Pipeline:
             networks.
 
     Raises:
-        InputError: a network cannot be opened.
+        InputError: the avatar has no networks, or one cannot be opened.
         DeviceError: the buffers do not fit the GPU.
     """
 
@@ -64,11 +67,12 @@ class Pipeline:
         if self.batch_size < 1:
             raise InputError(f"batch size is {batch_size}; expected at least 1")
         self.avatar, self.device = avatar, avatar.boxes.device
-        self.audio_encoder = open_network(
-            AUDIO_ENCODER, avatar.audio_encoder, device=self.device, runtime=runtime
-        )
-        self.generator = open_network(
-            GENERATOR, avatar.generator, device=self.device, runtime=runtime
+        if avatar.audio_encoder is None or avatar.generator is None:
+            raise InputError(f"avatar {shortened(avatar.name)} was loaded without its networks")
+        self._files = avatar.audio_encoder, avatar.generator
+        self.audio_encoder, self.generator = (
+            open_network(signature, file, device=self.device, runtime=runtime)
+            for signature, file in zip((AUDIO_ENCODER, GENERATOR), self._files, strict=True)
         )
         self._pool: BufferPool | None = None
         if avatar.frames_on_device:
@@ -94,9 +98,9 @@ class Pipeline:
         self,
         speech: str | os.PathLike[str] | Tensor,
         *,
-        loop: str = "pingpong",
+        loop: Loop = "pingpong",
         start_frame: int | None = None,
-        mode: str = "crop",
+        mode: CompositeMode = "crop",
         stopwatch: Stopwatch | None = None,
     ) -> Iterator[Tensor]:
         """Render the speech, a batch of frames at a time.
@@ -131,7 +135,7 @@ class Pipeline:
         schedule = list(islice(numbers, self.frame_count(pcm)))
         return self._batches(pcm, schedule, mode, stopwatch or Stopwatch.off(self.device))
 
-    def warm_up(self, *, mode: str = "crop", renders: int = 1) -> None:
+    def warm_up(self, *, mode: CompositeMode = "crop", renders: int = 1) -> None:
         """Capture all CUDA graphs now, so that no batch waits for one later. On a CPU, do nothing.
 
         Call it before the first render, because it overwrites the ring.
@@ -172,7 +176,7 @@ class Pipeline:
         return {name: spent / frames for name, spent in stopwatch.seconds().items()}
 
     def _batches(
-        self, pcm: Tensor, numbers: list[int], mode: str, stopwatch: Stopwatch
+        self, pcm: Tensor, numbers: list[int], mode: CompositeMode, stopwatch: Stopwatch
     ) -> Iterator[Tensor]:
         """Yield finished frames: PCM -> mel -> features -> generated mouths -> frames."""
         total, fps = len(numbers), float(self.avatar.fps)
@@ -182,8 +186,9 @@ class Pipeline:
             tensors, executor = buffers.tensors, buffers.executor
             with executor.on_current_stream():
                 pcm = buffers.start(pcm, numbers)
-                precision = {"dtype": self.generator.dtype, "device": self.device}
-                features = torch.empty(total - 2, kernels.FEATURE_DIM, **precision)
+                features = torch.empty(
+                    total - 2, kernels.FEATURE_DIM, dtype=self.generator.dtype, device=self.device
+                )
                 with stopwatch.stage("log_mel"):
                     mel = kernels.log_mel(pcm)
             for first in range(0, total, self.batch_size):
@@ -230,7 +235,7 @@ class Pipeline:
         return encoded[:m], [low[:m], high[:m]]
 
     def _finish(
-        self, buffers: Buffers, batch: Frames, n: int, mode: str, stopwatch: Stopwatch
+        self, buffers: Buffers, batch: Frames, n: int, mode: CompositeMode, stopwatch: Stopwatch
     ) -> tuple[Tensor, list[Tensor]]:
         """Put the mouths for the first `n` feature windows in the buffers into frames.
 
@@ -245,7 +250,7 @@ class Pipeline:
                 "audio", "inputs", "crops", "generated", "generated low", "generated high",
             )
         )  # fmt: skip
-        frames, boxes, index, finished, slot = batch
+        frames, boxes, index, finished = batch.frames, batch.boxes, batch.index, batch.finished
         parts = [
             Part(
                 "face_input",
@@ -259,7 +264,7 @@ class Pipeline:
                 ),
             ),
         ]
-        buffers.executor.run((size, slot, mode), parts, stopwatch)
+        buffers.executor.run((size, batch.slot, mode), parts, stopwatch)
         return finished[:n], [low[:n], high[:n]]
 
     def _take_buffers(self, total: int) -> AbstractContextManager[Buffers]:
@@ -275,9 +280,9 @@ class Pipeline:
 
     def _checks(self, total: int) -> tuple[OutputCheck, OutputCheck]:
         """Return the checks of both networks' outputs in a render of `total` frames."""
-        files = self.avatar.audio_encoder, self.avatar.generator
-        first = OutputCheck(AUDIO_ENCODER, self.audio_encoder, files[0], total - 2, self.device)
-        second = OutputCheck(GENERATOR, self.generator, files[1], total, self.device, before=first)
+        encoder, generator = self._files
+        first = OutputCheck(AUDIO_ENCODER, self.audio_encoder, encoder, total - 2, self.device)
+        second = OutputCheck(GENERATOR, self.generator, generator, total, self.device, before=first)
         return first, second
 
 
@@ -329,7 +334,7 @@ def load_pcm(speech: str | os.PathLike[str] | Tensor, *, track: int | None = Non
     return pcm
 
 
-def frame_numbers(count: int, loop: str = "pingpong", start: int | None = None) -> Iterator[int]:
+def frame_numbers(count: int, loop: Loop = "pingpong", start: int | None = None) -> Iterator[int]:
     """Return the number of the avatar's frame for each video frame, without end.
 
     Args:

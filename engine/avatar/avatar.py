@@ -118,6 +118,7 @@ class Avatar:
             fps = parts.fps or source.fps
             _compare_rates(parts, source)
         if parts.boxes.is_dir():
+            first_box: int | None
             landmarks, first_box = numbered(parts.boxes, (".lms",))
             boxes = boxes_from_landmarks(landmarks)
         else:
@@ -172,6 +173,7 @@ class Avatar:
             # waited for: whoever asks may work on another stream
             index = torch.tensor(numbers, dtype=torch.int64, device=self.device)
             return self._frames, self.boxes, index
+        assert self._cache is not None
         frames = torch.empty(len(numbers), self.height, self.width, 3, dtype=torch.uint8)
         self._cache.read(numbers, frames.numpy())
         return frames, self.boxes[numbers], torch.arange(len(numbers))
@@ -196,9 +198,11 @@ class Avatar:
         return frames
 
 
-def reserved_bytes(generator: Path) -> int:
+def reserved_bytes(generator: Path | None) -> int:
     """Bytes of a GPU that an avatar's frames leave to its networks and to the buffers of a render:
     more where the generator has a plan, given or beside it, that takes much to run."""
+    if generator is None:
+        return RESERVED
     try:
         scratch = read_record(generator.with_suffix(".plan")).scratch_bytes or 0
     except InputError:

@@ -8,9 +8,10 @@ place and belong to the caller.
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import islice
 from threading import RLock
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,7 +26,8 @@ from .stopwatch import Stopwatch
 RING = 3  # batches: one being rendered, one the caller reads, one being copied to the host
 
 
-class Frames(NamedTuple):
+@dataclass(frozen=True)
+class Frames:
     """The avatar's frames for a batch of n video frames, and where to finish them."""
 
     frames: Tensor
@@ -118,7 +120,7 @@ class RenderBuffers:
         DeviceError: the buffers do not fit the GPU.
     """
 
-    encoder_batch_sizes = ENCODER_BATCH_SIZES
+    encoder_batch_sizes: tuple[int, ...] = ENCODER_BATCH_SIZES
 
     def __init__(self, shapes: Shapes, frames: Tensor, boxes: Tensor):
         device = boxes.device
@@ -211,7 +213,7 @@ class ReadAheadBuffers:
         read: `Avatar.batch`.
     """
 
-    encoder_batch_sizes = ENCODER_BATCH_SIZES[-1:]
+    encoder_batch_sizes: tuple[int, ...] = ENCODER_BATCH_SIZES[-1:]
 
     def __init__(
         self,

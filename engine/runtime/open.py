@@ -14,7 +14,7 @@ RUNTIMES = ("tensorrt", "onnxruntime", "torch")
 
 def open_network(
     signature: Signature,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     device: torch.device,
     runtime: str | None = None,

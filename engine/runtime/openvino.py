@@ -35,6 +35,7 @@ class OpenVinoNetwork:
         InputError: not an ONNX file, that of another network, or a precision that the CPU lacks.
     """
 
+    reason = ""  # set by `open_network`
     capturable, stream = False, None
     dtype = torch.float32
 

@@ -20,6 +20,8 @@ from .signature import Signature
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
+_Bindings = tuple[tuple[str, tuple[int, ...], int], ...]  # name, shape and address of each tensor
+
 # A plan's weights and its scratch memory, which may take gigabytes, exist once.
 _engines: "SharedCache[_Engine]" = SharedCache()
 
@@ -33,6 +35,8 @@ class TensorRTNetwork:
             how to build it again.
         DeviceError: its scratch memory does not fit the GPU.
     """
+
+    reason = ""  # set by `open_network`
 
     def __init__(self, signature: Signature, path: Path, device: torch.device):
         record = check_plan(path, signature, device)
@@ -106,8 +110,8 @@ class _Engine:
                 raise InputError(f"{path} cannot run: {self._log.error()}")
             self.capturable = edition.capturable(context, self.stream)
         finalize(self, self._save)
-        self._uncaptured: dict[tuple, _Context] = {}
-        self._captured: dict[tuple, _Context] = {}
+        self._uncaptured: dict[tuple[int, int], _Context] = {}
+        self._captured: dict[_Bindings, _Context] = {}
 
     def run(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], part: int) -> None:
         """Enqueue one chunk. Tensors are contiguous, aligned, and of the plan's types.
@@ -155,11 +159,11 @@ class _Context:
 
     def __init__(self, context: Any, log: Any):
         self._context, self._log = context, log
-        self._bound: tuple = ()
+        self._bound: _Bindings = ()
 
-    def bind(self, bound: tuple, inputs: Collection[str]) -> None:
+    def bind(self, bound: _Bindings, inputs: Collection[str]) -> None:
         """Bind tensors, given as (name, shape, address). Unchanged bindings are skipped."""
-        before = {name: rest for name, *rest in self._bound}
+        before = {name: (shape, address) for name, shape, address in self._bound}
         for name, shape, address in bound:
             old_shape, old_address = before.get(name, (None, None))
             if name in inputs and shape != old_shape:

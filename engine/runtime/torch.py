@@ -28,6 +28,7 @@ class TorchNetwork:
         InputError: not a checkpoint of this network.
     """
 
+    reason = ""  # set by `open_network`
     capturable, stream = True, None  # memory allocated during a capture belongs to the graph
 
     def __init__(self, signature: Signature, path: Path, device: torch.device):
@@ -54,8 +55,7 @@ def _new_module(
     if on_gpu:
         # Folded before rounding, because a variance may exceed float16's range.
         fold_batch_norms(module.double())
-    module = module.to(device, dtype).to(memory_format=torch.channels_last)
-    module.requires_grad_(False)
+    module = module.to(device, dtype).to(memory_format=torch.channels_last).requires_grad_(False)
     return Compiled(module) if on_gpu else module
 
 

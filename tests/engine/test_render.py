@@ -18,7 +18,7 @@ from scipy.io import wavfile
 from engine import Avatar, Pipeline
 from engine.device.host_copy import copy_to_host
 from engine.media.speech import read_speech
-from engine.render import _choices, main
+from engine.render import _describe, main
 from tests.conftest import DEMO
 from tests.engine.files import silent_film, write_audio
 
@@ -72,12 +72,12 @@ def test_what_is_said_of_the_runtimes():
     generator = SimpleNamespace(description="tensorrt 11, cuda", reason="generator.plan fits")
     encoder = SimpleNamespace(description="ONNX Runtime 2, cuda", reason="there is no plan")
     pipeline = SimpleNamespace(generator=generator, audio_encoder=encoder, buffer_bytes=3 << 28)
-    assert _choices(pipeline) == (
+    assert _describe(pipeline) == (
         "generator in tensorrt 11, cuda (generator.plan fits), "
         "audio encoder in ONNX Runtime 2, cuda (there is no plan), 0.75 GiB of buffers"
     )
     pipeline = SimpleNamespace(generator=encoder, audio_encoder=encoder, buffer_bytes=0)
-    assert _choices(pipeline) == "generator in ONNX Runtime 2, cuda (there is no plan)"
+    assert _describe(pipeline) == "generator in ONNX Runtime 2, cuda (there is no plan)"
 
 
 def test_the_demos_length(tmp_path, native, speech):

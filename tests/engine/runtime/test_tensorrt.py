@@ -239,7 +239,7 @@ def test_what_a_plan_takes_is_left_to_it(plan):
         assert reserved_bytes(file) == 25 * 128_000_000 + (1 << 30) > RESERVED
         alter(scratch_bytes=None)(plan)
     plan.with_suffix(".json").write_text("{}")
-    assert reserved_bytes(plan) == RESERVED
+    assert reserved_bytes(plan) == RESERVED == reserved_bytes(None)
 
 
 def test_an_avatar_may_name_a_plan(own, plan):
