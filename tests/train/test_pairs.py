@@ -85,7 +85,7 @@ def test_the_track_that_is_asked_for(tmp_path, capsys):
     assert capsys.readouterr().err == (
         f"error: audio track is 7. {film} has 2, from 0 on: 0, 1 (default)\n"
     )
-    assert main(["--drawn", "--audio-track", "1", "-o", output]) == 2
+    assert main(["--drawn", "json", "--audio-track", "1", "-o", output]) == 2
     assert "--audio-track is of an avatar" in capsys.readouterr().err
 
 
