@@ -110,9 +110,8 @@ def test_a_film(film):
     assert len({float(reference.sum()) for reference in references}) > 10
 
 
-def test_a_film_that_is_a_video(film, tmp_path, monkeypatch):
-    """Its decoder has threads of its own on large machines; batches are made in another process."""
-    monkeypatch.setattr("engine.media.packets.SPARE_CORES", True)
+def test_a_film_that_is_a_video(film, tmp_path):
+    """Batches are made in another process, which does not decode."""
     folder = tmp_path / "native"
     folder.mkdir()
     with av.open(folder / "frames.mp4", "w") as container:

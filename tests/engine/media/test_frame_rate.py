@@ -17,7 +17,9 @@ def rounded(rate: Fraction | int, time_base: Fraction, count: int = 500) -> list
     return [round(i / Fraction(rate) / time_base) for i in range(count)]
 
 
-@pytest.mark.parametrize("time_base", [MS, MPEG, MP4, Fraction(1, 600), Fraction(1, 44100)], ids=str)
+@pytest.mark.parametrize(
+    "time_base", [MS, MPEG, MP4, Fraction(1, 600), Fraction(1, 44100)], ids=str
+)
 @pytest.mark.parametrize(
     "rate",
     [12, Fraction(25, 2), 15, FILM, 24, 25, NTSC, 30, 48, 50, NTSC60, 60, 100, Fraction(120000, 1001), 120, 240],
@@ -86,7 +88,7 @@ def test_one_frame_that_is_missing_or_doubled_is_not_constant(at, time_base):
     times = rounded(25, time_base, 50)
     assert constant_rate(times[:at] + times[at + 1 :], time_base, [Fraction(25)]) is None
     assert constant_rate(times[:at] + times[at - 1 :], time_base, [Fraction(25)]) is None
-    doubled = times[:at] + [times[at] - 1] + times[at:]  # two within a tick
+    doubled = [*times[:at], times[at] - 1, *times[at:]]  # two within a tick
     assert constant_rate(doubled, time_base, [Fraction(25)]) is None
 
 

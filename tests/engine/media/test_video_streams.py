@@ -2,6 +2,7 @@
 
 import warnings
 from fractions import Fraction
+from itertools import pairwise
 
 import av
 import numpy as np
@@ -151,10 +152,12 @@ def shown_by_ffmpeg(rgb: np.ndarray, matrix: tuple[float, ...], angle: float) ->
         filters = [("vflip", "")]
     graph = av.filter.Graph()
     height, width = rgb.shape[:2]
-    nodes = [graph.add_buffer(width=width, height=height, format="rgb24", time_base=Fraction(1, 25))]
+    nodes = [
+        graph.add_buffer(width=width, height=height, format="rgb24", time_base=Fraction(1, 25))
+    ]
     nodes += [graph.add(name, arguments) for name, arguments in filters]
     nodes.append(graph.add("buffersink"))
-    for one, other in zip(nodes, nodes[1:], strict=False):
+    for one, other in pairwise(nodes):
         one.link_to(other)
     graph.configure()
     frame = av.VideoFrame.from_ndarray(rgb, "rgb24")
@@ -291,7 +294,9 @@ def test_ten_bits_of_bt709_are_taken(tmp_path, trc):
     assert judged(tagged(tmp_path / "a.mp4", color_trc=trc, color_primaries=1, colorspace=1)) == []
 
 
-@pytest.mark.parametrize(("primaries", "name"), [(9, "BT.2020"), (11, "DCI-P3"), (12, "Display P3")])
+@pytest.mark.parametrize(
+    ("primaries", "name"), [(9, "BT.2020"), (11, "DCI-P3"), (12, "Display P3")]
+)
 @pytest.mark.parametrize("trc", [1, 2])
 def test_wide_gamuts_are_refused(tmp_path, primaries, name, trc):
     matrix = 9 if primaries == 9 else 1
