@@ -57,6 +57,9 @@ class VideoStream:
     interlaced: bool
     # Frames that are decoded, but not shown: an edit list hides them.
     hidden: int
+    # Frames at the beginning that cannot be decoded and do not count, as of a recording that was
+    # cut between keyframes.
+    left_out: int
 
     @property
     def start(self) -> Fraction:
@@ -96,6 +99,7 @@ def describe(reader: PacketReader, index: FrameIndex, first: av.VideoFrame) -> V
         bits=first.format.components[0].bits,
         interlaced=first.interlaced_frame,
         hidden=sum(packet.hidden for packet in reader.packets),
+        left_out=index.left_out,
     )
 
 

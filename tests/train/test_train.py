@@ -76,9 +76,8 @@ def test_filmed_person(film):
     assert len({float(reference.sum()) for reference in references}) > 10
 
 
-def test_filmed_person_of_a_video(film, tmp_path, monkeypatch):
-    """Batches are made in a forked process, without the decoder's threads on large machines."""
-    monkeypatch.setattr("engine.media.packets.SPARE_CORES", True)
+def test_filmed_person_of_a_video(film, tmp_path):
+    """Batches are made in a forked process, which does not decode."""
     folder = tmp_path / "native"
     folder.mkdir()
     with av.open(folder / "frames.mp4", "w") as container:
