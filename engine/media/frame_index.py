@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import InputError
 from .packets import PacketReader
@@ -57,8 +58,9 @@ def index_frames(reader: PacketReader) -> FrameIndex:
         raise InputError(f"{reader.path} has a video stream of 0 frames")
     left_out = 0
     if _says_when(reader, shown):
-        order = sorted(shown, key=lambda number: packets[number].pts)
-        times = [packets[number].pts for number in order]
+        at: dict[int, Any] = {number: packets[number].pts for number in shown}
+        order = sorted(shown, key=at.__getitem__)
+        times = [at[number] for number in order]
     else:
         order = _decoded_order(reader, shown)
         times = _times(reader, order)
@@ -70,7 +72,7 @@ def index_frames(reader: PacketReader) -> FrameIndex:
 
 def _says_when(reader: PacketReader, shown: list[int]) -> bool:
     packets = reader.packets
-    times = [packets[number].pts for number in shown]
+    times: list[Any] = [packets[number].pts for number in shown]
     return (
         reader.container in TIMED
         and None not in times

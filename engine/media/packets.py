@@ -106,10 +106,12 @@ class PacketReader:
             try:
                 frames = packet.decode()
             except av.error.InvalidDataError:
-                self.failed.add(packet.pts if packet.size else len(self.packets) - 1)
+                last = len(self.packets) - 1
+                self.failed.add(last if packet.pts is None or not packet.size else packet.pts)
                 continue
             for frame in frames:
-                yield frame.pts, frame
+                number: Any = frame.pts  # None if a packet held more than one frame
+                yield number, frame
 
     def _open(self) -> None:
         self._container = open_media(self.path)

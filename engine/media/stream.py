@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -106,7 +107,7 @@ def describe(reader: PacketReader, index: FrameIndex, first: av.VideoFrame) -> V
 def _orientation(frame: av.VideoFrame) -> Orientation | None:
     """What the display matrix says: (x, y) is shown at (a x + c y, b x + d y)."""
     try:
-        matrix = frame.side_data.get("DISPLAYMATRIX")
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # other data that this PyAV has no name for: the angle is there all the same
         return {
             0: Orientation(),

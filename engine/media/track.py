@@ -219,9 +219,9 @@ class _Samples:
             yield from self._block(np.zeros((self._channels, count), np.float32))
             left -= count
 
-    def _blocks(self, parts: list[av.AudioFrame | None]) -> Iterator[Block]:
+    def _blocks(self, parts: Iterable[av.AudioFrame | None]) -> Iterator[Block]:
         for part in filter(None, parts):
-            samples = part.to_ndarray()
+            samples: Any = part.to_ndarray()
             if len(samples) != self._channels:  # packed
                 samples = np.ascontiguousarray(samples.reshape(-1, self._channels).T)
             yield from self._block(samples)

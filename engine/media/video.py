@@ -89,7 +89,7 @@ class Video:
     def pixels(self, frame: av.VideoFrame) -> np.ndarray:
         """Convert a frame to (H, W, 3) uint8 RGB as shown: a view of FFmpeg's own memory."""
         with reading(self.path):
-            plane = self._converter.reformat(frame, format="rgb24").planes[0]
+            plane: Any = self._converter.reformat(frame, format="rgb24").planes[0]
         rows = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size)
         stored = rows[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
         return self._orientation.apply(stored)
@@ -245,7 +245,8 @@ class VideoWriter:
         try:
             self._write_audio(until=float("inf"))
             self._hold(until=self._heard)
-            for stream in self._container.streams:
+            streams: Any = self._container.streams
+            for stream in streams:
                 self._container.mux(stream.encode(None))
             self._container.close()
             self._partial.replace(self.path)
