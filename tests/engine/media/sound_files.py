@@ -9,6 +9,8 @@ import av
 import numpy as np
 
 BURST = 0.04  # seconds
+# FFmpeg 8.1 writes into Matroska what an encoder puts before the sound, those before did not.
+MATROSKA_SAYS = av.library_versions["libavformat"] >= (62, 12)
 
 
 def bursts(times: Collection[float], seconds: float, rate: int, level: float = 0.5) -> np.ndarray:
@@ -66,7 +68,7 @@ def write_sound(
             if codec in ("aac", "libmp3lame", "mp2", "wmav1", "wmav2", "ac3", "eac3"):
                 stream.bit_rate = 96000 * len(samples)
             if default is not None:
-                stream.disposition = av.stream.Disposition(int(number == default))
+                stream.disposition = int(number == default)
             stream.metadata.update(dict(enumerate(about)).get(number, {}))
             for packet in _encoded(stream, samples, rate, round(at * rate)):
                 before = float((packet.pts or 0) * packet.time_base)

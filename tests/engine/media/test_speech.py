@@ -12,7 +12,7 @@ from scipy.io import wavfile
 from engine import InputError
 from engine.media.speech import audio_blocks, read_speech
 from engine.media.video import VideoWriter
-from tests.engine.media.sound_files import bursts, heard_at, write_sound
+from tests.engine.media.sound_files import MATROSKA_SAYS, bursts, heard_at, write_sound
 
 RATE = 16000
 AT = (0.5, 1.5)
@@ -21,6 +21,7 @@ SECONDS = 2.0
 # Of WMA, the decoder drops the first packet, and the format says when the second one is heard, which
 # counts in a film only.
 AAC, MP2, MP3, AC3, AMR, WMA = 1024, 481, 1105, 256, 130, -2048
+MKV_AAC, MKV_MP3, MKV_AC3 = (0, 0, 0) if MATROSKA_SAYS else (AAC, MP3, AC3)
 
 # name, codec, Hz, picture, samples before the sound, seconds after it
 FORMATS = [
@@ -55,7 +56,7 @@ FORMATS = [
     ("a.eac3", "eac3", 48000, None, AC3, 0.04),
     ("a.amr", "libopencore_amrnb", 8000, None, AMR, 0.03),
     ("a.g722", "g722", 16000, None, 0, 0.01),
-    ("aac.mka", "aac", 48000, None, 0, 0.03),
+    ("aac.mka", "aac", 48000, None, MKV_AAC, 0.03),
     ("pcm.mka", "pcm_s16le", 48000, None, 0, 0),
     ("opus.mka", "libopus", 48000, None, 0, 0.01),
     ("opus.webm", "libopus", 48000, "libvpx", 0, 0.01),
@@ -65,8 +66,8 @@ FORMATS = [
     ("mp3.mp4", "libmp3lame", 48000, "libx264", 0, 0.03),
     ("aac.mov", "aac", 44100, "libx264", 0, 0.03),
     ("pcm.mov", "pcm_s16le", 48000, "libx264", 0, 0),
-    ("ac3.mkv", "ac3", 48000, "libx264", 0, 0.04),
-    ("mp3.mkv", "libmp3lame", 44100, "libx264", 0, 0.03),
+    ("ac3.mkv", "ac3", 48000, "libx264", MKV_AC3, 0.04),
+    ("mp3.mkv", "libmp3lame", 44100, "libx264", MKV_MP3, 0.06),
     ("flac.mkv", "flac", 48000, "libx264", 0, 0),
     ("aac.ts", "aac", 48000, "libx264", AAC, 0.03),
     ("mp2.ts", "mp2", 48000, "libx264", MP2, 0.03),
@@ -152,8 +153,8 @@ def test_the_first_track_where_the_default_is_not_one(tmp_path, tracks, name):
     marked = name != "a.nut"
     path = mark_all(write_sound(tmp_path / "a.ts", *tracks[:2]), tmp_path / name, marked)
     with av.open(str(path)) as container:
-        dispositions = [int(stream.disposition) for stream in container.streams.audio]
-        assert dispositions == [int(marked)] * 2
+        for stream in container.streams.audio:
+            assert bool(stream.disposition & av.stream.Disposition.default) == marked
     assert track_of(read_speech(path).numpy()) == 0
 
 
@@ -163,7 +164,7 @@ def mark_all(path, made, marked: bool):
         streams = {}
         for stream in container.streams.audio:
             streams[stream.index] = output.add_stream_from_template(stream)
-            streams[stream.index].disposition = av.stream.Disposition(int(marked))
+            streams[stream.index].disposition = int(marked)
         for packet in container.demux():
             if packet.dts is not None:
                 packet.stream = streams[packet.stream_index]
@@ -231,7 +232,7 @@ def test_a_cover_is_not_a_film(tmp_path):
         audio = output.add_stream_from_template(container.streams.audio[0])
         cover = output.add_stream("png")
         cover.width, cover.height, cover.pix_fmt = 64, 48, "rgb24"
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = av.stream.Disposition.attached_pic.value
         image = av.VideoFrame.from_ndarray(np.zeros((48, 64, 3), np.uint8), "rgb24")
         output.mux(cover.encode(image) + cover.encode(None))
         for packet in container.demux():
