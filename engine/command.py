@@ -1,4 +1,4 @@
-"""What the commands share: a user's mistake is one line and an exit code, never a traceback."""
+"""How commands end: a user's mistake is one line and an exit code, never a traceback."""
 
 import argparse
 import io
@@ -12,19 +12,23 @@ from .errors import InputError, printable
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Reports a wrong option in one line and exits with 2."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {printable(message)} (--help lists the options)\n")
 
 
 def run(work: Callable[[], object], *, interrupted: str) -> int:
-    """Do a command's work, and say what went wrong: 0 done, 2 an error, 130 Ctrl-C.
+    """Do a command's work, and print an error as one line on stderr.
 
-    A warning is a line on stderr.
+    A warning is a line on stderr too.
 
     Args:
-        interrupted: what Ctrl-C left behind, for people.
+        work: raises InputError or OSError for what a user can mend.
+        interrupted: the state after Ctrl-C, for people.
+
+    Returns:
+        The exit code: 0 done, 2 an error, 130 Ctrl-C.
     """
     try:
         with warnings.catch_warnings():
@@ -46,9 +50,10 @@ def run(work: Callable[[], object], *, interrupted: str) -> int:
 
 
 def program(main: Callable[[], int]) -> NoReturn:
-    """Run a command's `main` as a program, which cleans up when it is asked to end.
+    """Run a command's `main`, which returns an exit code, as a program.
 
-    Printing does not fail: a character that the locale does not have is printed as its escape.
+    SIGTERM unwinds the stack, so that files are cleaned up. A character that the locale cannot
+    print is printed as its escape.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None where whoever started us closed it

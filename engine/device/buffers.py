@@ -109,7 +109,7 @@ class RenderBuffers:
     Batches are padded to one of a few sizes. Finished frames are in a ring of `RING` batches.
 
     Args:
-        shapes: those of `buffer_shapes` and `ring_shapes`.
+        shapes: from `buffer_shapes` and `ring_shapes`.
         frames, boxes: all of the avatar, on the device.
 
     Attributes:
@@ -209,7 +209,7 @@ class ReadAheadBuffers:
     Batches are not padded. Frames are finished in place.
 
     Args:
-        shapes: those of `buffer_shapes`.
+        shapes: from `buffer_shapes`.
         read: `Avatar.batch`.
     """
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import av
@@ -19,6 +20,7 @@ from engine import Avatar, Pipeline
 from engine.device.host_copy import copy_to_host
 from engine.media.speech import read_speech
 from engine.render import _describe, main
+from engine.render import render as render_file
 from tests.conftest import DEMO
 from tests.engine.files import silent_film, write_audio
 
@@ -65,6 +67,23 @@ def test_the_mp4(native, audio, tmp_path, capsys):
     assert np.corrcoef(heard[: len(spoken)], spoken)[0, 1] > 0.95
     assert abs(len(heard) / RATE - 14 / 25) < 0.08 + 1024 / RATE
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_the_command_is_a_function(native, audio, tmp_path, capsys):
+    out = tmp_path / "o.mp4"
+    options = {"images": tmp_path / "frames", "image_format": "jpg", "device": "cpu"}
+    summary = render_file(avatar=native, audio=audio, output=out, progress=False, **options)
+    assert capsys.readouterr().out == ""
+    assert (summary.output, summary.frames, summary.video_seconds) == (out, 14, 0.56)
+    assert 0 < summary.render_seconds < summary.total_seconds
+    assert list(summary.stages) == [
+        "read speech", "log_mel", "windows", "audio encoder", "frames", "face_input", "generator",
+        "composite", "write",
+    ]  # fmt: skip
+    assert str(summary).startswith(f"{out}: 14 frames, 0.56 s of video, ")
+    assert " s in all (read speech " in str(summary)
+    assert str(replace(summary, stages={})).endswith(" s in all")
+    assert len(list((tmp_path / "frames").iterdir())) == 14 and out.exists()
 
 
 def test_what_is_said_of_the_runtimes():

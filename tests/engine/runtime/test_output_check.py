@@ -247,16 +247,16 @@ def test_an_audio_encoder_that_breaks_on_the_way(pipeline, short):
 
 
 def test_rows_that_fill_a_batch_up_do_not_count(pipeline, short):
-    """24 frames, 22 features: on a GPU the encoder's batch is filled up to 32, and 12 frames are a
+    """24 frames, 22 features: on a GPU the encoder's batch is padded to 32, and 12 frames are a
     batch of 8 and one of 4 that the 8 fill."""
     if not pipeline.avatar.frames_on_device:
-        pytest.skip("batches are filled up on a GPU only")
+        pytest.skip("batches are padded on a GPU only")
     pipeline.audio_encoder.bad = dict.fromkeys(range(22, 32), NAN)
     assert taken(pipeline, short)[1] == ""
     few = short[:9000]
     good, error = taken(pipeline, few)
     total = sum(map(len, good))
-    assert error == "" and total % 8 not in (0, 4)  # the last batch is filled up
+    assert error == "" and total % 8 not in (0, 4)  # the last batch is padded
     pipeline.generator.bad = dict.fromkeys(range(total, total + 8), NAN)
     assert taken(pipeline, few)[1] == ""
     pipeline.generator.bad = {total - 1: NAN}
