@@ -71,11 +71,18 @@ class _Queue:
 
 
 class _Utterance:
-    """Speech that was pushed and not placed yet."""
+    """Speech that was pushed, of which the stream does not hold everything yet.
+
+    Attributes:
+        sound, pcm: what waits, at the session's own rate and at 16 kHz.
+        ended: whether nothing follows.
+        sound_end, pcm_end: once placed, the stream's positions of what comes next.
+    """
 
     def __init__(self, converter: Converter):
         self._converter = converter
         self.sound, self.pcm, self.ended = _Queue(), _Queue(), False
+        self.sound_end = self.pcm_end = 0
 
     def push(self, sound: np.ndarray) -> None:
         self.sound.append(sound)
@@ -90,8 +97,9 @@ class SpeechStream:
     """Endless 16 kHz speech for the networks, and the sound that belongs to it.
 
     The stream is zero where nobody speaks. An utterance is placed at the next frame to be bound,
-    once `prebuffer` seconds of it are there or it has ended. Binding a frame fixes its samples;
-    everything later may still change, which `changed` reports. Not thread-safe.
+    or where the one before it ends, once `prebuffer` seconds of it are there or it has ended.
+    Binding a frame fixes its samples; everything later may still change, which `changed` reports.
+    Not thread-safe.
 
     Args:
         fps: frames a second.
@@ -121,22 +129,21 @@ class SpeechStream:
         self._prebuffer, self._converter = round(prebuffer * kernels.SAMPLE_RATE), converter
         self._most = int(most * sample_rate)
         self._waiting: deque[_Utterance] = deque()
-        self._active: _Utterance | None = None
+        self._placed: deque[_Utterance] = deque()  # all but the last one have ended
         self._sound = Rolling((channels,))
-        self._placed = self._played = 0  # ends of what was placed of the active utterance
+        self._fade_end = 0
         self._changed: int | None = None
         self.frame, self.pcm, self.underruns = 0, Rolling(), 0
 
     @property
     def waiting(self) -> bool:
         """Whether speech was pushed that is not bound to frames yet."""
-        return self._active is not None or bool(self._waiting)
+        return bool(self._placed or self._waiting)
 
     @property
     def waiting_samples(self) -> int:
         """Samples that were pushed and not bound yet, at the session's own rate."""
-        active = self._active.sound.count if self._active else 0
-        return active + sum(utterance.sound.count for utterance in self._waiting)
+        return sum(utterance.sound.count for utterance in (*self._placed, *self._waiting))
 
     def push(self, sound: np.ndarray) -> bool:
         """Append (C, n) float32 samples to the utterance that has not ended, or begin one.
@@ -146,48 +153,51 @@ class SpeechStream:
         """
         if self.waiting_samples + sound.shape[1] > self._most:
             return False
-        self._open().push(sound)
+        utterance = self._last()
+        if utterance is None or utterance.ended:
+            utterance = _Utterance(self._converter())
+            self._waiting.append(utterance)
+        utterance.push(sound)
         return True
 
     def flush(self) -> None:
         """End the utterance. Without one, do nothing."""
-        utterance = self._waiting[-1] if self._waiting else self._active
+        utterance = self._last()
         if utterance is not None and not utterance.ended:
             utterance.end()
 
     def ready(self) -> bool:
         """Whether all speech that the next frame depends on is there, so that binding it now gives
         what binding it later would."""
-        if self._active is None:
+        last = self._placed[-1] if self._placed else None
+        if last is None:
             return not self._waiting or self._placeable(self._waiting[0])
-        needed = samples_needed(self.frame, self._fps)
-        return self._active.ended or self._placed + self._active.pcm.count >= needed
+        return last.ended or last.pcm_end + last.pcm.count >= samples_needed(self.frame, self._fps)
 
     def bind(self) -> BoundFrame:
         """Fix the next frame's samples; speech that is not there yet is assumed to be zero."""
         number = self.frame
-        if self._active is None and self._waiting and self._placeable(self._waiting[0]):
-            self._active = self._waiting.popleft()
-            self._placed = frame_start(number, kernels.SAMPLE_RATE, self._fps)
-            self._played = frame_start(number, self._rate, self._fps)
         start = frame_start(number, self._rate, self._fps)
         stop = frame_start(number + 1, self._rate, self._fps)
+        needed = samples_needed(number, self._fps)
+        self._place_next(number, needed)
         speaking = end = underrun = False
-        if self._active is not None:
-            self._place(self._active, samples_needed(number, self._fps), stop)
-            speaking = self._played > start
-            if self._active.ended:
-                end = not self._active.sound.count and not self._active.pcm.count
-            elif self._played < stop:
+        while self._placed and self._placed[0].sound_end < stop:
+            utterance = self._placed[0]
+            self._play(utterance, stop)
+            speaking = speaking or utterance.sound_end > start
+            if utterance.sound_end == stop and (utterance.sound.count or not utterance.ended):
+                break
+            self._placed.popleft()
+            if utterance.ended:
+                end = True
+            else:
                 underrun = True
-                # What comes after the gap waits for its prebuffer again.
-                self._waiting.appendleft(self._active)
-            if end or underrun:
-                self._active = None
+                self._waiting.appendleft(utterance)  # the rest waits for its prebuffer again
         self.underruns += underrun
         self.frame += 1
-        sound = self._sound.read(start, stop).T
-        return BoundFrame(number, np.ascontiguousarray(sound), speaking, end, underrun)
+        sound = np.ascontiguousarray(self._sound.read(start, stop).T)
+        return BoundFrame(number, sound, speaking, end, underrun)
 
     def changed(self) -> int | None:
         """Return the first 16 kHz sample that changed since the last call, None if none did."""
@@ -202,14 +212,16 @@ class SpeechStream:
         """
         start = frame_start(frame, self._rate, self._fps)
         stop = start + int(FADE * self._rate)
-        if self._active is not None and self._played < stop:
-            self._play(self._active.sound.take(stop - self._played))
+        if self._placed and self._placed[0].sound_end > start - 1:
+            self._play(self._placed[0], stop)
         tail = self._sound.read(start, stop)
         self._sound.cut(start)
         if tail.any():
             self._sound.write(start, tail * np.linspace(1, 0, len(tail), dtype=np.float32)[:, None])
+            self._fade_end = stop
         self._waiting.clear()
-        self._active, self.frame = None, frame
+        self._placed.clear()
+        self.frame = frame
         position = frame_start(frame, kernels.SAMPLE_RATE, self._fps)
         if position < self.pcm.end:
             self.pcm.cut(position)
@@ -220,30 +232,55 @@ class SpeechStream:
         self._sound.forget(frame_start(frame, self._rate, self._fps))
         self.pcm.forget(samples)
 
-    def _open(self) -> _Utterance:
-        if self._waiting and not self._waiting[-1].ended:
-            return self._waiting[-1]
-        if not self._waiting and self._active is not None and not self._active.ended:
-            return self._active
-        self._waiting.append(_Utterance(self._converter()))
-        return self._waiting[-1]
+    def _last(self) -> _Utterance | None:
+        return (self._waiting or self._placed or [None])[-1]
 
     def _placeable(self, utterance: _Utterance) -> bool:
         return utterance.ended or utterance.pcm.count >= max(self._prebuffer, 1)
 
-    def _place(self, utterance: _Utterance, needed: int, stop: int) -> None:
-        chunks = utterance.pcm.take(needed - self._placed)
-        if chunks:
-            self._note(self._placed)
-            for chunk in chunks:
-                self.pcm.write(self._placed, chunk)
-                self._placed += len(chunk)
-        self._play(utterance.sound.take(stop - self._played))
+    def _place_next(self, number: int, needed: int) -> None:
+        """Write what a frame depends on into the stream, as far as it is there."""
+        frame = number
+        for utterance in self._placed:
+            self._extend(utterance, needed)
+            frame = self._frame_after(utterance)
+        while self._waiting and self._placeable(self._waiting[0]):
+            if self._placed and not self._placed[-1].ended:
+                return
+            start = frame_start(frame, kernels.SAMPLE_RATE, self._fps)
+            if start >= needed:
+                return
+            utterance = self._waiting.popleft()
+            utterance.pcm_end = start
+            utterance.sound_end = frame_start(frame, self._rate, self._fps)
+            self._placed.append(utterance)
+            self._extend(utterance, needed)
+            frame = self._frame_after(utterance)
 
-    def _play(self, chunks: list[np.ndarray]) -> None:
+    def _frame_after(self, utterance: _Utterance) -> int:
+        """Return the first frame after what is there of an utterance."""
+        end = utterance.sound_end + utterance.sound.count
+        frame = int(end * self._fps / self._rate)
+        while frame_start(frame, self._rate, self._fps) < end:
+            frame += 1
+        return frame
+
+    def _extend(self, utterance: _Utterance, needed: int) -> None:
+        chunks = utterance.pcm.take(needed - utterance.pcm_end)
+        if chunks:
+            self._note(utterance.pcm_end)
         for chunk in chunks:
-            self._sound.write(self._played, chunk.T)
-            self._played += chunk.shape[1]
+            self.pcm.write(utterance.pcm_end, chunk)
+            utterance.pcm_end += len(chunk)
+
+    def _play(self, utterance: _Utterance, stop: int) -> None:
+        for chunk in utterance.sound.take(stop - utterance.sound_end):
+            first, last = utterance.sound_end, utterance.sound_end + chunk.shape[1]
+            rows = chunk.T
+            if first < self._fade_end:  # speech right after an interruption is mixed with its fade
+                rows = rows + self._sound.read(first, last)
+            self._sound.write(first, rows)
+            utterance.sound_end = last
 
     def _note(self, position: int) -> None:
         self._changed = position if self._changed is None else min(self._changed, position)
