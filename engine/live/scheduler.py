@@ -21,6 +21,7 @@ from .session import SessionState, piece_of
 from .stream import BoundFrame
 
 ABANDONED = 10.0  # seconds without a take, unless told
+MARGIN = 0.005  # seconds between the end of a frame's making and the time it is due
 
 
 class Job(NamedTuple):
@@ -180,7 +181,10 @@ class Scheduler:
                 return None
             return -math.inf if state.wanted or stream.waiting else None
         due = state.due(stream.frame)
-        return due - state.ahead / float(state.fps) if stream.ready() else due
+        if stream.ready():
+            return due - state.ahead / float(state.fps)
+        # Speech may still come, until the frame has to be begun.
+        return due - (self.seconds_per_frame or 0.0) - MARGIN
 
     # --- one batch -------------------------------------------------------------------------------
 

@@ -99,16 +99,16 @@ class Stage:
     def advance(self, seconds: float, step: float = 0.005) -> None:
         end = self.clock.time + seconds
         while self.clock.time < end - 1e-9:
-            self.settle()
-            self.clock.time = max(self.clock.time, min(self.clock.time + step, end))
-        self.settle()
+            delay = self.scheduler.step()
+            if delay is None or delay > 0:
+                self.clock.time = min(self.clock.time + step, end)
 
     def take(self, session: Session, most: int) -> list[Piece]:
         """Take up to `most` pieces as fast as they can be made."""
         state, taken = session._state, []
         state.wanted += 1
         for _ in range(most):
-            if not state.queue:
+            if not state.queue and state.clock == "taken":
                 self.settle()
             piece = state.take(self.clock())
             if piece is None:
