@@ -19,6 +19,7 @@ test: $(VENV)/.ready ## everything that runs without a GPU; the GPU tests skip
 lint: $(VENV)/.ready
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
+	$(RUN) mypy
 
 bench: $(VENV)/.ready ## frames a second on this machine, next to a frame-by-frame loop
 	$(RUN) benchmarks.render
@@ -30,7 +31,7 @@ bench-pipeline: $(VENV)/.ready ## speech to finished frames next to the CPU and 
 	$(RUN) benchmarks.pipeline
 
 clean:
-	rm -rf $(VENV) out build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) out build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	rm -f $(DEMO)/*.plan $(DEMO)/generator.json $(DEMO)/audio_encoder.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

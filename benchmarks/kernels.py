@@ -23,6 +23,7 @@ from tqdm import tqdm
 from benchmarks import report, stages, timing
 from benchmarks.report_kernels import ALONE, plot, table
 from benchmarks.stages import OURS, Inputs, Stage
+from engine.command import program
 
 CACHES = 4  # the inputs of a measurement are together so many times as large as the L2 cache
 MAX_SETS = 64
@@ -214,4 +215,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program(main)

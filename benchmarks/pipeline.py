@@ -27,6 +27,7 @@ from tqdm import tqdm
 from benchmarks import renders, report, systems, timing
 from benchmarks.report_pipeline import OURS, plot, table
 from benchmarks.systems import FPS, Scene, System
+from engine.command import program
 from engine.device.stopwatch import Stopwatch
 from engine.runtime import RUNTIMES
 from examples.networks import paths
@@ -285,4 +286,4 @@ def _measure_one(job: Job, plan: Plan, end: float, results: dict) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program(main)

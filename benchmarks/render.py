@@ -21,6 +21,7 @@ from tqdm import tqdm
 import kernels
 from benchmarks import frame_loop, report
 from engine import Avatar, InputError, Pipeline
+from engine.command import program
 from engine.device.stopwatch import Stopwatch
 from engine.media.speech import read_speech
 from engine.media.video import VideoWriter
@@ -247,7 +248,7 @@ def _parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        program(main)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

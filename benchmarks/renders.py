@@ -23,7 +23,7 @@ def speech(frames: int) -> Tensor:
     """Noise that renders to so many frames, 4 or more."""
     samples = kernels.MIN_SAMPLES
     while kernels.frame_count(kernels.mel_window_count(kernels.mel_rows(samples), FPS)) < frames:
-        samples += kernels.HOP
+        samples += kernels.HOP_LENGTH
     generator = torch.Generator().manual_seed(1)
     return (torch.randn(samples, generator=generator) * 0.1).clamp_(-1, 1)
 

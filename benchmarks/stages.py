@@ -16,7 +16,7 @@ from torch import Tensor
 
 import kernels
 from benchmarks import frame_loop
-from kernels import CROP, FEATURE, MEL_BANDS, ROI, SAMPLE_RATE, reference
+from kernels import CROP_SIZE, FEATURE_DIM, MEL_BANDS, ROI_SIZE, SAMPLE_RATE, reference
 
 Inputs = SimpleNamespace
 Side = Callable[[Inputs], Tensor]
@@ -112,7 +112,7 @@ def feature_windows(batch: int) -> Stage:
     rows, start = batch + 16, 8
 
     def inputs(device: torch.device) -> Inputs:
-        features = torch.randn(rows, FEATURE, device=device).half()
+        features = torch.randn(rows, FEATURE_DIM, device=device).half()
         out = torch.empty(batch, 32, 16, 16, dtype=torch.float16, device=device)
         return Inputs(features=features, out=out)
 
@@ -151,20 +151,22 @@ def _faces(batch: int, height: int, width: int, device: torch.device) -> Inputs:
         box_list=boxes[index].tolist(),  # for those who want the sizes on the host
         index_list=index.tolist(),
         box_bytes=int(sides.square().sum()) * 3,
-        crops=_levels(batch, CROP, CROP, 3, device=device),
+        crops=_levels(batch, CROP_SIZE, CROP_SIZE, 3, device=device),
     )
 
 
 def face_input(batch: int, height: int, width: int) -> Stage:
     def inputs(device: torch.device) -> Inputs:
         x = _faces(batch, height, width, device)
-        x.out = torch.empty(batch, 6, ROI, ROI, dtype=torch.float16, device=device)
+        x.out = torch.empty(batch, 6, ROI_SIZE, ROI_SIZE, dtype=torch.float16, device=device)
         return x
 
     def torch_ops(x: Inputs) -> Tensor:
         """One frame after another: boxes differ in size."""
         for i, (number, (x0, y0, x1, y1)) in enumerate(zip(x.index_list, x.box_list, strict=True)):
-            crop = _interpolate(x.frames[number, y0:y1, x0:x1][None], (CROP, CROP), "bicubic")[0]
+            crop = _interpolate(
+                x.frames[number, y0:y1, x0:x1][None], (CROP_SIZE, CROP_SIZE), "bicubic"
+            )[0]
             x.crops[i] = crop
             x.out[i, :3] = crop[4:324, 4:324].flip(2).permute(2, 0, 1) / 255
             x.out[i, 3:] = x.out[i, :3]
@@ -194,7 +196,7 @@ def composite(batch: int, height: int, width: int, layout: str = "rgb") -> Stage
 
     def inputs(device: torch.device) -> Inputs:
         x = _faces(batch, height, width, device)
-        x.generated = torch.rand(batch, 3, ROI, ROI, device=device).half()
+        x.generated = torch.rand(batch, 3, ROI_SIZE, ROI_SIZE, device=device).half()
         x.out = torch.empty(shape, dtype=torch.uint8, device=device)
         return x
 

@@ -30,7 +30,7 @@ from engine.pipeline import ENCODER_BATCH, frame_numbers
 from engine.runtime import Network, open_network
 from engine.runtime.exported import exported
 from engine.runtime.signature import AUDIO_ENCODER, GENERATOR
-from kernels import CROP, FEATURE, MEL_BANDS, ROI, reference
+from kernels import CROP_SIZE, FEATURE_DIM, MEL_BANDS, ROI_SIZE, reference
 
 STILL = Path(__file__).parents[1] / "examples" / "demo" / "still.jpg"
 SIGNATURES = {"audio_encoder": AUDIO_ENCODER, "generator": GENERATOR}
@@ -170,7 +170,7 @@ def eager(scene: Scene, device: torch.device, batch: int) -> System:
         with stage("audio encoder"):
             count = kernels.mel_window_count(len(mel), FPS)
             windows = reference.mel_windows(mel, FPS, 0, empty(count, 1, MEL_BANDS, 16))
-            features = empty(count, FEATURE)
+            features = empty(count, FEATURE_DIM)
             for some, result in zip(
                 windows.split(ENCODER_BATCH), features.split(ENCODER_BATCH), strict=True
             ):
@@ -183,11 +183,11 @@ def eager(scene: Scene, device: torch.device, batch: int) -> System:
             with stage("frames", host=True):
                 frames, boxes, index = avatar.batch(list(islice(numbers, n)))
             with stage("face_input"):
-                inputs = empty(n, 6, ROI, ROI, dtype=generator.dtype)
-                crops = empty(n, CROP, CROP, 3, dtype=torch.uint8)
+                inputs = empty(n, 6, ROI_SIZE, ROI_SIZE, dtype=generator.dtype)
+                crops = empty(n, CROP_SIZE, CROP_SIZE, 3, dtype=torch.uint8)
                 reference.face_input(frames, boxes, index, inputs, crops)
             with stage("generator"):
-                generated = empty(n, 3, ROI, ROI, dtype=generator.dtype)
+                generated = empty(n, 3, ROI_SIZE, ROI_SIZE, dtype=generator.dtype)
                 generator(inputs, audio, out=generated)
             with stage("composite"):
                 out = empty(n, *frames.shape[1:], dtype=torch.uint8)
@@ -208,10 +208,10 @@ def split(scene: Scene, device: torch.device, batch: int, *, runtime: str) -> Sy
     pool = ThreadPoolExecutor(WORKERS)
     pictures, boxes = scene.pictures, scene.boxes
     pinned = partial(torch.empty, pin_memory=device.type == "cuda")
-    staged = [pinned(batch, 6, ROI, ROI) for _ in range(2)]
-    crops = [np.empty((batch, CROP, CROP, 3), np.uint8) for _ in range(2)]
-    audio, returned = pinned(batch, 32, 16, 16), pinned(batch, 3, ROI, ROI)
-    generated = torch.empty(batch, 3, ROI, ROI, dtype=generator.dtype, device=device)
+    staged = [pinned(batch, 6, ROI_SIZE, ROI_SIZE) for _ in range(2)]
+    crops = [np.empty((batch, CROP_SIZE, CROP_SIZE, 3), np.uint8) for _ in range(2)]
+    audio, returned = pinned(batch, 32, 16, 16), pinned(batch, 3, ROI_SIZE, ROI_SIZE)
+    generated = torch.empty(batch, 3, ROI_SIZE, ROI_SIZE, dtype=generator.dtype, device=device)
 
     def prepare(turn: int, place: int, number: int) -> None:
         planes, crop = frame_loop.face_input(pictures[number], boxes[number])
@@ -292,7 +292,7 @@ def _encode(encoder: Network, mel: np.ndarray, device: torch.device) -> np.ndarr
     count = kernels.mel_window_count(len(mel), FPS)
     starts = [min(int(80 * frame / FPS), len(mel) - 16) for frame in range(count)]
     windows = np.stack([mel[start : start + 16].T for start in starts])[:, None]
-    features = torch.empty(count, FEATURE, device=device)
+    features = torch.empty(count, FEATURE_DIM, device=device)
     for some, result in zip(
         torch.from_numpy(windows.astype(np.float32)).split(ENCODER_BATCH),
         features.split(ENCODER_BATCH),

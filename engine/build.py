@@ -1,4 +1,4 @@
-"""`python -m engine.build`: a checkpoint or an ONNX file in, a TensorRT plan out."""
+"""`python -m engine.build`: build the TensorRT plan of a checkpoint or an ONNX file."""
 
 import argparse
 import json
@@ -9,29 +9,53 @@ from pathlib import Path
 
 from .avatar.layouts import find_networks
 from .command import Parser, program, run
-from .errors import InputError
+from .errors import InputError, printable
 from .pipeline import ENCODER_BATCH
-from .plans import plan as plans
 from .plans.compiler import compile_plan, parse
-from .plans.flavor import FLAVORS, Flavor, choose, gpu_architecture, logger, names
-from .plans.graph import Graph, load
-from .plans.graph_ready import make_ready
+from .plans.convert import convert
+from .plans.digest import sha256, source_sha256
+from .plans.edition import (
+    EDITIONS,
+    TensorRTEdition,
+    architecture_names,
+    choose_edition,
+    gpu_architecture,
+    logger,
+)
+from .plans.onnx_graph import OnnxGraph, load_graph
+from .plans.record import (
+    BuildKey,
+    PlanRecord,
+    check_output_path,
+    find_damage,
+    read_record,
+    source_of,
+    write_plan,
+)
 from .runtime.exported import exported
 from .runtime.signature import AUDIO_ENCODER, CHECKPOINT_SUFFIXES, GENERATOR, Signature
 
 SIGNATURES = {"generator": GENERATOR, "audio-encoder": AUDIO_ENCODER}
-# The batches that a pipeline runs on a GPU, and any smaller one: a stream's first, a file's last.
+# Smallest, best and largest batch: those that a pipeline runs on a GPU, and all smaller ones, which
+# come at the beginning of a stream and at the end of a file.
 BATCH = {"generator": [1, 25, 25], "audio_encoder": [1, ENCODER_BATCH, ENCODER_BATCH]}
-# TensorRT's tensors have less than 2**31 values, the generator's largest 64 x 320 x 320 a frame.
-# TensorRT for RTX does not refuse more, and counts its memory wrong.
-LARGEST = 256
+# TensorRT's tensors have fewer than 2**31 values, and the generator's largest has 64 x 320 x 320
+# for each frame. TensorRT for RTX accepts more, and computes a wrong memory size.
+MAX_BATCH = 256
 
 
 @dataclass(frozen=True)
 class Target:
-    """What to build with, and for what. batch: least, best, most; None for what pipelines run."""
+    """What to build with, and for what.
 
-    flavor: Flavor
+    Attributes:
+        edition: the TensorRT to build with.
+        architectures: compute capabilities, 89 for 8.9.
+        precision: "fp16" or "fp32".
+        batch: smallest, best and largest; None for the batches that pipelines run.
+    """
+
+    edition: TensorRTEdition
     architectures: list[int]
     precision: str = "fp16"
     batch: list[int] | None = None
@@ -47,124 +71,135 @@ def build(
     inspect: bool = False,
     verbose: bool = False,
 ) -> str:
-    """Build the plan of a network, unless it is there already.
+    """Build the plan of a network, unless a plan with the same key is there already.
 
     Args:
         signature: GENERATOR or AUDIO_ENCODER.
-        source: a checkpoint, or an ONNX file of float16 or float32, its batch free or 1.
-        output: NAME.plan; the record goes into NAME.json beside it.
-        force: build it even if it is there.
+        source: a checkpoint, or an ONNX file in float16 or float32 whose batch is free or 1.
+        output: NAME.plan; the record is written to NAME.json beside it.
+        target: what to build with, and for what.
+        force: build in any case.
         inspect: print the layers as parsed and, on a GPU, as built.
-        verbose: show what TensorRT says on the way.
+        verbose: print TensorRT's messages.
 
     Returns:
-        The line that sums it up.
+        A line that sums up the plan.
 
     Raises:
         InputError: the file, TensorRT or the disk does not allow it.
     """
+    _check_source(source)
+    check_output_path(output)
+    key = _build_key(signature, source, target)
+    record = None if force else _reusable(output, key)
+    if record and not inspect:
+        return f"{output}: up to date, {_summary(record)}"
+    begin = time.perf_counter()
+    graph = _load_converted(signature, source, target, verbose)
+    parsed = parse(target.edition, graph, loud=verbose)
+    if inspect:
+        count = parsed.network.num_layers
+        print(f"{printable(output)}: {count} layers as parsed", *parsed.layers(), sep="\n")
+    state = "up to date" if record else "built"
+    if not record:
+        print(
+            f"building {printable(output)}: {key.edition} {key.version}, "
+            f"{architecture_names(key.architectures)}, {key.precision}, "
+            f"batch {' '.join(map(str, key.batch))}",
+            file=sys.stderr,
+        )
+        plan, scratch = compile_plan(parsed, key.architectures, key.precision, key.batch)
+        record = PlanRecord(
+            key=key,
+            source=source.name,
+            onnx_sha256=sha256(parsed.data),
+            inputs=parsed.tensors(graph.inputs),
+            outputs=parsed.tensors([graph.output]),
+            scratch_bytes=scratch,
+            build_seconds=round(time.perf_counter() - begin, 3),
+            plan_bytes=len(plan),
+            plan_sha256=sha256(plan),
+        )
+        write_plan(output, plan, record)
+    if inspect:
+        _print_engine(target, output)
+    return f"{output}: {state}, {_summary(record)}"
+
+
+def _check_source(source: Path) -> None:
     if source.suffix.lower() not in (".onnx", *CHECKPOINT_SUFFIXES):
         suffixes = ", ".join((".onnx", *CHECKPOINT_SUFFIXES))
         raise InputError(f"{source} must end in one of {suffixes}")
     if not source.is_file():
         raise InputError(f"{source} {'is not a file' if source.exists() else 'does not exist'}")
-    plans.refuse_output(output)
+
+
+def _build_key(signature: Signature, source: Path, target: Target) -> BuildKey:
     batch = target.batch or BATCH[signature.kind]
     least, best, most = batch
-    if not 1 <= least <= best <= most <= LARGEST:
+    if not 1 <= least <= best <= most <= MAX_BATCH:
         raise InputError(
-            f"batch is {least} {best} {most}, it must be 1 <= MIN <= OPT <= MAX <= {LARGEST}"
+            f"batch is {least} {best} {most}; expected 1 <= MIN <= OPT <= MAX <= {MAX_BATCH}"
         )
-    made = plans.Made(
+    return BuildKey(
         network=signature.kind,
-        source_sha256=plans.source_sha256(source),
-        flavor=target.flavor.name,
-        version=target.flavor.version(),
+        source_sha256=source_sha256(source),
+        edition=target.edition.name,
+        version=target.edition.version(),
         architectures=target.architectures,
         precision=target.precision,
         batch=batch,
     )
-    record = None if force else _reusable(output, made)
-    if record and not inspect:
-        return f"{output}: up to date, {_facts(record)}"
-    begin = time.perf_counter()
-    graph = _graph(signature, source, target, verbose)
-    parsed = parse(target.flavor, graph, loud=verbose)
-    if inspect:
-        print(f"{output}: {parsed.network.num_layers} layers as parsed", *parsed.layers(), sep="\n")
-    said = f"{output}: up to date" if record else f"{output}: built"
-    if not record:
-        print(
-            f"building {output}: {made.flavor} {made.version}, {names(made.architectures)}, "
-            f"{made.precision}, batch {' '.join(map(str, batch))}",
-            file=sys.stderr,
-        )
-        data, scratch = compile_plan(parsed, made.architectures, made.precision, batch)
-        record = plans.Record(
-            made=made,
-            source=source.name,
-            onnx_sha256=plans.sha256(parsed.data),
-            inputs=parsed.tensors(graph.inputs),
-            outputs=parsed.tensors([graph.output]),
-            scratch_bytes=scratch,
-            build_seconds=round(time.perf_counter() - begin, 3),
-            plan_bytes=len(data),
-            plan_sha256=plans.sha256(data),
-        )
-        plans.write(output, data, record)
-    if inspect:
-        _print_engine(target, output)
-    return f"{said}, {_facts(record)}"
 
 
-def _reusable(output: Path, made: plans.Made) -> plans.Record | None:
-    """The record of the plan that is there, if it was made of the same and is whole."""
+def _reusable(output: Path, key: BuildKey) -> PlanRecord | None:
+    """Return the record of an undamaged plan with this key, if there is one."""
     try:
-        record = plans.read_record(output)
-        return record if record.made == made and not plans.intact(output, record) else None
+        record = read_record(output)
+        return record if record.key == key and not find_damage(output, record) else None
     except (InputError, OSError):
         return None
 
 
-def _graph(signature: Signature, source: Path, target: Target, verbose: bool) -> Graph:
-    """The network as TensorRT is to get it; what was changed for that is said."""
+def _load_converted(signature: Signature, source: Path, target: Target, verbose: bool) -> OnnxGraph:
+    """Load the network as TensorRT is to get it, and print what was converted."""
     path = source
     if source.suffix.lower() != ".onnx":
         path = exported(signature, source, target.precision)
-    graph = load(signature, path)
-    # First as it is: of an operator it does not know, TensorRT's word counts.
-    parse(target.flavor, graph, loud=verbose)
-    make_ready(graph, target.precision)
+    graph = load_graph(signature, path)
+    # Parse the unmodified file first, so that an unsupported operator is reported with TensorRT's
+    # own message.
+    parse(target.edition, graph, loud=verbose)
+    convert(graph, target.precision)
     for notice in graph.notices:
-        print(f"{source}: {notice}", file=sys.stderr)
+        print(printable(f"{source}: {notice}"), file=sys.stderr)
     return graph
 
 
-def _facts(record: plans.Record) -> str:
-    made = record.made
-    scratch = record.scratch_bytes
-    memory = "" if scratch is None else f" and {scratch / 1e6:.0f} MB of a GPU's to run"
+def _summary(record: PlanRecord) -> str:
+    key, scratch = record.key, record.scratch_bytes
+    memory = "" if scratch is None else f", {scratch / 1e6:.0f} MB of GPU memory to run"
     return (
-        f"{record.plan_bytes / 1e6:.1f} MB{memory}, {names(made.architectures)}, {made.precision}, "
-        f"batch {made.batch[0]} to {made.batch[2]}, in {record.build_seconds:.1f} s"
+        f"{record.plan_bytes / 1e6:.1f} MB{memory}, {architecture_names(key.architectures)}, "
+        f"{key.precision}, batch {key.batch[0]} to {key.batch[2]}, in {record.build_seconds:.1f} s"
     )
 
 
 def _print_engine(target: Target, output: Path) -> None:
-    """The layers as TensorRT built them, which it tells only where the plan can be loaded."""
+    """Print the layers as built. TensorRT tells them only where the plan can be loaded."""
     here = gpu_architecture()
     if here not in target.architectures:
         where = "there is no GPU here" if here is None else f"the GPU here is SM{here}"
-        can = names(target.architectures)
-        print(f"{output}: the layers as built can be seen on {can}, {where}")
+        can = architecture_names(target.architectures)
+        print(f"{printable(output)}: the layers as built can be seen on {can}; {where}")
         return
-    trt, log = target.flavor.module(), logger(target.flavor)
+    trt, log = target.edition.module(), logger(target.edition)
     runtime = trt.Runtime(log)
     engine = runtime.deserialize_cuda_engine(output.read_bytes())
     if engine is None:
-        raise InputError(f"{output} cannot be loaded by {target.flavor.name}: {log.error()}")
+        raise InputError(f"{output} cannot be loaded by {target.edition.name}: {log.error()}")
     inspector = engine.create_engine_inspector()
-    print(f"{output}: {engine.num_layers} layers as built")
+    print(f"{printable(output)}: {engine.num_layers} layers as built")
     for index in range(engine.num_layers):
         text = inspector.get_layer_information(index, trt.LayerInformationFormat.JSON)
         print(f"{index:4} {json.dumps(json.loads(text))}")
@@ -177,47 +212,45 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
 
     def work() -> None:
-        flavor, architectures = choose(options.flavor, options.arch, gpu_architecture())
-        for signature, source, output in _work(options):
+        edition, architectures = choose_edition(options.edition, options.arch, gpu_architecture())
+        for signature, source, output in _networks(options):
             batch = options.batch
             if options.avatar and signature is AUDIO_ENCODER:
-                batch = None  # pipelines run it on windows of their own number, not on frames
-            target = Target(flavor, architectures, options.precision, batch)
-            said = build(
+                batch = None  # --batch counts frames; the audio encoder's batches are of windows
+            summary = build(
                 signature,
                 source,
                 output,
-                target,
+                Target(edition, architectures, options.precision, batch),
                 force=options.force,
                 inspect=options.inspect,
                 verbose=options.verbose,
             )
-            print(said, flush=True)
+            print(printable(summary), flush=True)
 
-    return run(work, interrupted="what was being built was not written")
+    return run(work, interrupted="the unfinished plan was not written")
 
 
-def _work(options: argparse.Namespace) -> list[tuple[Signature, Path, Path]]:
-    """What to build: the network, its file, the plan."""
+def _networks(options: argparse.Namespace) -> list[tuple[Signature, Path, Path]]:
+    """Return the networks to build: signature, file, plan."""
     if options.avatar is None:
         source = Path(options.file)
         output = Path(options.output) if options.output else source.with_suffix(".plan")
         return [(SIGNATURES[options.network], source, output)]
-    found = find_networks(
+    paths = find_networks(
         options.avatar, generator=options.generator, audio_encoder=options.audio_encoder
     )
-    work = []
-    for signature in SIGNATURES.values():
-        path = found[signature.kind]
-        work.append((signature, plans.source(path), path.with_suffix(".plan")))
-    return work
+    return [
+        (signature, source_of(paths[signature.kind]), paths[signature.kind].with_suffix(".plan"))
+        for signature in SIGNATURES.values()
+    ]
 
 
 def _architectures(text: str) -> list[int]:
     numbers = [part.strip().lower().removeprefix("sm") for part in text.split(",")]
     if not all(number.isdigit() and 10 <= int(number) < 1000 for number in numbers):
         raise argparse.ArgumentTypeError(
-            f"{text!r} must be compute capabilities without their dots, such as 86,89,120"
+            f"{text!r} is not a list of compute capabilities without dots, such as 86,89,120"
         )
     return [int(number) for number in numbers]
 
@@ -225,41 +258,41 @@ def _architectures(text: str) -> list[int]:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m engine.build",
-        description="Build the TensorRT plan of a network, NAME.plan with its record NAME.json; "
-        "a plan that is there already and still fits is kept.",
+        description="Build the TensorRT plan of a network: NAME.plan, and its record NAME.json. "
+        "A plan that is up to date is kept.",
     )
     add = parser.add_argument
     add("network", nargs="?", choices=SIGNATURES)
     add("file", nargs="?", metavar="FILE", help=".onnx, .pth, .pt or .safetensors")
-    add("-o", "--output", metavar="NAME.plan", help="beside FILE and named like it by default")
-    add("--avatar", metavar="DIR", help="instead of NETWORK FILE: both networks of an avatar")
-    add("--generator", metavar="FILE", help="a generator to use instead of the avatar's")
-    add("--audio-encoder", metavar="FILE", help="an audio encoder to use instead of the avatar's")
-    add("--flavor", choices=FLAVORS, help="which TensorRT; the one that suits the GPU by default")
+    add("-o", "--output", metavar="NAME.plan", help="default: FILE with the suffix .plan")
+    add("--avatar", metavar="DIR", help="build both networks of an avatar, instead of NETWORK FILE")
+    add("--generator", metavar="FILE", help="use this generator instead of the avatar's")
+    add("--audio-encoder", metavar="FILE", help="use this encoder instead of the avatar's")
+    add("--edition", choices=EDITIONS, help="which TensorRT (default: the one for the GPU)")
     add(
         "--arch",
         type=_architectures,
         metavar="LIST",
-        help="compute capabilities to build for, such as 86,89,120 (tensorrt_rtx only; the GPU "
-        "here by default)",
+        help="compute capabilities to build for, such as 86,89,120 (tensorrt_rtx only; default: "
+        "the GPU here)",
     )
-    add("--precision", choices=("fp16", "fp32"), default="fp16", help="fp16 by default")
+    add("--precision", choices=("fp16", "fp32"), default="fp16", help="default: fp16")
     add(
         "--batch",
         nargs=3,
         type=int,
         metavar=("MIN", "OPT", "MAX"),
-        help="how many at once: at least, best for, at most (generator 1 25 25, audio encoder "
-        f"1 {ENCODER_BATCH} {ENCODER_BATCH}; with --avatar the generator's)",
+        help="smallest, best and largest batch (default: generator 1 25 25, audio encoder "
+        f"1 {ENCODER_BATCH} {ENCODER_BATCH}; with --avatar it is the generator's)",
     )
-    add("--force", action="store_true", help="build even what is there already")
+    add("--force", action="store_true", help="build even if the plan is up to date")
     add("--inspect", action="store_true", help="print the layers as parsed and, on a GPU, as built")
-    add("--verbose", action="store_true", help="show what TensorRT says")
+    add("--verbose", action="store_true", help="print TensorRT's messages")
     options = parser.parse_args(arguments)
     if (options.avatar is None) == (options.file is None):
-        parser.error("give a network and its file, or --avatar DIR")
+        parser.error("expected a network and its file, or --avatar DIR")
     if options.avatar and options.output:
-        parser.error("an avatar's plans stand beside its networks: --output does not go with it")
+        parser.error("--output does not go with --avatar: plans are written beside the networks")
     return options
 
 

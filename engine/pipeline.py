@@ -1,10 +1,9 @@
 """The data flow, once."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
-from functools import partial
 from itertools import cycle, islice
 
 import torch
@@ -18,6 +17,7 @@ from .device.lane import ENCODER_RUNGS, RING, Lane, Lanes, Part, Stage, lane_sha
 from .device.stopwatch import Stopwatch
 from .errors import InputError
 from .runtime import Network, open_network
+from .runtime.output_check import OutputCheck, write_ranges
 from .runtime.signature import AUDIO_ENCODER, GENERATOR
 
 LOOPS = ("pingpong", "wrap")
@@ -99,7 +99,9 @@ class Pipeline:
             makes that one wait for this first, and this one for that before the third is taken.
 
         Raises:
-            InputError: the speech cannot be used, or an argument is out of range.
+            InputError: the speech cannot be used, or an argument is out of range. While frames are
+                taken: a network returns NaN, infinity or a constant; on a GPU this comes a batch
+                or more later, at the latest after the last batch.
         """
         numbers = frame_numbers(len(self.avatar), loop, start_frame)
         if mode not in kernels.COMPOSITE_MODES:
@@ -154,11 +156,12 @@ class Pipeline:
         schedule = torch.tensor(list(islice(numbers, total)))
         schedule = torch.cat([schedule, schedule[-1:].expand(most - 1)])  # fills the last batch up
         encoded = 0
+        encoder_check, generator_check = self._checks(total)
         with self._lanes.take() as lane:
             with lane.turn():
                 pcm, schedule = lane.upload(pcm, schedule)
                 precision = {"dtype": self.generator.dtype, "device": self.device}
-                features = torch.empty(total - 2, kernels.FEATURE, **precision)
+                features = torch.empty(total - 2, kernels.FEATURE_DIM, **precision)
                 with lane.measured("log_mel", stage):
                     mel = kernels.log_mel(pcm)
             for first in range(0, total, most):
@@ -173,6 +176,7 @@ class Pipeline:
                             windows = lane.windows[:m]
                             kernels.mel_windows(mel, fps=fps, start=encoded, count=m, out=windows)
                         made = self._encode(lane, m, stage)
+                        encoder_check.add(*(bound[:m] for bound in lane.encoded_range))
                         with lane.measured("windows", stage):
                             features[encoded : encoded + m] = made
                         encoded += m
@@ -180,13 +184,28 @@ class Pipeline:
                         kernels.feature_windows(features, start=first, count=n, out=lane.audio[:n])
                         lane.index.copy_(schedule[first : first + most])
                     finished = self._finish(lane, n, mode, stage)
+                    generator_check.add(*(bound[:n] for bound in lane.generated_range))
                 yield finished
+            generator_check.look(wait=True)
+
+    def _checks(self, total: int) -> tuple[OutputCheck, OutputCheck]:
+        """For the features and the frames of a render of that many frames."""
+        files = self.avatar.audio_encoder, self.avatar.generator
+        first = OutputCheck(AUDIO_ENCODER, self.audio_encoder, files[0], total - 2, self.device)
+        second = OutputCheck(GENERATOR, self.generator, files[1], total, self.device, before=first)
+        return first, second
 
     def _encode(self, lane: Lane, m: int, stage: Stage | None) -> Tensor:
         """The audio encoder, on the lane's first m windows: (m, 512)."""
         size = rung(ENCODER_RUNGS, m)
-        work = partial(self.audio_encoder, lane.windows[:size], out=lane.encoded[:size])
-        lane.run((size,), [_network("audio encoder", self.audio_encoder, work)], stage)
+        part = _network(
+            "audio encoder",
+            self.audio_encoder,
+            [lane.windows[:size]],
+            lane.encoded[:size],
+            [bound[:size] for bound in lane.encoded_range],
+        )
+        lane.run((size,), [part], stage)
         return lane.encoded[:m]
 
     def _finish(self, lane: Lane, n: int, mode: str, stage: Stage | None) -> Tensor:
@@ -196,14 +215,13 @@ class Pipeline:
         frames, boxes = self.avatar.frames, self.avatar.boxes
         index, audio, finished = lane.index[:size], lane.audio[:size], ring[:size]
         inputs, crops, generated = lane.inputs[:size], lane.crops[:size], lane.generated[:size]
+        ranges = [bound[:size] for bound in lane.generated_range]
         parts = [
             Part(
                 "face_input",
                 lambda: kernels.face_input(frames, boxes, index, out=(inputs, crops)),
             ),
-            _network(
-                "generator", self.generator, partial(self.generator, inputs, audio, out=generated)
-            ),
+            _network("generator", self.generator, [inputs, audio], generated, ranges),
             Part(
                 "composite",
                 lambda: kernels.composite(
@@ -220,13 +238,16 @@ class Pipeline:
         total, fps = self.frame_count(pcm), float(self.avatar.fps)
         stage = stopwatch.stage if stopwatch else lambda *_, **__: nullcontext()
         most = min(self.batch_size, total)
-        roi = kernels.ROI, kernels.ROI
+        roi = kernels.ROI_SIZE, kernels.ROI_SIZE
         picture = {"dtype": self.generator.dtype, "device": self.device}
         inputs = torch.empty(most, 6, *roi, **picture)
         generated = torch.empty(most, 3, *roi, **picture)
-        crops = torch.empty(most, kernels.CROP, kernels.CROP, 3, dtype=torch.uint8).to(self.device)
-        features = torch.empty(total - 2, kernels.FEATURE, device=self.device)
+        crops = torch.empty(most, kernels.CROP_SIZE, kernels.CROP_SIZE, 3, dtype=torch.uint8).to(
+            self.device
+        )
+        features = torch.empty(total - 2, kernels.FEATURE_DIM, device=self.device)
         encoded = 0
+        encoder_check, generator_check = self._checks(total)
 
         with stage("log_mel"):
             mel = kernels.log_mel(pcm.to(self.device))
@@ -240,7 +261,9 @@ class Pipeline:
                     while encoded < min(first + n + LOOK_AHEAD, len(features)):
                         m = min(ENCODER_BATCH, len(features) - encoded)
                         windows = kernels.mel_windows(mel, fps=fps, start=encoded, count=m)
-                        self.audio_encoder(windows, out=features[encoded : encoded + m])
+                        made = features[encoded : encoded + m]
+                        self.audio_encoder(windows, out=made)
+                        encoder_check.measure(made)
                         encoded += m
                     audio = kernels.feature_windows(features, start=first, count=n)
                 with stage("frames", host=True):
@@ -251,6 +274,7 @@ class Pipeline:
                 ahead = reader.submit(self.avatar.batch, list(islice(numbers, most)))
                 with stage("generator"):
                     self.generator(inputs[:n], audio, out=generated[:n])
+                    generator_check.measure(generated[:n])
                 with stage("composite"):
                     finished = kernels.composite(
                         frames, boxes, index, crops[:n], generated[:n],
@@ -259,12 +283,23 @@ class Pipeline:
                 yield finished
 
 
-def _network(name: str, network: Network, work: Callable[[], object]) -> Part:
+def _network(
+    name: str, network: Network, inputs: list[Tensor], out: Tensor, ranges: list[Tensor]
+) -> Part:
+    """A network's call, and the ranges of what it returns."""
+
+    def work() -> None:
+        network(*inputs, out=out)
+        write_ranges(out, *ranges)
+
     return Part(name, work, record=network.recordable, stream=network.stream)
 
 
-def load_pcm(speech: str | os.PathLike | Tensor) -> Tensor:
+def load_pcm(speech: str | os.PathLike | Tensor, *, track: int | None = None) -> Tensor:
     """Speech that can be rendered, out of a file or given as PCM: (S,) float32 at 16 kHz.
+
+    Args:
+        track: which audio track of a file, as in `read_speech`.
 
     Raises:
         InputError: it cannot be read, is shorter than one mel window (3000 samples), or has a
@@ -276,7 +311,7 @@ def load_pcm(speech: str | os.PathLike | Tensor) -> Tensor:
     else:
         from .media.speech import read_speech  # here: who brings PCM needs no FFmpeg
 
-        pcm = read_speech(speech)
+        pcm = read_speech(speech, track=track)
     if pcm.ndim != 1 or pcm.dtype != torch.float32:
         raise InputError(f"{name} is {tuple(pcm.shape)} {pcm.dtype}, it must be (S,) torch.float32")
     if pcm.numel() < kernels.MIN_SAMPLES:

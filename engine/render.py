@@ -16,7 +16,7 @@ from .avatar import Avatar
 from .command import Parser, program, run
 from .device.on_host import on_host
 from .device.stopwatch import Stopwatch
-from .errors import DeviceError, InputError
+from .errors import DeviceError, InputError, printable
 from .media.images import IMAGE_FORMATS, QUALITY, ImageWriter
 from .media.video import VideoWriter
 from .pipeline import LOOPS, Pipeline, load_pcm
@@ -25,13 +25,7 @@ from .runtime import RUNTIMES
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
-
-    def work() -> None:
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-            print(render(options))
-
-    return run(work, interrupted="nothing was written")
+    return run(lambda: print(printable(render(options))), interrupted="nothing was written")
 
 
 def render(options: argparse.Namespace) -> str:
@@ -40,7 +34,7 @@ def render(options: argparse.Namespace) -> str:
     _refuse_to_overwrite(options)
     with ExitStack() as outputs:
         # Speech and folders first: what is wrong there should not wait for the networks.
-        speech = load_pcm(options.audio)
+        speech = load_pcm(options.audio, track=options.audio_track)
         speech_read = time.perf_counter() - begin
         folder, kind = options.frames, options.frames_format
         if options.jpeg:
@@ -59,9 +53,17 @@ def render(options: argparse.Namespace) -> str:
                 height=avatar.height,
                 width=avatar.width,
                 fps=avatar.fps,
+                pixel_aspect=avatar.pixel_aspect,
                 speech=options.audio,
+                audio_track=options.audio_track,
             )
         )
+        if images and abs(avatar.pixel_aspect - 1) > 0.01:
+            warnings.warn(
+                f"the pixels of avatar {avatar.name!r} are shown {float(avatar.pixel_aspect):.3g} "
+                f"times as wide as high: {options.output} says so, the images in {folder} cannot",
+                stacklevel=2,
+            )
         batches = pipeline.render(
             speech,
             loop=options.loop,
@@ -70,7 +72,7 @@ def render(options: argparse.Namespace) -> str:
             stopwatch=stopwatch,
         )
         total = pipeline.frame_count(speech)
-        print(f"{avatar.name}: {_choices(pipeline)}", file=sys.stderr)
+        print(printable(f"{avatar.name}: {_choices(pipeline)}"), file=sys.stderr)
         started = time.perf_counter()
         with tqdm(total=total, unit=" frames", disable=None if options.progress else True) as bar:
             for frames, pixels in on_host(batches):
@@ -81,8 +83,9 @@ def render(options: argparse.Namespace) -> str:
                 bar.update(len(pixels))
         rate = total / (time.perf_counter() - started)
     took = time.perf_counter() - begin
+    length = float((total + writer.held) / avatar.fps)
     said = (
-        f"{options.output}: {total} frames, {float(total / avatar.fps):.2f} s of video, "
+        f"{options.output}: {total} frames, {length:.2f} s of video, "
         f"{rate:.1f} frames/s, {took:.1f} s in all"
     )
     if stopwatch is None:
@@ -140,6 +143,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--avatar", required=True, metavar="DIR", help="avatar folder, any of the four layouts")
     add("--audio", required=True, metavar="FILE", help="speech: any audio or video file")
+    add(
+        "--audio-track",
+        type=int,
+        metavar="N",
+        help="which audio track of FILE, from 0 on (the one marked as the default)",
+    )
     add("-o", "--output", required=True, metavar="OUT.mp4")
     images = parser.add_mutually_exclusive_group()
     images.add_argument("--frames", metavar="DIR", help="also write the frames as numbered images")

@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 import kernels
 from engine import Avatar, Pipeline
-from engine.command import Parser, program, run, write_whole
+from engine.command import Parser, program, run
 from engine.errors import InputError
+from engine.files import write_whole
 from engine.pipeline import frame_numbers
 from export import ExportError, export
 

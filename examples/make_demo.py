@@ -18,8 +18,9 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from engine.command import write_whole
+from engine.command import program
 from engine.errors import InputError
+from engine.files import write_whole
 
 from .person import SIZE, draw, face_box, idle, idle_mouth
 from .speech import Recipe, Utterance, make
@@ -112,4 +113,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program(main)

@@ -9,8 +9,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from engine import Avatar, Pipeline
-from engine.command import Parser, program, run, write_whole
+from engine.command import Parser, program, run
 from engine.errors import InputError
+from engine.files import write_whole
 from engine.media.images import QUALITY
 
 from .make_demo import FPS

@@ -80,7 +80,7 @@ class Speaking:
     def _inputs(self) -> Tensor:
         """(FRAMES, 6, 320, 320) uint8: what a render gives the generator of the avatar's frames."""
         avatar = Avatar.load(DEMO, networks=False)
-        inputs = torch.empty(FRAMES, 6, kernels.ROI, kernels.ROI, dtype=torch.uint8)
+        inputs = torch.empty(FRAMES, 6, kernels.ROI_SIZE, kernels.ROI_SIZE, dtype=torch.uint8)
         for number in range(FRAMES):
             frames, boxes, _ = avatar.batch([number])
             own = roi(frames[0], boxes[0])
@@ -112,8 +112,8 @@ def drawn_roi(pose: Pose, mouth: Mouth) -> Tensor:
 
 def _drawn_part() -> Tensor:
     """(320, 320) float32: 0 where a target is the avatar's frame, 1 where it is drawn."""
-    at = torch.arange(kernels.ROI)
-    depth = torch.minimum(at, kernels.ROI - 1 - at)
+    at = torch.arange(kernels.ROI_SIZE)
+    depth = torch.minimum(at, kernels.ROI_SIZE - 1 - at)
     depth = torch.minimum(depth[:, None], depth[None, :])
     return ((depth - EDGE[0]) / (EDGE[1] - EDGE[0])).clamp(0, 1)
 
@@ -121,11 +121,11 @@ def _drawn_part() -> Tensor:
 def _mouth_in_roi() -> tuple[float, float, float, float]:
     """The mouth's bounding box as parts of the ROI, head at rest."""
     x0, y0, x1, _ = face_box(Pose())
-    margin = (kernels.CROP - kernels.ROI) / 2
-    scale = kernels.CROP / (x1 - x0)
+    margin = (kernels.CROP_SIZE - kernels.ROI_SIZE) / 2
+    scale = kernels.CROP_SIZE / (x1 - x0)
     left, top, right, bottom = mouth_box(Pose())
     a, b, c, d = (
-        ((edge - origin) * scale - margin) / kernels.ROI
+        ((edge - origin) * scale - margin) / kernels.ROI_SIZE
         for edge, origin in ((left, x0), (top, y0), (right, x0), (bottom, y0))
     )
     return a, b, c, d

@@ -1,16 +1,17 @@
 """The command: python -m export generator|audio-encoder CHECKPOINT -o FILE.onnx"""
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from export.onnx import ExportError, export
+from export.onnx import ExportError, export, printable
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}\n")  # one line, where argparse adds its usage
+        self.exit(2, f"error: {printable(message)}\n")  # one line, where argparse adds its usage
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _error(message: str) -> int:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    print("error:", printable(message), file=sys.stderr)
     return 2
 
 
@@ -65,9 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         line += f", PSNR {report.psnr:.1f} dB"
     else:
         line += f" ({report.relative_difference:.2g} of the largest feature)"
-    print(line)
+    print(printable(line))
     return 0
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of names that the locale lacks
     sys.exit(main())

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from models import checkpoint
+from models.batch_norm import fold_batch_norms
 
 # The lowest opset that PyTorch's exporter writes without converting, so that the file runs on the
 # oldest runtimes it can.
@@ -104,7 +105,7 @@ def export(
     except OSError as error:
         raise type(error)(f"{output.parent}: cannot be written to: {error.strerror}") from None
     try:
-        _progress(f"loading {checkpoint_path}")
+        _progress(printable(f"loading {checkpoint_path}"))
         reference = checkpoint.load(checkpoint_path, kind)
         network = copy.deepcopy(reference)
         fold_batch_norms(network)
@@ -132,26 +133,6 @@ def export(
     )
 
 
-def fold_batch_norms(module: nn.Module) -> None:
-    """Folds, in place, every BatchNorm2d into the Conv2d that stands right before it.
-
-    To be done before any rounding to float16, in which a variance over 65504 is infinite.
-    """
-    previous = None
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d) and isinstance(previous, nn.Conv2d):
-            scale = child.weight.double() / torch.sqrt(child.running_var.double() + child.eps)
-            bias = 0 if previous.bias is None else previous.bias.double()
-            bias = child.bias.double() + (bias - child.running_mean.double()) * scale
-            weight = previous.weight.double() * scale[:, None, None, None]
-            previous.weight = nn.Parameter(weight.to(previous.weight.dtype).detach())
-            previous.bias = nn.Parameter(bias.to(previous.weight.dtype).detach())
-            setattr(module, name, nn.Identity())
-        else:
-            fold_batch_norms(child)
-        previous = child
-
-
 def _to_onnx(kind: str, network: nn.Module, max_batch: int) -> onnx.ModelProto:
     inputs, outputs = _NAMES[kind]
     dtype = next(network.parameters()).dtype
@@ -170,6 +151,7 @@ def _to_onnx(kind: str, network: nn.Module, max_batch: int) -> onnx.ModelProto:
             opset_version=_OPSET,
             verbose=False,
         )
+    assert program is not None  # only without `dynamo`
     model = program.model_proto
     # The exporter's notes hold stack traces, with the paths of the machine they were made on.
     for node in model.graph.node:
@@ -279,6 +261,11 @@ def _silence() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
+
+
+def printable(text: str) -> str:
+    """The text as one line, with newlines and whatever else cannot be printed escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _progress(line: str) -> None:

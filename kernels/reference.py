@@ -1,64 +1,47 @@
 """Every stage in plain PyTorch: the oracle of the tests, and the CPU path.
 
-The functions here take arguments that `kernels` has checked, and write into `out`. They run on any
-device. Sizes that differ from frame to frame make them look at the boxes' values, so on CUDA the
-face stages of this file wait for the device.
+These functions take arguments that `kernels` has checked, write into `out` and return it. They run
+on any device. The face stages read the boxes' values to size their tensors, so on CUDA they wait
+for the device.
 """
-
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .mel_filters import window_and_filters
 from .spec import (
     B_U,
-    CROP,
-    FEATURE_WINDOW,
+    CROP_SIZE,
+    FEATURES_PER_FRAME,
     G_U,
     G_V,
-    HOP,
+    HOP_LENGTH,
     MARGIN,
     MASK_COLUMNS,
     MASK_ROWS,
-    MEL_BANDS,
     MEL_RATE,
-    MEL_WINDOW,
+    MEL_WINDOW_ROWS,
     R_V,
     RGB_Y,
-    ROI,
-    SAMPLE_RATE,
+    ROI_SIZE,
     U_RGB,
     V_RGB,
-    WINDOW,
+    WIN_LENGTH,
     Y_RGB,
     YUV_SHIFT,
+    ByteFormat,
+    ColorFormat,
+    CompositeMode,
+    ResizeMode,
     mel_rows,
 )
 
-INNER = slice(MARGIN, MARGIN + ROI)  # where the ROI lies in the face crop
-MEL_BLOCK = 2048  # mel rows computed at once, so that memory does not grow with the speech
+INNER = slice(MARGIN, MARGIN + ROI_SIZE)  # the ROI's rows and columns of the face crop
+MEL_BLOCK = 2048  # mel rows computed at once, which bounds the memory used for a long speech
 
 
 # --- audio ---------------------------------------------------------------------------------------
-
-
-@lru_cache
-def mel_constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    """The periodic Hann window (800,) and the mel filters (401, 80), float64."""
-    from torchaudio.functional import melscale_fbanks
-
-    filters = melscale_fbanks(
-        n_freqs=WINDOW // 2 + 1,
-        f_min=55.0,
-        f_max=7600.0,
-        n_mels=MEL_BANDS,
-        sample_rate=SAMPLE_RATE,
-        norm="slaney",
-        mel_scale="slaney",
-    )
-    hann = torch.hann_window(WINDOW, periodic=True, dtype=torch.float64)
-    return hann.to(device), filters.double().to(device)
 
 
 def log_mel(pcm: Tensor, lengths: Tensor | None, out: Tensor) -> Tensor:
@@ -67,47 +50,47 @@ def log_mel(pcm: Tensor, lengths: Tensor | None, out: Tensor) -> Tensor:
     for speech, samples, mel in zip(pcm, lengths.tolist(), out, strict=True):
         rows = mel_rows(samples)
         _log_mel(speech[:samples], mel[:rows])
-        mel[rows:] = -4  # what silence is
+        mel[rows:] = -4  # as for silence
     return out
 
 
 def _log_mel(pcm: Tensor, out: Tensor) -> None:
-    """(S,) -> (T, 80), T = 1 + S // 200."""
-    # float64 throughout: beside a loud tone, float32 rounding noise alone would lift
-    # the quiet bands by more than the tolerance.
-    hann, filters = mel_constants(pcm.device)
+    """Compute the mel of one speech: (S,) -> (T, 80), T = 1 + S // 200."""
+    # In float64: beside a loud tone, float32 rounding noise alone would lift the quiet bands by
+    # more than the tolerance.
+    hann, filters = window_and_filters(pcm.device)
     scale = 1 / 32768 if pcm.dtype == torch.int16 else 1.0
     samples, rows = pcm.numel(), out.shape[0]
-    pad = WINDOW // 2
+    pad = WIN_LENGTH // 2
     for first in range(0, rows, MEL_BLOCK):
         last = min(first + MEL_BLOCK, rows)
-        begin = first * HOP - pad  # in samples, before the signal for the first rows
-        end = (last - 1) * HOP - pad + WINDOW
-        # one sample more on the left: what the first one's pre-emphasis looks back to
+        begin = first * HOP_LENGTH - pad  # in samples; negative for the first rows
+        end = (last - 1) * HOP_LENGTH - pad + WIN_LENGTH
+        # One more sample on the left, for the pre-emphasis of the first one.
         x = pcm[max(begin - 1, 0) : min(end, samples)].double() * scale
         x = F.pad(x, (max(1 - begin, 0), max(end - samples, 0)))
         y = x[1:] - 0.97 * x[:-1]
         if end > samples:
-            y[samples - begin :] = 0  # pre-emphasis comes first, then the padding with zeros
-        spectrum = torch.fft.rfft(y.unfold(0, WINDOW, HOP) * hann).abs()
+            y[samples - begin :] = 0  # the zero padding is not pre-emphasised
+        spectrum = torch.fft.rfft(y.unfold(0, WIN_LENGTH, HOP_LENGTH) * hann).abs()
         decibels = 20 * torch.log10((spectrum @ filters).clamp_(min=1e-5)) - 20
         out[first:last] = (8 * (decibels + 100) / 100 - 4).clamp_(-4, 4)
 
 
 def mel_windows(mel: Tensor, fps: float, start: int, out: Tensor) -> Tensor:
     frame = torch.arange(start, start + out.shape[0], device=mel.device, dtype=torch.float64)
-    row = (MEL_RATE * frame / fps).floor().long().clamp_(max=mel.shape[0] - MEL_WINDOW)
-    rows = row[:, None] + torch.arange(MEL_WINDOW, device=mel.device)
+    row = (MEL_RATE * frame / fps).floor().long().clamp_(max=mel.shape[0] - MEL_WINDOW_ROWS)
+    rows = row[:, None] + torch.arange(MEL_WINDOW_ROWS, device=mel.device)
     out[:, 0] = mel[rows].transpose(1, 2)
     return out
 
 
 def feature_windows(features: Tensor, start: int, out: Tensor) -> Tensor:
-    n, m, half = out.shape[0], features.shape[0], FEATURE_WINDOW // 2
+    n, m, half = out.shape[0], features.shape[0], FEATURES_PER_FRAME // 2
     frame = torch.arange(start, start + n, device=features.device)
     row = frame[:, None] + torch.arange(-half, half, device=features.device)
     inside = (row >= 0) & (row < m + 2)
-    # the padded sequence is E[0], E[0], E[1], ..., E[M-1], E[M-1]
+    # Row r of P = E[0], E[0], E[1], ..., E[M-1], E[M-1] is E[r - 1], clamped.
     windows = features[(row - 1).clamp_(0, m - 1)]
     windows = torch.where(inside[..., None], windows, 0)
     return out.copy_(windows.view(out.shape))
@@ -116,15 +99,21 @@ def feature_windows(features: Tensor, start: int, out: Tensor) -> Tensor:
 # --- sampling ------------------------------------------------------------------------------------
 
 
-def _source(
-    dst: Tensor, source: Tensor, target: Tensor, reach: range
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Where target pixels lie in the source: src = (dst + 0.5) * source / target - 0.5.
+def _source(dst: Tensor, source: Tensor, target: Tensor, reach: range) -> tuple[Tensor, Tensor]:
+    """Locate target pixels in the source: src = (dst + 0.5) * source / target - 0.5.
 
-    dst: (n, k) int64 pixels of the target; source, target: (n, 1) int64 sizes. Returns the pixels
-    in `reach` of floor(src), (n, k, len(reach)), kept inside the source, and src - floor(src) as
-    (n, k) float64. Whole and broken part are split in integers, so that every implementation gets
-    the same weights to the last bit.
+    The integer and the fractional part of src are separated in integer arithmetic, so that every
+    implementation gets the same weights to the last bit.
+
+    Args:
+        dst: (n, k) int64, pixels of the target.
+        source: (n, 1) int64, source sizes.
+        target: (n, 1) int64, target sizes.
+        reach: offsets from floor(src) of the pixels wanted.
+
+    Returns:
+        The pixels at those offsets, (n, k, len(reach)) int64, clamped to the source; and
+        src - floor(src), (n, k) float64.
     """
     numerator = (2 * dst + 1) * source - target
     whole = numerator.div(2 * target, rounding_mode="floor")
@@ -134,24 +123,32 @@ def _source(
 
 
 def _bicubic(dst: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Taps (n, k, 4) int64 and weights (n, k, 4) float32 of target pixels `dst`, see `_source`."""
+    """Return taps (n, k, 4) int64 and weights (n, k, 4) float32 of target pixels, see `_source`.
+
+    The weights are those of Keys, Cubic convolution interpolation (1981), with a = -0.75.
+    """
     taps, x = _source(dst, source, target, range(-1, 3))
     a = -0.75
-    near = lambda d: ((a + 2) * d - (a + 3)) * d * d + 1  # noqa: E731  |d| <= 1
-    far = lambda d: ((a * d - 5 * a) * d + 8 * a) * d - 4 * a  # noqa: E731  1 < |d| < 2
+
+    def near(d: Tensor) -> Tensor:  # |d| <= 1
+        return ((a + 2) * d - (a + 3)) * d * d + 1
+
+    def far(d: Tensor) -> Tensor:  # 1 < |d| < 2
+        return ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+
     return taps, torch.stack([far(x + 1), near(x), near(1 - x), far(2 - x)], dim=-1).float()
 
 
 def _bilinear(dst: Tensor, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Taps (n, k, 2) int64 and weights (n, k, 2) float32, see `_source`."""
+    """Return taps (n, k, 2) int64 and weights (n, k, 2) float32, see `_source`."""
     taps, x = _source(dst, source, target, range(0, 2))
     return taps, torch.stack([1 - x, x], dim=-1).float()
 
 
 def _weigh(planes: Tensor, taps: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sums of the rows of planes: (n, c, h, w) float32, (n, k, t) -> (n, c, k, w).
+    """Return weighted sums of the rows of planes: (n, c, h, w) float32, (n, k, t) -> (n, c, k, w).
 
-    A resize in one direction is `embedding_bag`: each target row is a small bag of source rows.
+    Each target row is a bag of t source rows, so a resize in one direction is an `embedding_bag`.
     """
     n, c, h, w = planes.shape
     plane = torch.arange(n * c, device=planes.device).view(n, c, 1, 1)
@@ -168,21 +165,29 @@ def _weigh(planes: Tensor, taps: Tensor, weights: Tensor) -> Tensor:
 def _resample(
     planes: Tensor, rows: tuple[Tensor, Tensor], columns: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """Resize (n, c, h, w) with the taps and weights of rows and columns -> (n, c, W, H).
+    """Resize (n, c, h, w) with the taps and weights of rows and columns -> (n, c, W, H) float32.
 
-    Rounded to levels, float32, and transposed: turning the picture costs as much as resizing it,
-    so where that is done is left to the caller.
+    The result is rounded to levels. It stays transposed, because transposing a picture costs as
+    much as resizing it and some callers can avoid that.
     """
-    turned = _weigh(planes.float(), *rows).transpose(2, 3)
-    return _weigh(turned, *columns).round_().clamp_(0, 255)
+    transposed = _weigh(planes.float(), *rows).transpose(2, 3)
+    return _weigh(transposed, *columns).round_().clamp_(0, 255)
 
 
 def _direct(planes: Tensor, row: Tensor, column: Tensor, height: Tensor, width: Tensor) -> Tensor:
-    """Bilinear at src = dst * source / target, edge clamped, truncated, in exact integers.
+    """Sample bilinearly at src = dst * source / target, clamped to the edge, and truncate.
 
-    planes: (n, c, h, w) of whole numbers; row, column: (n, k), (n, l) int64 pixels of targets
-    that are `height`, `width` (n, 1) large. Returns (n, c, l, k) int64, transposed as by
-    `_resample`. In floating point, truncation would cost a flat grey a level here and there.
+    Computed in exact integers: in floating point, a flat grey would lose a level in some places.
+
+    Args:
+        planes: (n, c, h, w) whole numbers of any dtype.
+        row: (n, k) int64, rows of the targets.
+        column: (n, l) int64, columns of the targets.
+        height: (n, 1) int64, heights of the targets.
+        width: (n, 1) int64, widths of the targets.
+
+    Returns:
+        (n, c, l, k) int64, transposed as by `_resample`.
     """
     n, c, h, w = planes.shape
     image = torch.arange(n, device=planes.device).view(n, 1, 1, 1)
@@ -196,38 +201,42 @@ def _direct(planes: Tensor, row: Tensor, column: Tensor, height: Tensor, width: 
     left, right, across = (along[:, None, :, None] for along in split(column, w, width))
     height, width = height[..., None, None], width[..., None, None]
 
-    def between(y: Tensor) -> Tensor:
+    def blend_columns(y: Tensor) -> Tensor:
         a, b = planes[image, channel, y, left], planes[image, channel, y, right]
         return a.long() * (width - across) + b.long() * across
 
-    return (between(top) * (height - down) + between(bottom) * down) // (height * width)
+    total = blend_columns(top) * (height - down) + blend_columns(bottom) * down
+    return total // (height * width)
 
 
-def resize(images: Tensor, mode: str, out: Tensor) -> Tensor:
+def resize(images: Tensor, mode: ResizeMode, out: Tensor) -> Tensor:
     n, h, w, _ = images.shape
-    size = lambda value: torch.full((n, 1), value, device=images.device)  # noqa: E731
+
+    def size(value: int) -> Tensor:
+        return torch.full((n, 1), value, device=images.device)
+
     height, width = map(size, out.shape[1:3])
     row, column = (torch.arange(s, device=images.device).expand(n, -1) for s in out.shape[1:3])
     planes = images.permute(0, 3, 1, 2)
     if mode == "direct":
-        turned = _direct(planes, row, column, height, width)
+        transposed = _direct(planes, row, column, height, width)
     else:
         taps = _bicubic if mode == "bicubic" else _bilinear
-        turned = _resample(planes, taps(row, size(h), height), taps(column, size(w), width))
-    return out.copy_(turned.permute(0, 3, 2, 1))
+        transposed = _resample(planes, taps(row, size(h), height), taps(column, size(w), width))
+    return out.copy_(transposed.permute(0, 3, 2, 1))
 
 
 # --- colour --------------------------------------------------------------------------------------
 
 
 def _levels(values: Tensor, out: Tensor) -> Tensor:
-    """floor(clip(255 v, 0, 255)) as float32, NaN counting as 0."""
+    """Write floor(clip(255 v, 0, 255)) into a float32 `out`, with 0 for NaN."""
     torch.mul(values.float(), 255, out=out)
     return out.nan_to_num_(nan=0.0, posinf=255.0, neginf=0.0).clamp_(0, 255).floor_()
 
 
 def _to_nv12(rgb: Tensor, out: Tensor) -> None:
-    """(n, H, W, 3) -> (n, H * 3 / 2, W): Y, then U and V in turns, of 2 x 2 pixels each."""
+    """Convert (n, H, W, 3) to (n, H * 3 / 2, W): Y, then U and V interleaved, of 2 x 2 pixels."""
     n, height, width, _ = rgb.shape
     half = 1 << (YUV_SHIFT - 1)
     whole = rgb.int()
@@ -241,7 +250,7 @@ def _to_nv12(rgb: Tensor, out: Tensor) -> None:
 
 
 def _from_nv12(images: Tensor) -> Tensor:
-    """(n, H * 3 / 2, W) -> (n, H, W, 3), the colour of a pixel being that of its 2 x 2."""
+    """Convert (n, H * 3 / 2, W) to (n, H, W, 3); 2 x 2 pixels share one U and V."""
     n, rows, width = images.shape
     height = rows * 2 // 3
     luma = RGB_Y * (images[:, :height].int() - 16) + (1 << (YUV_SHIFT - 1))
@@ -252,7 +261,7 @@ def _from_nv12(images: Tensor) -> Tensor:
     return (rgb >> YUV_SHIFT).clamp_(0, 255).byte()
 
 
-def convert_color(images: Tensor, source: str, target: str, out: Tensor) -> Tensor:
+def convert_color(images: Tensor, source: ColorFormat, target: ColorFormat, out: Tensor) -> Tensor:
     if source == target == "nv12":
         return out.copy_(images)
     if source == "nv12":
@@ -282,36 +291,29 @@ def face_input(
     n = index.shape[0]
     x0, y0, x1, y1 = boxes[index].long()[..., None].unbind(1)
     height, width = y1 - y0, x1 - x0
-    pixel = torch.arange(max(int(height.max()), int(width.max()), CROP), device=frames.device)
+    pixel = torch.arange(max(int(height.max()), int(width.max()), CROP_SIZE), device=frames.device)
 
-    # Boxes of a batch differ in size: all are cut at the largest one's, and only the taps,
-    # which stay inside each one's own box, know the true size.
+    # The boxes of a batch differ in size. All cuts have the size of the largest one; the taps stay
+    # inside each one's own box.
     y = (pixel[: int(height.max())] + y0).clamp_(0, frames.shape[1] - 1)
     x = (pixel[: int(width.max())] + x0).clamp_(0, frames.shape[2] - 1)
     cut = frames[index.view(n, 1, 1), y[:, :, None], x[:, None, :]]
-    full, dst = torch.full_like(width, CROP), pixel[:CROP].expand(n, -1)
-    # lying on its side, for `_resample` to turn upright
-    turned = cut.permute(0, 3, 2, 1).contiguous()
-    face = _resample(turned, _bicubic(dst, width, full), _bicubic(dst, height, full))
+    full, dst = torch.full_like(width, CROP_SIZE), pixel[:CROP_SIZE].expand(n, -1)
+    transposed = cut.permute(0, 3, 2, 1).contiguous()  # `_resample` transposes it back
+    face = _resample(transposed, _bicubic(dst, width, full), _bicubic(dst, height, full))
 
     torch.stack(face.byte().unbind(1), dim=-1, out=crops)
-    for blue_green_red, plane in enumerate(face[:, :, INNER, INNER].unbind(1)[::-1]):
-        torch.div(plane, 255, out=inputs[:, blue_green_red])
+    for channel, plane in enumerate(face[:, :, INNER, INNER].unbind(1)[::-1]):  # B, G, R
+        torch.div(plane, 255, out=inputs[:, channel])
     inputs[:, 3:] = inputs[:, :3]
     inputs[:, 3:, slice(*MASK_ROWS), slice(*MASK_COLUMNS)] = 0
     return inputs, crops
 
 
 def composite(
-    frames: Tensor,
-    boxes: Tensor,
-    index: Tensor,
-    crops: Tensor,
-    generated: Tensor,
-    mode: str,
-    format: str,
-    out: Tensor,
-) -> Tensor:
+    frames: Tensor, boxes: Tensor, index: Tensor, crops: Tensor, generated: Tensor,
+    mode: CompositeMode, format: ByteFormat, out: Tensor,
+) -> Tensor:  # fmt: skip
     if format != "rgb":
         rgb = frames.new_empty(len(index), *frames.shape[1:])
         composite(frames, boxes, index, crops, generated, mode, "rgb", rgb)
@@ -319,39 +321,39 @@ def composite(
     if out.data_ptr() != frames.data_ptr():
         torch.index_select(frames, 0, index, out=out)
     x0, y0, x1, y1 = boxes[index].long()[..., None].unbind(1)
-    top, left = (-y0).clamp_(min=0), (-x0).clamp_(min=0)  # what can be seen of each box
+    top, left = (-y0).clamp_(min=0), (-x0).clamp_(min=0)  # the visible part, from the box's corner
     bottom = torch.minimum(y1, y1.new_tensor(frames.shape[1])) - y0
     right = torch.minimum(x1, x1.new_tensor(frames.shape[2])) - x0
-    seen = ((bottom > top) & (right > left)).flatten()
-    if not seen.all():
-        crops, generated = crops[seen], generated[seen]
+    visible = ((bottom > top) & (right > left)).flatten()
+    if not visible.all():
+        crops, generated = crops[visible], generated[visible]
         x0, y0, x1, y1, top, left, bottom, right = (
-            side[seen] for side in (x0, y0, x1, y1, top, left, bottom, right)
+            side[visible] for side in (x0, y0, x1, y1, top, left, bottom, right)
         )
     n = len(x0)
     if n == 0:
         return out
 
-    # Boxes of a batch differ in size: all are made as large as the largest one, with their last
-    # row and column repeated, which are then written to one place more than once.
+    # The boxes of a batch differ in size. All patches have the size of the largest one; smaller
+    # ones repeat their last row and column, which are then written to the same place repeatedly.
     pixel = torch.arange(int(max((bottom - top).max(), (right - left).max())), device=out.device)
     row = torch.minimum(pixel[: int((bottom - top).max())] + top, bottom - 1)
     column = torch.minimum(pixel[: int((right - left).max())] + left, right - 1)
-    face = torch.empty(n, 3, CROP, CROP, device=out.device)
+    face = torch.empty(n, 3, CROP_SIZE, CROP_SIZE, device=out.device)
     mouth = face[:, :, INNER, INNER]
-    for red_green_blue, plane in enumerate(generated.unbind(1)[::-1]):
-        _levels(plane, out=mouth[:, red_green_blue])
+    for channel, plane in enumerate(generated.unbind(1)[::-1]):  # R, G, B
+        _levels(plane, out=mouth[:, channel])
     if mode == "crop":
         margin = crops.permute(0, 3, 1, 2)
-        for edge in (slice(0, MARGIN), slice(CROP - MARGIN, CROP)):
+        for edge in (slice(0, MARGIN), slice(CROP_SIZE - MARGIN, CROP_SIZE)):
             face[:, :, edge] = margin[:, :, edge]
             face[:, :, INNER, edge] = margin[:, :, INNER, edge]
-        full = torch.full_like(x0, CROP)
+        full = torch.full_like(x0, CROP_SIZE)
         patch = _resample(face, _bicubic(row, full, y1 - y0), _bicubic(column, full, x1 - x0))
     else:
         patch = _direct(mouth, row, column, y1 - y0, x1 - x0)
 
-    line = (seen.nonzero() * frames.shape[1] + y0 + row) * frames.shape[2]
+    line = (visible.nonzero() * frames.shape[1] + y0 + row) * frames.shape[2]
     at = line[:, None, :] + (x0 + column)[:, :, None]
     out.view(-1, 3)[at] = torch.stack(patch.byte().unbind(1), dim=-1)
     return out

@@ -1,27 +1,39 @@
-"""The sizes and rates that every stage agrees on, and how many of what there are."""
+"""The sizes, rates and formats that all stages share, and the counts that follow from them."""
 
-SAMPLE_RATE = 16000  # PCM, Hz
-HOP = 200  # samples from one mel row to the next
-WINDOW = 800  # samples under the analysis window
-MEL_RATE = SAMPLE_RATE // HOP  # mel rows a second
+from typing import Literal, get_args
+
+SAMPLE_RATE = 16000  # of PCM, Hz
+HOP_LENGTH = 200  # samples from one mel row to the next
+WIN_LENGTH = 800  # samples of one analysis window
+MEL_RATE = SAMPLE_RATE // HOP_LENGTH  # mel rows per second
 MEL_BANDS = 80
-MEL_WINDOW = 16  # mel rows that the audio encoder sees at once
-FEATURE = 512  # numbers the audio encoder makes of one mel window
-FEATURE_WINDOW = 16  # features that the generator sees at once
-FPS = 25  # video frames a second, unless an avatar says otherwise
+MEL_WINDOW_ROWS = 16  # mel rows of one audio-encoder input
+FEATURE_DIM = 512  # numbers that the audio encoder makes of one mel window
+FEATURES_PER_FRAME = 16  # features that the generator gets for one video frame
+FPS = 25  # video frames per second, unless an avatar says otherwise
 
-CROP = 328  # side of the face crop
-ROI = 320  # side of the generator's picture: the crop without its margin
-MARGIN = (CROP - ROI) // 2
-MASK_ROWS = (5, 310)  # the part of the ROI that the generator must not see: half-open ranges
+CROP_SIZE = 328  # side of the face crop, pixels
+ROI_SIZE = 320  # side of the generator's picture, which is the crop without its margin
+MARGIN = (CROP_SIZE - ROI_SIZE) // 2
+MASK_ROWS = (5, 310)  # half-open ranges: the part of the ROI that the generator must not see
 MASK_COLUMNS = (5, 315)
 
-MAX_SIDE = 8192  # of a picture, pixels: what the integer sampling positions are made for
-MIN_SAMPLES = (MEL_WINDOW - 1) * HOP  # the shortest speech with one whole mel window
+MAX_SIDE = 8192  # of a picture, pixels; the integer sampling positions are exact up to it
+MIN_SAMPLES = (MEL_WINDOW_ROWS - 1) * HOP_LENGTH  # the shortest speech with one whole mel window
 
-# BT.709, limited range (Y 16-235, U and V 16-240), in integers over 65536 so that every
-# implementation rounds alike: rows Y, U, V of the columns R, G, B, and back.
-# In each row that must not see grey, green is what makes the sum zero.
+CompositeMode = Literal["crop", "direct"]
+ResizeMode = Literal["bilinear", "bicubic", "direct"]
+ByteFormat = Literal["rgb", "bgr", "rgba", "nv12"]
+ColorFormat = Literal[ByteFormat, "planar_bgr"]
+COMPOSITE_MODES: tuple[CompositeMode, ...] = get_args(CompositeMode)
+RESIZE_MODES: tuple[ResizeMode, ...] = get_args(ResizeMode)
+COMPOSITE_FORMATS: tuple[ByteFormat, ...] = get_args(ByteFormat)
+COLOR_FORMATS: tuple[ColorFormat, ...] = get_args(ColorFormat)
+
+# BT.709, limited range (Y 16-235, U and V 16-240), as integers over 65536, so that every
+# implementation rounds alike. Y_RGB, U_RGB and V_RGB weigh R, G and B; the others go back.
+# The weights of U and of V must sum to zero so that grey has no chroma; green takes the
+# rounding error.
 _KR, _KB = 0.2126, 0.0722
 _LUMA, _CHROMA = 65536 * 219 / 255, 65536 * 224 / 255
 YUV_SHIFT = 16
@@ -38,27 +50,34 @@ G_V = round(-65536 * 255 / 224 * (2 - 2 * _KR) * _KR / (1 - _KR - _KB))
 
 
 def mel_rows(samples: int) -> int:
-    """Rows of the mel of `samples` samples: T = 1 + S // 200."""
-    return 1 + samples // HOP
+    """Return the number of mel rows of `samples` samples: T = 1 + S // 200."""
+    return 1 + samples // HOP_LENGTH
 
 
 def mel_window_count(rows: int, fps: float = FPS) -> int:
-    """Mel windows (and features) in a mel of `rows` rows: M = int((T - 16) / 80 * fps) + 2.
+    """Return the number of mel windows, and so of features: M = int((T - 16) / 80 * fps) + 2.
 
     The division is done in floating point, in this order: trained avatars were cut that way,
     and exact arithmetic gives one window more for some lengths.
 
+    Args:
+        rows: T, rows of the mel.
+        fps: video frames per second.
+
     Raises:
-        ValueError: fewer rows than one mel window (16).
+        ValueError: `rows` is less than one mel window (16).
     """
-    if rows < MEL_WINDOW:
+    if rows < MEL_WINDOW_ROWS:
         raise ValueError(
-            f"speech is too short: {rows} mel rows, at least {MEL_WINDOW} are needed "
+            f"speech is too short: {rows} mel rows; expected at least {MEL_WINDOW_ROWS} "
             f"({MIN_SAMPLES} samples at {SAMPLE_RATE} Hz, {MIN_SAMPLES / SAMPLE_RATE:.2f} s)"
         )
-    return int((rows - MEL_WINDOW) / MEL_RATE * float(fps)) + 2
+    return int((rows - MEL_WINDOW_ROWS) / MEL_RATE * float(fps)) + 2
 
 
 def frame_count(windows: int) -> int:
-    """Video frames of a render with `windows` features: N = M + 2, the first and last held."""
+    """Return the number of video frames of `windows` features: N = M + 2.
+
+    The first and the last feature each count twice, see `kernels.feature_windows`.
+    """
     return windows + 2

@@ -63,7 +63,7 @@ class AudioEncoder(nn.Sequential):
     ("0.conv_block.0.weight"). `models.checkpoint` also reads files with an `audio_encoder.` prefix.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(*(ConvBlock(*block) for block in _BLOCKS))
 
     def forward(self, mel_spectrogram: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,6 @@
 import functools
 import os
 import pickle
-import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import nn
 
 from models.audio_encoder import AudioEncoder
 from models.generator import Generator
+from models.safe_pickle import read_pickle, refused_global
 
 _NETWORKS: dict[str, type[nn.Module]] = {"generator": Generator, "audio_encoder": AudioEncoder}
 _WORDS = {"generator": "a generator", "audio_encoder": "an audio encoder"}
@@ -33,11 +33,12 @@ def load(path: str | os.PathLike[str], kind: str | None = None) -> nn.Module:
     path: a .pth / .pt file (a state dict, or a training checkpoint with one inside, with or without
         the prefixes that wrappers put before the names) or a .safetensors file, of any float dtype.
         What a file is, is found out from its content, not from its name. Pickles are read with
-        `weights_only=True`: nothing in the file is ever run.
+        `weights_only=True`: nothing in the file is ever run. What trainers keep beside weights
+        (NumPy scalars and arrays, paths, dates, namespaces, defaultdicts) is skipped.
     kind: "generator", "audio_encoder", or None to find out from the names.
     Returns a `Generator` or `AudioEncoder` in eval mode, float32, on the CPU.
     Raises `CheckpointError` when the file is missing, is no checkpoint, holds another network, or
-    holds weights that are not finite; `ValueError` for an unknown kind.
+    holds weights that are not finite or not floating point; `ValueError` for an unknown kind.
     """
     if kind is not None and kind not in _NETWORKS:
         raise ValueError(f"kind is {kind!r}, must be one of {', '.join(_NETWORKS)} or None")
@@ -60,6 +61,7 @@ def load(path: str | os.PathLike[str], kind: str | None = None) -> nn.Module:
     # max() keeps the first of equals: the order of the file, which puts `model` before `ema`.
     found, index = max(scores, key=scores.__getitem__)
     tensors = candidates[index]
+    _refuse_dtypes(path, found, tensors)
     misfit = _misfit(found, tensors)
     if any(misfit):
         wanted = "a network of Viseme" if kind is None else _WORDS[kind]
@@ -117,7 +119,8 @@ def _read(path: Path) -> object:
     # A safetensors file starts with the length of its JSON header, in 8 bytes.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
         try:
-            return safetensors.torch.load_file(path)
+            # `load_file` wants a name in UTF-8, and maps the file: it crashes if that is cut.
+            return safetensors.torch.load(path.read_bytes())
         except (safetensors.SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: broken safetensors file: {_line(error)}") from None
     # A zip archive or a pickle, the two forms that torch.save has had.
@@ -126,12 +129,17 @@ def _read(path: Path) -> object:
     try:
         with warnings.catch_warnings():  # of TorchScript files, which are refused below
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return read_pickle(path)
     except pickle.UnpicklingError as error:
-        if name := re.search(r"GLOBAL (\S+)", str(error)):
+        if name := refused_global(error):
             raise CheckpointError(
-                f"{path}: refused: it holds {name[1]}, and a pickle with more than tensors in it "
+                f"{path}: refused: it holds {name}, and a pickle with more than tensors in it "
                 "can run code; save the network's state_dict alone"
+            ) from None
+        if "Unsupported operand" in str(error):
+            raise CheckpointError(
+                f"{path}: is broken, or a pickle of another protocol than torch.save's own, which "
+                "cannot be read safely; save the network's state_dict with torch.save"
             ) from None
         raise CheckpointError(f"{path}: broken or truncated checkpoint file") from None
     except Exception as error:
@@ -152,7 +160,7 @@ def _state_dicts(content: object, depth: int = 3) -> Iterator[dict[str, torch.Te
     tensors = {
         name: value
         for name, value in content.items()
-        if isinstance(name, str) and isinstance(value, torch.Tensor)
+        if isinstance(name, str) and isinstance(value, torch.Tensor) and not value.is_nested
     }
     if tensors:
         yield tensors
@@ -188,6 +196,22 @@ def _misfit(kind: str, tensors: dict[str, torch.Tensor]) -> tuple[list[str], lis
         if n in tensors and tensors[n].shape != expected[n].shape
     ]
     return missing, unexpected, misshaped
+
+
+def _refuse_dtypes(path: Path, kind: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Raise CheckpointError for weights that are there but are no plain floating-point numbers."""
+    for name, expected in _expected(kind).items():
+        tensor = tensors.get(name)
+        if tensor is None or not expected.is_floating_point():
+            continue
+        if not tensor.is_floating_point():  # the quantized are not, nor are the complex
+            raise CheckpointError(
+                f"{path}: {name} is {tensor.dtype}, and weights must be floating point; save the "
+                "network before it is quantized or converted"
+            )
+        if tensor.layout != torch.strided or tensor.is_meta:
+            what = "without values (meta)" if tensor.is_meta else str(tensor.layout)
+            raise CheckpointError(f"{path}: {name} is {what}, and weights must be dense tensors")
 
 
 def _describe(misfit: tuple[list[str], list[str], list[str]]) -> str:

@@ -92,7 +92,7 @@ class Up(nn.Module):
 class AudioModel(nn.Module):
     """Feature window -> what is joined to the face: (n, 32, 16, 16) -> (n, 512, 10, 10)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv1 = InvertedResidual(32, 64)
         self.conv2 = InvertedResidual(64, 128)
@@ -136,7 +136,7 @@ class Generator(nn.Module):
     Returns planes B, G, R in [0, 1].
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.audio_model = AudioModel()
         self.fuse_conv = nn.Sequential(Double(1024, 512), Double(512, 256))

@@ -20,6 +20,8 @@ import torch
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "examples" / "demo"
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # some tests load ONNX Runtime first
+
 # A shell's background jobs ignore Ctrl-C, and what they start does too; some tests are about it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,7 @@ def test_there_are_files_to_look_at():
     assert all((ROOT / "engine" / folder / "__init__.py").exists() for folder in FOLDERS)
     graph = import_graph(ROOT, FILES)
     assert graph["engine.runtime.torch"] >= {"models.checkpoint", "engine.runtime.signature"}
-    assert graph["engine.runtime"] >= {"engine.plans.plan", "engine.runtime.tensorrt"}
+    assert graph["engine.runtime.open"] >= {"engine.plans.record", "engine.runtime.tensorrt"}
 
 
 def test_no_file_imports_itself_by_way_of_others():
@@ -126,6 +127,14 @@ def test_names_and_sizes(path):
     assert path.stem not in {"utils", "helpers", "common", "misc", "manager"}
     if path.relative_to(ROOT).parts[0] != "tests":
         assert len(path.read_text().splitlines()) <= 400
+
+
+def test_every_package_is_installed():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    installed = set(project["tool"]["setuptools"]["packages"])
+    found = {path.parent.relative_to(ROOT) for path in FILES if path.name == "__init__.py"}
+    packages = {".".join(folder.parts) for folder in found if folder.parts[0] in MAY_IMPORT}
+    assert packages == installed
 
 
 def test_what_runs_on_a_gpu_host_loads_with_what_it_has():

@@ -169,9 +169,18 @@ def _plan(options: argparse.Namespace, kept: dict | None) -> Plan:
 
 def _recording(options: argparse.Namespace, plan: Plan) -> Recording:
     if options.avatar is not None:
-        return FilmRecording(options.avatar, options.audio, progress=options.progress)
-    if options.audio is not None:
-        raise InputError("--audio is of an avatar (--avatar DIR): a drawn person speaks by herself")
+        return FilmRecording(
+            options.avatar,
+            options.audio,
+            audio_track=options.audio_track,
+            progress=options.progress,
+        )
+    for option in ("audio", "audio_track"):
+        if getattr(options, option) is not None:
+            raise InputError(
+                f"--{option.replace('_', '-')} is of an avatar (--avatar DIR): "
+                "a drawn person speaks by herself"
+            )
     try:
         drawing = importlib.import_module(options.drawn)
     except ModuleNotFoundError as error:
@@ -213,7 +222,18 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="MODULE",
         help=f"a person drawn while training ({DRAWN})",
     )
-    add("--audio", type=Path, metavar="FILE", help="the speech of the avatar's frames (aud.wav)")
+    add(
+        "--audio",
+        type=Path,
+        metavar="FILE",
+        help="the speech of the avatar's frames (aud.wav), or the film they are from",
+    )
+    add(
+        "--audio-track",
+        type=int,
+        metavar="N",
+        help="which audio track of it, from 0 on (the one marked as the default)",
+    )
     add("-o", "--output", type=Path, required=True, metavar="CKPT.pth", help="both networks")
     add("--resume", action="store_true", help="go on with CKPT.pth, as if it had not ended")
     add("--generator", type=Path, metavar="FILE", help="a checkpoint to start from")

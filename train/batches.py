@@ -19,7 +19,7 @@ SEGMENT = 24  # video frames that listening hears in a row: they share most of t
 STRIDE = 3  # of which every third is asked for; neighbours look alike
 # Pixels of a ROI, across and down, at a place of the generator's narrowest layer.
 CELL = 32
-CELLS = kernels.ROI // CELL
+CELLS = kernels.ROI_SIZE // CELL
 ELSEWHERE = 4  # every which close-up is of another part of the ROI than the mouth
 
 
@@ -147,5 +147,5 @@ def feature_windows(features: Tensor, inside: Tensor, stride: int = 1) -> Tensor
         (n * ceil((k - 15) / stride), 32, 16, 16).
     """
     rows = features * inside[..., None].to(features.dtype)
-    windows = rows.unfold(1, kernels.FEATURE_WINDOW, stride).transpose(2, 3)
+    windows = rows.unfold(1, kernels.FEATURES_PER_FRAME, stride).transpose(2, 3)
     return windows.reshape(-1, 32, 16, 16)

@@ -20,7 +20,7 @@ def picture_weights(mouth: tuple[float, float, float, float]) -> Tensor:
 
     mouth: x0, y0, x1, y1 as parts of the ROI.
     """
-    at = (torch.arange(kernels.ROI) + 0.5) / kernels.ROI
+    at = (torch.arange(kernels.ROI_SIZE) + 0.5) / kernels.ROI_SIZE
     x0, y0, x1, y1 = mouth
     soft = 0.03  # of the ROI
     across = torch.sigmoid((at - x0) / soft) * torch.sigmoid((x1 - at) / soft)

@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 import kernels
-from engine.command import write_whole
+from engine.files import write_whole
 
 from .batches import Batch, heard, seen
 from .losses import psnr
@@ -32,7 +32,7 @@ class HeldOut:
         self._heard: Batch | None = None
         if recording.shapes is not None:
             self._heard = heard(recording, frames[_evenly(HEARD, len(frames))])
-        x0, y0, x1, y1 = (round(kernels.ROI * part) for part in recording.mouth)
+        x0, y0, x1, y1 = (round(kernels.ROI_SIZE * part) for part in recording.mouth)
         self._mouth = slice(None), slice(None), slice(y0, y1), slice(x0, x1)
 
     def listen(self, training: Training) -> dict[str, float]:

@@ -14,7 +14,6 @@ from tqdm import tqdm
 import kernels
 from engine.avatar import Avatar
 from engine.errors import InputError
-from kernels.spec import MASK_COLUMNS, MASK_ROWS
 
 SPOKEN = "aud.wav"  # where the SyncTalk 2D family keeps the speech of a recording
 APART = 0.4  # seconds that speech and frames may differ: encoders pad, cameras start late
@@ -42,7 +41,7 @@ class Speech:
             windows (count + 15, 1, 80, 16), and which of them are there, (count + 15,) float32, 0
             or 1: rows first - 8 to first + count + 6 of P, as `kernels.feature_windows` has it.
         """
-        half = kernels.FEATURE_WINDOW // 2
+        half = kernels.FEATURES_PER_FRAME // 2
         row = torch.arange(first - half, first + count + half - 1)
         inside = (row >= 0) & (row < len(self.windows) + 2)
         return self.windows[(row - 1).clamp(0, len(self.windows) - 1)], inside.float()
@@ -90,7 +89,7 @@ def roi(frame: Tensor, box: Tensor) -> Tensor:
 def picture_input(reference: Tensor, roi: Tensor) -> Tensor:
     """A reference, and the ROI with its mouth masked: two (3, 320, 320) uint8 -> (6, 320, 320)."""
     masked = roi.clone()
-    masked[:, slice(*MASK_ROWS), slice(*MASK_COLUMNS)] = 0
+    masked[:, slice(*kernels.MASK_ROWS), slice(*kernels.MASK_COLUMNS)] = 0
     return torch.cat([reference, masked])
 
 
@@ -115,7 +114,9 @@ class FilmRecording:
 
     Args:
         folder: an avatar of any layout.
-        audio: the speech, if it is not the folder's `aud.wav`.
+        audio: the speech, if it is not the folder's `aud.wav`. Of a film, which has a picture too,
+            the sound is taken from its first frame on: that is frame 0 of the avatar.
+        audio_track: which audio track of it, as in `read_speech`.
         progress: show a bar while frames are read.
 
     Raises:
@@ -129,6 +130,7 @@ class FilmRecording:
         folder: str | os.PathLike,
         audio: str | os.PathLike | None = None,
         *,
+        audio_track: int | None = None,
         progress: bool = False,
     ):
         from engine.media.speech import read_speech  # here: what is drawn needs no FFmpeg
@@ -140,7 +142,7 @@ class FilmRecording:
         if not path.exists():
             hint = "" if audio is not None else ", the speech of the recording (or --audio FILE)"
             raise InputError(f"{path} does not exist{hint}")
-        pcm = read_speech(path)
+        pcm = read_speech(path, track=audio_track, from_first_frame=True)
         if len(pcm) < kernels.MIN_SAMPLES:
             least = kernels.MIN_SAMPLES / kernels.SAMPLE_RATE
             raise InputError(f"{path} has {len(pcm) / 16000:.2f} s, at least {least:.2f} s needed")
@@ -152,7 +154,7 @@ class FilmRecording:
                 f"({frames} at {float(fps):g} a second): they may differ by {APART} s"
             )
         usable = min(speech.frames, frames)
-        apart = kernels.FEATURE_WINDOW  # what is held out is not heard in training either
+        apart = kernels.FEATURES_PER_FRAME  # what is held out is not heard in training either
         kept = max(round(HELD_OUT * usable), 8)
         if usable < kept + apart + 8:
             raise InputError(
@@ -177,7 +179,7 @@ class FilmRecording:
 
 def _room(count: int) -> Tensor:
     """(count, 3, 320, 320) uint8 in a file that is gone with the process."""
-    shape = (count, 3, kernels.ROI, kernels.ROI)
+    shape = (count, 3, kernels.ROI_SIZE, kernels.ROI_SIZE)
     with tempfile.TemporaryFile() as file:
         os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)))  # a full disk shows here
         return torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=shape))

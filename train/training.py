@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from engine.command import write_whole
 from engine.errors import InputError
+from engine.files import write_whole
 from models import AudioEncoder, Generator
 
 from .batches import CELL, STRIDE, Batch, cut, feature_windows

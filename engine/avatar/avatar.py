@@ -9,16 +9,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kernels import FPS
+from kernels import FPS, MAX_SIDE
 
-from ..errors import DeviceError, InputError
-from ..plans.plan import read_record
-from .boxes import MAX_SIDE, boxes_from_json, boxes_from_landmarks, check_boxes
+from ..errors import DeviceError, InputError, shortened
+from ..plans.record import read_record
+from .boxes import boxes_from_json, boxes_from_landmarks, check_boxes
 from .frames import CACHE_BYTES, FrameCache, ImageFolder, Source, VideoFile
-from .layouts import IMAGE_SUFFIXES, choose_networks, find_layout, numbered
+from .layouts import IMAGE_SUFFIXES, Parts, choose_networks, find_layout, numbered
+from .pairing import Numbers, first_of_both
 
 RESERVED = 2 << 30  # bytes of a GPU that the avatar's frames leave, at least, to what follows
 BUFFERS = 1 << 30  # of these, for buffers and weights where a plan says what it takes besides
+MAX_RATE_ERROR = 0.01  # of the rate that a folder gives, relative to its video's own
 
 
 class Avatar:
@@ -28,9 +30,14 @@ class Avatar:
         name: for people.
         fps: exact frames a second, a Fraction.
         height, width: of every frame, pixels.
+        pixel_aspect: width of a pixel, divided by its height, as it is to be shown: a Fraction,
+            1 for images. Boxes and frames are in stored pixels.
         boxes: (F, 4) int32 face boxes on `device`.
         generator, audio_encoder: paths of the networks' files, None where it has none.
         device: where `batch` puts frames: decoded as needed for the CPU; all held on a GPU.
+
+    Args:
+        first_number: of the first frame and box, for errors that name one.
     """
 
     def __init__(
@@ -44,26 +51,28 @@ class Avatar:
         audio_encoder: Path | None,
         device: str | torch.device = "cpu",
         cache_bytes: int = CACHE_BYTES,
+        first_number: int = 0,
     ):
         self.name, self.fps = name, fps
         self.generator, self.audio_encoder = generator, audio_encoder
         self.height, self.width = source.height, source.width
+        self.pixel_aspect = source.pixel_aspect
         self.device = _usable(device)
         for side in (self.height, self.width):
             if side > MAX_SIDE:
                 raise InputError(
-                    f"avatar {name!r} has frames of {self.width} x {self.height}, at most "
+                    f"avatar {shortened(name)} has frames of {self.width} x {self.height}, at most "
                     f"{MAX_SIDE} x {MAX_SIDE} are allowed"
                 )
         self._length = min(len(source), boxes.shape[0])
         if len(source) != boxes.shape[0]:
             warnings.warn(
-                f"avatar {name!r} has {len(source)} frames and {boxes.shape[0]} boxes: "
+                f"avatar {shortened(name)} has {len(source)} frames and {boxes.shape[0]} boxes: "
                 f"the first {self._length} of both are used",
                 stacklevel=2,
             )
         boxes = boxes[: self._length]
-        check_boxes(boxes, self.height, self.width)
+        check_boxes(boxes, self.height, self.width, first_number)
         self.boxes = boxes.to(self.device)
         self._cache = self._resident = None
         if self.device.type == "cuda":
@@ -83,7 +92,7 @@ class Avatar:
         cache_bytes: int = CACHE_BYTES,
     ) -> "Avatar":
         """Open an avatar folder of any of the four layouts: native, SyncTalk 2D, package 2.0,
-        CPU server. Which one it is shows by what it holds.
+        CPU server. Which one it is shows by what it holds. Frames and boxes are paired by number.
 
         Args:
             path: the folder.
@@ -100,15 +109,22 @@ class Avatar:
         none = {"generator": None, "audio_encoder": None}
         found = choose_networks(Path(path), parts, generator, audio_encoder) if networks else none
         source: Source
+        first_frame = None
         if parts.frames.is_dir():
-            source, fps = ImageFolder(numbered(parts.frames, IMAGE_SUFFIXES)), parts.fps
+            images, first_frame = numbered(parts.frames, IMAGE_SUFFIXES)
+            source, fps = ImageFolder(images), parts.fps
         else:
             source = VideoFile(parts.frames)
             fps = parts.fps or source.fps
-        boxes = (
-            boxes_from_landmarks(numbered(parts.boxes, (".lms",)))
-            if parts.boxes.is_dir()
-            else boxes_from_json(parts.boxes)
+            _compare_rates(parts, source)
+        if parts.boxes.is_dir():
+            landmarks, first_box = numbered(parts.boxes, (".lms",))
+            boxes = boxes_from_landmarks(landmarks)
+        else:
+            boxes, first_box = boxes_from_json(parts.boxes)
+        first_number = first_of_both(
+            Numbers(parts.frames, "frames", len(source), first_frame),
+            Numbers(parts.boxes, "boxes", len(boxes), first_box),
         )
         return cls(
             parts.name,
@@ -117,6 +133,7 @@ class Avatar:
             fps=fps or Fraction(FPS),
             device=device,
             cache_bytes=cache_bytes,
+            first_number=first_number,
             **found,
         )
 
@@ -166,8 +183,8 @@ class Avatar:
         reserved = reserved_bytes(self.generator)
         if needed > free - reserved:
             raise DeviceError(
-                f"avatar {self.name!r} needs {needed / 2**30:.2f} GiB on {self.device} for its "
-                f"{self._length} frames of {self.width} x {self.height}, "
+                f"avatar {shortened(self.name)} needs {needed / 2**30:.2f} GiB on {self.device} "
+                f"for its {self._length} frames of {self.width} x {self.height}, "
                 f"{free / 2**30:.2f} GiB are free and {reserved / 2**30:.2f} GiB of them are kept "
                 "for the networks"
             )
@@ -187,6 +204,23 @@ def reserved_bytes(generator: Path) -> int:
     except InputError:
         scratch = 0
     return max(RESERVED, BUFFERS + scratch)
+
+
+def _compare_rates(parts: Parts, video: VideoFile) -> None:
+    """Warn if the rate that a folder gives contradicts its video's own.
+
+    A rate that was computed from a rounded length is not exact. So a difference is tolerated that
+    is below 1%, and moves the last frame by at most the duration of one.
+    """
+    if parts.fps is None or video.fps is None:
+        return
+    apart = abs(parts.fps / video.fps - 1)
+    if apart > MAX_RATE_ERROR or apart * len(video) > 1:
+        warnings.warn(
+            f"avatar {shortened(parts.name)} is given {float(parts.fps):.6g} frames a second, but "
+            f"{parts.frames} has {float(video.fps):.6g}; {float(parts.fps):.6g} are used",
+            stacklevel=3,
+        )
 
 
 def _usable(device: str | torch.device) -> torch.device:

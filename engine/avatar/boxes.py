@@ -1,16 +1,17 @@
 """Face boxes: out of JSON or of landmarks, and whether they can be used."""
 
 import json
-import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from kernels import MAX_SIDE
+
+from ..errors import InputError, shortened
+from .pairing import in_order
 
 LANDMARKS = 110  # a frame
-MAX_SIDE = 8192  # of a box or a frame, pixels: what `kernels` takes
 
 
 def read_json(path: Path) -> object:
@@ -20,34 +21,41 @@ def read_json(path: Path) -> object:
         raise InputError(f"{path} cannot be read as JSON: {error}") from error
 
 
-def boxes_from_json(path: Path) -> Tensor:
-    """[[x0, y0, x1, y1], ...], or {"0": {"rect": [x0, y0, x1, y1]}, ...} -> (F, 4) int32."""
+def boxes_from_json(path: Path) -> tuple[Tensor, int | None]:
+    """Read [[x0, y0, x1, y1], ...] or {"0": {"rect": [x0, y0, x1, y1]}, ...}.
+
+    Returns:
+        (F, 4) int32 boxes in the order of their numbers, and the first number: 0 or 1, or None for
+        a list.
+
+    Raises:
+        InputError: the file holds something else, a key has no number, a number is missing or
+            there twice, or a box is not four numbers.
+    """
     record = read_json(path)
-    if isinstance(record, dict):
-        for number in range(len(record)):
-            if str(number) not in record:
-                raise InputError(
-                    f"{path}: number {number} is missing (there are {len(record)} boxes)"
-                )
-        rects = [record[str(number)] for number in range(len(record))]
+    first, names = None, []
+    if isinstance(record, dict) and record:
+        first, names = in_order(record, path, "boxes")
+        rects = [record[name] for name in names]
         rects = [rect.get("rect") if isinstance(rect, dict) else rect for rect in rects]
     else:
         rects = record  # type: ignore[assignment]
     if not isinstance(rects, list) or not rects:
         raise InputError(f"{path} holds no list of face boxes")
-    for frame, rect in enumerate(rects):
+    for index, rect in enumerate(rects):
         usable = isinstance(rect, list) and len(rect) == 4 and all(map(_is_coordinate, rect))
         if not usable:
             raise InputError(
-                f"{path}: the box of frame {frame} is {rect!r}, it must be 4 numbers "
-                "x0, y0, x1, y1 in pixels"
+                f"{path}: the box of frame {index + (first or 0)} is {shortened(rect)}, it must "
+                "be 4 numbers x0, y0, x1, y1 in pixels"
             )
-    return torch.tensor([[int(value) for value in rect] for rect in rects], dtype=torch.int32)
+    boxes = [[int(value) for value in rect] for rect in rects]
+    return torch.tensor(boxes, dtype=torch.int32), first
 
 
 def _is_coordinate(value: object) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value) and abs(value) < 2**24  # type: ignore[arg-type]
+    return number and abs(value) < 2**24  # type: ignore[arg-type]  # False for NaN
 
 
 def boxes_from_landmarks(paths: list[Path]) -> Tensor:
@@ -69,8 +77,18 @@ def boxes_from_landmarks(paths: list[Path]) -> Tensor:
     return torch.tensor(boxes, dtype=torch.int32)
 
 
-def check_boxes(boxes: Tensor, height: int, width: int) -> None:
-    for frame, box in enumerate(boxes.tolist()):
+def check_boxes(boxes: Tensor, height: int, width: int, first: int = 0) -> None:
+    """Check that boxes can be used with frames of this size.
+
+    Args:
+        boxes: (F, 4) int32.
+        height, width: of the frames, pixels.
+        first: the number of the first box, for errors.
+
+    Raises:
+        InputError: a box is empty, not square, too large or wholly outside the frame.
+    """
+    for frame, box in enumerate(boxes.tolist(), start=first):
         x0, y0, x1, y1 = box
         fault = None
         if x1 <= x0 or y1 <= y0:

@@ -6,16 +6,23 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, shortened
+from ..media.frame_rate import MAX_FPS, MIN_FPS, allowed
 from .boxes import read_json
+from .pairing import in_order, number_of
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 NETWORK_SUFFIXES = (".onnx", ".plan", ".pth", ".pt", ".safetensors")
+# Frames a second as text. No exponents: Fraction would compute all digits of "1e999999999".
+RATE = re.compile(r"\+?\d{1,9}(\.\d{0,30}|/\d{1,9})?")
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a layout says of a folder, before it is opened."""
+    """What a layout says of a folder, before it is opened.
+
+    If the generator is None, the newest of `checkpoints` is used.
+    """
 
     name: str
     frames: Path  # a video or a folder of numbered images
@@ -23,6 +30,7 @@ class Parts:
     fps: Fraction | None = None
     generator: Path | None = None
     audio_encoder: Path | None = None
+    checkpoints: tuple[Path, ...] = ()
 
 
 def find_networks(
@@ -70,10 +78,17 @@ def _native(root: Path) -> Parts:
     def inside(key: str) -> Path:
         value = record[key]
         if not isinstance(value, str) or not value or "\0" in value:
-            raise InputError(f"{path}: {key} is {value!r}, it must be a path")
+            raise InputError(f"{path}: {key} is {shortened(value)}, it must be a path")
         target = root / value
-        if not target.resolve().is_relative_to(root.resolve()):
-            raise InputError(f"{path}: {key} is {value!r}, which lies outside the avatar folder")
+        try:
+            lies_inside = target.resolve().is_relative_to(root.resolve())
+            target.exists()
+        except (OSError, ValueError, RuntimeError):  # too long, not Unicode, links in a circle
+            raise InputError(f"{path}: {key} is {shortened(value)}, which is no path") from None
+        if not lies_inside:
+            raise InputError(
+                f"{path}: {key} is {shortened(value)}, which lies outside the avatar folder"
+            )
         return target
 
     return Parts(
@@ -103,17 +118,12 @@ def _package(root: Path) -> Parts:
 
 
 def _synctalk(root: Path) -> Parts:
-    def number(path: Path) -> int:
-        digits = re.findall(r"\d+", path.stem)
-        return int(digits[-1]) if digits else -1
-
-    checkpoints = sorted((root / "checkpoint").glob("*.pth"), key=number)
     return Parts(
         name=root.resolve().name,
         frames=root / "full_body_img",
         boxes=_first(root, ("landmarks",), "face boxes"),
-        generator=checkpoints[-1] if checkpoints else None,
         audio_encoder=_maybe(root, ("models/audio_encoder.onnx",)),
+        checkpoints=tuple(path for path in visible(root / "checkpoint") if path.suffix == ".pth"),
     )
 
 
@@ -150,8 +160,11 @@ def choose_networks(
     generator: str | os.PathLike | None,
     audio_encoder: str | os.PathLike | None,
 ) -> dict[str, Path]:
+    found = parts.generator
+    if generator is None and parts.checkpoints:
+        found = newest(parts.checkpoints)
     return {
-        "generator": _network(root, parts.generator, generator, "generator"),
+        "generator": _network(root, found, generator, "generator"),
         "audio_encoder": _network(root, parts.audio_encoder, audio_encoder, "audio encoder"),
     }
 
@@ -169,34 +182,93 @@ def _network(root: Path, found: Path | None, given: str | os.PathLike | None, wh
     return path
 
 
+def newest(checkpoints: tuple[Path, ...]) -> Path:
+    """Return the checkpoint that was trained longest by its name: 195.pth, not 95.pth or best.pth.
+
+    Names without a number are only considered if no name has one.
+
+    Raises:
+        InputError: the names do not tell, because two have the same number, none has one, or some
+            count epochs and others steps.
+    """
+    trained = {path: training(path.stem) for path in checkpoints}
+    known = {path: found for path, found in trained.items() if found is not None}
+    units = {unit for unit, _ in known.values()}
+    last = max(known.values(), default=None)
+    candidates = [path for path in checkpoints if trained[path] == last]
+    if len(candidates) > 1 or len(units) > 1:
+        listed = sorted(known if len(units) > 1 else candidates)
+        names = ", ".join(shortened(path.name) for path in listed[:8])
+        names += f" and {len(listed) - 8} more" if len(listed) > 8 else ""
+        raise InputError(
+            f"{listed[0].parent}: the names do not tell which checkpoint is the newest: {names}. "
+            "Give the one to use (--generator FILE)"
+        )
+    return candidates[0]
+
+
+def training(stem: str) -> tuple[str, int] | None:
+    """Read from a checkpoint's name, without its suffix, how long it was trained.
+
+    The SyncTalk 2D family uses the epoch alone (195). In other names it follows a word
+    (epoch_9_loss_0.0123, step-9000), or is the first whole number.
+
+    Returns:
+        "epoch" or "step", and the number; None if the name has no whole number.
+    """
+    number = r"(\d{1,18})(?!\.?\d)"
+    for unit, words in (("epoch", "epochs?|ep"), ("step", "steps?|iters?|iterations?")):
+        found = re.search(rf"(?<![a-z])(?:{words})[-_=. ]*{number}", stem, re.IGNORECASE)
+        if found:
+            return unit, int(found[1])
+    found = re.search(rf"(?<!\d)(?<!\d\.){number}", stem)
+    return ("epoch", int(found[1])) if found else None
+
+
 def _fps(path: Path, value: object) -> Fraction:
     """Frames a second as a number (25, 29.97) or as a fraction ("30000/1001")."""
     try:
+        if isinstance(value, bool):
+            raise ValueError
+        if isinstance(value, str) and not RATE.fullmatch(value.strip()):
+            raise ValueError
         fps = Fraction(value).limit_denominator(1001)  # type: ignore[arg-type]
-        if isinstance(value, bool) or not 1 <= fps <= 240:
+        if not allowed(fps):
             raise ValueError
     except (ValueError, TypeError, OverflowError, ZeroDivisionError):
-        raise InputError(f"{path}: fps is {value!r}, it must be a number from 1 to 240") from None
+        raise InputError(
+            f"{path}: fps is {shortened(value)}, it must be a number from {MIN_FPS} to {MAX_FPS}"
+        ) from None
     # 29.97 and its like are short for television's rates
     television = Fraction(round(fps * Fraction(1001, 1000)) * 1000, 1001)
     return television if 0 < abs(fps - television) < Fraction(1, 200) and fps % 1 else fps
 
 
-def numbered(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files of a folder in the order of the number their names end in, from 0 or 1 on."""
-    found: dict[int, Path] = {}
-    for path in sorted(folder.iterdir()):
-        digits = re.search(r"(\d+)$", path.stem)
-        if path.suffix.lower() not in suffixes or digits is None:
-            continue
-        number = int(digits[1])
-        if number in found:
-            raise InputError(f"{folder}: number {number} is {found[number].name} and {path.name}")
-        found[number] = path
-    if not found:
+def visible(folder: Path) -> list[Path]:
+    """List a folder by name, without the names that start with a dot; [] if it does not exist.
+
+    macOS writes a "._0.png" beside every 0.png that it copies to another file system.
+    """
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def numbered(folder: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], int]:
+    """List the files of a folder in the order of the numbers that their names end in.
+
+    Returns:
+        The files, and the first number, 0 or 1.
+
+    Raises:
+        InputError: no such files, a missing number, or one that two files have.
+    """
+    names = [
+        path.name
+        for path in visible(folder)
+        if path.suffix.lower() in suffixes and number_of(path.name) is not None
+    ]
+    if not names:
         raise InputError(f"{folder} has no numbered files ending in {', '.join(suffixes)}")
-    first = 0 if 0 in found else 1
-    for number in range(first, first + len(found)):
-        if number not in found:
-            raise InputError(f"{folder}: number {number} is missing (there are {len(found)} files)")
-    return [found[number] for number in sorted(found)]
+    first, names = in_order(names, folder, "files")
+    return [folder / name for name in names], first

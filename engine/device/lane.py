@@ -46,15 +46,19 @@ def lane_shapes(
         picture: what the generator computes in.
         feature: what the audio encoder computes in.
     """
-    most, roi, encoded = batch_size, (kernels.ROI, kernels.ROI), ENCODER_RUNGS[-1]
+    most, roi, encoded = batch_size, (kernels.ROI_SIZE, kernels.ROI_SIZE), ENCODER_RUNGS[-1]
     shapes: Shapes = {
-        "windows": ((encoded, 1, kernels.MEL_BANDS, kernels.MEL_WINDOW), torch.float32),
-        "encoded": ((encoded, kernels.FEATURE), feature),
+        "windows": ((encoded, 1, kernels.MEL_BANDS, kernels.MEL_WINDOW_ROWS), torch.float32),
+        "encoded": ((encoded, kernels.FEATURE_DIM), feature),
+        "encoded low": ((encoded,), feature),
+        "encoded high": ((encoded,), feature),
         "audio": ((most, 32, 16, 16), picture),
         "index": ((most,), torch.int64),
         "inputs": ((most, 6, *roi), picture),
-        "crops": ((most, kernels.CROP, kernels.CROP, 3), torch.uint8),
+        "crops": ((most, kernels.CROP_SIZE, kernels.CROP_SIZE, 3), torch.uint8),
         "generated": ((most, 3, *roi), picture),
+        "generated low": ((most, 3), picture),
+        "generated high": ((most, 3), picture),
     }
     for slot in range(RING):
         shapes[f"finished {slot}"] = ((most, height, width, 3), torch.uint8)
@@ -67,6 +71,8 @@ class Lane:
     Attributes:
         sizes: the batch sizes that are run.
         windows, encoded, audio, index, inputs, crops, generated: buffers, see `lane_shapes`.
+        encoded_range, generated_range: the smallest and the largest value of each feature, and of
+            each frame's channels.
         bytes: that the buffers take.
 
     Raises:
@@ -82,6 +88,8 @@ class Lane:
         self.index, self.inputs, self.crops, self.generated = (
             arena[name] for name in ("index", "inputs", "crops", "generated")
         )
+        self.encoded_range = arena["encoded low"], arena["encoded high"]
+        self.generated_range = arena["generated low"], arena["generated high"]
         self._ring = [arena[f"finished {slot}"] for slot in range(RING)]
         self.sizes = ladder(len(self.index))
         self._graphs, self._slot = Graphs(device), RING - 1

@@ -13,7 +13,8 @@ def open_media(path: str | os.PathLike) -> av.container.InputContainer:
     if not Path(path).exists():
         raise InputError(f"{path} does not exist")
     with reading(path):
-        return av.open(media_url(path))
+        # Tags are not always in the UTF-8 that FFmpeg promises.
+        return av.open(media_url(path), metadata_errors="replace")
 
 
 def media_url(path: str | os.PathLike) -> str:

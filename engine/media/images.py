@@ -1,8 +1,9 @@
-"""Finished frames as numbered images; JPEGs made on the GPU where nvImageCodec is installed."""
+"""Finished frames as numbered images; JPEGs made on the GPU where nvImageCodec can do it."""
 
 import os
 import shutil
-from importlib.util import find_spec
+import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class ImageWriter:
 
     def write(self, frames: Tensor, pixels: np.ndarray) -> None:
         """Append frames: (n, H, W, 3) uint8 RGB on any device, and the same on the host."""
-        if self._kind == "jpg" and frames.is_cuda and on_gpu():
+        if self._kind == "jpg" and frames.is_cuda and on_gpu(frames.device):
             if self._encoder is None:
                 self._encoder = _GpuEncoder(self._options["quality"], frames.device)
             for file in self._encoder(frames):
@@ -72,9 +73,30 @@ class ImageWriter:
             shutil.rmtree(self._partial, ignore_errors=True)
 
 
-def on_gpu() -> bool:
-    """Whether JPEGs of frames on a GPU are made there."""
-    return find_spec("nvidia") is not None and find_spec("nvidia.nvimgcodec") is not None
+@cache
+def on_gpu(device: torch.device) -> bool:
+    """Whether JPEGs of frames on this GPU are made there; if not, a warning says why, once.
+
+    Tried with a small image: nvImageCodec can be installed without an encoder that works here, for
+    example without libnvjpeg.
+    """
+    try:
+        (file,) = _GpuEncoder(QUALITY, device)(
+            torch.zeros(1, 128, 128, 3, dtype=torch.uint8).to(device)
+        )
+        if file.startswith(b"\xff\xd8"):
+            return True
+        reason = "nvImageCodec makes no JPEG"
+    except ImportError as error:
+        reason = f"nvImageCodec cannot be loaded ({error})"
+    except Exception as error:  # nvImageCodec has no exceptions of its own
+        reason = str(error) or type(error).__name__
+    warnings.warn(
+        f"JPEGs are made on the CPU, not on {device}: {reason.splitlines()[0]}; "
+        "the extra 'jpeg' installs what is needed",
+        stacklevel=2,
+    )
+    return False
 
 
 class _GpuEncoder:
@@ -84,7 +106,14 @@ class _GpuEncoder:
         from nvidia import nvimgcodec
 
         self._codec, self._device = nvimgcodec, device
-        self._encoder = nvimgcodec.Encoder(device_id=device.index or 0)
+        kinds = nvimgcodec.BackendKind
+        self._encoder = nvimgcodec.Encoder(
+            device_id=device.index or 0,
+            backends=[  # all but those that copy the pixels to the CPU
+                nvimgcodec.Backend(kind)
+                for kind in (kinds.GPU_ONLY, kinds.HYBRID_CPU_GPU, kinds.HW_GPU_ONLY)
+            ],
+        )
         self._params = nvimgcodec.EncodeParams(
             quality_type=nvimgcodec.QualityType.QUALITY,
             quality_value=quality,
@@ -96,6 +125,8 @@ class _GpuEncoder:
         stream = torch.cuda.current_stream(self._device).cuda_stream or 1
         images = self._codec.as_images(list(frames), cuda_stream=stream)
         files = self._encoder.encode(images, ".jpg", params=self._params, cuda_stream=stream)
-        if None in files:
-            raise RuntimeError(f"nvImageCodec made no JPEG of frame {files.index(None)} of a batch")
+        # A frame that is not encoded is None, and was left out by older versions.
+        if None in files or len(files) != len(images):
+            made = sum(file is not None for file in files)
+            raise RuntimeError(f"nvImageCodec made {made} JPEGs of {len(images)} frames")
         return [bytes(file) for file in files]

@@ -1,9 +1,9 @@
 """Speech out of audio and video files, through FFmpeg's libraries (PyAV)."""
 
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
-from typing import Any
 
 import av
 import numpy as np
@@ -12,77 +12,100 @@ import torch
 from kernels import SAMPLE_RATE
 
 from ..errors import InputError
-from .files import open_media, reading
+from .mixdown import Meter, to_mono, to_stereo
+from .track import Block, read_track
 
 
-def read_speech(path: str | os.PathLike) -> torch.Tensor:
-    """Read the first audio stream of any file that FFmpeg reads, as PCM.
+def read_speech(
+    path: str | os.PathLike, *, track: int | None = None, from_first_frame: bool = False
+) -> torch.Tensor:
+    """Read an audio track of any file that FFmpeg reads, as PCM.
 
-    Channels are averaged, then resampled to 16 kHz.
+    The channels are mixed to mono (see `mixdown.to_mono`), then resampled to 16 kHz. If hardly
+    anything is left of the loudest channel, that one is taken alone. `read_track` says where
+    sample 0 is, and what becomes of gaps. Warns of what a user should know, a line each.
+
+    Args:
+        path: an audio file or a film.
+        track: the audio track, from 0 on. By default the first one that is marked as the default,
+            else the first.
+        from_first_frame: drop what is heard before the first frame of a film, so that speech and
+            frames begin together.
 
     Returns:
         (S,) float32, nominally in [-1, 1].
 
     Raises:
-        InputError: no such file, nothing FFmpeg can read, no audio stream, no samples, or a
-            sample that is not finite.
+        InputError: no such file, nothing FFmpeg can read, no such track, no samples, or a sample
+            that is not finite.
     """
-    resampler, blocks = None, []
-    for channels, rate, first in audio_blocks(path):
-        _check_finite(path, channels, rate, first)
-        mono = channels.mean(axis=0, dtype=np.float32)
-        if rate == SAMPLE_RATE:
-            blocks.append(mono)
-            continue
-        resampler = resampler or av.AudioResampler("flt", "mono", SAMPLE_RATE)
-        blocks += _resampled(resampler, audio_frame(mono[None], rate, first))
-    if resampler is not None:
-        blocks += _resampled(resampler, None)
-    pcm = np.concatenate(blocks) if blocks else np.empty(0, np.float32)
+    notes: list[str] = []
+    meter = Meter()
+
+    def mixed() -> Iterator[tuple[np.ndarray, Block]]:
+        for block in read_track(path, track, from_first_frame=from_first_frame, notes=notes):
+            _check_finite(path, block)
+            mono = to_mono(block.samples, block.names)
+            meter.add(block.samples, block.names, mono)
+            yield mono, block
+
+    pcm = _resampled(mixed())
+    if lost := meter.lost():
+        channel, kept = lost
+        del pcm
+        blocks = read_track(path, track, from_first_frame=from_first_frame)
+        pcm = _resampled((block.samples[channel], block) for block in blocks)
+        notes.append(
+            f"{path}: mixed to mono, its channels keep {kept:.1%} of the energy of channel "
+            f"{channel}. The speech is taken from channel {channel} alone"
+        )
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
     if pcm.size == 0:
         raise InputError(f"{path} has an audio stream of 0 samples")
     return torch.from_numpy(pcm)
 
 
-def audio_blocks(path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int, int]]:
-    """The samples of a file as they are decoded: (channels, n) float32, rate in Hz, first's number.
+def audio_blocks(
+    path: str | os.PathLike, *, track: int | None = None
+) -> Iterator[tuple[np.ndarray, int, int]]:
+    """Read the sound that goes with `read_speech`, as it is played: mono or stereo.
 
-    Mixing down is left to the caller: FFmpeg's own lets loud stereo pass 1.
+    More than two channels are mixed to stereo (see `mixdown.to_stereo`). They are read once
+    before, for their peak: a mix that passes 1 would be clipped by players, so all of it is turned
+    down until it does not. Mono and stereo stay as they are.
+
+    Yields:
+        (1 or 2, n) float32, the rate in Hz, the number of the first sample.
+
+    Raises:
+        InputError: as `read_speech`, but neither for 0 samples nor for what they are.
     """
-    with open_media(path) as container:
-        if not container.streams.audio:
-            held = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-            raise InputError(f"{path} has no audio stream (it holds {held})")
-        stream = container.streams.audio[0]
-        begin = now = None  # layout and rate of the first frame; format, layout and rate of this
-        first = 0
-        with reading(path):
-            for frame in _audio_frames(container, stream):
-                begin = begin or (frame.layout.name, frame.rate)
-                if now != (now := (frame.format.name, frame.layout.name, frame.rate)):
-                    # also in the middle: joined files may change, and become like their beginning
-                    converter = av.AudioResampler("fltp", *begin)
-                frame.pts = None
-                for part in converter.resample(frame):
-                    block = part.to_ndarray()
-                    yield block, part.sample_rate, first
-                    first += block.shape[1]
+    channels, surround = 0, None
+    for block in read_track(path, track):
+        samples, names, gain = block.samples, block.names, np.float32(1)
+        channels = channels or min(len(samples), 2)
+        if len(samples) > 2:
+            surround = surround or _survey(path, track)
+            alone, gain = surround
+            if alone is not None:
+                samples = samples[alone : alone + 1]
+        if len(samples) != 1 or channels != 1:
+            samples = to_stereo(samples, names)
+        if len(samples) > channels:
+            samples = samples.mean(axis=0, keepdims=True, dtype=np.float32)
+        yield samples * gain if gain != 1 else samples, block.rate, block.first
 
 
-def _audio_frames(container: Any, stream: Any) -> Iterator[av.AudioFrame]:
-    """What can be decoded: a damaged packet is passed over, unless all are."""
-    damaged = None
-    decoded = False
-    for packet in container.demux(stream):
-        try:
-            frames = packet.decode()
-        except av.error.InvalidDataError as error:
-            damaged = error
-            continue
-        decoded = decoded or bool(frames)
-        yield from frames
-    if damaged and not decoded:
-        raise damaged
+def _survey(path: str | os.PathLike, track: int | None) -> tuple[int | None, np.float32]:
+    """The channel of a track that is heard alone, if there is one, and the gain for its mix."""
+    meter, peak = Meter(), 1.0
+    for block in read_track(path, track):
+        meter.add(block.samples, block.names, to_mono(block.samples, block.names))
+        if len(block.samples) > 2:
+            peak = max(peak, float(np.abs(to_stereo(block.samples, block.names)).max()))
+    lost = meter.lost()
+    return (lost[0], np.float32(1)) if lost else (None, np.float32(1 / peak))
 
 
 def audio_frame(block: np.ndarray, rate: int, first: int) -> av.AudioFrame:
@@ -93,15 +116,27 @@ def audio_frame(block: np.ndarray, rate: int, first: int) -> av.AudioFrame:
     return frame
 
 
-def _resampled(resampler: av.AudioResampler, frame: av.AudioFrame | None) -> list[np.ndarray]:
-    return [part.to_ndarray()[0] for part in resampler.resample(frame)]
+def _resampled(blocks: Iterable[tuple[np.ndarray, Block]]) -> np.ndarray:
+    """Mono samples at 16 kHz, of mono samples and the blocks they come from."""
+    resampler, parts = None, []
+    for mono, block in blocks:
+        if block.rate == SAMPLE_RATE:
+            parts.append(mono)
+            continue
+        resampler = resampler or av.AudioResampler("flt", "mono", SAMPLE_RATE)
+        frame = audio_frame(mono[None], block.rate, block.first)
+        parts += [part.to_ndarray()[0] for part in resampler.resample(frame)]
+    if resampler is not None:
+        parts += [part.to_ndarray()[0] for part in resampler.resample(None)]
+    return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
 
-def _check_finite(path: str | os.PathLike, channels: np.ndarray, rate: int, first: int) -> None:
-    if np.isfinite(channels).all():
+def _check_finite(path: str | os.PathLike, block: Block) -> None:
+    if np.isfinite(block.samples).all():
         return
-    sample, channel = np.argwhere(~np.isfinite(channels.T))[0]
+    number, channel = np.argwhere(~np.isfinite(block.samples.T))[0]
+    sample = block.first + number
     raise InputError(
-        f"{path}: sample {first + sample} ({(first + sample) / rate:.3f} s) of channel {channel} "
-        f"is {channels[channel, sample]}, samples must be finite"
+        f"{path}: sample {sample} ({sample / block.rate:.3f} s) of channel {channel} "
+        f"is {block.samples[channel, number]}, samples must be finite"
     )

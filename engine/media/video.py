@@ -12,20 +12,24 @@ import numpy as np
 from av.video.reformatter import Colorspace, VideoReformatter
 
 from ..errors import InputError
-from .files import media_url, open_media, reading
+from .files import media_url, reading
+from .frame_index import index_frames
+from .packets import SPARE_CORES, PacketReader
 from .speech import audio_blocks, audio_frame
+from .stream import Orientation, VideoStream, describe
 
-# FFmpeg's threads work ahead: where cores are few, at the expense of whatever runs next.
-SPARE_CORES = (os.cpu_count() or 1) > 4
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 
 
 class Video:
-    """A video file as a stream of frames from any keyframe on.
+    """A video file as a stream of frames, numbered in the order they are shown.
+
+    Nothing is judged here: `policy.judge` says whether a video can be taken as it is.
 
     Attributes:
-        height, width: pixels. fps: frames a second. keyframes: numbers, ascending, of the frames
-        where decoding can start.
+        stream: what the video is: size as shown, times, rate, colours.
+        height, width: pixels, as shown. fps: frames a second; None where they keep no rate.
+        keyframes: numbers, ascending, of the frames where decoding can start.
 
     Raises:
         InputError: no such file, nothing FFmpeg can read, no video stream, no frames.
@@ -34,64 +38,80 @@ class Video:
     def __init__(self, path: str | os.PathLike):
         self.path = path
         self._converter = VideoReformatter()
-        self._container = open_media(path)
-        if not self._container.streams.video:
-            raise InputError(f"{path} has no video stream")
-        self._stream = self._container.streams.video[0]
-        self._stream.thread_type = "AUTO" if SPARE_CORES else "NONE"
-        self.height, self.width = self._stream.height, self._stream.width
-        rate = self._stream.average_rate
-        self.fps = Fraction(rate) if rate else None
-
-        # Packets tell the times of all frames without decoding any.
-        with reading(path):
-            packets = [
-                (packet.pts, packet.is_keyframe)
-                for packet in self._container.demux(self._stream)
-                if packet.size and not packet.is_discard
-            ]
-        if any(pts is None for pts, _ in packets):
-            raise InputError(f"{path} does not say when its frames are shown: make an mp4 of it")
-        packets.sort()
-        self._times = [pts for pts, _ in packets]
-        self._number = {pts: number for number, pts in enumerate(self._times)}
-        self.keyframes = [number for number, (_, key) in enumerate(packets) if key]
-        if not packets or not self.keyframes:
-            raise InputError(f"{path} has a video stream of 0 frames")
+        self._reader = PacketReader(path)
+        self._index = index_frames(self._reader)
+        _, first = next(self._reader.decode(0), (0, None))
+        if first is None:
+            raise InputError(f"{path} has a video stream of which no frame can be decoded")
+        self.stream: VideoStream = describe(self._reader, self._index, first)
+        self.height, self.width, self.fps = self.stream.height, self.stream.width, self.stream.fps
+        self.keyframes = [start.frame for start in self._index.starts]
+        self._orientation = self.stream.orientation or Orientation()
+        self._stored = first.height, first.width
+        self._rotation = first.rotation
 
     def __len__(self) -> int:
-        return len(self._times)
+        return len(self._index.times)
 
     def frames(self, start: int = 0) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Numbered frames from keyframe `start` on, as decoded; one iterator at a time.
+        """Decode from the last keyframe on that frame `start` can be decoded from.
+
+        Returns:
+            An iterator over numbers, ascending, and frames as decoded: as stored, not yet as shown.
+            Frames too damaged to be decoded are left out. One iterator at a time.
 
         Raises:
-            InputError: the file is damaged.
+            InputError: the file cannot be read, or its frames have several sizes.
         """
+        origin = self._index.start_for(start)
         with reading(self.path):
-            self._container.seek(self._times[start], stream=self._stream)
-            for frame in self._container.decode(self._stream):
-                number = self._number.get(frame.pts)
-                if number is None:
+            for packet, frame in self._reader.decode(origin.packet):
+                number = self._index.numbers.get(packet)
+                # Frames shown before a keyframe, but decoded after it, lack what is before it.
+                if number is None or number < origin.frame:
                     continue
-                if (frame.height, frame.width) != (self.height, self.width):
+                if (frame.height, frame.width) != self._stored:
+                    height, width = self._stored
                     raise InputError(
                         f"{self.path}: frame {number} is {frame.width} x {frame.height}, others "
-                        f"are {self.width} x {self.height}: all frames must have one size"
+                        f"are {width} x {height}; all frames must have one size"
                     )
-                if frame.rotation % 360:
+                if frame.rotation != self._rotation:
                     raise InputError(
-                        f"{self.path} is to be turned by {frame.rotation} degrees when shown: "
-                        "write it upright"
+                        f"{self.path}: frame {number} is to be shown turned by {frame.rotation} "
+                        f"degrees, others by {self._rotation}; all must be shown alike"
                     )
+                frame.pts = self._index.times[number]
                 yield number, frame
 
     def pixels(self, frame: av.VideoFrame) -> np.ndarray:
-        """(H, W, 3) uint8 RGB of a frame: FFmpeg's own memory, which may pad the rows."""
+        """Convert a frame to (H, W, 3) uint8 RGB as shown: a view of FFmpeg's own memory."""
         with reading(self.path):
             plane = self._converter.reformat(frame, format="rgb24").planes[0]
-        rows = np.frombuffer(plane, np.uint8).reshape(self.height, plane.line_size)
-        return rows[:, : 3 * self.width].reshape(self.height, self.width, 3)
+        rows = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size)
+        stored = rows[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
+        return self._orientation.apply(stored)
+
+    def is_damaged(self, number: int, frame: av.VideoFrame) -> bool:
+        """Whether a frame is known to be broken itself.
+
+        Decoders of H.264 and of MPEG's older codecs find most faults; those of HEVC, VP8, VP9 and
+        AV1 find few, as hardly any bits are without a meaning there.
+        """
+        return frame.is_corrupt or self._reader.packets[self._index.packets[number]].damaged
+
+    def damaged_frames(self) -> list[int]:
+        """Decode all frames, and return the numbers of those that are broken or lost, and of those
+        that are decoded after them up to the next keyframe, which may be predicted from them."""
+        sound = {number for number, frame in self.frames() if not self.is_damaged(number, frame)}
+        damaged: set[int] = set()
+        packets = self._index.packets
+        for first in self.keyframes:
+            group = range(first, self._index.group_end(first))
+            broken = min((packets[n] for n in group if n not in sound), default=None)
+            if broken is not None:
+                damaged |= {number for number in group if packets[number] >= broken}
+        return sorted(damaged)
 
 
 class VideoWriter:
@@ -103,8 +123,16 @@ class VideoWriter:
     Args:
         path: ends in .mp4; its folder exists.
         fps: frame i is shown at exactly i / fps seconds.
-        speech: a file whose first audio stream becomes the video's, at its own rate, in mono or
-            stereo; None for a silent video.
+        pixel_aspect: width of a pixel, divided by its height, that players are to show.
+        speech: a file whose sound becomes the video's, at its own rate, in mono or stereo; None
+            for a silent video.
+        audio_track: which audio track of the file, as in `read_speech`.
+
+    Attributes:
+        held: how often the last frame was written again at the end, so that the picture does not
+            end a frame or more before the sound. A render's frames end up to 0.2 s before: the
+            audio encoder hears 0.2 s for one frame, of which four frames' worth is made up for,
+            which is 0.16 s at 25 frames a second and less at higher rates.
 
     Raises:
         InputError: the path cannot be written, or the speech cannot be read.
@@ -117,7 +145,9 @@ class VideoWriter:
         height: int,
         width: int,
         fps: Fraction,
+        pixel_aspect: Fraction = Fraction(1),
         speech: str | os.PathLike | None = None,
+        audio_track: int | None = None,
     ):
         self.path = Path(path)
         if self.path.suffix.lower() != ".mp4":
@@ -126,7 +156,9 @@ class VideoWriter:
             raise InputError(f"{path} is a folder")
         self._partial = self.path.with_name(f".{self.path.stem}.{os.getpid()}.partial.mp4")
         self._pad = (height % 2, width % 2)
-        self._fps, self._written = Fraction(fps), 0
+        self._fps, self._pixel_aspect = Fraction(fps), Fraction(pixel_aspect)
+        self._written = self.held = 0
+        self._last: av.VideoFrame | None = None
         self._converter = VideoReformatter()
         try:
             # Opened by hand first: FFmpeg would only say so at the first frame.
@@ -134,12 +166,14 @@ class VideoWriter:
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror}") from error
         try:
-            self._open(height, width, speech)
+            self._open(height, width, speech, audio_track)
         except BaseException:
             self._discard()
             raise
 
-    def _open(self, height: int, width: int, speech: str | os.PathLike | None) -> None:
+    def _open(
+        self, height: int, width: int, speech: str | os.PathLike | None, audio_track: int | None
+    ) -> None:
         self._container = av.open(
             media_url(self._partial), "w", format="mp4", options={"movflags": "+faststart"}
         )
@@ -153,7 +187,9 @@ class VideoWriter:
         context = self._video.codec_context
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
         context.color_range = 1  # limited
-        self._blocks = audio_blocks(speech) if speech is not None else iter(())
+        if self._pixel_aspect != 1:
+            context.sample_aspect_ratio = self._pixel_aspect
+        self._blocks = iter(()) if speech is None else audio_blocks(speech, track=audio_track)
         self._block = next(self._blocks, None)
         self._heard = 0.0  # seconds of audio written
         if self._block is not None:
@@ -162,7 +198,7 @@ class VideoWriter:
                 "aac", rate=next((r for r in AAC_RATES if r >= rate), AAC_RATES[-1])
             )
             self._audio.layout = "mono" if channels.shape[0] == 1 else "stereo"
-            self._audio.bit_rate = 96000 * min(channels.shape[0], 2)
+            self._audio.bit_rate = 96000 * channels.shape[0]
 
     def write(self, frames: np.ndarray) -> None:
         """Append frames, (n, H, W, 3) uint8 RGB, and the audio up to their end."""
@@ -174,16 +210,24 @@ class VideoWriter:
                 format="yuv420p",
                 dst_colorspace=Colorspace.ITU709,
             )
-            frame.pts, frame.time_base = self._written, 1 / self._fps
-            self._container.mux(self._video.encode(frame))
-            self._written += 1
+            self._encode(frame)
         self._write_audio(until=float(self._written / self._fps))
+
+    def _encode(self, frame: av.VideoFrame) -> None:
+        frame.pts, frame.time_base = self._written, 1 / self._fps
+        self._container.mux(self._video.encode(frame))
+        self._last = frame
+        self._written += 1
+
+    def _hold(self, until: float) -> None:
+        """Repeat the last frame until it ends less than a frame before `until`, in seconds."""
+        while self._last is not None and (self._written + 1) / self._fps < until:
+            self._encode(self._last)
+            self.held += 1
 
     def _write_audio(self, until: float) -> None:
         while self._block is not None and self._heard < until:
             channels, rate, first = self._block
-            if channels.shape[0] > 2:
-                channels = channels.mean(axis=0, keepdims=True).repeat(2, axis=0)
             self._container.mux(self._audio.encode(audio_frame(channels, rate, first)))
             self._heard = (first + channels.shape[1]) / rate
             self._block = next(self._blocks, None)
@@ -197,6 +241,7 @@ class VideoWriter:
             return
         try:
             self._write_audio(until=float("inf"))
+            self._hold(until=self._heard)
             for stream in self._container.streams:
                 self._container.mux(stream.encode(None))
             self._container.close()

@@ -1,31 +1,39 @@
-"""TensorRT's part of a build: an ONNX graph in, the bytes of a plan out."""
+"""TensorRT's part of a build: from an ONNX graph to the bytes of a plan."""
 
 import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from tqdm import tqdm
 
-from ..errors import InputError
-from .flavor import Flavor, logger, one_line
-from .graph import Graph
+from ..errors import InputError, one_line
+from .edition import TensorRTEdition, logger
+from .onnx_graph import OnnxGraph
 
 
 @dataclass
 class Parsed:
-    """A network as TensorRT understands it. Everything it refers to lives as long as it does."""
+    """A network as TensorRT parsed it.
 
-    flavor: Flavor
-    graph: Graph
+    Attributes:
+        edition: the TensorRT that parsed it.
+        graph: the ONNX graph.
+        data: the graph's bytes. The network refers to weights in them, so they must live as long.
+        builder, network, parser: TensorRT's objects, which refer to each other likewise.
+    """
+
+    edition: TensorRTEdition
+    graph: OnnxGraph
     data: bytes
-    builder: object
-    network: object
-    parser: object
+    builder: Any
+    network: Any
+    parser: Any
 
     def tensors(self, names: list[str]) -> list[list]:
-        """[name, type, shape] of inputs and outputs, the batch as -1."""
+        """Return [name, type, shape] of the named inputs and outputs, -1 for the batch."""
         network = self.network
         found = {}
         for count, get in (
@@ -38,7 +46,7 @@ class Parsed:
         return [found[name] for name in names]
 
     def layers(self) -> Iterator[str]:
-        """A line for each layer, before TensorRT changes any."""
+        """Yield a line for each layer, before TensorRT optimizes them."""
         for index in range(self.network.num_layers):
             layer = self.network.get_layer(index)
             ins = [layer.get_input(i) for i in range(layer.num_inputs)]
@@ -50,16 +58,19 @@ class Parsed:
             yield f"{index:4} {layer.type.name:14} {' -> '.join(shapes)}  {layer.name}"
 
 
-def parse(flavor: Flavor, graph: Graph, *, loud: bool = False) -> Parsed:
-    """Have TensorRT read a graph.
+def parse(edition: TensorRTEdition, graph: OnnxGraph, *, loud: bool = False) -> Parsed:
+    """Parse an ONNX graph with TensorRT.
+
+    Args:
+        loud: print TensorRT's messages.
 
     Raises:
-        InputError: it rejects an operator; its words, and the node's name.
+        InputError: TensorRT rejects an operator; its message, and the node's name.
     """
-    trt, log = flavor.module(), logger(flavor)
+    trt, log = edition.module(), logger(edition)
     log.clear(loud=loud)
     builder = trt.Builder(log)
-    # What TensorRT 11 and TensorRT for RTX do anyway, TensorRT 10 does when told.
+    # The default of TensorRT 11 and of TensorRT for RTX; TensorRT 10 needs the flag.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     data = graph.data
@@ -70,13 +81,13 @@ def parse(flavor: Flavor, graph: Graph, *, loud: bool = False) -> Parsed:
             node = error.node_name() or f"number {error.node()}"
             reasons.append(f"node {node} ({error.node_operator()}): {one_line(error.desc())}")
         raise InputError(
-            f"{graph.path} is rejected by {flavor.name}: {'; '.join(reasons[:3]) or log.error()}"
+            f"{graph.path} is rejected by {edition.name}: {'; '.join(reasons[:3]) or log.error()}"
         )
-    return Parsed(flavor, graph, data, builder, network, parser)
+    return Parsed(edition, graph, data, builder, network, parser)
 
 
-def make_profile(parsed: Parsed, batch: list[int]) -> object:
-    """An optimization profile: least, best and most for every input's batch."""
+def make_profile(parsed: Parsed, batch: list[int]) -> Any:
+    """Make an optimization profile with these smallest, best and largest batches."""
     profile = parsed.builder.create_optimization_profile()
     shapes = parsed.graph.signature.inputs.values()
     for name, shape in zip(parsed.graph.inputs, shapes, strict=True):
@@ -84,11 +95,11 @@ def make_profile(parsed: Parsed, batch: list[int]) -> object:
     return profile
 
 
-def configure(parsed: Parsed, architectures: list[int], precision: str) -> object:
-    """A builder's configuration for these GPUs and this precision."""
-    trt = parsed.flavor.module()
+def configure(parsed: Parsed, architectures: list[int], precision: str) -> Any:
+    """Make a builder's configuration for these GPUs and this precision."""
+    trt = parsed.edition.module()
     config = parsed.builder.create_builder_config()
-    parsed.flavor.target(config, architectures)
+    parsed.edition.set_target(config, architectures)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for --inspect
     if precision == "fp32":
         config.clear_flag(trt.BuilderFlag.TF32)  # float32 networks compute in float32
@@ -98,70 +109,72 @@ def configure(parsed: Parsed, architectures: list[int], precision: str) -> objec
 def compile_plan(
     parsed: Parsed, architectures: list[int], precision: str, batch: list[int]
 ) -> tuple[bytes, int | None]:
-    """Build a plan. Ctrl-C stops it.
+    """Build a plan. Ctrl-C stops the build.
 
     Returns:
-        The plan, and how many bytes of scratch memory it takes to run (None if TensorRT was
-        silent about it).
+        The plan, and the bytes of scratch memory that it takes to run (None if TensorRT does not
+        say).
 
     Raises:
-        InputError: TensorRT cannot; its first error.
+        InputError: TensorRT cannot build it; its first error.
     """
-    flavor, log = parsed.flavor, logger(parsed.flavor)
-    trt = flavor.module()
+    edition, log = parsed.edition, logger(parsed.edition)
+    trt = edition.module()
     config = configure(parsed, architectures, precision)
     profile = make_profile(parsed, batch)
     if config.add_optimization_profile(profile) < 0:
-        raise InputError(f"{parsed.graph.path}: {flavor.name} refuses the batch: {log.error()}")
-    save_timings = flavor.use_timing_cache(config)
+        raise InputError(f"{parsed.graph.path}: {edition.name} rejects the batch: {log.error()}")
+    save_timings = edition.use_timing_cache(config)
     stop = threading.Event()
-    # In a thread of its own, so that this one hears of Ctrl-C: TensorRT's calls back into Python
-    # must not raise.
+    # The build runs in another thread, so that this one gets Ctrl-C. A KeyboardInterrupt must not
+    # be raised in TensorRT's callbacks.
     with (
         tqdm(disable=None, leave=False, bar_format="{desc} [{elapsed}]") as bar,
         ThreadPoolExecutor(1, "viseme-build") as pool,
     ):
-        config.progress_monitor = monitor = _monitor(trt, bar, stop)  # TensorRT does not hold it
+        config.progress_monitor = monitor = _monitor(
+            trt, bar, stop
+        )  # TensorRT holds no reference to it
         build = parsed.builder.build_serialized_network
-        work = pool.submit(build, parsed.network, config)
+        plan = pool.submit(build, parsed.network, config)
         try:
-            built = work.result()
+            built = plan.result()
         finally:
             stop.set()
     del monitor
     if built is None:
-        raise InputError(f"{parsed.graph.path} cannot be built by {flavor.name}: {log.error()}")
+        raise InputError(f"{parsed.graph.path} cannot be built by {edition.name}: {log.error()}")
     save_timings()
-    scratch = [re.search(r"Total Activation Memory: (\d+)", text) for _, text in log.lines]
-    found = [int(hit[1]) for hit in scratch if hit]
-    return bytes(built), found[-1] if found else None
+    matches = [re.search(r"Total Activation Memory: (\d+)", text) for _, text in log.lines]
+    scratch = [int(match[1]) for match in matches if match]
+    return bytes(built), scratch[-1] if scratch else None
 
 
-def _type(tensor: object) -> str:
+def _type(tensor: Any) -> str:
     name = tensor.dtype.name
     return {"HALF": "fp16", "FLOAT": "fp32"}.get(name, name.lower())
 
 
-def _monitor(trt: object, bar: tqdm, stop: threading.Event) -> object:
-    """Shows the innermost phase and how far it is, and passes on that the build should stop."""
-    lock = threading.Lock()  # it is called from TensorRT's threads too
+def _monitor(trt: Any, bar: tqdm, stop: threading.Event) -> Any:
+    """Make a monitor that shows the innermost phase and its progress, and stops the build."""
+    lock = threading.Lock()  # TensorRT's threads call it too
     steps: dict[str, int] = {}
 
     class Monitor(trt.IProgressMonitor):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
 
-        def phase_start(self, name, parent, count):
+        def phase_start(self, name: str, parent: str, count: int) -> None:
             with lock:
                 steps[name] = count
                 bar.set_description_str(f"{name} 0/{count}")
 
-        def step_complete(self, name, step):
+        def step_complete(self, name: str, step: int) -> bool:
             with lock:
                 bar.set_description_str(f"{name} {step + 1}/{steps.get(name, '?')}")
             return not stop.is_set()
 
-        def phase_finish(self, name):
+        def phase_finish(self, name: str) -> None:
             with lock:
                 steps.pop(name, None)
 

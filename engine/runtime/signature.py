@@ -1,4 +1,4 @@
-"""What the two networks take and give, whatever runs them."""
+"""The inputs and outputs of the two networks."""
 
 from dataclasses import dataclass
 
@@ -7,12 +7,28 @@ CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors")
 
 @dataclass(frozen=True)
 class Signature:
-    """What goes into a network and what comes out: names and shapes, without the batch."""
+    """The inputs and outputs of a network.
+
+    Attributes:
+        kind: "audio_encoder" or "generator".
+        inputs, outputs: shapes by name, without the batch.
+        cpu_batch: the batch that runs fastest on a CPU: as many rows as fit its caches.
+    """
 
     kind: str
     inputs: dict[str, tuple[int, ...]]
     outputs: dict[str, tuple[int, ...]]
-    cpu_batch: int  # how many at once run fastest on a CPU: as many as its caches hold
+    cpu_batch: int
+
+    @property
+    def option(self) -> str:
+        """The kind on a command line."""
+        return self.kind.replace("_", "-")
+
+    @property
+    def title(self) -> str:
+        """The kind in a sentence."""
+        return self.kind.replace("_", " ")
 
 
 AUDIO_ENCODER = Signature(

@@ -1,46 +1,48 @@
-"""TensorRT: plans that `python -m engine.build` made, on the GPUs they were made for."""
+"""TensorRT: run the plans that `python -m engine.build` made, on the GPUs they were built for."""
 
 from collections.abc import Collection
 from pathlib import Path
-from threading import Lock
 from typing import Any
-from weakref import WeakValueDictionary, finalize
+from weakref import finalize
 
 import torch
 from torch import Tensor
 
+from ..device.arena import ALIGNMENT
 from ..device.graphs import recording
 from ..errors import DeviceError, InputError
-from ..plans.flavor import FLAVORS, logger
-from ..plans.plan import Record, check
+from ..plans.check import check_plan
+from ..plans.edition import EDITIONS, logger
+from ..plans.record import PlanRecord
+from .batching import run_in_chunks
+from .sharing import SharedCache
 from .signature import Signature
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
-ALIGNMENT = 256  # bytes: kernels load whole vectors, and PyTorch's own memory is as aligned
 
-# Pipelines of one process share a plan's weights and its scratch memory, of gigabytes maybe.
-_engines: "WeakValueDictionary[tuple, _Engine]" = WeakValueDictionary()
-_lock = Lock()
+# A plan's weights and its scratch memory, which may take gigabytes, exist once.
+_engines: "SharedCache[_Engine]" = SharedCache()
 
 
 class TensorRTNetwork:
-    """A plan, float16 or float32. Batches beyond its profile run in parts, or are filled up.
+    """A plan in float16 or float32. Batches larger than its profile run in chunks; smaller ones are
+    padded.
 
     Raises:
-        InputError: a damaged plan, or one for another network, TensorRT or GPU; which, and how to
-            build it again.
+        InputError: the plan is damaged, or for another network, TensorRT or GPU; which one, and
+            how to build it again.
         DeviceError: its scratch memory does not fit the GPU.
     """
 
     def __init__(self, signature: Signature, path: Path, device: torch.device):
-        record = check(path, signature, device)
-        made = record.made
+        record = check_plan(path, signature, device)
+        key = record.key
         self._engine = _open_engine(path, record, device)
         self._inputs = [name for name, *_ in record.inputs]
         ((self._output, *_),) = record.outputs
-        self._least, _, self._most = made.batch
-        self.dtype = DTYPES[made.precision]
-        self.description = f"{made.flavor} {made.version}, {device}, {self.dtype}"
+        self._least, _, self._most = key.batch
+        self.dtype = DTYPES[key.precision]
+        self.description = f"{key.edition} {key.version}, {device}, {self.dtype}"
         if record.scratch_bytes is not None:
             self.description += f", {record.scratch_bytes / 1e6:.0f} MB to run"
 
@@ -50,94 +52,90 @@ class TensorRTNetwork:
 
     @property
     def stream(self) -> torch.cuda.Stream:
-        """A recorded call uses the engine's scratch memory too, and waits for nobody by itself."""
+        """The engine's stream. Captured calls use the shared scratch memory too, and replays of a
+        graph are not ordered with other calls by themselves."""
         return self._engine.stream
 
     def __call__(self, *inputs: Tensor, out: Tensor) -> Tensor:
-        for first in range(0, out.shape[0], self._most):
-            last = min(first + self._most, out.shape[0])
-            self._run([tensor[first:last] for tensor in inputs], out[first:last], first)
-        return out
+        return run_in_chunks(
+            self._run,
+            inputs,
+            out,
+            most=self._most,
+            least=self._least,
+            dtype=self.dtype,
+            out_dtype=self.dtype,
+            alignment=ALIGNMENT,
+        )
 
     def _run(self, inputs: list[Tensor], out: Tensor, first: int) -> None:
-        missing = max(self._least - out.shape[0], 0)
-        if missing:
-            inputs = [torch.cat([t, t[-1:].expand(missing, *t.shape[1:])]) for t in inputs]
-        bound = [_aligned(tensor.to(self.dtype).contiguous()) for tensor in inputs]
-        direct = out.dtype == self.dtype and out.is_contiguous() and not missing
-        result = out
-        if not direct or _aligned(out) is not out:
-            shape = (out.shape[0] + missing, *out.shape[1:])
-            result = torch.empty(shape, dtype=self.dtype, device=out.device)
-        named = dict(zip(self._inputs, bound, strict=True))
-        self._engine.run(named, {self._output: result}, first)
-        if result is not out:
-            out.copy_(result[: out.shape[0]])
+        named = dict(zip(self._inputs, inputs, strict=True))
+        self._engine.run(named, {self._output: out}, first)
 
 
 class _Engine:
-    """A plan on a GPU. Its calls follow each other: they share scratch memory.
+    """A plan on a GPU. Its calls run one after another, because they share scratch memory.
 
-    Calls are in order with the caller's current stream, as if they ran on it. They run on a
-    stream of the engine's own: those of several threads must not overlap, and on the default
-    stream TensorRT would wait for the whole device.
+    Calls run on the engine's own stream, ordered with the caller's current stream. On the caller's
+    streams, calls of several threads would overlap; on the default stream, TensorRT would wait
+    for the whole device.
 
-    Each batch size has an execution context, and each recording one that is never touched again:
-    TensorRT does not define what a recording does once its context was given other shapes or
-    addresses.
+    Each batch size has an execution context. A captured call keeps its context for itself: TensorRT
+    does not define what a graph does after its context got other shapes or addresses.
 
     Attributes:
-        recordable: whether CUDA graphs can hold the calls.
-        stream: the engine's own.
+        recordable: whether CUDA graphs can capture the calls.
+        stream: the engine's own stream.
     """
 
-    def __init__(self, path: Path, record: Record, device: torch.device):
-        flavor = FLAVORS[record.made.flavor]
-        self._log, self._device = logger(flavor), device
+    def __init__(self, path: Path, record: PlanRecord, device: torch.device):
+        edition = EDITIONS[record.key.edition]
+        self._log, self._device = logger(edition), device
         self._log.clear()
         with torch.cuda.device(device):
             self.stream = torch.cuda.Stream(device, priority=-1)  # as in `graphs`
-            self._runtime = flavor.module().Runtime(self._log)
+            self._runtime = edition.module().Runtime(self._log)
             self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
             if self._engine is None:
                 raise InputError(f"{path} cannot be loaded: {self._log.error()}")
-            with torch.cuda.stream(self.stream):  # where it is used, until it is free again
+            with torch.cuda.stream(self.stream):  # the stream that uses it
                 self._scratch = _scratch(path, self._engine.device_memory_size_v2, device)
-            self._make, self._save = flavor.contexts(self._engine, record.plan_sha256)
+            self._make, self._save = edition.contexts(self._engine, record.plan_sha256)
             context = self._make()
             if context is None:
                 raise InputError(f"{path} cannot run: {self._log.error()}")
-            self.recordable = flavor.recordable(context, self.stream)
+            self.recordable = edition.capturable(context, self.stream)
         finalize(self, self._save)
-        self._loose: dict[tuple, _Context] = {}
-        self._recorded: dict[tuple, _Context] = {}
+        self._uncaptured: dict[tuple, _Context] = {}
+        self._captured: dict[tuple, _Context] = {}
 
     def run(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], part: int) -> None:
-        """Enqueue one batch. Tensors are contiguous, aligned, and of the plan's types.
+        """Enqueue one chunk. Tensors are contiguous, aligned, and of the plan's types.
 
         Args:
-            part: which part of a larger batch it is. Each has contexts of its own, so that those
-                of a recording are at hand, with their shapes, from the calls before it.
+            inputs, outputs: tensors by name.
+            part: first row of this chunk in its batch. Every chunk has its own execution context,
+                which the warm-up calls before a capture have already given its shapes.
         """
         with recording, torch.cuda.device(self._device):
             current = torch.cuda.current_stream()
             tensors = inputs | outputs
             bound = tuple((name, tuple(t.shape), t.data_ptr()) for name, t in tensors.items())
-            context = self._recorded.get(bound)
+            context = self._captured.get(bound)
             fresh = False
             if context is None:
                 size = part, len(next(iter(inputs.values())))
-                context = self._loose.get(size)
+                context = self._uncaptured.get(size)
                 fresh = context is None
                 if context is None:
-                    context = self._loose[size] = self._new_context()
+                    context = self._uncaptured[size] = self._new_context()
                 try:
                     context.bind(bound, inputs)
                 except RuntimeError:
-                    del self._loose[size]  # what it holds is not known any more
+                    del self._uncaptured[size]  # its bindings are unknown now
                     raise
                 if torch.cuda.is_current_stream_capturing():
-                    self._recorded[bound] = self._loose.pop(size)
+                    self._captured[bound] = self._uncaptured.pop(size)
             self.stream.wait_stream(current)
             context.run(self.stream)
             current.wait_stream(self.stream)
@@ -153,14 +151,14 @@ class _Engine:
 
 
 class _Context:
-    """An execution context, and what is bound to it."""
+    """An execution context that remembers its bindings."""
 
     def __init__(self, context: Any, log: Any):
         self._context, self._log = context, log
         self._bound: tuple = ()
 
     def bind(self, bound: tuple, inputs: Collection[str]) -> None:
-        """Bind tensors, (name, shape, address) each; what is bound already is not told again."""
+        """Bind tensors, given as (name, shape, address). Unchanged bindings are skipped."""
         before = {name: rest for name, *rest in self._bound}
         for name, shape, address in bound:
             old_shape, old_address = before.get(name, (None, None))
@@ -179,7 +177,7 @@ class _Context:
 
 
 def _scratch(path: Path, needed: int, device: torch.device) -> Tensor:
-    """The memory that a plan's calls compute in, (needed,) uint8.
+    """Allocate the scratch memory of a plan's calls, (needed,) uint8.
 
     Raises:
         DeviceError: the GPU has less left.
@@ -189,20 +187,10 @@ def _scratch(path: Path, needed: int, device: torch.device) -> Tensor:
     except torch.OutOfMemoryError as error:
         free = torch.cuda.mem_get_info(device)[0] / 2**30
         raise DeviceError(
-            f"{path} needs {needed / 2**30:.2f} GiB of {device} to run, {free:.2f} GiB are free: "
+            f"{path} needs {needed / 2**30:.2f} GiB of {device} to run, {free:.2f} GiB are free; "
             "a plan for smaller batches (--batch) needs less"
         ) from error
 
 
-def _aligned(tensor: Tensor) -> Tensor:
-    return tensor if tensor.data_ptr() % ALIGNMENT == 0 else tensor.clone()
-
-
-def _open_engine(path: Path, record: Record, device: torch.device) -> _Engine:
-    status = path.stat()
-    key = (str(path.resolve()), status.st_mtime_ns, status.st_size, str(device))
-    with _lock:
-        engine = _engines.get(key)
-        if engine is None:
-            engine = _engines[key] = _Engine(path, record, device)
-    return engine
+def _open_engine(path: Path, record: PlanRecord, device: torch.device) -> _Engine:
+    return _engines.get(path, str(device), make=lambda: _Engine(path, record, device))

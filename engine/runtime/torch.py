@@ -3,37 +3,39 @@
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from threading import Lock
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models import checkpoint
+from models.batch_norm import fold_batch_norms
 
 from ..device.arena import RUNGS, rung
 from ..errors import InputError
+from .batching import pad_batch
+from .sharing import SharedCache
 from .signature import Signature
 
-# Pipelines of one process share a checkpoint's module: on a GPU, it took minutes to compile.
-_modules: "WeakValueDictionary[tuple, nn.Module | Compiled]" = WeakValueDictionary()
-_lock = Lock()
+# Compiling a module for a GPU takes minutes.
+_modules: "SharedCache[nn.Module | Compiled]" = SharedCache()
 
 
 class TorchNetwork:
-    """A checkpoint as a module: as it is, in float32, on a CPU; on a GPU float16, channels-last,
+    """A checkpoint as a module: on a CPU in float32; on a GPU in float16 and channels-last, with
     batch norms folded into convolutions, and compiled where there is a compiler.
 
     Raises:
         InputError: not a checkpoint of this network.
     """
 
-    recordable, stream = True, None  # what it allocates while it is recorded is the graph's
+    recordable, stream = True, None  # memory allocated during a capture belongs to the graph
 
     def __init__(self, signature: Signature, path: Path, device: torch.device):
         self.dtype = torch.float16 if device.type == "cuda" else torch.float32
-        self._run = _open_module(signature.kind, path, device, self.dtype)
+        kind, dtype = signature.kind, self.dtype
+        self._run = _modules.get(
+            path, kind, str(device), make=lambda: _new_module(kind, path, device, dtype)
+        )
         self.description = f"PyTorch {torch.__version__}, {device}, {self.dtype}"
 
     @torch.inference_mode()
@@ -41,47 +43,33 @@ class TorchNetwork:
         return out.copy_(self._run(*(tensor.to(self.dtype) for tensor in inputs)))
 
 
-def _open_module(
-    kind: str, path: Path, device: torch.device, dtype: torch.dtype
-) -> "nn.Module | Compiled":
-    status = path.stat() if path.exists() else None
-    changed = status and (status.st_mtime_ns, status.st_size)
-    key = kind, str(path.resolve()), changed, str(device)
-    with _lock:
-        module = _modules.get(key)
-        if module is None:
-            module = _modules[key] = _new_module(kind, path, device, dtype)
-    return module
-
-
 def _new_module(
     kind: str, path: Path, device: torch.device, dtype: torch.dtype
 ) -> "nn.Module | Compiled":
     try:
-        module = checkpoint.load(path, kind)
+        module: nn.Module = checkpoint.load(path, kind)
     except checkpoint.CheckpointError as error:
         raise InputError(str(error)) from error
     on_gpu = device.type == "cuda"
     if on_gpu:
-        # before the rounding: a variance may be beyond float16
-        module = fold_batch_norms(module.double())
+        # Folded before rounding, because a variance may exceed float16's range.
+        fold_batch_norms(module.double())
     module = module.to(device, dtype, memory_format=torch.channels_last).requires_grad_(False)
     return Compiled(module) if on_gpu else module
 
 
 class Compiled:
-    """A module compiled for a few batch sizes, each when it first comes; others are filled up.
+    """A module compiled for a few batch sizes, each at its first call. Other sizes are padded.
 
-    A size of its own for each kernel lets the compiler choose tiles for it; every size that came
-    along would be compiled for a minute. Where compiling fails, a warning says so once and the
-    module runs as it is.
+    With static sizes the compiler can choose tiles for each; compiling every size that comes would
+    take a minute each. If compiling fails, a warning says so once, and the module runs eagerly.
     """
 
     def __init__(self, module: nn.Module):
         self._module = module
         self._compiled: Callable[..., Tensor] | None = torch.compile(module, dynamic=False)
         self._ready: set[int] = set()
-        # All modules of a class share the count, and beyond it PyTorch would stop compiling.
+        # The limit counts all modules of a class, and beyond it PyTorch would stop compiling.
         config = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, 64)
 
@@ -93,9 +81,8 @@ class Compiled:
             parts = zip(*(tensor.split(RUNGS[-1]) for tensor in inputs), strict=True)
             return torch.cat([self(*part) for part in parts])
         size = rung(RUNGS, n)
-        if size > n:
-            inputs = tuple(torch.cat([t, t[-1:].expand(size - n, *t.shape[1:])]) for t in inputs)
-        # Channels-last here, so that it is what the first layer is compiled for.
+        inputs = tuple(pad_batch(tensor, size) for tensor in inputs)
+        # Converted here, so that the first layer is compiled for channels-last.
         inputs = tuple(t.contiguous(memory_format=torch.channels_last) for t in inputs)
         return self._call(size, inputs)[:n]
 
@@ -107,7 +94,7 @@ class Compiled:
             made = self._compiled(*inputs)  # type: ignore[misc]
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # whatever a compiler that is missing or broken raises
+        except Exception as error:  # a missing or broken compiler raises anything
             lines = [line for line in str(error).splitlines() if line.strip()]
             reason = lines[0][:200] if lines else type(error).__name__
             warnings.warn(f"PyTorch runs without its compiler: {reason}", stacklevel=2)
@@ -115,19 +102,3 @@ class Compiled:
             return self._module(*inputs)
         self._ready.add(size)
         return made
-
-
-def fold_batch_norms(module: nn.Module) -> nn.Module:
-    """Fold, in place, every BatchNorm2d into the Conv2d that stands right before it.
-
-    In the module's precision: float64 keeps what the rounding to a lower one then takes.
-    """
-    name_before, before = None, None
-    for name, child in list(module.named_children()):
-        if isinstance(child, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):
-            setattr(module, name_before, fuse_conv_bn_eval(before, child))
-            setattr(module, name, nn.Identity())
-        else:
-            fold_batch_norms(child)
-        name_before, before = name, child
-    return module

@@ -17,9 +17,9 @@ from engine import build as build_module
 from engine.build import main
 from engine.plans import compiler
 from engine.plans.compiler import configure, make_profile, parse
-from engine.plans.flavor import FLAVORS, choose, logger
-from engine.plans.graph import load
-from engine.plans.graph_ready import make_ready
+from engine.plans.convert import convert
+from engine.plans.edition import EDITIONS, choose_edition, logger
+from engine.plans.onnx_graph import load_graph
 from engine.runtime.signature import AUDIO_ENCODER, GENERATOR
 from tests.engine import onnx_files
 
@@ -66,22 +66,22 @@ def test_builds(trt, sources, tmp_path, capsys, kind, precision, form):
     assert build(named(kind), source, "-o", plan, *options) == 0
     out, err = capsys.readouterr()
     assert out.startswith(f"{plan}: built, ") and "SM86, SM89, SM120" in out
-    assert ("batch of 1 made free" in err) == (form == "fixed") and "TRT" not in err
+    assert ("batch of 1 freed" in err) == (form == "fixed") and "TRT" not in err
 
     record, data = record_of(plan), plan.read_bytes()
-    assert record["made"] == {
+    assert record["key"] == {
         "network": kind,
         "source_sha256": hashlib.sha256(source.read_bytes()).hexdigest(),
-        "flavor": "tensorrt_rtx",
+        "edition": "tensorrt_rtx",
         "version": trt.__version__,
         "architectures": [86, 89, 120],
         "precision": precision,
         "batch": [1, 2, 4],
-        "format": 2,
+        "format": 3,
     }
     assert record["source"] == source.name
     if form == "free":
-        assert record["onnx_sha256"] == record["made"]["source_sha256"]
+        assert record["onnx_sha256"] == record["key"]["source_sha256"]
     inputs, outputs = ([[name, precision, shape] for name, shape in side] for side in TENSORS[kind])
     assert (record["inputs"], record["outputs"]) == (inputs, outputs)
     assert record["plan_bytes"] == len(data) > source.stat().st_size / 2.1
@@ -98,7 +98,7 @@ def test_builds(trt, sources, tmp_path, capsys, kind, precision, form):
 def test_one_architecture(trt, halves, tmp_path, kind, architecture):
     plan = tmp_path / "made.plan"
     assert build(named(kind), halves[kind], "-o", plan, "--arch", architecture, *BATCH) == 0
-    assert record_of(plan)["made"]["architectures"] == [architecture]
+    assert record_of(plan)["key"]["architectures"] == [architecture]
 
 
 @pytest.mark.parametrize("form", ["free", "fixed"])
@@ -106,9 +106,9 @@ def test_one_architecture(trt, halves, tmp_path, kind, architecture):
 @pytest.mark.parametrize("kind", SIGNATURES)
 def test_what_tensorrt_reads(trt, sources, kind, precision, form):
     """The network itself and the profile, asked of TensorRT."""
-    graph = load(SIGNATURES[kind], sources[kind, precision, form])
-    make_ready(graph, precision)
-    parsed = parse(FLAVORS["tensorrt_rtx"], graph)
+    graph = load_graph(SIGNATURES[kind], sources[kind, precision, form])
+    convert(graph, precision)
+    parsed = parse(EDITIONS["tensorrt_rtx"], graph)
     network = parsed.network
     dtype = {"fp16": trt.DataType.HALF, "fp32": trt.DataType.FLOAT}[precision]
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
@@ -126,9 +126,9 @@ def test_what_tensorrt_reads(trt, sources, kind, precision, form):
 
 
 def test_the_architectures_reach_tensorrt(trt, halves):
-    flavor, architectures = choose(None, [120, 86], None)
-    assert flavor is FLAVORS["tensorrt_rtx"] and architectures == [86, 120]
-    parsed = parse(flavor, load(AUDIO_ENCODER, halves["audio_encoder"]))
+    edition, architectures = choose_edition(None, [120, 86], None)
+    assert edition is EDITIONS["tensorrt_rtx"] and architectures == [86, 120]
+    parsed = parse(edition, load_graph(AUDIO_ENCODER, halves["audio_encoder"]))
     config = configure(parsed, architectures, "fp32")
     found = [config.get_compute_capability(i) for i in range(config.num_compute_capabilities)]
     assert found == [trt.ComputeCapability.SM86, trt.ComputeCapability.SM120]
@@ -139,8 +139,8 @@ def test_the_architectures_reach_tensorrt(trt, halves):
 def test_timings_are_kept(tmp_path, monkeypatch):
     """What TensorRT measured on a GPU, with a stand-in for its configuration."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("engine.plans.flavor.gpu_architecture", lambda: 90)
-    monkeypatch.setattr("engine.plans.flavor.Flavor.version", lambda self: "11.4.0")
+    monkeypatch.setattr("engine.plans.edition.gpu_architecture", lambda: 90)
+    monkeypatch.setattr("engine.plans.edition.TensorRTEdition.version", lambda self: "11.4.0")
 
     class Config:
         """A builder's configuration whose timing cache is the bytes themselves."""
@@ -155,12 +155,12 @@ def test_timings_are_kept(tmp_path, monkeypatch):
             return self.cache
 
     for expected in (b"more ", b"more more "):
-        save = FLAVORS["tensorrt"].use_timing_cache(Config())
+        save = EDITIONS["tensorrt"].use_timing_cache(Config())
         save()
         (kept,) = (path for path in tmp_path.rglob("*") if path.is_file())
         assert kept.name == "timing-11.4.0-SM90.cache" and kept.read_bytes() == expected
     kept.write_bytes(b"spoilt")
-    FLAVORS["tensorrt"].use_timing_cache(Config())()
+    EDITIONS["tensorrt"].use_timing_cache(Config())()
     assert kept.read_bytes() == b"more "
 
 
@@ -169,11 +169,11 @@ def test_other_names_and_another_precision(trt, older, tmp_path, capsys):
     assert build("generator", tmp_path / "older.onnx", "--arch", 89, *BATCH) == 0
     notice = capsys.readouterr().err
     assert "its face as input, its sound as audio, its mouth as output" in notice
-    assert "its batch of 1 made free and fp32 made fp16 (largest difference 0.000" in notice
+    assert "batch of 1 freed and fp32 converted to fp16 (largest difference 0.000" in notice
     record = record_of(tmp_path / "older.plan")
     assert [name for name, *_ in record["inputs"]] == ["face", "sound"]
     assert {kind for _, kind, _ in record["inputs"] + record["outputs"]} == {"fp16"}
-    assert record["onnx_sha256"] != record["made"]["source_sha256"]
+    assert record["onnx_sha256"] != record["key"]["source_sha256"]
 
 
 def test_an_avatar(trt, own, halves, tmp_path, capsys):
@@ -183,7 +183,7 @@ def test_an_avatar(trt, own, halves, tmp_path, capsys):
     options = ["--avatar", root, "--arch", "86,89", *BATCH]
     assert build(*options) == 0
     assert capsys.readouterr().out.count(": built, ") == 2
-    made = [record_of(root / f"{kind}.plan")["made"] for kind in SIGNATURES]
+    made = [record_of(root / f"{kind}.plan")["key"] for kind in SIGNATURES]
     assert [m["network"] for m in made] == ["generator", "audio_encoder"]
     assert [m["batch"] for m in made] == [[1, 2, 4], [1, 32, 32]]  # frames; windows
     # an avatar.json that names the plans: they are built from what they were built from
@@ -202,7 +202,7 @@ def test_inspect(trt, halves, tmp_path, capsys):
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == f"{plan}: {len(lines) - 3} layers as parsed"
         assert sum("CONVOLUTION" in line for line in lines) == 13
-        assert lines[-2].startswith(f"{plan}: the layers as built can be seen on SM121, ")
+        assert lines[-2].startswith(f"{plan}: the layers as built can be seen on SM121; ")
         assert lines[-1].startswith(f"{plan}: {state}, ")
 
 
@@ -274,7 +274,7 @@ def test_another_version_builds_again(built, capsys, monkeypatch, trt):
     monkeypatch.setattr(trt, "__version__", "1.8.0.1")
     assert again(source) == 0
     assert ": built, " in capsys.readouterr().out
-    assert record_of(plan)["made"]["version"] == "1.8.0.1"
+    assert record_of(plan)["key"]["version"] == "1.8.0.1"
 
 
 def test_weights_beside_the_file_count(trt, halves, tmp_path, capsys):
@@ -345,14 +345,14 @@ def test_another_network(trt, halves, tmp_path, capsys):
     source = tmp_path / "a.onnx"
     shutil.copy(halves["audio_encoder"], source)
     line = refused(capsys, tmp_path, "generator", source, "--arch", 86)
-    assert "generator: it has mel_spectrogram ['?', 1, 80, 16] tensor(float16), wanted" in line
+    assert "generator; it has mel_spectrogram ['?', 1, 80, 16] tensor(float16), expected" in line
 
 
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [
         (onnx_files.loud, [], "values reach"),
-        (onnx_files.baked_flatten, ["--precision", "fp32"], "for a batch of 3: export it with"),
+        (onnx_files.baked_flatten, ["--precision", "fp32"], "for a batch of 3; export it with"),
     ],
 )
 def test_graphs_that_cannot_be_made_ready(trt, networks, tmp_path, capsys, make, options, message):
@@ -364,15 +364,15 @@ def test_graphs_that_cannot_be_made_ready(trt, networks, tmp_path, capsys, make,
 def test_a_fixed_batch_of_4(trt, halves, tmp_path, capsys):
     source = onnx_files.fixed_batch(halves["audio_encoder"], tmp_path / "a.onnx", 4)
     line = refused(capsys, tmp_path, "audio-encoder", source, "--arch", 86)
-    assert "has a fixed batch of 4: TensorRT needs one that is free or 1" in line
+    assert "has a fixed batch of 4: TensorRT needs one that is free or 1." in line
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--arch", "90"], "does not build for SM90, only for SM75, SM80, SM86, SM89, SM120"),
-        (["--arch", "8.6"], "'8.6' must be compute capabilities without their dots"),
-        (["--arch", "86", "--batch", "1", "4", "2"], "batch is 1 4 2, it must be 1 <= MIN <= OPT"),
+        (["--arch", "8.6"], "'8.6' is not a list of compute capabilities without dots"),
+        (["--arch", "86", "--batch", "1", "4", "2"], "batch is 1 4 2; expected 1 <= MIN <= OPT"),
         (["--arch", "86", "--batch", "0", "1", "2"], "batch is 0 1 2"),
         (["--arch", "86", "--batch", "1", "1", "300"], "MAX <= 256"),
         (["--arch", "86", "-o", "a.engine"], "a.engine: the output's name must end in .plan"),
@@ -380,7 +380,7 @@ def test_a_fixed_batch_of_4(trt, halves, tmp_path, capsys):
         (["--arch", "86", "-o", "/proc/a.plan"], "/proc/a.plan cannot be written: "),
         (["--arch", "86", "-o", "boxes.plan"], "boxes.json is not the record of a plan"),
         (["--arch", "86", "-o", "avatar.plan"], "avatar.json is not the record of a plan"),
-        (["--arch", "86", "--avatar", "."], "give a network and its file, or --avatar DIR"),
+        (["--arch", "86", "--avatar", "."], "expected a network and its file, or --avatar DIR"),
     ],
 )
 def test_bad_options(trt, halves, tmp_path, monkeypatch, capsys, options, message):
@@ -392,7 +392,7 @@ def test_bad_options(trt, halves, tmp_path, monkeypatch, capsys, options, messag
 
 
 def test_nothing_to_build(tmp_path, capsys):
-    assert "give a network and its file" in refused(capsys, tmp_path)
+    assert "expected a network and its file" in refused(capsys, tmp_path)
     assert "does not exist" in refused(capsys, tmp_path, "--avatar", "nowhere", "--arch", 86)
 
 
@@ -406,7 +406,7 @@ def test_no_gpu_and_no_architecture(trt, halves, tmp_path, capsys, monkeypatch):
     ("gpu", "installed", "options", "message"),
     [
         (None, [], [], "TensorRT is not installed: pip install tensorrt-rtx (for GeForce and"),
-        (None, [], ["--flavor", "tensorrt"], "is not installed: pip install tensorrt-cu13"),
+        (None, [], ["--edition", "tensorrt"], "is not installed: pip install tensorrt-cu13"),
         (90, ["tensorrt_rtx"], [], "does not build for SM90, only for "),
         (90, ["tensorrt_rtx"], [], "tensorrt is not installed: pip install tensorrt-cu13"),
         (90, ["tensorrt"], ["--arch", "86"], "only on such a GPU, and the one here is SM90"),
@@ -428,7 +428,7 @@ def test_no_tensorrt_that_can(
 
 
 @pytest.mark.parametrize(
-    ("name", "architectures", "gpu", "flavor"),
+    ("name", "architectures", "gpu", "edition"),
     [
         (None, None, 90, "tensorrt"),
         (None, None, 80, "tensorrt"),  # both can: it is a data-centre GPU
@@ -439,10 +439,10 @@ def test_no_tensorrt_that_can(
         (None, [80, 89], 80, "tensorrt_rtx"),
     ],
 )
-def test_which_tensorrt(trt, monkeypatch, name, architectures, gpu, flavor):
+def test_which_tensorrt(trt, monkeypatch, name, architectures, gpu, edition):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
-    chosen, wanted = choose(name, architectures, gpu)
-    assert chosen.name == flavor and wanted == (architectures or [gpu])
+    chosen, wanted = choose_edition(name, architectures, gpu)
+    assert chosen.name == edition and wanted == (architectures or [gpu])
 
 
 def test_a_library_that_does_not_load(trt, halves, tmp_path, capsys, monkeypatch):
@@ -457,7 +457,7 @@ def test_a_library_that_does_not_load(trt, halves, tmp_path, capsys, monkeypatch
 def test_tensorrt_fails_to_build(trt, halves, tmp_path, capsys, monkeypatch):
     """A capability that is the GPU's own where there is no GPU: what --arch saves people from."""
     target = {86: trt.ComputeCapability.CURRENT}
-    monkeypatch.setattr("engine.plans.flavor._capabilities", lambda module: target)
+    monkeypatch.setattr("engine.plans.edition._capabilities", lambda module: target)
     source = halves["audio_encoder"]
     options = ["--arch", 86, "-o", tmp_path / "a.plan"]
     if build_module.gpu_architecture() is not None:
@@ -495,9 +495,9 @@ def test_ctrl_c_while_tensorrt_builds(trt, halves, tmp_path, capsys, monkeypatch
     assert build("audio-encoder", halves["audio_encoder"], *options) == 130
     out, err = capsys.readouterr()
     assert out == "" and err.splitlines()[1:] == [
-        "interrupted: what was being built was not written"
+        "interrupted: the unfinished plan was not written"
     ]
-    assert "BuildCanceled" in logger(FLAVORS["tensorrt_rtx"]).error()
+    assert "BuildCanceled" in logger(EDITIONS["tensorrt_rtx"]).error()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,8 +1,29 @@
 """What the commands share."""
 
+import io
+import os
+import re
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import numpy as np
 import pytest
 
-from engine.command import write_whole
+from engine.command import Parser, program, run
+from engine.errors import DeviceError, InputError, printable
+from engine.files import write_whole
+from tests.conftest import ROOT
+
+ESCAPED = {
+    "plain, é, 日本語 and 😀": "plain, é, 日本語 and 😀",
+    "a\nerror: b": r"a\nerror: b",
+    "a\r\tb": r"a\r\tb",
+    "\x1b[31mred\x07": r"\x1b[31mred\x07",
+    "\x7f\x85\u2028\u202e": r"\x7f\x85\u2028\u202e",  # the last one turns the text around
+    os.fsdecode(b"\xff.wav"): r"\udcff.wav",
+}
 
 
 def test_a_file_is_whole_or_what_it_was(tmp_path):
@@ -20,3 +41,129 @@ def test_a_file_is_whole_or_what_it_was(tmp_path):
     write_whole(path, lambda partial: partial.write_text(f"as {partial.suffix}"))
     assert path.read_text() == "as .json"
     assert list(tmp_path.iterdir()) == [path]
+
+
+# --- what is printed -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ESCAPED, ids=ascii)
+def test_names_are_printable(text):
+    assert printable(text) == printable(ESCAPED[text]) == ESCAPED[text]
+    for kind in (InputError, DeviceError):
+        assert str(kind(f"{text} is missing")) == f"{ESCAPED[text]} is missing"
+
+
+@pytest.mark.parametrize("name", ["a\nerror: b", "\x1b[31m"])
+def test_an_error_is_one_line(name, capsys):
+    def read():
+        Path(name, "missing").read_bytes()
+
+    def refuse():
+        raise InputError(f"{name} is missing")
+
+    for work in (read, refuse):
+        assert run(work, interrupted="nothing was written") == 2
+        printed = capsys.readouterr()
+        assert re.fullmatch(r"error: [^\x00-\x1f]+\n", printed.err) and printed.out == ""
+    with pytest.raises(SystemExit, match="2"):
+        Parser(prog="p").parse_args([name])
+    assert re.fullmatch(r"error: [^\x00-\x1f]+\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_printing_does_not_fail(monkeypatch, encoding):
+    streams = {}
+    for name in ("stdout", "stderr"):
+        streams[name] = io.TextIOWrapper(io.BytesIO(), encoding)
+        monkeypatch.setattr(sys, name, streams[name])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    names = "ü 日本 " + os.fsdecode(b"\xff")
+
+    def main():
+        print(names)
+        print(names, file=sys.stderr)
+        return 7
+
+    with pytest.raises(SystemExit, match="7"):
+        program(main)
+    for stream in streams.values():
+        stream.flush()
+        written = stream.buffer.getvalue().decode(encoding).strip()
+        assert written == names.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def test_streams_that_are_closed(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit, match="0"):
+        program(lambda: 0)
+
+
+@pytest.fixture(scope="module")
+def ascii_only() -> dict[str, str]:
+    """The environment of a process whose stdout takes ASCII, and files any bytes."""
+    return {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
+
+
+def test_a_render_whose_names_cannot_be_printed(native, tmp_path, ascii_only, speech):
+    """To the end: the video is there, and one line says so."""
+    name = "ü\n" + os.fsdecode(b"\xff")
+    audio, output = tmp_path / f"{name}.wav", tmp_path / f"{name}.mp4"
+    with wave.open(str(audio), "wb") as file:
+        file.setparams((1, 2, 16000, 0, "NONE", ""))
+        file.writeframes((speech[16000:22000].numpy() * 32767).astype(np.int16).tobytes())
+    folder = tmp_path / name
+    folder.symlink_to(native)
+    cases = ROOT / "tests" / "cases"
+    networks = ["--generator", cases / "identity.onnx", "--audio-encoder"]
+    networks += [cases / "loudness_encoder.onnx", "--device", "cpu", "--no-progress"]
+    command = [sys.executable, "-m", "engine.render", "--avatar", folder, "--audio", audio]
+    done = subprocess.run(
+        [*command, "-o", output, *networks], env=ascii_only, cwd=tmp_path, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.decode("ascii").splitlines()
+    assert r"/\xfc\n\udcff.mp4: 8 frames, " in line
+    assert output.stat().st_size > 1000
+    done = subprocess.run(
+        [*command[:-1], f"{audio}.no", "-o", output.with_suffix(".2.mp4"), *networks],
+        env=ascii_only, cwd=tmp_path, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stdout == b""
+    (line,) = done.stderr.decode("ascii").splitlines()
+    assert line.startswith("error: ") and r"\xfc\n\udcff.wav.no does not exist" in line
+
+
+COMMANDS = [
+    ["engine.build", "generator", "NAME.onnx", "--edition", "tensorrt_rtx", "--arch", "89"],
+    ["train", "--avatar", "NAME", "-o", "out.pth"],
+    ["export", "generator", "NAME.pth", "-o", "out.onnx"],
+    ["export", "NAME", "x.pth", "-o", "out.onnx"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command[:2]))
+def test_errors_whose_names_cannot_be_printed(command, tmp_path, ascii_only):
+    name = "ü\nerror: x\x1b" + os.fsdecode(b"\xff")
+    command = [part.replace("NAME", name) for part in command]
+    done = subprocess.run(
+        [sys.executable, "-m", *command], env=ascii_only, cwd=tmp_path, capture_output=True
+    )
+    assert done.returncode == 2 and done.stdout == b""
+    lines = done.stderr.decode("ascii").splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:]
+    assert r"\xfc\nerror: x\x1b\udcff" in lines[-1] and "\x1b" not in "".join(lines)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_command_is_run_as_a_program():
+    """`export` may not import `engine`, and the table of `kernels.compile` has no names."""
+    own = {ROOT / "export" / "__main__.py", ROOT / "kernels" / "compile.py"}
+    rooms = ("kernels", "export", "engine", "train", "benchmarks", "examples")
+    files = {path for room in rooms for path in (ROOT / room).rglob("*.py")}
+    starts = {path: path.read_text().partition('if __name__ == "__main__":')[2] for path in files}
+    commands = {path for path, start in starts.items() if start}
+    assert len(commands) > 8 and own < commands
+    for path in commands - own:
+        assert "program(main)" in starts[path], path
+    assert 'stream.reconfigure(errors="backslashreplace")' in starts[ROOT / "export/__main__.py"]

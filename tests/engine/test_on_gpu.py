@@ -2,6 +2,7 @@
 
 import gc
 import shutil
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -17,11 +18,12 @@ from engine.device.graphs import WARM_UPS, Graphs
 from engine.device.lane import RING
 from engine.device.on_host import on_host
 from engine.device.stopwatch import Stopwatch
-from engine.errors import DeviceError
+from engine.errors import DeviceError, InputError
 from engine.media import images
 from engine.pipeline import frame_numbers
-from engine.plans.flavor import FLAVORS, gpu_architecture
+from engine.plans.edition import EDITIONS, gpu_architecture
 from engine.runtime import RUNTIMES
+from engine.runtime.output_check import write_ranges
 
 pytestmark = pytest.mark.gpu
 
@@ -66,14 +68,14 @@ def make(request, native, gentle, halves, tmp_path_factory):
 
 def _plans(halves, folder) -> dict:
     architecture = gpu_architecture()
-    for flavor in FLAVORS.values():
-        if flavor.installed and not flavor.why_not([architecture], architecture):
+    for edition in EDITIONS.values():
+        if edition.installed and not edition.why_not([architecture], architecture):
             break
     else:
         pytest.skip("no TensorRT for this GPU is installed")
     for kind, path in halves.items():
         shutil.copy(path, folder / f"{kind}.onnx")
-        options = ["--flavor", flavor.name, "--batch", "1", "25", "40"]
+        options = ["--edition", edition.name, "--batch", "1", "25", "40"]
         assert build([kind.replace("_", "-"), str(folder / f"{kind}.onnx"), *options]) == 0
     return {kind: folder / f"{kind}.plan" for kind in halves}
 
@@ -171,6 +173,56 @@ def test_a_render_waits_for_nothing_from_its_speech_on(make, short):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(torch.cat(batches).cpu(), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_ranges_are_the_cpus(dtype):
+    torch.manual_seed(1)
+    for shape, rows in [((25, 3, 320, 320), (25, 3)), ((32, 512), (32,))]:
+        output = torch.randn(shape).to(dtype)
+        output.flatten(1)[3, 100], output.flatten(1)[7, 9] = float("nan"), float("-inf")
+        ranges = {}
+        for device in ("cpu", "cuda"):
+            ranges[device] = [torch.zeros(rows, dtype=dtype, device=device) for _ in range(2)]
+            write_ranges(output.to(device), *ranges[device])
+        for ours, theirs in zip(*ranges.values(), strict=True):
+            assert torch.equal(ours.nan_to_num(7), theirs.cpu().nan_to_num(7))
+
+
+class Breaks:
+    """A stand-in: the encoder gives the mel itself, the generator NaN where that is loud."""
+
+    dtype, recordable, stream = torch.float16, True, None
+    description = reason = "stand-in"
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __call__(self, *inputs, out):
+        if self.kind == "audio_encoder":
+            return out.copy_(inputs[0].flatten(1)[:, :512])
+        picture, audio = inputs
+        loud = audio.flatten(1).float().mean(1)[:, None, None, None] > -2
+        return out.copy_(torch.where(loud, torch.nan, picture[:, :3]))
+
+
+def test_nan_is_found_where_it_begins(native, monkeypatch):
+    """On a GPU without waiting, in the frame that a CPU finds; and the buffers can be used again."""
+    monkeypatch.setattr("engine.pipeline.open_network", lambda s, *_, **__: Breaks(s.kind))
+    noise = torch.randn(32000, generator=torch.Generator().manual_seed(4)).clamp_(-1, 1) / 4
+    speech = torch.cat([torch.zeros(32000), noise])
+    errors, counts = [], []
+    for device in ("cpu", "cuda"):
+        pipeline = Pipeline(Avatar.load(native, device=device), batch_size=8)
+        quiet = finished(pipeline, speech[:32000])
+        counts.append(0)
+        with pytest.raises(InputError) as caught:
+            for frames in pipeline.render(speech):
+                counts[-1] += len(frames)
+        errors.append(str(caught.value))
+        assert torch.equal(finished(pipeline, speech[:32000]), quiet)
+    assert "the generator returns NaN in video frame " in errors[0] and errors[1] == errors[0]
+    assert 30 < counts[0] <= counts[1]
 
 
 def test_memory_is_constant(make, noise):
@@ -273,9 +325,10 @@ def test_dlpack(make, short):
 
 def test_jpegs_of_the_gpu(make, short, tmp_path):
     """Of nvImageCodec, as near the frames as Pillow's."""
-    if not images.on_gpu():
-        pytest.skip("nvImageCodec is not installed")
     pipeline = make(8)
+    with warnings.catch_warnings(record=True) as said:
+        if not images.on_gpu(pipeline.device):
+            pytest.skip(str(said[0].message) if said else "nvImageCodec does not work")
     with images.ImageWriter(tmp_path / "jpegs", "jpg", quality=95) as writer:
         for frames, pixels in on_host(pipeline.render(short)):
             writer.write(frames, pixels)

@@ -43,7 +43,7 @@ def test_the_mp4(native, audio, tmp_path, capsys):
     printed = capsys.readouterr()
     if not torch.cuda.is_available():  # which runtime, and why
         assert re.search(
-            r"^shared: generator in ONNX Runtime [\d.]+, cpu, torch.float32 \(it runs on CPUs\)$",
+            r"^shared: generator in ONNX Runtime [\d.]+, cpu, torch.float32 \(the default on a CPU\)$",
             printed.err,
             re.MULTILINE,
         )

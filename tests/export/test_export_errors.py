@@ -160,6 +160,16 @@ def test_command_errors(capsys, generator_checkpoint, existing, tmp_path):
     assert "invalid choice: 'vocoder'" in line and before == []
 
 
+def test_command_refuses_quantized_weights(capsys, audio_encoder_checkpoint, existing, tmp_path):
+    weights = audio_encoder_checkpoint[0].state_dict()
+    for name, tensor in weights.items():
+        if tensor.is_floating_point():
+            weights[name] = (tensor * 20).round().clamp(-128, 127).to(torch.int8)
+    torch.save(weights, tmp_path / "int8.pth")
+    line, _ = failing(capsys, "audio-encoder", tmp_path / "int8.pth", "-o", existing)
+    assert line.startswith(f"error: {tmp_path}/int8.pth: 0.conv_block.0.weight is torch.int8, and ")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_ctrl_c_leaves_nothing(generator_checkpoint, existing):
     process = subprocess.Popen(

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 import kernels
 from benchmarks import frame_loop
+from tests.tolerances import TOLERANCES, U8, assert_close
 
+FORMULA = TOLERANCES["convert_color", U8, "formula"]
 INTERPOLATION = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
@@ -17,13 +19,9 @@ def check_resize(image: np.ndarray, size: tuple[int, int], mode: str) -> None:
     expected = cv2.resize(image, size[::-1], interpolation=INTERPOLATION[mode])
     expected = expected.reshape(*size, image.shape[2])
     actual = kernels.resize(torch.from_numpy(image)[None], size, mode=mode)[0].numpy()
-    difference = np.abs(actual.astype(int) - expected)
-    assert actual.shape == expected.shape
-    # OpenCV's own bilinear works in steps of 1/2048: a level off here and there. Where the image
-    # is flat along its rows, one tie is a whole row.
-    share = 0.12 if mode == "bilinear" else 1e-3
-    allowed = max(expected[0].size, share * expected.size)
-    assert difference.max() <= 1 and (difference > 0).sum() <= allowed
+    tolerance = TOLERANCES[f"resize {mode}", U8, "OpenCV"]
+    # Where the image is flat along its rows, one tie is a whole row.
+    assert_close(actual, expected, tolerance, at_least=expected[0].size)
 
 
 SIZES = [
@@ -63,8 +61,8 @@ def test_any_resize_matches_torch(source, target, mode, channels, seed):
     expected = torch.nn.functional.interpolate(
         images.permute(0, 3, 1, 2).double(), target, mode=mode, align_corners=False
     ).permute(0, 2, 3, 1)
-    difference = kernels.resize(images, target, mode=mode).double() - expected.clamp(0, 255)
-    assert difference.abs().max() <= 0.501  # rounded to the nearest, but for float32's own error
+    actual = kernels.resize(images, target, mode=mode)
+    assert_close(actual, expected.clamp(0, 255), TOLERANCES["resize", U8, "PyTorch in float64"])
 
 
 @pytest.mark.parametrize("mode", kernels.RESIZE_MODES)
@@ -85,28 +83,29 @@ def row(values: list[int]) -> torch.Tensor:
 
 
 def test_exact_bilinear():
-    # centres of the doubled pixels lie at -0.25, 0.25, 0.75, 1.25 of the source
+    # The centres of the doubled pixels are at -0.25, 0.25, 0.75, 1.25 in the source.
     assert kernels.resize(row([0, 200]), (1, 4)).flatten().tolist() == [0, 50, 150, 200]
     assert kernels.resize(row([0, 100, 200, 40]), (1, 2)).flatten().tolist() == [50, 120]
 
 
 def test_exact_bicubic():
-    # At an eighth: W(1.125), W(0.125), W(0.875), W(1.875) of Keys' kernel with a = -0.75
+    # At 1/8: W(1.125), W(0.125), W(0.875), W(1.875) of Keys' kernel with a = -0.75.
     a = -0.75
     near = lambda x: (a + 2) * x**3 - (a + 3) * x**2 + 1  # noqa: E731
     far = lambda x: a * x**3 - 5 * a * x**2 + 8 * a * x - 4 * a  # noqa: E731
     weights = np.array([far(1.125), near(0.125), near(0.875), far(1.875)])
     step = row([10, 20, 200, 60, 90])
-    wide = kernels.resize(step, (1, 20), mode="bicubic").flatten()  # 4 a pixel, centres at n/4+1/8
+    # Four per pixel, with centres at n / 4 + 1 / 8.
+    wide = kernels.resize(step, (1, 20), mode="bicubic").flatten()
     assert wide[10] == round(float(weights @ [20, 200, 60, 90]))
     assert wide[6] == round(float(weights @ [10, 20, 200, 60]))
-    # overshoot on either side of an edge is clipped
+    # Overshoot on either side of an edge is clipped.
     edge = kernels.resize(row([0, 0, 0, 255, 255, 255]), (1, 24), mode="bicubic").flatten()
     assert edge.min() == 0 and edge.max() == 255
 
 
 def test_exact_direct():
-    # src = dst * 2 / 5: 0, 0.4, 0.8, 1.2 and 1.6, edge clamped, cut off
+    # src = dst * 2 / 5: 0, 0.4, 0.8, 1.2 and 1.6, clamped to the edge, truncated.
     assert kernels.resize(row([10, 21]), (1, 5), mode="direct").flatten().tolist() == [
         10, 14, 18, 21, 21,
     ]  # fmt: skip
@@ -121,9 +120,11 @@ def test_direct_matches_float64(person, size):
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (8193, 5), (5, -1)])
 def test_bad_sizes(size):
-    with pytest.raises(ValueError, match="it must be 1 to 8192"):
+    with pytest.raises(ValueError, match="; expected 1 to 8192"):
         kernels.resize(torch.zeros(1, 4, 4, 3, dtype=torch.uint8), size)
-    with pytest.raises(ValueError, match="mode is 'cubic', it must be one of"):
+    with pytest.raises(
+        ValueError, match="mode is 'cubic'; expected one of: bilinear, bicubic, direct"
+    ):
         kernels.resize(torch.zeros(1, 4, 4, 3, dtype=torch.uint8), (2, 2), mode="cubic")
 
 
@@ -147,14 +148,14 @@ def test_colors_match_opencv(source, target, shape):
 
 
 @pytest.mark.parametrize("name", ["rgb", "bgr", "rgba"])
-def test_bytes_survive_the_way_to_floats_and_back(name):
+def test_bytes_to_floats_and_back(name):
     levels = torch.arange(256, dtype=torch.uint8).repeat(3).view(1, 16, 16, 3)
     images = kernels.convert_color(levels, "rgb", name)
     planes = kernels.convert_color(images, name, "planar_bgr")
     assert planes.shape == (1, 3, 16, 16) and planes.min() == 0 and planes.max() == 1
     assert torch.equal(planes[:, 2], levels[..., 0].float() / 255)
     back = kernels.convert_color(planes, "planar_bgr", name)
-    # v / 255 * 255 may come out a hair below v, and is cut off: never above, at most 1 below
+    # v / 255 * 255 may be slightly below v and is then truncated: at most 1 below, never above.
     lost = images.int() - back.int()
     assert lost.min() >= 0 and lost.max() <= 1 and (lost == 0).float().mean() > 0.9
 
@@ -174,13 +175,13 @@ def test_floats_are_clamped(target):
         assert (image[..., 3] == 255).all()
 
 
-def test_out_is_apart_from_the_images():
+def test_out_must_not_overlap_the_images():
     images = torch.zeros(1, 4, 4, 3, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="out shares memory with images"):
+    with pytest.raises(ValueError, match="out overlaps images in memory; pass a separate tensor"):
         kernels.convert_color(images, "rgb", "bgr", out=images)
-    with pytest.raises(ValueError, match="out shares memory with images"):
+    with pytest.raises(ValueError, match="out overlaps images in memory; pass a separate tensor"):
         kernels.resize(images, (4, 4), out=images)
-    with pytest.raises(ValueError, match="17 channels, they must be 1 to 16"):
+    with pytest.raises(ValueError, match="images has 17 channels; expected 1 to 16"):
         kernels.resize(torch.zeros(1, 4, 4, 17, dtype=torch.uint8), (4, 4))
 
 
@@ -200,7 +201,7 @@ def test_planar_order_is_blue_green_red():
         (
             torch.zeros(1, 2, 2, 3).byte(),
             "yuv",
-            "source is 'yuv'.*one of rgb, bgr, rgba, nv12, planar",
+            "source is 'yuv'; expected one of: rgb, bgr, rgba, nv12, planar",
         ),
         (torch.zeros(1, 2, 2, 4).byte(), "rgb", r"\(1, 2, 2, 4\).*\(n, H, W, 3\)"),
         (torch.zeros(1, 2, 2, 3), "rgb", "torch.float32.*torch.uint8"),
@@ -213,7 +214,7 @@ def test_bad_colors(images, source, message):
 
 
 def smooth(height: int, width: int) -> torch.Tensor:
-    """Pictures whose colours are the same over every 2 x 2 pixels."""
+    """Make pictures in which every 2 x 2 pixels have one colour."""
     generator = torch.Generator().manual_seed(4)
     small = torch.randint(0, 256, (2, height // 2, width // 2, 3), generator=generator)
     return small.byte().repeat_interleave(2, 1).repeat_interleave(2, 2)
@@ -225,9 +226,9 @@ def test_nv12_matches_ffmpeg(person):
     frame = av.VideoFrame.from_ndarray(rgb, "rgb24")
     theirs = frame.reformat(format="nv12", dst_colorspace="ITU709").to_ndarray()
     ours = kernels.convert_color(person[:1], "rgb", "nv12")[0].numpy()
-    off = np.abs(ours.astype(int) - theirs)
-    # FFmpeg's quick conversion is a level off here and there, and filters the colours
-    assert off[:1280].max() <= 1 and off.mean() < 0.6
+    assert_close(ours[:1280], theirs[:1280], TOLERANCES["convert_color", U8, "Y of FFmpeg"])
+    # FFmpeg filters U and V along the rows, so single values differ by more.
+    assert np.abs(ours.astype(int) - theirs).mean() < 0.6
 
 
 def test_nv12_by_the_formula():
@@ -238,25 +239,25 @@ def test_nv12_by_the_formula():
     u, v = ((b - y) / 1.8556)[:, ::2, ::2], ((r - y) / 1.5748)[:, ::2, ::2]
     nv12 = kernels.convert_color(rgb, "rgb", "nv12")
     assert nv12.shape == (2, 96, 48)
-    torch.testing.assert_close(nv12[:, :64].double(), 16 + 219 / 255 * y, rtol=0, atol=0.51)
-    chroma = nv12[:, 64:].double().view(2, 32, 24, 2)
-    torch.testing.assert_close(chroma[..., 0], 128 + 224 / 255 * u, rtol=0, atol=0.51)
-    torch.testing.assert_close(chroma[..., 1], 128 + 224 / 255 * v, rtol=0, atol=0.51)
+    assert_close(nv12[:, :64], 16 + 219 / 255 * y, FORMULA)
+    chroma = nv12[:, 64:].view(2, 32, 24, 2)
+    assert_close(chroma[..., 0], 128 + 224 / 255 * u, FORMULA)
+    assert_close(chroma[..., 1], 128 + 224 / 255 * v, FORMULA)
 
 
-def test_chroma_is_that_of_the_mean_of_four_pixels():
+def test_chroma_of_the_mean_of_four_pixels():
     rgb = torch.randint(0, 256, (1, 8, 6, 3), dtype=torch.uint8)
     mean = rgb.view(1, 4, 2, 3, 2, 3).double().mean(dim=(2, 4))
     r, g, b = mean.unbind(-1)
     u = 128 + 224 / 255 * (b - (0.2126 * r + 0.7152 * g + 0.0722 * b)) / 1.8556
     nv12 = kernels.convert_color(rgb, "rgb", "nv12")
-    torch.testing.assert_close(nv12[:, 8:, ::2].double(), u, rtol=0, atol=0.51)
+    assert_close(nv12[:, 8:, ::2], u, FORMULA)
 
 
 def test_nv12_and_back():
     rgb = smooth(64, 48)
     back = kernels.convert_color(kernels.convert_color(rgb, "rgb", "nv12"), "nv12", "rgb")
-    assert (back.int() - rgb.int()).abs().max() <= 3  # 220 levels of Y, 225 of U and V
+    assert_close(back, rgb, TOLERANCES["convert_color", U8, "NV12 and back"])
     grey = torch.arange(256, dtype=torch.uint8).view(1, 16, 16, 1).expand(-1, -1, -1, 3)
     grey = grey.repeat_interleave(2, 1).repeat_interleave(2, 2)
     nv12 = kernels.convert_color(grey, "rgb", "nv12")
@@ -283,7 +284,7 @@ def test_nv12_from_nv12_is_a_copy():
         ),
         (
             lambda: kernels.convert_color(torch.zeros(1, 4, 4).byte(), "nv12", "rgb"),
-            r"\(1, 4, 4\), nv12 has 3",
+            r"\(1, 4, 4\); nv12 needs rows divisible by 3",
         ),
         (lambda: kernels.convert_color(torch.zeros(1, 6, 3).byte(), "nv12", "rgb"), "even width"),
     ],

@@ -1,4 +1,4 @@
-"""Windows against slices taken one by one in NumPy, and against the numbers worked out by hand."""
+"""Windows against slices taken one by one in NumPy, and against numbers worked out by hand."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_mel_windows_at_any_rate(rows, fps):
     np.testing.assert_array_equal(kernels.mel_windows(mel, fps=fps).numpy(), sliced(mel, fps))
 
 
-# Mel row that frame f's window starts with: 80 / 25 = 3.2 rows a frame, cut off.
+# The first mel row of frame f's window: 80 / 25 = 3.2 rows per frame, truncated.
 STARTS = [0, 3, 6, 9, 12, 16, 19, 22, 25, 28, 32]
 
 
@@ -65,8 +65,8 @@ def test_counts_of_known_lengths():
 
 
 def test_counts_keep_the_rounding_of_the_formula():
-    # 25 windows in exact arithmetic plus 2; the floating-point formula, which trained avatars
-    # were cut with, gives one less somewhere: both must be met.
+    # For some lengths the floating-point formula, which trained avatars were cut with, gives one
+    # window less than exact arithmetic.
     exact = [(rows - 16) * 25 // 80 + 2 for rows in range(16, 5000)]
     given = [kernels.mel_window_count(rows) for rows in range(16, 5000)]
     assert given == [int((rows - 16) / 80 * 25) + 2 for rows in range(16, 5000)]
@@ -75,7 +75,9 @@ def test_counts_keep_the_rounding_of_the_formula():
 
 @pytest.mark.parametrize("rows", [1, 8, 15])
 def test_too_short(rows):
-    with pytest.raises(ValueError, match=rf"too short: {rows} mel rows, at least 16.*3000 samples"):
+    with pytest.raises(
+        ValueError, match=rf"too short: {rows} mel rows; expected at least 16.*3000 samples"
+    ):
         kernels.mel_windows(mel_of(rows))
 
 
@@ -94,7 +96,7 @@ def test_feature_windows(count):
 
 def test_feature_window_by_hand():
     windows = kernels.feature_windows(features_of(30)).view(32, 16, 512)
-    first = (windows[:, :, 0] - 1) / 512  # which feature each row is; -1/512 where it is zeros
+    first = (windows[:, :, 0] - 1) / 512  # the feature of each row; -1/512 for zeros
     assert first[0].tolist() == [-1 / 512] * 8 + [0, 0, 1, 2, 3, 4, 5, 6]
     assert first[10].tolist() == list(range(1, 17))
     assert first[31].tolist() == [*range(22, 30), 29] + [-1 / 512] * 7
@@ -139,12 +141,21 @@ def test_half_precision_and_out():
     ("call", "message"),
     [
         (lambda: kernels.mel_windows(torch.zeros(100, 79)), r"\(100, 79\).*\(T, 80\)"),
-        (lambda: kernels.mel_windows(torch.zeros(100, 80), fps=0), "fps is 0"),
+        (
+            lambda: kernels.mel_windows(torch.zeros(100, 80), fps=0),
+            "fps is 0; expected a number above 0",
+        ),
         (lambda: kernels.mel_windows(torch.zeros(100, 80), fps=float("nan")), "fps is nan"),
-        (lambda: kernels.mel_windows(torch.zeros(16, 80), start=1, count=2), "1 to 3.*there are 2"),
+        (
+            lambda: kernels.mel_windows(torch.zeros(16, 80), start=1, count=2),
+            "mel windows 1 to 3 were requested; expected a range in 0 to 2",
+        ),
         (lambda: kernels.feature_windows(torch.zeros(0, 512)), "0 rows"),
         (lambda: kernels.feature_windows(torch.zeros(5, 512), start=-1), "-1"),
-        (lambda: kernels.feature_windows(torch.zeros(5, 512), count=8), "0 to 8.*there are 7"),
+        (
+            lambda: kernels.feature_windows(torch.zeros(5, 512), count=8),
+            "0 to 8 were requested; expected a range in 0 to 7",
+        ),
         (lambda: kernels.feature_windows(torch.zeros(5, 512).double()), "float64"),
     ],
 )

@@ -1,8 +1,16 @@
 """Every form a checkpoint comes in, and every way in which a file is not one."""
 
+import argparse
+import datetime
+import fractions
 import pickle
+import uuid
 import warnings
 import zipfile
+from collections import Counter, OrderedDict, defaultdict, deque
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +19,7 @@ import torch
 
 from models import AudioEncoder, Generator
 from models.checkpoint import CheckpointError, load, save
+from models.safe_pickle import read_pickle
 
 
 def prefixed(prefix, weights):
@@ -292,23 +301,183 @@ class Code:
         return open, (self.path, "w")
 
 
-@pytest.mark.parametrize("how", ["torch", "pickle"])
+@pytest.mark.parametrize("how", ["torch", "pickle", "beside NumPy scalars"])
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, audio_encoder, how):
     proof = tmp_path / "executed"
-    if how == "torch":
-        content = {"state_dict": audio_encoder.state_dict(), "extra": Code(str(proof))}
-        torch.save(content, tmp_path / "x.pth")
-    else:
+    content = {"state_dict": audio_encoder.state_dict(), "extra": Code(str(proof))}
+    if how == "pickle":
         (tmp_path / "x.pth").write_bytes(pickle.dumps(Code(str(proof)), protocol=2))
+    else:
+        before = {} if how == "torch" else {"loss": np.float64(1), "log": defaultdict(list)}
+        torch.save(before | content, tmp_path / "x.pth")
     message = refusal(tmp_path / "x.pth")
     assert "can run code" in message and "io.open" in message
     assert not proof.exists()
 
 
+class Config:
+    """A class of the trainer's own."""
+
+
 def test_other_python_objects_are_named(tmp_path, audio_encoder):
-    torch.save(
-        {"state_dict": audio_encoder.state_dict(), "loss": np.float64(1)}, tmp_path / "x.pth"
-    )
-    assert "refused: it holds numpy" in refusal(tmp_path / "x.pth")
+    content = {"loss": np.float64(1), "config": Config(), "state_dict": audio_encoder.state_dict()}
+    torch.save(content, tmp_path / "x.pth")
+    message = refusal(tmp_path / "x.pth")
+    assert f"refused: it holds {__name__}.Config, " in message
     torch.save(AudioEncoder(), tmp_path / "x.pth")
     assert "refused: it holds models.audio_encoder.AudioEncoder" in refusal(tmp_path / "x.pth")
+
+
+def test_other_pickle_protocols_are_named(tmp_path, audio_encoder):
+    (tmp_path / "x.pth").write_bytes(pickle.dumps({"epoch": 3}, protocol=4))
+    assert "a pickle of another protocol" in refusal(tmp_path / "x.pth")
+
+
+# --- what trainers keep beside the weights -------------------------------------------------------
+
+BESIDE_WEIGHTS = {
+    "epoch": np.int64(3),
+    "loss": np.float64(0.1),
+    "best": np.bool_(True),
+    "name": np.str_("run"),
+    "started": np.datetime64("2024-02-29"),
+    "history": np.array([[0.3, 0.2], [0.1, 0.05]], np.float32),
+    "rng": np.random.get_state(),
+    "config": defaultdict(list, mean=[0.5], std=[0.5]),
+    "counts": defaultdict(int, {"steps": 7}),
+    "order": OrderedDict(a=1),
+    "seen": Counter("aab"),
+    "last": deque([0.3, np.float32(0.2)], maxlen=100),
+    "path": Path("checkpoints/run"),
+    "windows": PureWindowsPath("c:/checkpoints"),
+    "args": argparse.Namespace(lr=1e-4, out=Path("out"), layers=[1, 2], seed=None),
+    "simple": SimpleNamespace(a=np.int8(1)),
+    "time": datetime.datetime(2024, 2, 29, 12, tzinfo=datetime.UTC),
+    "took": datetime.timedelta(hours=3),
+    "id": uuid.UUID(int=7),
+    "rate": fractions.Fraction(30000, 1001),
+    "frozen": frozenset(["conv"]),
+    "slice": slice(1, 5),
+    "large": 10**40,
+    np.int64(4): "a key",
+}
+
+
+def optimizer_state():
+    return {"state": {0: {"step": np.int64(3)}}, "param_groups": [{"lr": np.float64(0.1)}]}
+
+
+def with_globals(path, replace):
+    """Rewrite the names of classes in a file of torch.save's: `replace` maps lines of its pickle."""
+    parts = {}
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    for name in parts:
+        if name.endswith("data.pkl"):
+            for old, new in replace.items():
+                assert old in parts[name]
+                parts[name] = parts[name].replace(old, new)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+
+
+@pytest.mark.parametrize("key", BESIDE_WEIGHTS, ids=str)
+def test_each_thing_beside_weights(tmp_path, audio_encoder, key):
+    weights = audio_encoder.state_dict()
+    torch.save({key: BESIDE_WEIGHTS[key], "state_dict": weights}, tmp_path / "a.pth")
+    assert_same(load(tmp_path / "a.pth"), weights, AudioEncoder)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_training_checkpoint(tmp_path, audio_encoder, zipped):
+    weights = audio_encoder.state_dict()
+    nested = defaultdict(dict, model=prefixed("module.", weights), optimizer=optimizer_state())
+    content = {**BESIDE_WEIGHTS, "best_model": nested, "after": Path("/last")}
+    before = set(torch.serialization.get_safe_globals())
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    assert_same(load(tmp_path / "a.pth", "audio_encoder"), weights, AudioEncoder)
+    assert set(torch.serialization.get_safe_globals()) == before
+
+
+def test_a_checkpoint_of_another_python_and_numpy(tmp_path, audio_encoder):
+    """NumPy 1 called its core otherwise; a Windows path cannot be made here; 3.13 moved them."""
+    weights = audio_encoder.state_dict()
+    content = {
+        "epoch": np.int64(3),
+        "rng": np.random.get_state(),
+        "out": Path("a"),
+        "pure": PureWindowsPath("b"),
+    }
+    torch.save(content | {"state_dict": weights}, tmp_path / "a.pth")
+    numpy_1 = {b"cnumpy._core.multiarray\n": b"cnumpy.core.multiarray\n"}
+    windows = {b"cpathlib\nPosixPath\n": b"cpathlib\nWindowsPath\n"}
+    python_3_13 = {b"cpathlib\nPureWindowsPath\n": b"cpathlib._local\nPureWindowsPath\n"}
+    with_globals(tmp_path / "a.pth", numpy_1 | windows | python_3_13)
+    assert_same(load(tmp_path / "a.pth"), weights, AudioEncoder)
+
+
+def test_threads_read_training_checkpoints(tmp_path):
+    """PyTorch's list of safe classes is the process's."""
+    torch.save({**BESIDE_WEIGHTS, "log": [np.float64(x) for x in range(2000)]}, tmp_path / "a.pth")
+    with ThreadPoolExecutor(4) as threads:
+        read = list(threads.map(read_pickle, [tmp_path / "a.pth"] * 8))
+    assert all(len(content["log"]) == 2000 for content in read)
+
+
+# --- weights that are no floating-point numbers --------------------------------------------------
+
+
+def converted(weights, convert):
+    return {n: convert(t) if t.is_floating_point() else t for n, t in weights.items()}
+
+
+def per_channel(tensor):
+    rows = max(len(tensor), 1)
+    scales, zeros = torch.full((rows,), 0.1), torch.zeros(rows)
+    return torch.quantize_per_channel(tensor, scales, zeros, 0, torch.qint8)
+
+
+def int8_and_scales(weights):
+    scaled = converted(weights, lambda t: (t * 20).round().clamp(-128, 127).to(torch.int8))
+    return scaled | {f"{name}_scale": torch.tensor(0.05) for name in scaled}
+
+
+NO_WEIGHTS = {
+    "qint8": lambda w: converted(w, lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8)),
+    "quint8": lambda w: converted(w, lambda t: torch.quantize_per_tensor(t, 0.1, 9, torch.quint8)),
+    "qint8 ": lambda w: converted(w, per_channel),
+    "int8": lambda w: converted(w, lambda t: (t * 20).to(torch.int8)),
+    "int8 ": int8_and_scales,
+    "uint8": lambda w: converted(w, lambda t: (t * 20).to(torch.uint8)),
+    "complex64": lambda w: converted(w, lambda t: t.to(torch.complex64)),
+    "bool": lambda w: converted(w, lambda t: t > 0),
+    "sparse_coo": lambda w: converted(w, lambda t: t.to_sparse()),
+    "meta": lambda w: converted(w, lambda t: t.to("meta")),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("case", NO_WEIGHTS)
+def test_quantized_weights_are_refused(tmp_path, audio_encoder, case):
+    if case.startswith("q") and not hasattr(torch, "quantize_per_tensor"):
+        pytest.skip("this PyTorch has no quantized tensors")
+    torch.save({"model": NO_WEIGHTS[case](audio_encoder.state_dict())}, tmp_path / "x.pth")
+    message = refusal(tmp_path / "x.pth", "audio_encoder")
+    assert "0.conv_block.0.weight is " in message and case.strip() in message
+    if case.strip() not in ("sparse_coo", "meta"):
+        assert f"is torch.{case.strip()}, and weights must be floating point; save" in message
+
+
+def test_quantized_safetensors_are_refused(tmp_path, audio_encoder):
+    safetensors.torch.save_file(int8_and_scales(audio_encoder.state_dict()), tmp_path / "x.pth")
+    assert "0.conv_block.0.weight is torch.int8, and weights" in refusal(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_float8_is_a_float(tmp_path, audio_encoder, dtype, suffix):
+    weights = converted(audio_encoder.state_dict(), lambda t: t.to(dtype))
+    path = tmp_path / f"a.{suffix}"
+    torch.save(weights, path) if suffix == "pth" else safetensors.torch.save_file(weights, path)
+    assert_same(load(path), weights, AudioEncoder)

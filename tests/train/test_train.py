@@ -99,7 +99,7 @@ def test_a_film(film):
     assert recording.speeches[0].frames == SECONDS * kernels.FPS - 1  # the last one is not heard
     train, held_out = recording.train[:, 1], recording.held_out[:, 1]
     assert len(train) > 40 and len(held_out) == 8
-    assert train.max() + kernels.FEATURE_WINDOW < held_out.min()
+    assert train.max() + kernels.FEATURES_PER_FRAME < held_out.min()
     random = np.random.default_rng(1)
     inputs, target = recording.pictures(0, 5, random)
     made, _ = kernels.face_input(*Avatar.load(film, networks=False).batch([5]))
@@ -112,7 +112,7 @@ def test_a_film(film):
 
 def test_a_film_that_is_a_video(film, tmp_path, monkeypatch):
     """Its decoder has threads of its own on large machines; batches are made in another process."""
-    monkeypatch.setattr("engine.media.SPARE_CORES", True)
+    monkeypatch.setattr("engine.media.packets.SPARE_CORES", True)
     folder = tmp_path / "native"
     folder.mkdir()
     with av.open(folder / "frames.mp4", "w") as container:

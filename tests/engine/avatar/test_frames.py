@@ -7,10 +7,9 @@ from threading import Thread
 import av
 import numpy as np
 import pytest
-from PIL import Image
 
 from engine import InputError
-from engine.avatar.frames import FrameCache, ImageFolder, VideoFile
+from engine.avatar.frames import FrameCache, VideoFile
 from engine.pipeline import frame_numbers
 from tests.engine.files import write_video
 
@@ -96,31 +95,6 @@ def test_threads_share_a_cache(tmp_path, numbered):
     assert not wrong
 
 
-@pytest.mark.parametrize(
-    ("mode", "suffix"), [("RGB", "png"), ("L", "png"), ("RGBA", "png"), ("P", "png")]
-)
-def test_images_of_any_mode(tmp_path, numbered, mode, suffix):
-    Image.fromarray(numbered[0]).convert(mode).save(tmp_path / f"0.{suffix}")
-    with Image.open(tmp_path / f"0.{suffix}") as image:
-        expected = np.asarray(image.convert("RGB"))
-    assert np.array_equal(
-        read(FrameCache(ImageFolder([tmp_path / f"0.{suffix}"])), [0])[0], expected
-    )
-
-
-def test_an_image_that_is_shown_on_its_side(tmp_path, numbered):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
-    Image.fromarray(numbered[0]).save(tmp_path / "0.jpg", exif=exif)
-    with Image.open(tmp_path / "0.jpg") as image:
-        lying = np.asarray(image)
-    folder = ImageFolder([tmp_path / "0.jpg"])
-    assert (folder.height, folder.width) == (64, 48)
-    out = np.empty((1, 64, 48, 3), np.uint8)
-    FrameCache(folder).read([0], out)
-    assert np.array_equal(out[0], np.rot90(lying, -1))
-
-
 def test_a_video_that_changes_its_size(tmp_path, numbered):
     joined = b""
     for frames in (numbered[:5], numbered[:5, :24, :32]):
@@ -150,15 +124,6 @@ def copy(source: av.container.InputContainer, target: av.container.OutputContain
         packet.stream, packet.time_base = stream, Fraction(1, 25)
         packet.pts = packet.dts = number
         target.mux(packet)
-
-
-def test_a_truncated_image(tmp_path, numbered):
-    path = tmp_path / "0.png"
-    Image.fromarray(numbered[0]).save(path)
-    path.write_bytes(path.read_bytes()[:-3000])
-    folder = ImageFolder([path])  # its header can be read
-    with pytest.raises(InputError, match=r"0.png cannot be read as an image"):
-        read(FrameCache(folder), [0])
 
 
 def test_a_damaged_video(tmp_path, numbered):

@@ -119,7 +119,8 @@ def test_a_damaged_packet_is_passed_over(tmp_path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 300] = bytes(300)
     path.write_bytes(data)
-    pcm = read_speech(path).numpy()
+    with pytest.warns(UserWarning, match="1 packet of its sound cannot be decoded"):
+        pcm = read_speech(path).numpy()
     assert len(pcm) > 22000 and similarity(pcm[:8000], tones(RATE)[:8000]) > 0.98
 
 
@@ -130,8 +131,8 @@ def test_names_with_colons(tmp_path):
     with VideoWriter(
         tmp_path / "a:b.mp4", height=48, width=64, fps=Fraction(25), speech=path
     ) as writer:
-        writer.write(np.zeros((9, 48, 64, 3), np.uint8))
-    assert len(Video(tmp_path / "a:b.mp4")) == 9
+        writer.write(np.zeros((37, 48, 64, 3), np.uint8))
+    assert len(Video(tmp_path / "a:b.mp4")) == 37
 
 
 def text_file(path):

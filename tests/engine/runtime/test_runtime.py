@@ -1,7 +1,12 @@
 """The runtimes: any ONNX file in the wild, checkpoints, and what is neither."""
 
+import os
 import shutil
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
@@ -11,9 +16,12 @@ from torch import nn
 
 from engine import InputError
 from engine.runtime import open_network
+from engine.runtime.exported import exported
 from engine.runtime.signature import AUDIO_ENCODER, GENERATOR
-from engine.runtime.torch import Compiled, fold_batch_norms
+from engine.runtime.torch import Compiled
 from models import checkpoint
+from models.batch_norm import fold_batch_norms
+from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
 
@@ -114,12 +122,12 @@ def test_batch_norms_are_folded(checkpoints, inputs, expected):
     module.double()
     with torch.inference_mode():
         wanted = module(*pair)
-    folded = fold_batch_norms(module)
-    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
+    fold_batch_norms(module)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in module.modules())
     with torch.inference_mode():
-        assert (folded(*pair) - wanted).abs().max() < 1e-12
-    folded.half()
-    assert all(torch.isfinite(weight).all() for weight in folded.parameters())
+        assert (module(*pair) - wanted).abs().max() < 1e-12
+    module.half()
+    assert all(torch.isfinite(weight).all() for weight in module.parameters())
 
 
 @pytest.fixture
@@ -184,6 +192,46 @@ def test_a_checkpoint_is_exported_once(checkpoints, inputs, expected, tmp_path, 
     assert kept.name.startswith("generator-") and kept.name.endswith("-fp32.onnx")
 
 
+@pytest.mark.parametrize("search", [None, "", "."])
+def test_the_export_runs_nothing_of_the_working_folder(tmp_path, monkeypatch, search):
+    """Which may be where a server keeps what it was sent."""
+    folder = tmp_path / "uploads"
+    (folder / "models").mkdir(parents=True)
+    for name in ("export.py", "onnx.py", "torch.py", "models/__init__.py", "sitecustomize.py"):
+        (folder / name).write_text(f"open({str(tmp_path / 'executed')!r}, 'w').write({name!r})")
+    (folder / "a.pth").write_bytes(b"no checkpoint")
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    if search is not None:
+        monkeypatch.setenv("PYTHONPATH", search)
+    with pytest.raises(InputError, match=f"^{folder}/a.pth: not a checkpoint file: neither Py"):
+        exported(GENERATOR, Path("a.pth"), "fp32")
+    assert not (tmp_path / "executed").exists()
+    assert not list((tmp_path / "cache").rglob("*.onnx"))
+
+
+def test_an_export_that_makes_nothing(tmp_path, monkeypatch):
+    (tmp_path / "a.pth").write_bytes(b"weights")
+    done = SimpleNamespace(returncode=0, stderr="loading a.pth\nexporting to fp32\n")
+    monkeypatch.setattr("engine.runtime.exported.subprocess.run", lambda *_, **__: done)
+    with pytest.raises(InputError, match="a.pth was not exported: exporting to fp32"):
+        exported(GENERATOR, tmp_path / "a.pth", "fp32")
+
+
+@pytest.mark.parametrize("room", ["engine", "export"])
+def test_onnx_runtime_reports_nothing(tmp_path, room):
+    """It would write a device's number into the cache folder, and send it."""
+    code = (
+        f"import {room}, onnxruntime, sys\n"
+        "onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
+    )
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    environment.pop("ORT_DISABLE_TELEMETRY", None)
+    model = ROOT / "tests" / "cases" / "identity.onnx"
+    subprocess.run([sys.executable, "-c", code, str(model)], env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_networks_share_a_session(networks):
     one, two = (open_network(GENERATOR, networks["generator"], device=CPU) for _ in range(2))
     assert one._session is two._session
@@ -215,6 +263,17 @@ def test_a_changed_file_is_opened_anew(networks, tmp_path):
     assert first._session.get_inputs()[0].name == "input"
 
 
+def test_a_name_that_is_no_text(networks, checkpoints, inputs, expected, tmp_path):
+    for source, suffix, runtime in [
+        (networks["generator"], b".onnx", "onnxruntime"),
+        (checkpoints["generator"], b".safetensors", "torch"),
+    ]:
+        path = tmp_path / os.fsdecode(b"\xff" + suffix)
+        shutil.copy(source, path)
+        network = open_network(GENERATOR, path, device=CPU, runtime=runtime)
+        assert (run(network, [t[:1] for t in inputs]) - expected[:1]).abs().max() < 1e-4
+
+
 def text_file(path):
     path.write_text("no network")
 
@@ -234,9 +293,13 @@ def double_generator(path):
     ("name", "make", "message"),
     [
         ("a.onnx", text_file, "cannot be opened by ONNX Runtime"),
-        ("a.onnx", double_generator, r"not the ONNX of a\(n\) generator: it has input .*double"),
+        ("a.onnx", double_generator, r"not the ONNX of a\(n\) generator; it has input .*double"),
         ("a.pth", text_file, "a.pth"),
-        ("a.plan", text_file, "TensorRT plan, which needs a GPU, the device is cpu: give an ONNX"),
+        (
+            "a.plan",
+            text_file,
+            "TensorRT plan, which needs a GPU, and the device is cpu; give an ONNX",
+        ),
     ],
 )
 def test_files_of_no_use(tmp_path, name, make, message):
@@ -255,7 +318,7 @@ def test_a_checkpoint_of_another_network(checkpoints, runtime, tmp_path):
 
 
 def test_onnx_of_another_network(networks):
-    with pytest.raises(InputError, match=r"generator: it has mel_spectrogram .*wanted is input"):
+    with pytest.raises(InputError, match=r"generator; it has mel_spectrogram .*expected input"):
         open_network(GENERATOR, networks["audio_encoder"], device=CPU)
 
 
@@ -263,7 +326,7 @@ def test_choices(networks):
     with pytest.raises(InputError, match="the torch runtime takes checkpoints"):
         open_network(GENERATOR, networks["generator"], device=CPU, runtime="torch")
     with pytest.raises(
-        InputError, match="runtime is 'mxnet', it must be one of tensorrt, onnxruntime, torch"
+        InputError, match="runtime is 'mxnet'; expected one of: tensorrt, onnxruntime, torch"
     ):
         open_network(GENERATOR, networks["generator"], device=CPU, runtime="mxnet")
 

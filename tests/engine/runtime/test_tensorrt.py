@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from engine import Avatar, InputError, Pipeline
-from engine import runtime as runtime_module
 from engine.avatar.avatar import RESERVED, reserved_bytes
 from engine.build import main
 from engine.errors import DeviceError
-from engine.plans.flavor import FLAVORS, gpu_architecture, logger
-from engine.plans.plan import check
+from engine.plans.check import check_plan
+from engine.plans.edition import EDITIONS, gpu_architecture, logger
+from engine.runtime import open as open_module
 from engine.runtime import open_network
 from engine.runtime import tensorrt as tensorrt_module
 from engine.runtime.signature import AUDIO_ENCODER, GENERATOR
@@ -49,20 +49,20 @@ def plan(shared, tmp_path) -> Path:
 
 
 def on_gpu(monkeypatch, architecture: int | None) -> None:
-    monkeypatch.setattr("engine.plans.plan.gpu_architecture", lambda device=None: architecture)
+    monkeypatch.setattr("engine.plans.check.gpu_architecture", lambda device=None: architecture)
 
 
 # --- which plans are loaded ----------------------------------------------------------------------
 
 
 def alter(**changes):
-    """A change of the record: of what was made, or of the rest."""
+    """Return a function that changes values of a plan's record or of its key."""
 
     def change(plan):
         path = plan.with_suffix(".json")
         record = json.loads(path.read_text())
         for name, value in changes.items():
-            (record["made"] if name in record["made"] else record)[name] = value
+            (record["key"] if name in record["key"] else record)[name] = value
         path.write_text(json.dumps(record))
 
     return change
@@ -80,23 +80,26 @@ AGAIN = "build it again: python -m engine.build audio-encoder "
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda plan: plan.write_bytes(plan.read_bytes()[:5000]), "is damaged, it has 5000 bytes"),
-        (lambda plan: plan.write_bytes(b""), f"is damaged, it has 0 bytes.*{AGAIN}.* --force$"),
-        (flip, f"is damaged, its bytes are not those of its record: {AGAIN}.* --force$"),
+        (
+            lambda plan: plan.write_bytes(plan.read_bytes()[:5000]),
+            r"is damaged \(it has 5000 bytes",
+        ),
+        (lambda plan: plan.write_bytes(b""), rf"is damaged \(it has 0 bytes.*{AGAIN}.* --force$"),
+        (flip, rf"is damaged \(its bytes are not those of its record\); {AGAIN}.* --force$"),
         (lambda plan: plan.with_suffix(".json").unlink(), "has no record .encoder.json beside it"),
         (
             lambda plan: plan.with_suffix(".json").write_text("[1, 2]"),
             "encoder.json is not the record of a TensorRT plan",
         ),
         (
-            lambda plan: plan.with_suffix(".json").write_text('{"made": {"forma'),
+            lambda plan: plan.with_suffix(".json").write_text('{"key": {"forma'),
             "encoder.json is not the record of a TensorRT plan",
         ),
-        (alter(format=7), "is a record of format 7, this version reads 2"),
+        (alter(format=7), "is a record of format 7; this version reads 3"),
         (alter(batch=None), "encoder.json is not the record of a TensorRT plan"),
         (
             alter(network="generator"),
-            r"is the plan of a\(n\) generator, wanted is a\(n\) audio encoder: build one with "
+            r"is the plan of a\(n\) generator, expected that of a\(n\) audio encoder; build one with "
             "python -m engine.build audio-encoder FILE$",
         ),
         (
@@ -104,22 +107,23 @@ AGAIN = "build it again: python -m engine.build audio-encoder "
             rf"was built by tensorrt_rtx 1\.6\.0\.1 and runs with no other, installed is .*{AGAIN}",
         ),
         (
-            alter(flavor="tensorrt"),
+            alter(edition="tensorrt"),
             "needs tensorrt .*, which is not installed: pip install tensorrt-cu13",
         ),
-        (alter(flavor="openvino"), "was built by 'openvino', it must be tensorrt or tensorrt_rtx"),
+        (alter(edition="openvino"), "was built by 'openvino'; expected tensorrt or tensorrt_rtx"),
         (
             alter(architectures=[75, 120]),
-            rf"is for SM75, SM120, the GPU here is SM89: {AGAIN}.*encoder.onnx -o .*encoder.plan "
+            rf"is for SM75, SM120, the GPU here is SM89; {AGAIN}.*encoder.onnx -o .*encoder.plan "
             "--precision fp16 --batch 2 3 4$",
         ),
     ],
 )
 def test_plans_of_no_use(plan, monkeypatch, change, message):
     on_gpu(monkeypatch, 89)
-    assert check(plan, AUDIO_ENCODER, CUDA).made.architectures == [86, 89]
+    assert check_plan(plan, AUDIO_ENCODER, CUDA).key.architectures == [86, 89]
     monkeypatch.setattr(
-        "engine.plans.flavor.Flavor.installed", property(lambda self: self.name == "tensorrt_rtx")
+        "engine.plans.edition.TensorRTEdition.installed",
+        property(lambda self: self.name == "tensorrt_rtx"),
     )
     change(plan)
     with pytest.raises(InputError, match=message) as caught:
@@ -130,10 +134,10 @@ def test_plans_of_no_use(plan, monkeypatch, change, message):
 def test_the_command_that_an_error_gives_builds_the_plan(plan, monkeypatch, capsys):
     alter(version="1.6.0.1")(plan)
     with pytest.raises(InputError) as caught:
-        check(plan, AUDIO_ENCODER)
+        check_plan(plan, AUDIO_ENCODER)
     command = str(caught.value).split("python -m engine.build ")[1]
     assert main([*command.split(), "--arch", "86"]) == 0
-    assert check(plan, AUDIO_ENCODER).made.batch == [2, 3, 4]
+    assert check_plan(plan, AUDIO_ENCODER).key.batch == [2, 3, 4]
 
 
 # --- which runtime is chosen ---------------------------------------------------------------------
@@ -150,7 +154,7 @@ def opened(monkeypatch):
             raise broken[runtime]
         return found[-1]
 
-    monkeypatch.setattr(runtime_module, "_open", open_)
+    monkeypatch.setattr(open_module, "_open", open_)
     return found, broken
 
 
@@ -216,12 +220,12 @@ def test_a_given_plan_has_no_second(plan, opened):
 def test_a_cpu_has_no_plans(plan, opened):
     found, _ = opened
     open_network(AUDIO_ENCODER, plan.with_suffix(".onnx"), device=CPU)
-    assert found == [("onnxruntime", "encoder.onnx", "it runs on CPUs")]
+    assert found == [("onnxruntime", "encoder.onnx", "the default on a CPU")]
     with pytest.raises(
-        InputError, match="is a TensorRT plan, which needs a GPU, the device is cpu"
+        InputError, match="is a TensorRT plan, which needs a GPU, and the device is cpu"
     ):
         open_network(AUDIO_ENCODER, plan, device=CPU)
-    with pytest.raises(InputError, match="tensorrt needs a GPU, the device is cpu"):
+    with pytest.raises(InputError, match="tensorrt needs a GPU, and the device is cpu"):
         open_network(AUDIO_ENCODER, plan.with_suffix(".onnx"), device=CPU, runtime="tensorrt")
     with pytest.raises(InputError, match="a TensorRT plan, which the torch runtime does not take"):
         open_network(AUDIO_ENCODER, plan, device=CUDA, runtime="torch")
@@ -360,10 +364,10 @@ class TensorRT:
 def simulated(monkeypatch, export_cache):
     """A GPU and TensorRT that only note what they are told."""
     trt = TensorRT()
-    monkeypatch.setattr("engine.plans.flavor.Flavor.module", lambda self: trt)
-    monkeypatch.setattr("engine.plans.flavor.gpu_architecture", lambda: 89)
-    monkeypatch.setattr("engine.plans.flavor.Flavor.version", lambda self: "1.2.3")
-    monkeypatch.setattr(tensorrt_module, "logger", lambda flavor: Log())
+    monkeypatch.setattr("engine.plans.edition.TensorRTEdition.module", lambda self: trt)
+    monkeypatch.setattr("engine.plans.edition.gpu_architecture", lambda: 89)
+    monkeypatch.setattr("engine.plans.edition.TensorRTEdition.version", lambda self: "1.2.3")
+    monkeypatch.setattr(tensorrt_module, "logger", lambda edition: Log())
     monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     trt.capturing = False
@@ -495,22 +499,22 @@ def test_tensorrt_refuses(plan, simulated, fails, message):
 # --- on a GPU ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=FLAVORS)
+@pytest.fixture(scope="module", params=EDITIONS)
 def on_this_gpu(request, halves, tmp_path_factory):
-    """A flavor, and a folder with both networks and their plans for the GPU here."""
-    flavor = FLAVORS[request.param]
-    if not flavor.installed:
-        pytest.skip(f"{flavor.name} is not installed")
-    reason = flavor.why_not([gpu_architecture()], gpu_architecture())
+    """An edition, and a folder with both networks and their plans for the GPU here."""
+    edition = EDITIONS[request.param]
+    if not edition.installed:
+        pytest.skip(f"{edition.name} is not installed")
+    reason = edition.why_not([gpu_architecture()], gpu_architecture())
     if reason:
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("gpu")
     for kind, path in halves.items():
         shutil.copy(path, folder / f"{kind}.onnx")
         name = kind.replace("_", "-")
-        options = ["--flavor", flavor.name, "--batch", "1", "4", "6"]
+        options = ["--edition", edition.name, "--batch", "1", "4", "6"]
         assert main([name, str(folder / f"{kind}.onnx"), *options]) == 0
-    return flavor, folder
+    return edition, folder
 
 
 def random_inputs(n: int) -> list[torch.Tensor]:
@@ -522,11 +526,13 @@ def random_inputs(n: int) -> list[torch.Tensor]:
 @pytest.mark.gpu
 def test_what_the_engine_says(on_this_gpu):
     """Inputs, outputs, types and profile, read back from the plan."""
-    flavor, folder = on_this_gpu
-    trt = flavor.module()
+    edition, folder = on_this_gpu
+    trt = edition.module()
     for kind in ("generator", "audio_encoder"):
-        record = check(folder / f"{kind}.plan", {"generator": GENERATOR}.get(kind, AUDIO_ENCODER))
-        runtime = trt.Runtime(logger(flavor))
+        record = check_plan(
+            folder / f"{kind}.plan", {"generator": GENERATOR}.get(kind, AUDIO_ENCODER)
+        )
+        runtime = trt.Runtime(logger(edition))
         engine = runtime.deserialize_cuda_engine((folder / f"{kind}.plan").read_bytes())
         names = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
         assert names == {name for name, *_ in record.inputs + record.outputs}
@@ -592,18 +598,18 @@ def test_threads_and_streams(on_this_gpu):
 @pytest.mark.gpu
 def test_caches_are_kept(on_this_gpu, tmp_path, monkeypatch):
     """What was measured while building, or compiled while running, is there the next time."""
-    flavor, folder = on_this_gpu
+    edition, folder = on_this_gpu
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     shutil.copytree(folder, tmp_path / "plans")
     plan = tmp_path / "plans" / "audio_encoder.plan"
-    if flavor.ahead:
+    if edition.builds_ahead_of_time:
         network = open_network(AUDIO_ENCODER, plan, device=CUDA)
         network(torch.zeros(4, 1, 80, 16, device=CUDA), out=torch.zeros(4, 512, device=CUDA))
         torch.cuda.synchronize()
         del network
     else:
         source = str(plan.with_suffix(".onnx"))
-        assert main(["audio-encoder", source, "--flavor", flavor.name, "--force"]) == 0
+        assert main(["audio-encoder", source, "--edition", edition.name, "--force"]) == 0
     (kept,) = tmp_path.rglob("*.cache")
     assert kept.stat().st_size > 0
     assert f"SM{gpu_architecture()}" in kept.name
@@ -611,8 +617,8 @@ def test_caches_are_kept(on_this_gpu, tmp_path, monkeypatch):
 
 @pytest.mark.gpu
 def test_inspect_on_the_gpu(on_this_gpu, capsys):
-    flavor, folder = on_this_gpu
-    options = ["--flavor", flavor.name, "--batch", "1", "4", "6", "--inspect"]
+    edition, folder = on_this_gpu
+    options = ["--edition", edition.name, "--batch", "1", "4", "6", "--inspect"]
     assert main(["audio-encoder", str(folder / "audio_encoder.onnx"), *options]) == 0
     out = capsys.readouterr().out
     assert "layers as parsed" in out and "layers as built" in out and ": up to date" in out

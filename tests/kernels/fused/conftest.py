@@ -1,7 +1,7 @@
-"""The Triton kernels: in the interpreter without a GPU, and unchanged on one.
+"""The Triton kernels: in the interpreter without a GPU, and the same tests on a GPU.
 
 `TRITON_INTERPRET=1 pytest tests/kernels/fused` runs them on CPU tensors, `pytest -m gpu` on CUDA.
-Triton decides when it is imported, so one run does one of the two: the other's are left out.
+Triton decides between the two when it is imported, so a run deselects the tests of the other one.
 """
 
 import os
@@ -13,7 +13,7 @@ import torch
 
 HERE = Path(__file__).parent
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-GUARD = 256  # elements before and after an output that must stay as they are
+GUARD = 256  # elements before and after an output that must not change
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -33,10 +33,10 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture
 def poisoned(device: torch.device) -> Callable[..., torch.Tensor]:
-    """Makes outputs full of a value that no stage leaves there, inside of guard bands.
+    """Make outputs filled with a value that no stage writes, between guard bands.
 
-    When the test is over, the bands must still be full of it. `shift` moves an output by elements
-    from where the allocator aligned it.
+    The bands must be unchanged at the end of the test. `shift` moves an output by that many
+    elements from the allocator's alignment.
     """
     made = []
 
@@ -54,26 +54,27 @@ def poisoned(device: torch.device) -> Callable[..., torch.Tensor]:
 
 
 @pytest.fixture(autouse=INTERPRETED)
-def few_programs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter's time goes by operations, not by bytes: fewer, larger programs.
+def coarse_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launch fewer and larger programs: the interpreter's time depends on operations, not bytes.
 
-    40 rows do not divide a crop's 328, and 2 pasters have several tiles each. Tests that have
-    `as_launched` in their name run what a GPU runs.
+    40 rows do not divide the 328 of a crop, and each of 2 pasters has several tiles. Tests with
+    `as_launched` in their name launch what a GPU gets.
     """
     if "as_launched" in request.node.name:
         return
-    from kernels.composite import composite
-    from kernels.face_input import face_input
+    from kernels.fused import composite, face_input
 
-    monkeypatch.setitem(face_input.__globals__, "tile_rows", lambda n: 40)
+    monkeypatch.setattr(face_input, "tile_rows", lambda n: 40)
     for name, value in {"PASTERS": 2, "TILE_ROWS": 64, "TILE_BYTES": 256, "CHUNKS": 4096}.items():
-        monkeypatch.setitem(composite.__globals__, name, value)
+        monkeypatch.setattr(composite, name, value)
 
 
 @pytest.fixture(autouse=INTERPRETED, scope="session")
-def patched_once() -> None:
-    """The interpreter prepares Triton's language anew at every call of a device function, which
-    takes a third of its time: once for each function does."""
+def cached_interpreter_patch() -> None:
+    """Let the interpreter patch Triton's language once per device function.
+
+    It does so at every call, which takes a third of its time.
+    """
     from triton.runtime import interpreter
 
     prepared = set()

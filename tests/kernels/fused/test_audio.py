@@ -5,9 +5,11 @@ import torch
 
 import kernels
 from kernels import reference
+from tests.tolerances import F32, TOLERANCES, assert_close
 
 RATE = 16000
-REFERENCE = 1e-4  # as against librosa: the kernel computes in float32, the reference in float64
+TO_REFERENCE = TOLERANCES["log_mel", F32, "reference"]
+TO_ITSELF = TOLERANCES["log_mel", F32, "itself"]
 
 
 def expected(pcm: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
@@ -17,11 +19,11 @@ def expected(pcm: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Te
 
 
 def check(pcm: torch.Tensor, poisoned, lengths: torch.Tensor | None = None) -> torch.Tensor:
-    """One speech (S,), or a batch (B, S), into a poisoned output."""
+    """Compare with the reference: one speech (S,), or a batch (B, S), into a poisoned output."""
     out = poisoned(*pcm.shape[:-1], kernels.mel_rows(pcm.shape[-1]), 80)
     assert kernels.log_mel(pcm, lengths, out=out) is out
     want = expected(pcm if pcm.dim() == 2 else pcm[None], lengths).view(out.shape)
-    torch.testing.assert_close(out.cpu(), want, rtol=0, atol=REFERENCE, equal_nan=True)
+    assert_close(out, want, TO_REFERENCE)
     return out
 
 
@@ -32,7 +34,7 @@ def test_speech_against_librosa(device, speech):
     pcm = speech[RATE : 2 * RATE]
     mel = kernels.log_mel(pcm.to(device)).cpu()
     want = torch.from_numpy(frame_loop.log_mel(pcm.numpy())).float()
-    torch.testing.assert_close(mel, want, rtol=0, atol=1e-4)
+    assert_close(mel, want, TOLERANCES["log_mel", F32, "librosa"])
     assert mel.min() < -3 and mel.max() > 1
 
 
@@ -42,12 +44,12 @@ def test_lengths(device, speech, poisoned, samples):
     check(speech[9000 : 9000 + samples].to(device), poisoned)
 
 
-# the sizes of blocks that a launch may choose
+# The block sizes that a launch may choose.
 @pytest.mark.parametrize("block", [16, 32])
 def test_blocks(device, speech, poisoned, monkeypatch, block):
-    from kernels.log_mel import log_mel  # the file's own function: `kernels.log_mel` is the stage
+    from kernels.fused import log_mel
 
-    monkeypatch.setitem(log_mel.__globals__, "block_rows", lambda rows: block)
+    monkeypatch.setattr(log_mel, "block_rows", lambda rows: block)
     check(speech[: 200 * block + 77].to(device), poisoned)
 
 
@@ -59,10 +61,10 @@ def test_a_batch_of_lengths(device, speech, poisoned):
     assert (out[1, 1:] == -4).all()
     for speech, length, mel in zip(pcm, lengths.tolist(), out, strict=True):
         rows = kernels.mel_rows(length)
-        torch.testing.assert_close(kernels.log_mel(speech[:length]), mel[:rows], rtol=0, atol=1e-5)
+        assert_close(kernels.log_mel(speech[:length]), mel[:rows], TO_ITSELF)
 
 
-def test_samples_behind_a_length_are_not_seen(device, speech):
+def test_samples_beyond_a_length_are_ignored(device, speech):
     pcm = speech[:3000].to(device).repeat(2, 1)
     pcm[1, 2000:] = float("nan")
     mel = kernels.log_mel(pcm, torch.tensor([2000, 2000], device=device))
@@ -72,7 +74,7 @@ def test_samples_behind_a_length_are_not_seen(device, speech):
 def test_int16(device, speech, poisoned):
     integers = (speech[20000:23000] * 32767).short().to(device)
     mel = check(integers, poisoned)
-    torch.testing.assert_close(mel, kernels.log_mel(integers.float() / 32768), rtol=0, atol=1e-5)
+    assert_close(mel, kernels.log_mel(integers.float() / 32768), TO_ITSELF)
 
 
 @pytest.mark.parametrize("shift", [1, 2, 3])
@@ -97,30 +99,31 @@ def test_loudness(device, poisoned, scale):
 
 @pytest.mark.parametrize("noise", [1e-4, 1e-3])
 def test_beside_a_loud_tone(device, noise):
-    """Where float32 shows: rounding noise of the tone in quiet bands. PyTorch's FFT has it too."""
+    """The float32 rounding noise of the tone appears in quiet bands."""
     time = torch.arange(3000) / RATE
     pcm = 0.9 * torch.sin(2 * torch.pi * 1000 * time)
     pcm += noise * torch.randn(3000, generator=torch.Generator().manual_seed(0))
     mel = kernels.log_mel(pcm.to(device)).cpu()
-    torch.testing.assert_close(mel, expected(pcm[None])[0], rtol=0, atol=1e-3)
+    loud = TOLERANCES["log_mel", F32, "reference, beside a loud tone"]
+    assert_close(mel, expected(pcm[None])[0], loud)
 
 
-def test_samples_beyond_all_sense_are_loud(device):
+def test_samples_of_1e20_are_loud(device):
     pcm = 1e20 * torch.randn(3000, generator=torch.Generator().manual_seed(0))
     mel = kernels.log_mel(pcm.to(device)).cpu()
     assert torch.equal(mel, expected(pcm[None])[0])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_bad_sample_spoils_only_the_rows_that_see_it(device, value):
+def test_a_bad_sample_spoils_only_the_rows_that_cover_it(device, value):
     pcm = torch.rand(6000, generator=torch.Generator().manual_seed(0)) - 0.5
     clean = kernels.log_mel(pcm.to(device)).cpu()
-    pcm[3200] = value  # seen by windows over samples 3200 and, emphasised, 3201
+    pcm[3200] = value  # affects windows over sample 3200, and 3201 through the pre-emphasis
     mel = kernels.log_mel(pcm.to(device)).cpu()
-    rows = torch.arange(31) * kernels.HOP
-    sees = (rows - 400 <= 3201) & (rows + 400 > 3200)
-    assert torch.equal(mel.isnan().all(dim=1), sees)
-    assert torch.equal(mel[~sees], clean[~sees])
+    rows = torch.arange(31) * kernels.HOP_LENGTH
+    covers = (rows - 400 <= 3201) & (rows + 400 > 3200)
+    assert torch.equal(mel.isnan().all(dim=1), covers)
+    assert torch.equal(mel[~covers], clean[~covers])
 
 
 def mel_of(rows: int, device: torch.device) -> torch.Tensor:
@@ -139,13 +142,13 @@ def test_mel_windows(device, poisoned, rows, fps):
         assert torch.equal(out.cpu(), want)
 
 
-def test_mel_windows_of_a_part_and_turned(device, poisoned):
+def test_mel_windows_strided_and_transposed(device, poisoned):
     mel = mel_of(60, device)
-    wide = torch.cat([mel, -mel], dim=1)[:, :80]  # rows apart
-    turned = mel.t().contiguous().t()
+    wide = torch.cat([mel, -mel], dim=1)[:, :80]  # rows with a gap between them
+    transposed = mel.t().contiguous().t()
     want = kernels.mel_windows(mel, out=poisoned(15, 1, 80, 16, shift=1))
     assert torch.equal(kernels.mel_windows(wide), want)
-    assert torch.equal(kernels.mel_windows(turned), want)
+    assert torch.equal(kernels.mel_windows(transposed), want)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -160,13 +163,13 @@ def test_feature_windows(device, poisoned, count, dtype):
         assert torch.equal(out.cpu(), want)
 
 
-def test_feature_windows_of_a_part_and_turned(device, poisoned):
+def test_feature_windows_strided_and_transposed(device, poisoned):
     features = torch.randn(9, 512, device=device)
     wide = torch.cat([features, features + 1], dim=1)[:, :512]
-    turned = features.t().contiguous().t()
+    transposed = features.t().contiguous().t()
     want = kernels.feature_windows(features, out=poisoned(11, 32, 16, 16, shift=3))
     assert torch.equal(kernels.feature_windows(wide), want)
-    assert torch.equal(kernels.feature_windows(turned), want)
+    assert torch.equal(kernels.feature_windows(transposed), want)
 
 
 def test_features_beyond_the_window_are_not_read(device):

@@ -6,18 +6,15 @@ import torch
 import kernels
 from benchmarks import frame_loop
 from kernels import reference
-from kernels.face_input import tile_rows as real_tile_rows  # the tests may run with others
+from kernels.fused import face_input
+from tests.tolerances import F32, TOLERANCES, U8, assert_close
 
-
-def close(got: torch.Tensor, want: torch.Tensor) -> None:
-    """At most 1 level off, on at most 0.01% of the bytes (of a few bytes, on one)."""
-    off = (got.cpu().double() - want.double()).abs()
-    assert off.max() <= 1  # false where one is NaN
-    assert (off > 0).sum() <= max(1, 1e-4 * off.numel())
+INPUT_TO_REFERENCE = TOLERANCES["face_input", U8, "reference"]
+real_tile_rows = face_input.tile_rows  # the fixture `coarse_tiles` replaces it
 
 
 def check_input(frames, boxes, index, poisoned, dtype=torch.float32, shift=0):
-    """A batch into poisoned outputs, and what the reference makes of it; returns the crops."""
+    """Compare face_input with the reference, into poisoned outputs. Returns the crops."""
     n = len(index)
     inputs = poisoned(n, 6, 320, 320, dtype=dtype, shift=shift)
     crops = poisoned(n, 328, 328, 3, dtype=torch.uint8, shift=shift)
@@ -25,15 +22,14 @@ def check_input(frames, boxes, index, poisoned, dtype=torch.float32, shift=0):
     assert got[0] is inputs and got[1] is crops
     want = torch.empty(inputs.shape, dtype=dtype), torch.empty(crops.shape, dtype=torch.uint8)
     reference.face_input(frames.cpu(), boxes.cpu(), index.cpu(), *want)
-    close(crops, want[1])
-    # NaN, the poison, must not slip through the conversions below
-    assert inputs.isfinite().all()
+    assert_close(crops, want[1], INPUT_TO_REFERENCE)
+    assert inputs.isfinite().all()  # the poison is NaN
     assert (inputs[:, 3:, 5:310, 5:315] == 0).all()
-    # what is not off by a level is equal but for the division
-    levels = inputs.cpu().float() * 255
-    close(levels.round(), (want[0].float() * 255).round())
-    same = levels.round() == (want[0].float() * 255).round()
-    torch.testing.assert_close(inputs.cpu()[same], want[0][same], rtol=1e-5, atol=0)
+    levels, wanted = (inputs.cpu().float() * 255).round(), (want[0].float() * 255).round()
+    assert_close(levels, wanted, INPUT_TO_REFERENCE)
+    same = levels == wanted  # these differ by the division at most
+    division = TOLERANCES["face_input", F32, "reference"]
+    assert_close(inputs.cpu()[same], want[0][same], division)
     if dtype == torch.float16:
         assert torch.equal(inputs.cpu()[same], want[0][same])
     return crops
@@ -53,7 +49,7 @@ def check_composite(
             assert kernels.composite(*arguments, mode=mode, format=format, out=out) is out
             want = torch.empty(shape, dtype=torch.uint8)
             reference.composite(*(part.cpu() for part in arguments), mode, format, want)
-            close(out, want)
+            assert_close(out, want, TOLERANCES["composite", U8, "reference"])
             if format == "rgb":
                 outside = torch.ones(out.shape, dtype=torch.bool)
                 for mask, (x0, y0, x1, y1) in zip(outside, boxes[index].tolist(), strict=True):
@@ -61,22 +57,22 @@ def check_composite(
                 assert torch.equal(out.cpu()[outside], frames[index].cpu()[outside])
 
 
-def on(device, person, boxes, index, top=300, left=200, height=120, width=160):
-    """Parts of frames of the person, around the face, with their boxes and indices."""
+def cut(device, person, boxes, index, top=300, left=200, height=120, width=160):
+    """Cut parts around the face out of frames. Returns frames, boxes and index."""
     frames = person[: len(boxes), top : top + height, left : left + width].contiguous()
     boxes = torch.tensor(boxes, dtype=torch.int32)
     return frames.to(device), boxes.to(device), torch.tensor(index).to(device)
 
 
 def generated_for(index, device, dtype=torch.float32):
-    """Smooth as faces are, brighter than 1 and darker than 0 here and there."""
+    """Make pictures as smooth as faces, with some values above 1 and below 0."""
     coarse = torch.rand(len(index), 3, 20, 20, generator=torch.Generator().manual_seed(3))
     fine = torch.nn.functional.interpolate(coarse * 1.2 - 0.1, (320, 320), mode="bicubic")
     return fine.to(device, dtype)
 
 
 def check(device, poisoned, person, boxes, index, dtype=torch.float32, part=None, **options):
-    frames, boxes, index = on(device, person, boxes, index, **(part or {}))
+    frames, boxes, index = cut(device, person, boxes, index, **(part or {}))
     crops = check_input(frames, boxes, index, poisoned, dtype)
     generated = generated_for(index, device, dtype)
     check_composite(frames, boxes, index, crops, generated, poisoned, **options)
@@ -89,8 +85,8 @@ def test_sizes(device, poisoned, person, size):
     check(device, poisoned, person, [[30, 15, 30 + size, 15 + size]], [0])
 
 
-# 328 is the crop's size (copies), 320 the ROI's; 656 twice (ties), 700: more than four rows of the
-# box for a row of the crop are not seen. The frame shows only a part of them, as of any large box.
+# 328 is the crop's size (a copy), 320 the ROI's; 656 is twice the crop (ties); 700 has more than two
+# rows for each row of the crop. The frame shows only a part of these boxes.
 @pytest.mark.parametrize("size", [182, 320, 328, 656, 700])
 def test_large_sizes(device, poisoned, person, size):
     part = {"height": 96, "width": 112}
@@ -104,7 +100,7 @@ def test_a_box_far_larger_than_its_frame(device, poisoned, person):
 
 
 def test_boxes_of_all_sizes_and_places_in_one_batch(device, poisoned, person):
-    """Off every edge and corner, by all but a pixel, wholly outside; unordered, and repeated."""
+    """Boxes across every edge and corner, with one pixel inside, and outside; in any order."""
     boxes = [
         [-20, 30, 40, 90], [140, -25, 190, 25], [50, 90, 110, 150], [159, 119, 190, 150],
         [-50, 20, 1, 71], [10, -90, 60, -40],
@@ -114,42 +110,40 @@ def test_boxes_of_all_sizes_and_places_in_one_batch(device, poisoned, person):
 
 @pytest.mark.parametrize("n", [4, 16])
 def test_tiles_of_every_batch_size(device, poisoned, person, monkeypatch, n):
-    """The rows of a tile depend on the batch: one frame with each."""
-    from kernels.face_input import face_input
-
+    """The rows of a tile depend on the batch size; one frame with the tiles of each."""
     rows = real_tile_rows(n)
-    monkeypatch.setitem(face_input.__globals__, "tile_rows", lambda n: rows)
-    frames, boxes, index = on(device, person, [[30, 15, 103, 88]], [0])
+    monkeypatch.setattr(face_input, "tile_rows", lambda n: rows)
+    frames, boxes, index = cut(device, person, [[30, 15, 103, 88]], [0])
     check_input(frames, boxes, index, poisoned, torch.float16)
 
 
 @pytest.mark.parametrize("mode", kernels.COMPOSITE_MODES)
 def test_as_launched(device, poisoned, person, mode):
-    """One face of a usual size, with the programs that a GPU gets: many tiles, many pasters."""
+    """A face of a usual size with the programs that a GPU gets: many tiles, many pasters."""
     part = {"height": 110, "width": 124}
     check(device, poisoned, person, [[30, 15, 127, 112]], [0], torch.float16, part, modes=[mode])
 
 
-# Rows of a frame whose bytes 16, 8, 4, 2 and 1 divide, in every format: the widths of the accesses.
+# In every format, rows whose number of bytes 16, 8, 4, 2 and 1 divide: all widths of accesses.
 @pytest.mark.parametrize("format", kernels.COMPOSITE_FORMATS)
 @pytest.mark.parametrize("width", [80, 72, 68, 70, 71])
 def test_formats_and_widths(device, poisoned, person, width, format):
     if format == "nv12" and width % 2:
         pytest.skip("NV12 has even widths")
     part = {"height": 62, "width": width}
-    frames, boxes, index = on(device, person, [[21, -7, 62, 34], [35, 33, 84, 82]], [1, 0], **part)
+    frames, boxes, index = cut(device, person, [[21, -7, 62, 34], [35, 33, 84, 82]], [1, 0], **part)
     crops = torch.randint(0, 256, (2, 328, 328, 3), dtype=torch.uint8, device=device)
     generated = generated_for(index, device)
-    # the other mode shares what depends on the width: once is enough for the interpreter
+    # Both modes share the code that depends on the width: one is enough for the interpreter.
     modes = kernels.COMPOSITE_MODES if width == 72 or device.type == "cuda" else ["direct"]
     check_composite(frames, boxes, index, crops, generated, poisoned, modes, [format])
 
 
 @pytest.mark.parametrize("format", kernels.COMPOSITE_FORMATS)
 def test_unaligned_formats_of_odd_strides(device, poisoned, person, format):
-    """An even-sided part of odd-sided frames, into an output that is not aligned either."""
+    """An even-sided part of odd-sided frames, into an unaligned output."""
     part = {"height": 63, "width": 71}
-    frames, boxes, index = on(device, person, [[21, -7, 62, 34], [35, 33, 84, 82]], [1, 0], **part)
+    frames, boxes, index = cut(device, person, [[21, -7, 62, 34], [35, 33, 84, 82]], [1, 0], **part)
     crops = torch.randint(0, 256, (2, 328, 328, 3), dtype=torch.uint8, device=device)
     arguments = frames[:, 1:, 1:], boxes, index, crops, generated_for(index, device)
     check_composite(*arguments, poisoned, ["direct"], [format], shift=3)
@@ -167,20 +161,22 @@ def test_float16(device, poisoned, person, mode):
     check(device, poisoned, person, boxes, [0], torch.float16, part=part, modes=[mode])
 
 
-def test_int64_boxes_strided_frames_and_turned_inputs(device, poisoned, person):
-    frames, boxes, index = on(device, person, [[5, 6, 50, 51], [0, 10, 60, 70]], [1, 0, 1])
+def test_int64_boxes_and_strided_inputs(device, poisoned, person):
+    frames, boxes, index = cut(device, person, [[5, 6, 50, 51], [0, 10, 60, 70]], [1, 0, 1])
     wide = frames[:, ::2, 16:96]
     assert not wide.is_contiguous()
     crops = check_input(wide, boxes.long(), index, poisoned)
-    turned = generated_for(index, device).to(memory_format=torch.channels_last)
-    back = crops.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3)
+    channels_last = generated_for(index, device).to(memory_format=torch.channels_last)
+    columns_first = crops.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3)
     boxes = boxes.t().contiguous().t()
-    check_composite(wide, boxes, index.repeat_interleave(2)[::2], back, turned, poisoned)
+    check_composite(
+        wide, boxes, index.repeat_interleave(2)[::2], columns_first, channels_last, poisoned
+    )
 
 
 @pytest.mark.parametrize("shift", [1, 8])
 def test_unaligned(device, poisoned, person, shift):
-    frames, boxes, index = on(device, person, [[5, 6, 50, 51]], [0], height=64, width=64)
+    frames, boxes, index = cut(device, person, [[5, 6, 50, 51]], [0], height=64, width=64)
     frames = torch.cat([frames.flatten()[:shift], frames.flatten()])[shift:].view(frames.shape)
     crops = check_input(frames, boxes, index, poisoned, torch.float16, shift)
     generated = torch.cat(
@@ -190,15 +186,15 @@ def test_unaligned(device, poisoned, person, shift):
     check_composite(frames, boxes, index, crops, generated, poisoned, shift=shift)
 
 
-def test_pixels_apart_are_refused(device, person):
-    frames, boxes, index = on(device, person, [[5, 6, 50, 51]], [0])
-    with pytest.raises(ValueError, match=r"strides.*the last must be 3 and 1"):
+def test_strided_pixels_are_refused(device, person):
+    frames, boxes, index = cut(device, person, [[5, 6, 50, 51]], [0])
+    with pytest.raises(ValueError, match=r"strides.*expected 3 and 1 as the last two"):
         kernels.face_input(frames[:, :, ::2], boxes, index)
 
 
 @pytest.mark.parametrize("mode", kernels.COMPOSITE_MODES)
 def test_in_place(device, poisoned, person, mode):
-    frames, boxes, index = on(device, person, [[-5, 6, 40, 51], [30, 60, 61, 91]], [0, 1])
+    frames, boxes, index = cut(device, person, [[-5, 6, 40, 51], [30, 60, 61, 91]], [0, 1])
     frames = poisoned(*frames.shape, dtype=torch.uint8).copy_(frames)
     crops = torch.randint(0, 256, (2, 328, 328, 3), dtype=torch.uint8, device=device)
     generated = generated_for(index, device)
@@ -220,12 +216,12 @@ def test_extreme_outputs(device, dtype):
     index = torch.arange(len(values), device=device)
     for mode in kernels.COMPOSITE_MODES:
         got = kernels.composite(frames, boxes, index, crops, generated, mode=mode)
-        # away from the border, where the crop's margin has its share
+        # Away from the border, where the crop's margin has an influence.
         assert (got[:, 6:16, 5:15].cpu() == levels[:, None, None, None]).all()
 
 
-def test_a_batch_is_its_frames_one_by_one(device, person):
-    frames, boxes, index = on(device, person, [[9, 9, 50, 50], [-3, 2, 60, 65]], [1, 0])
+def test_a_batch_equals_its_frames_one_by_one(device, person):
+    frames, boxes, index = cut(device, person, [[9, 9, 50, 50], [-3, 2, 60, 65]], [1, 0])
     inputs, crops = kernels.face_input(frames, boxes, index)
     generated = generated_for(index, device)
     for mode in kernels.COMPOSITE_MODES:
@@ -241,20 +237,17 @@ def test_a_batch_is_its_frames_one_by_one(device, person):
 @pytest.mark.parametrize("box", [[30, 15, 103, 88], [-30, 60, 52, 142]])
 def test_against_opencv(device, person, box):
     pytest.importorskip("cv2")
-    frames, boxes, index = on(device, person, [box], [0])
+    frames, boxes, index = cut(device, person, [box], [0])
     bgr = frames[0].cpu().numpy()[..., ::-1]
     planes, crop = frame_loop.face_input(bgr, tuple(box))
     inputs, crops = kernels.face_input(frames, boxes, index)
 
-    def agree(got, want):
-        off = (torch.as_tensor(got.copy()).int() - torch.as_tensor(want.copy()).int()).abs()
-        assert off.max() <= 1 and (off > 0).float().mean() <= 1e-3
-
-    agree(crops[0].cpu().numpy()[..., ::-1], crop)
-    agree((inputs[0].cpu() * 255).round().numpy(), (planes * 255).round())
+    to_opencv = TOLERANCES["face_input", U8, "OpenCV"]
+    assert_close(crops[0].cpu().numpy()[..., ::-1], crop, to_opencv)
+    assert_close((inputs[0].cpu() * 255).round(), (planes * 255).round(), to_opencv)
     generated = generated_for(index, device)
     for mode in kernels.COMPOSITE_MODES:
         got = kernels.composite(frames, boxes, index, crops, generated, mode=mode)[0].cpu()
         rgb = crops[0].cpu().numpy()[..., ::-1]
         want = frame_loop.composite(bgr, tuple(box), rgb, generated[0].cpu().numpy(), mode)
-        agree(got.numpy()[..., ::-1], want)
+        assert_close(got.numpy()[..., ::-1], want, TOLERANCES["composite", U8, "OpenCV"])

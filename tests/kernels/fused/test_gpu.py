@@ -1,27 +1,25 @@
-"""What only a GPU can show: full sizes, no allocation, no waiting, CUDA graphs."""
+"""What only a GPU can show: full sizes, no allocation, no synchronisation, CUDA graphs."""
 
 from collections.abc import Callable
-from importlib import import_module
 
 import pytest
 import torch
 
 import kernels
 from kernels import reference
+from kernels.fused import composite, face_input, log_mel, windows
+from tests.tolerances import F32, TOLERANCES, U8, assert_close
 
 pytestmark = pytest.mark.gpu
 CUDA = torch.device("cuda")
 Stage = tuple[Callable[[], object], list[torch.Tensor]]
-
-
-def close(got: torch.Tensor, want: torch.Tensor) -> None:
-    off = (got.float() - want.float()).abs()
-    assert off.max() <= 1  # false where one is NaN
-    assert (off > 0).sum() <= max(1, 1e-4 * off.numel())
+MEL = TOLERANCES["log_mel", F32, "reference"]
+INPUT = TOLERANCES["face_input", U8, "reference"]
+COMPOSITE = TOLERANCES["composite", U8, "reference"]
 
 
 def pictures(frames: int, height: int, width: int, n: int, dtype=torch.float16):
-    """Random but smooth frames, boxes of about 182 pixels that move and leave the frame."""
+    """Make random but smooth frames, and boxes of about 182 pixels that move and leave the frame."""
     generator = torch.Generator(CUDA).manual_seed(height + n)
     coarse = torch.rand(frames, 3, height // 8, width // 8, device=CUDA, generator=generator)
     made = torch.empty(frames, height, width, 3, dtype=torch.uint8, device=CUDA)
@@ -45,8 +43,8 @@ def test_forty_full_frames(height, width):
     kernels.face_input(frames, boxes, index, out=(inputs, crops))
     want = torch.empty_like(inputs), torch.empty_like(crops)
     reference.face_input(frames, boxes, index, *want)
-    close(crops, want[1])
-    close((inputs.float() * 255).round(), (want[0].float() * 255).round())
+    assert_close(crops, want[1], INPUT)
+    assert_close((inputs.float() * 255).round(), (want[0].float() * 255).round(), INPUT)
     for mode in kernels.COMPOSITE_MODES:
         for format in kernels.COMPOSITE_FORMATS:
             got = kernels.composite(
@@ -54,17 +52,17 @@ def test_forty_full_frames(height, width):
             )
             expected = torch.empty_like(got)
             reference.composite(frames, boxes, index, crops, generated, mode, format, expected)
-            close(got, expected)
+            assert_close(got, expected, COMPOSITE)
 
 
 def test_ten_minutes_of_speech(speech):
     pcm = speech.repeat(600 * 16000 // len(speech) + 1)[: 600 * 16000].to(CUDA)
     mel = kernels.log_mel(pcm)
     want = reference.log_mel(pcm[None], None, torch.empty_like(mel)[None])[0]
-    torch.testing.assert_close(mel, want, rtol=0, atol=1e-4)
-    windows = kernels.mel_windows(mel)
-    assert torch.equal(windows, reference.mel_windows(mel, 25.0, 0, torch.empty_like(windows)))
-    features = torch.randn(len(windows), 512, device=CUDA).half()
+    assert_close(mel, want, MEL)
+    cut = kernels.mel_windows(mel)
+    assert torch.equal(cut, reference.mel_windows(mel, 25.0, 0, torch.empty_like(cut)))
+    features = torch.randn(len(cut), 512, device=CUDA).half()
     got = kernels.feature_windows(features)
     assert torch.equal(got, reference.feature_windows(features, 0, torch.empty_like(got)))
 
@@ -74,7 +72,7 @@ def test_a_batch_of_speeches(speech):
     lengths = torch.randint(1, len(speech) + 1, (64,), device=CUDA)
     mel = kernels.log_mel(pcm, lengths)
     want = reference.log_mel(pcm, lengths, torch.empty_like(mel))
-    torch.testing.assert_close(mel, want, rtol=0, atol=1e-4)
+    assert_close(mel, want, MEL)
 
 
 def test_buffers_over_2_gib():
@@ -94,7 +92,7 @@ def test_buffers_over_2_gib():
     assert torch.equal(
         kernels.composite(avatar, all_boxes, few + count - 4, crops, generated), finished
     )
-    # and an output that is as large
+    # An output as large.
     repeat = torch.arange(count, device=CUDA) % 4
     out = torch.full((count, height, width, 3), 77, dtype=torch.uint8, device=CUDA)
     kernels.composite(frames, boxes, few[repeat], crops[repeat], generated[repeat].half(), out=out)
@@ -104,21 +102,21 @@ def test_buffers_over_2_gib():
 
 
 def stages() -> dict[str, Stage]:
-    """Every stage as a call with `out=`, and what it writes."""
+    """Return every stage as a call with `out=`, with the tensors that it writes."""
     frames, boxes, index, generated = pictures(30, 1280, 720, 25)
     pcm = torch.randn(8, 48000, device=CUDA) * 0.1
     lengths = torch.randint(3000, 48001, (8,), device=CUDA)
     mel = kernels.log_mel(pcm)
     one = kernels.log_mel(pcm[0])
-    windows = kernels.mel_windows(one)
-    features = torch.randn(len(windows), 512, device=CUDA).half()
+    cut = kernels.mel_windows(one)
+    features = torch.randn(len(cut), 512, device=CUDA).half()
     audio = kernels.feature_windows(features)
     inputs, crops = kernels.face_input(frames, boxes, index, dtype=torch.float16)
     rgba = kernels.convert_color(generated, "planar_bgr", "rgba")
     small = kernels.resize(frames, (640, 360))
     made: dict[str, Stage] = {
         "log_mel": (lambda: kernels.log_mel(pcm, lengths, out=mel), [mel]),
-        "mel_windows": (lambda: kernels.mel_windows(one, out=windows), [windows]),
+        "mel_windows": (lambda: kernels.mel_windows(one, out=cut), [cut]),
         "feature_windows": (lambda: kernels.feature_windows(features, out=audio), [audio]),
         "face_input": (
             lambda: kernels.face_input(frames, boxes, index, out=(inputs, crops)),
@@ -143,7 +141,7 @@ def stages() -> dict[str, Stage]:
 
 @pytest.fixture(scope="module")
 def warm() -> dict[str, Stage]:
-    """The stages, launched once: compiled, their tables made."""
+    """The stages after a first launch, which compiles the kernels and uploads the tables."""
     made = stages()
     for call, _ in made.values():
         call()
@@ -158,7 +156,7 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_is_allocated_and_nothing_waits(warm, name):
+def test_stages_neither_allocate_nor_synchronise(warm, name):
     call, _ = warm[name]
     before = torch.cuda.memory_stats()
     torch.cuda.set_sync_debug_mode("error")
@@ -188,6 +186,12 @@ def test_cuda_graphs(warm, name):
         assert torch.equal(output, expected)
 
 
+def compiled(*jitted) -> int:
+    """Count the variants of kernels that have been compiled for the current GPU."""
+    device = torch.cuda.current_device()
+    return sum(len(kernel.device_caches[device][0]) for kernel in jitted)
+
+
 def test_boxes_of_other_sizes_compile_nothing():
     frames, boxes, index, generated = pictures(30, 1280, 720, 25)
 
@@ -195,37 +199,20 @@ def test_boxes_of_other_sizes_compile_nothing():
         _, crops = kernels.face_input(frames, boxes, index)
         kernels.composite(frames, boxes, index, crops, generated)
 
-    def compiled() -> int:
-        device = torch.cuda.current_device()
-        jitted = (
-            getattr(import_module(f"kernels.{stage}"), f"_{stage}")
-            for stage in ("face_input", "composite")
-        )
-        return sum(len(kernel.device_caches[device][0]) for kernel in jitted)
-
+    jitted = face_input._face_input, composite._composite
     run(boxes)
-    before = compiled()
+    before = compiled(*jitted)
     assert before > 0
     for size in (1, 16, 182, 183, 700, 1999):
         larger = boxes.clone()
         larger[:, 2:] = larger[:, :2] + size
         run(larger)
-    assert compiled() == before
+    assert compiled(*jitted) == before
 
 
 def test_lengths_and_batches_compile_nothing():
-    """Once each class of size was seen."""
-
-    def compiled() -> int:
-        device = torch.cuda.current_device()
-        names = (
-            ("windows", "_mel_windows"),
-            ("log_mel", "_log_mel"),
-            ("face_input", "_face_input"),
-        )
-        jitted = (getattr(import_module(f"kernels.{file}"), name) for file, name in names)
-        return sum(len(kernel.device_caches[device][0]) for kernel in jitted)
-
+    """After one launch of each size class."""
+    jitted = windows._mel_windows, log_mel._log_mel, face_input._face_input
     frames, boxes, index, _ = pictures(30, 1280, 720, 40)
 
     def run(samples: int, n: int) -> None:
@@ -234,11 +221,11 @@ def test_lengths_and_batches_compile_nothing():
 
     for samples, n in ((16000, 1), (32007, 4), (200_000, 16)):
         run(samples, n)
-    before = compiled()
+    before = compiled(*jitted)
     for samples in range(3000, 3000 + 40 * 203, 203):
         run(samples, 1 + samples % 40)
     run(320_000, 40)
-    assert compiled() == before
+    assert compiled(*jitted) == before
 
 
 def test_boxes_of_every_size():
@@ -251,13 +238,13 @@ def test_boxes_of_every_size():
         inputs, crops = kernels.face_input(frames, boxes, part)
         want = torch.empty_like(inputs), torch.empty_like(crops)
         reference.face_input(frames, boxes, part, *want)
-        close(crops, want[1])
+        assert_close(crops, want[1], INPUT)
         generated = torch.rand(len(part), 3, 320, 320, device=CUDA)
         for mode in kernels.COMPOSITE_MODES:
             got = kernels.composite(frames, boxes, part, crops, generated, mode=mode)
             expected = torch.empty_like(got)
             reference.composite(frames, boxes, part, crops, generated, mode, "rgb", expected)
-            close(got, expected)
+            assert_close(got, expected, COMPOSITE)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -1,0 +1,117 @@
+"""Which packet of a video stream is which frame, and where decoding can start for it."""
+
+from bisect import bisect_right
+from dataclasses import dataclass
+
+from ..errors import InputError
+from .packets import PacketReader
+
+# Containers that say of each frame when it is shown. Others leave some of the times to FFmpeg,
+# which guesses.
+TIMED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv"}
+MAKE_MP4 = "make an mp4 of it, for example: ffmpeg -i IN OUT.mp4"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where decoding can start: all frames from number `frame` on come out right."""
+
+    frame: int
+    packet: int
+
+
+@dataclass(frozen=True)
+class FrameIndex:
+    """The frames of a stream, numbered in the order they are shown."""
+
+    packets: list[int]  # of each frame, the number of its packet
+    numbers: dict[int, int]  # of each packet that is shown, the number of its frame
+    times: list[int]  # when each is shown, in the stream's time base, ascending
+    starts: list[Start]  # ascending; the first one gives frame 0
+
+    def start_for(self, number: int) -> Start:
+        """The last start that gives frame `number`."""
+        return self.starts[bisect_right(self.starts, number, key=lambda start: start.frame) - 1]
+
+    def group_end(self, number: int) -> int:
+        """The frame after the last one that starts where frame `number` does."""
+        after = bisect_right(self.starts, number, key=lambda start: start.frame)
+        return self.starts[after].frame if after < len(self.starts) else len(self.times)
+
+
+def index_frames(reader: PacketReader) -> FrameIndex:
+    """Find out which packets are frames and in what order they are shown.
+
+    Where the container says so of each, nothing is decoded. Where it does not, or where frames
+    come before anything that they could be decoded from, all is decoded once: what comes out then
+    is what there is.
+
+    Raises:
+        InputError: no frames, or a file that is damaged, or without times, and does not say either
+            where they belong.
+    """
+    packets = reader.packets
+    shown = [number for number, packet in enumerate(packets) if not packet.hidden]
+    if not shown:
+        raise InputError(f"{reader.path} has a video stream of 0 frames")
+    if _says_when(reader, shown):
+        order = sorted(shown, key=lambda number: packets[number].pts)
+        times = [packets[number].pts for number in order]
+    else:
+        order = _decoded_order(reader, shown)
+        times = _times(reader, order)
+    numbers = {packet: number for number, packet in enumerate(order)}
+    return FrameIndex(order, numbers, times, _starts(reader, numbers))
+
+
+def _says_when(reader: PacketReader, shown: list[int]) -> bool:
+    packets = reader.packets
+    times = [packets[number].pts for number in shown]
+    return (
+        reader.container in TIMED
+        and None not in times
+        and len(set(times)) == len(times)
+        and packets[0].key
+        and packets[0].pts is not None
+        and packets[0].pts <= min(times)
+    )
+
+
+def _decoded_order(reader: PacketReader, shown: list[int]) -> list[int]:
+    order = [number for number, _ in reader.decode(0)]
+    if not order:
+        raise InputError(f"{reader.path} has a video stream of which no frame can be decoded")
+    if None in order or len(set(order)) < len(order):
+        raise InputError(f"{reader.path} has packets of more than one frame; {MAKE_MP4}")
+    # Before the first frame that comes out, there may be some of which the beginning is missing.
+    lost = [number for number in shown if number > min(order) and number not in set(order)]
+    if lost and any(number > min(order) for number in reader.failed):
+        raise InputError(
+            f"{reader.path} is damaged: {len(lost)} of its frames cannot be decoded, and it does "
+            f"not say where they belong; {MAKE_MP4}"
+        )
+    return order
+
+
+def _times(reader: PacketReader, order: list[int]) -> list[int]:
+    packets = reader.packets
+    for kind in ("pts", "dts"):  # these are as far apart as those
+        times = [getattr(packets[number], kind) for number in order]
+        if None not in times and len(set(times)) == len(times):
+            return sorted(times)
+    if len(order) == 1:
+        return [0]
+    raise InputError(f"{reader.path} does not say when each of its frames is shown; {MAKE_MP4}")
+
+
+def _starts(reader: PacketReader, numbers: dict[int, int]) -> list[Start]:
+    starts = [Start(0, 0)]
+    latest = 0  # of the frames that come before in the file
+    for number, packet in enumerate(reader.packets):
+        frame = numbers.get(number)
+        if frame is None:
+            continue
+        if packet.key and frame > latest:
+            starts.append(Start(frame, number))
+        latest = max(latest, frame)
+    return starts

@@ -1,0 +1,103 @@
+"""Mixing the channels of a sound down to mono, which the networks hear, and to stereo."""
+
+from functools import cache
+
+import numpy as np
+
+THREE_DB = 2**-0.5
+# Least energy that a mono mix has to keep of the loudest channel's. One voice in one of two
+# channels keeps 1/4, and so do two microphones in phase at least. Opposite phases keep nearly none,
+# and neither does one of many channels without names.
+LEAST_KEPT = 0.1
+
+# What a channel adds to left, to right and to mono, by FFmpeg's name of it: ITU-R BS.775 for the
+# speakers around a listener, and the same for those above and below.
+_LEFT, _RIGHT = (1.0, 0.0, THREE_DB), (0.0, 1.0, THREE_DB)
+_SIDE_LEFT, _SIDE_RIGHT = (THREE_DB, 0.0, 0.5), (0.0, THREE_DB, 0.5)
+_CENTRE, _BACK = (THREE_DB, THREE_DB, 1.0), (0.5, 0.5, 0.5)
+_SILENT = (0.0, 0.0, 0.0)
+_WEIGHTS = {
+    **dict.fromkeys(("FL", "FLC", "DL", "WL", "BFL"), _LEFT),
+    **dict.fromkeys(("FR", "FRC", "DR", "WR", "BFR"), _RIGHT),
+    **dict.fromkeys(("BL", "SL", "SDL", "SSL", "TFL", "TSL", "TBL", "TTL"), _SIDE_LEFT),
+    **dict.fromkeys(("BR", "SR", "SDR", "SSR", "TFR", "TSR", "TBR", "TTR"), _SIDE_RIGHT),
+    **dict.fromkeys(("BC", "TC", "TFC", "TBC", "BFC"), _BACK),
+    **dict.fromkeys(("LFE", "LFE2", "UNSD"), _SILENT),
+    "FC": _CENTRE,
+    "AMBI0": _CENTRE,  # of ambisonics, the part that has no direction
+    **dict.fromkeys((f"AMBI{i}" for i in range(1, 1024)), _SILENT),
+}
+
+
+def to_mono(samples: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+    """Mix (channels, n) float32 down to (n,).
+
+    Two channels are averaged, and so are channels whose names are not known. Others are mixed as
+    ITU-R BS.775 says: the centre as it is, front left and right at -3 dB, those beside and behind
+    the listener at -6 dB, no LFE. Louder material than one channel holds passes 1.
+    """
+    if len(samples) <= 2 or not _known(names):
+        return samples.mean(axis=0, dtype=np.float32)
+    return _weights(names)[2] @ samples
+
+
+def to_stereo(samples: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
+    """Mix (channels, n) float32 down to (2, n).
+
+    Two channels stay as they are, one is heard on both sides, and so is the mean of channels
+    whose names are not known. Others are mixed as ITU-R BS.775 says: the centre and those beside
+    and behind the listener at -3 dB, no LFE. Loud material may pass 1.
+    """
+    if len(samples) == 2:
+        return samples[::-1] if names == ("FR", "FL") else samples
+    if len(samples) == 1 or not _known(names):
+        return samples.mean(axis=0, dtype=np.float32)[None].repeat(2, axis=0)
+    return _weights(names)[:2] @ samples
+
+
+def _known(names: tuple[str, ...]) -> bool:
+    return bool(names) and all(name in _WEIGHTS for name in names)
+
+
+@cache
+def _weights(names: tuple[str, ...]) -> np.ndarray:
+    """(3, channels) float32: what each channel adds to left, right and mono."""
+    return np.array([_WEIGHTS[name] for name in names], np.float32).T.copy()
+
+
+class Meter:
+    """Measures, block by block, what the mixdown of a track to mono keeps of its channels."""
+
+    def __init__(self) -> None:
+        self._names: tuple[str, ...] = ()
+        self._channels: np.ndarray | None = None
+        self._mix = 0.0
+        self._changed = False
+
+    def add(self, samples: np.ndarray, names: tuple[str, ...], mono: np.ndarray) -> None:
+        """Count a block of (channels, n) float32 and its mixdown (n,)."""
+        if self._channels is None:
+            self._names, self._channels = names, np.zeros(len(samples))
+        elif (self._names, len(self._channels)) != (names, len(samples)):
+            self._changed = True
+        if self._changed or len(samples) == 1:
+            return
+        self._channels += [np.dot(channel, channel) for channel in samples]
+        self._mix += float(np.dot(mono, mono))
+
+    def lost(self) -> tuple[int, float] | None:
+        """Return the loudest channel and the part of its energy that the mixdown keeps, if that is
+        less than `LEAST_KEPT`.
+
+        Channels that a mixdown leaves out, such as LFE, do not count. Nor does a track whose
+        channels change in its middle.
+        """
+        if self._changed or self._channels is None or len(self._channels) == 1:
+            return None
+        energy = self._channels
+        if len(energy) > 2 and _known(self._names):
+            energy = np.where(_weights(self._names)[2] > 0, energy, 0)
+        loudest = int(energy.argmax())
+        if not energy[loudest] or self._mix >= LEAST_KEPT * energy[loudest]:
+            return None
+        return loudest, self._mix / energy[loudest]

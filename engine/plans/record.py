@@ -1,0 +1,218 @@
+"""The record beside a TensorRT plan: what it was built from, and where it runs."""
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..files import partial_path
+from .digest import sha256
+
+FORMAT = 3  # of the record; raised also when plans are built in another way
+
+
+@dataclass(frozen=True)
+class BuildKey:
+    """Everything that a plan depends on: equal keys give equal plans.
+
+    Attributes:
+        network: the signature's kind.
+        source_sha256: hash of the checkpoint or ONNX file given.
+        edition: the TensorRT edition's name.
+        version: its version.
+        architectures: compute capabilities, 89 for 8.9.
+        precision: "fp16" or "fp32", of the weights, inputs and outputs.
+        batch: smallest, best and largest batch of the profile.
+        format: the record's format.
+    """
+
+    network: str
+    source_sha256: str
+    edition: str
+    version: str
+    architectures: list[int]
+    precision: str
+    batch: list[int]
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class PlanRecord:
+    """The contents of NAME.json beside NAME.plan.
+
+    Attributes:
+        key: what the plan was built from.
+        source: name of the file given.
+        onnx_sha256: hash of the graph that TensorRT got: the ONNX file given, or the one that the
+            export or a change of batch or precision made of it.
+        inputs, outputs: [name, type, shape] in the signature's order, -1 for the batch.
+        scratch_bytes: GPU memory that a run takes; None where TensorRT did not say.
+        build_seconds: time that the build took.
+        plan_bytes, plan_sha256: size and hash of the plan.
+    """
+
+    key: BuildKey
+    source: str
+    onnx_sha256: str
+    inputs: list[list]
+    outputs: list[list]
+    scratch_bytes: int | None
+    build_seconds: float
+    plan_bytes: int
+    plan_sha256: str
+
+
+def record_path(plan: Path) -> Path:
+    return plan.with_suffix(".json")
+
+
+def read_record(plan: Path) -> PlanRecord:
+    """Read the record of a plan.
+
+    Raises:
+        InputError: there is none, or the file is something else.
+    """
+    path = record_path(plan)
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(
+            f"{plan} has no record ({path.name} beside it); build it with python -m engine.build"
+        ) from None
+    except (ValueError, RecursionError):
+        content = None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    strange = InputError(f"{path} is not the record of a TensorRT plan")
+    key = content.get("key") if isinstance(content, dict) else None
+    if not isinstance(key, dict) or "format" not in key:
+        raise strange
+    if key["format"] != FORMAT:
+        raise InputError(
+            f"{path} is a record of format {key['format']!r}; this version reads {FORMAT}. "
+            "Build the plan again with python -m engine.build"
+        )
+    try:
+        values = {field.name: content[field.name] for field in fields(PlanRecord)}
+        values["key"] = BuildKey(**{field.name: key[field.name] for field in fields(BuildKey)})
+        record = PlanRecord(**values)
+    except KeyError:
+        raise strange from None
+    if not _is_valid(record):
+        raise strange
+    return record
+
+
+def _is_valid(record: PlanRecord) -> bool:
+    key = record.key
+    texts = [key.network, key.source_sha256, key.edition, key.version, record.onnx_sha256]
+    return (
+        all(isinstance(text, str) for text in [*texts, record.plan_sha256])
+        and key.precision in ("fp16", "fp32")
+        and _are_counts(key.architectures)
+        and _are_counts(key.batch)
+        and len(key.batch) == 3
+        and isinstance(record.source, str)
+        and Path(record.source).name == record.source != ""
+        and all(map(_is_tensor, [*_list(record.inputs), *_list(record.outputs)]))
+        and len(_list(record.inputs)) > 0
+        and len(_list(record.outputs)) == 1
+        and (record.scratch_bytes is None or _is_count(record.scratch_bytes, 0))
+        and isinstance(record.build_seconds, int | float)
+        and _is_count(record.plan_bytes, 0)
+    )
+
+
+def _is_count(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and value != [] and all(map(_is_count, value))
+
+
+def _list(value: Any) -> list:
+    return value if isinstance(value, list) else []
+
+
+def _is_tensor(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and isinstance(value[0], str)
+        and isinstance(value[1], str)
+        and all(_is_count(size, -1) for size in _list(value[2]))
+        and len(_list(value[2])) > 1
+    )
+
+
+def write_plan(plan: Path, data: bytes, record: PlanRecord) -> None:
+    """Write a plan and its record, each whole or not at all.
+
+    Raises:
+        InputError: they cannot be written.
+    """
+    lines = (f'  "{name}": {json.dumps(value)}' for name, value in asdict(record).items())
+    text = "{\n" + ",\n".join(lines) + "\n}\n"
+    path = record_path(plan)
+    partials = {file: partial_path(file) for file in (plan, path)}
+    try:
+        partials[plan].write_bytes(data)
+        partials[path].write_text(text)
+        # If the process dies between the two renames, the plan does not match its record and the
+        # next build replaces it.
+        for file, partial in partials.items():
+            partial.replace(file)
+    except OSError as error:
+        raise InputError(f"{plan} cannot be written: {error.strerror}") from error
+    finally:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
+
+
+def check_output_path(plan: Path) -> None:
+    """Check before the build that a plan and its record can be written there.
+
+    Raises:
+        InputError: they cannot, or the file in the record's place is something else.
+    """
+    if plan.suffix != ".plan":
+        raise InputError(f"{plan}: the output's name must end in .plan")
+    if plan.is_dir():
+        raise InputError(f"{plan} is a folder")
+    path = record_path(plan)
+    try:
+        if path.exists() and "plan_sha256" not in dict(json.loads(path.read_text())):
+            raise ValueError
+    except (ValueError, TypeError):
+        raise InputError(
+            f"{path} is not the record of a plan and is left as it is; give another name with -o"
+        ) from None
+    partial = partial_path(plan)
+    try:
+        partial.touch()
+        partial.unlink()
+    except OSError as error:
+        raise InputError(f"{plan} cannot be written: {error.strerror}") from error
+
+
+def source_of(path: Path) -> Path:
+    """Return the file to build a plan from: for a plan, the one beside it that its record names.
+
+    Raises:
+        InputError: the plan has no record.
+    """
+    if path.suffix.lower() != ".plan":
+        return path
+    return path.with_name(read_record(path).source)
+
+
+def find_damage(plan: Path, record: PlanRecord) -> str | None:
+    """Compare a plan's bytes with its record. Returns the difference, None if there is none."""
+    data = plan.read_bytes()
+    if len(data) != record.plan_bytes:
+        return f"it has {len(data)} bytes, its record says {record.plan_bytes}"
+    if sha256(data) != record.plan_sha256:
+        return "its bytes are not those of its record"
+    return None

@@ -1,0 +1,41 @@
+"""The interface of a network that is ready to run."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Network(Protocol):
+    """A network ready to run. Any number of threads may call it at once.
+
+    Attributes:
+        dtype: the precision it computes in. Inputs of another one are converted.
+        description: the runtime, its device and precision, for people.
+        reason: why this runtime was chosen, for people.
+        recordable: whether a CUDA graph can capture its calls, for batch sizes that ran before.
+        stream: the stream on which graphs containing this network must be replayed, because all
+            calls share one scratch buffer; None if replays may run concurrently.
+    """
+
+    dtype: torch.dtype
+    description: str
+    reason: str
+
+    @property
+    def recordable(self) -> bool: ...
+
+    @property
+    def stream(self) -> torch.cuda.Stream | None: ...
+
+    def __call__(self, *inputs: Tensor, out: Tensor) -> Tensor:
+        """Run on a batch of any size.
+
+        Args:
+            inputs: (n, ...) tensors in the order of the signature's inputs.
+            out: (n, ...) tensor to write the output into.
+
+        Returns:
+            `out`.
+        """
+        ...

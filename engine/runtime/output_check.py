@@ -1,0 +1,151 @@
+"""Finds networks that return NaN, infinity or a constant, without making the host wait for a GPU.
+
+Two numbers a row say it, the smallest and the largest value: both are NaN where there is one, and
+equal where the row is constant. On a GPU they are part of a batch's graph, and the host looks at
+them once they have arrived, a batch or more later.
+"""
+
+import os
+from collections import deque
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from . import Network
+from .signature import GENERATOR, Signature
+
+
+def write_ranges(output: Tensor, low: Tensor, high: Tensor) -> None:
+    """Write the smallest and the largest value of each row, NaN where the row has one.
+
+    Args:
+        output: what a network returned, contiguous.
+        low, high: (n,) or (n, channels) of its dtype, and as many of its first dimensions.
+    """
+    if output.is_cuda:
+        torch.aminmax(output.flatten(low.ndim), dim=-1, out=(low, high))
+        return
+    # On a CPU by NumPy, in this thread: PyTorch's threads would wait for each other at each row,
+    # for milliseconds where the cores are busy.
+    values = output.float().flatten(low.ndim).numpy()
+    with np.errstate(invalid="ignore"):
+        low.copy_(torch.from_numpy(values.min(axis=-1)))
+        high.copy_(torch.from_numpy(values.max(axis=-1)))
+
+
+def _arrival(source: Tensor) -> torch.cuda.Event | None:
+    """What tells when the copies enqueued so far are on the host; None if they are."""
+    return torch.cuda.current_stream(source.device).record_event() if source.is_cuda else None
+
+
+class OutputCheck:
+    """Checks what a network returns in a render.
+
+    NaN and infinity are errors. So is a batch of one constant color, where a generator computes in
+    float16: an overflow on the way ends in NaN or infinity, and some kernels turn these into a
+    constant. (A float32 generator may return a constant on purpose, to measure something.)
+
+    Args:
+        signature: AUDIO_ENCODER or GENERATOR.
+        network: the open network.
+        path: its file.
+        rows: how many features or frames the render has.
+        device: where the ranges are.
+        before: the check of the network whose outputs this one reads, which is blamed first.
+    """
+
+    def __init__(
+        self,
+        signature: Signature,
+        network: Network,
+        path: str | os.PathLike,
+        rows: int,
+        device: torch.device,
+        *,
+        before: "OutputCheck | None" = None,
+    ):
+        self._signature, self._network, self._path = signature, network, path
+        self._rows, self._before, self._added = rows, before, 0
+        self._pinned = device.type == "cuda"
+        self._low: Tensor | None = None
+        self._high: Tensor | None = None
+        self._pending: deque[tuple[slice, torch.cuda.Event | None]] = deque()
+
+    def measure(self, output: Tensor) -> None:
+        """Check the next rows of a render on a CPU: (m, 512) features or (n, 3, 320, 320) frames.
+
+        Raises:
+            InputError: see `look`.
+        """
+        low, high = (output.new_empty(output.shape[: max(output.ndim - 2, 1)]) for _ in range(2))
+        write_ranges(output, low, high)
+        self.add(low, high)
+
+    def add(self, low: Tensor, high: Tensor) -> None:
+        """Take the ranges of the next rows, see `write_ranges`, and look at those that are here.
+
+        On a GPU they are copied on the current stream, and nothing is waited for.
+
+        Raises:
+            InputError: see `look`.
+        """
+        if self._low is None:
+            # once for a render, in pinned memory, from which and into which copies do not wait
+            shape = self._rows, *low.shape[1:]
+            self._low, self._high = (
+                torch.empty(shape, dtype=low.dtype, pin_memory=self._pinned) for _ in range(2)
+            )
+        rows = slice(self._added, self._added + len(low))
+        self._low[rows].copy_(low, non_blocking=True)
+        self._high[rows].copy_(high, non_blocking=True)
+        self._pending.append((rows, _arrival(low)))
+        self._added = rows.stop
+        self.look()
+
+    def look(self, *, wait: bool = False) -> None:
+        """Check the ranges that have arrived, or, to `wait`, all of them.
+
+        Raises:
+            InputError: the network returned NaN, infinity or a constant; which, where, what to do.
+        """
+        while self._pending:
+            rows, arrived = self._pending[0]
+            if arrived is not None:
+                if wait:
+                    arrived.synchronize()
+                elif not arrived.query():
+                    return
+            self._pending.popleft()
+            if self._before is not None:
+                self._before.look(wait=wait)
+            self._check(rows)
+
+    def _check(self, rows: slice) -> None:
+        low, high = (bound[rows].reshape(len(bound[rows]), -1) for bound in (self._low, self._high))
+        broken = (~(low.isfinite() & high.isfinite())).any(dim=1)
+        if broken.any():
+            row = int(broken.nonzero()[0])
+            nan = bool(low[row].isnan().any())
+            where = f"in {self._item} {rows.start + row}"
+            raise InputError(self._message("NaN" if nan else "infinity", where))
+        half_generator = self._signature is GENERATOR and self._network.dtype == torch.float16
+        if half_generator and torch.equal(low, high) and (low == low[0]).all():
+            where = f"for every pixel of {self._item}s {rows.start} to {rows.stop - 1}"
+            raise InputError(self._message("one constant", where))
+
+    @property
+    def _item(self) -> str:
+        return "video frame" if self._signature is GENERATOR else "feature"
+
+    def _message(self, what: str, where: str) -> str:
+        kind = self._signature.kind.replace("_", " ")
+        advice = "its weights are damaged or its training diverged; use another file"
+        if self._network.dtype == torch.float16:
+            advice = (
+                "its values probably exceed float16's 65504; export it with python -m export "
+                "--precision fp32, or build its plan with python -m engine.build --precision fp32"
+            )
+        said = f"{self._path}: the {kind} returns {what} {where} ({self._network.description})"
+        return f"{said}; {advice}"

@@ -1,0 +1,61 @@
+"""Mel -> mel windows, features -> feature windows: rows copied into the networks' inputs."""
+
+import struct
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..spec import FEATURE_DIM, FEATURES_PER_FRAME, MEL_BANDS, MEL_RATE, MEL_WINDOW_ROWS
+
+_MEL_RATE, _MEL_BANDS = tl.constexpr(MEL_RATE), tl.constexpr(MEL_BANDS)
+_MEL_WINDOW_ROWS, _FEATURE_DIM = tl.constexpr(MEL_WINDOW_ROWS), tl.constexpr(FEATURE_DIM)
+_FEATURES_PER_FRAME = tl.constexpr(FEATURES_PER_FRAME)
+
+
+@triton.jit(do_not_specialize=["rows", "fps_bits", "start"])
+def _mel_windows(mel, stride, rows, fps_bits, start, out, BANDS: tl.constexpr):
+    """Copy window f: mel[first : first + 16] transposed, first = min(int(80 f / fps), T - 16)."""
+    window = tl.program_id(0).to(tl.int64)
+    # A Python float is float64, but a kernel's float arguments are float32: pass the bits instead.
+    fps = fps_bits.to(tl.float64, bitcast=True)
+    first = ((start + window).to(tl.float64) * _MEL_RATE / fps).to(tl.int64)
+    first = tl.minimum(first, rows - _MEL_WINDOW_ROWS)
+    row = tl.arange(0, _MEL_WINDOW_ROWS)[:, None]
+    band = tl.arange(0, BANDS)[None, :]
+    live = band < _MEL_BANDS
+    tile = tl.load(mel + (first + row) * stride + band, mask=live)
+    out += window * _MEL_BANDS * _MEL_WINDOW_ROWS
+    tl.store(out + band * _MEL_WINDOW_ROWS + row, tile, mask=live)
+
+
+def mel_windows(mel: Tensor, fps: float, start: int, out: Tensor) -> Tensor:
+    if mel.stride(1) != 1:
+        mel = mel.contiguous()
+    (bits,) = struct.unpack("<q", struct.pack("<d", fps))
+    _mel_windows[(out.shape[0],)](
+        mel, mel.stride(0), mel.shape[0], bits, start, out,
+        BANDS=triton.next_power_of_2(MEL_BANDS), num_warps=2,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit(do_not_specialize=["start", "count"])
+def _feature_windows(features, stride, count, start, out):
+    """Copy rows i - 8 .. i + 7 of E[0], E[0], E[1], ..., E[M-1], E[M-1], with zeros outside."""
+    window = tl.program_id(0).to(tl.int64)
+    row = start + window - _FEATURES_PER_FRAME // 2 + tl.arange(0, _FEATURES_PER_FRAME)[:, None]
+    feature = tl.arange(0, _FEATURE_DIM)[None, :]
+    source = features + tl.minimum(tl.maximum(row - 1, 0), count - 1) * stride
+    tile = tl.load(source + feature, mask=(row >= 0) & (row < count + 2), other=0)
+    at = tl.arange(0, _FEATURES_PER_FRAME)[:, None] * _FEATURE_DIM + feature
+    tl.store(out + window * _FEATURES_PER_FRAME * _FEATURE_DIM + at, tile)
+
+
+def feature_windows(features: Tensor, start: int, out: Tensor) -> Tensor:
+    if features.stride(1) != 1:
+        features = features.contiguous()
+    _feature_windows[(out.shape[0],)](
+        features, features.stride(0), features.shape[0], start, out, num_warps=8
+    )
+    return out
