@@ -52,7 +52,7 @@ class FeatureStream:
     def __init__(self, fps: Fraction, silence: np.ndarray):
         self._fps, self._silence = fps, silence
         self._mel = Rolling((kernels.MEL_BANDS,), fill=SILENT)
-        self._features = Rolling((kernels.FEATURE,))
+        self._features = Rolling((kernels.FEATURE_DIM,))
         self._rows = self._count = 0  # how many of each are those of the stream as it is
         self._last_voiced = -1  # no later feature among the known ones has a row that is not silent
 
@@ -90,15 +90,17 @@ class FeatureStream:
         stop = frame + LOOK_AHEAD + 1
         while self._count < stop:
             row = first_row(self._count, self._fps)
-            if (self._mel.read(row, row + kernels.MEL_WINDOW) != SILENT).any():
+            if (self._mel.read(row, row + kernels.MEL_WINDOW_ROWS) != SILENT).any():
                 break
             self._features.write(self._count, self._silence[None])
             self._count += 1
         numbers = range(self._count, stop)
-        windows = np.empty((len(numbers), 1, kernels.MEL_BANDS, kernels.MEL_WINDOW), np.float32)
+        windows = np.empty(
+            (len(numbers), 1, kernels.MEL_BANDS, kernels.MEL_WINDOW_ROWS), np.float32
+        )
         for window, number in zip(windows, numbers, strict=True):
             row = first_row(number, self._fps)
-            window[0] = self._mel.read(row, row + kernels.MEL_WINDOW).T
+            window[0] = self._mel.read(row, row + kernels.MEL_WINDOW_ROWS).T
         return self._count, windows
 
     def set_features(self, first: int, features: np.ndarray) -> None:

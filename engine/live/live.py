@@ -121,6 +121,11 @@ class Live:
         self.scheduler.add(state)
         return session
 
+    @property
+    def description(self) -> str:
+        """The runtime of the generator, and how many sessions there can be, for people."""
+        return f"generator in {self.pipeline.generator.description}, room for {self.capacity()}"
+
     def capacity(self) -> int:
         """Return how many sessions the device can serve in real time, by the measured cost."""
         cost = self.scheduler.seconds_per_frame or 0.0

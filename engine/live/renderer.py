@@ -31,14 +31,16 @@ class CpuRenderer:
 
     def __init__(self, pipeline: Pipeline, *, mode: str = "crop"):
         self._pipeline, self._mode, self.batch_size = pipeline, mode, pipeline.batch_size
-        shape = (1, 1, kernels.MEL_BANDS, kernels.MEL_WINDOW)
+        shape = (1, 1, kernels.MEL_BANDS, kernels.MEL_WINDOW_ROWS)
         self.silence = self.encode(np.full(shape, SILENT, np.float32))[0]
-        self._silent_audio = np.tile(self.silence, (kernels.FEATURE_WINDOW, 1)).reshape(32, 16, 16)
+        self._silent_audio = np.tile(self.silence, (kernels.FEATURES_PER_FRAME, 1)).reshape(
+            32, 16, 16
+        )
         self._idle: OrderedDict[int, Tensor] = OrderedDict()
         self._idle_bytes = 0
 
     def encode(self, windows: np.ndarray) -> np.ndarray:
-        out = torch.empty(len(windows), kernels.FEATURE)
+        out = torch.empty(len(windows), kernels.FEATURE_DIM)
         return self._pipeline.audio_encoder(torch.from_numpy(windows), out=out).numpy()
 
     def render(self, jobs: list[Job]) -> list[Tensor]:
@@ -61,7 +63,9 @@ class CpuRenderer:
         audio = torch.from_numpy(np.stack(windows))
         frames, boxes, index = pipeline.avatar.batch([job.picture for job in jobs])
         inputs, crops = kernels.face_input(frames, boxes, index, dtype=pipeline.generator.dtype)
-        generated = torch.empty(len(jobs), 3, kernels.ROI, kernels.ROI, dtype=inputs.dtype)
+        generated = torch.empty(
+            len(jobs), 3, kernels.ROI_SIZE, kernels.ROI_SIZE, dtype=inputs.dtype
+        )
         pipeline.generator(inputs, audio, out=generated)
         kernels.composite(frames, boxes, index, crops, generated, mode=self._mode, out=frames)
         return list(frames.split(1))

@@ -3,9 +3,9 @@
 from fractions import Fraction
 
 import kernels
-from kernels.spec import MEL_RATE, WINDOW
+from kernels.spec import MEL_RATE, WIN_LENGTH
 
-HOP, HALF_WINDOW = kernels.HOP, WINDOW // 2
+HOP, HALF_WINDOW = kernels.HOP_LENGTH, WIN_LENGTH // 2
 HISTORY, LOOK_AHEAD = 9, 6  # frame i reads features i - 9 to i + 6: see kernels.feature_windows
 
 
@@ -21,7 +21,7 @@ def first_row(feature: int, fps: Fraction) -> int:
 
 def rows_needed(frame: int, fps: Fraction) -> int:
     """Return how many mel rows of the stream a frame reads: those before this one."""
-    return first_row(frame + LOOK_AHEAD, fps) + kernels.MEL_WINDOW
+    return first_row(frame + LOOK_AHEAD, fps) + kernels.MEL_WINDOW_ROWS
 
 
 def samples_needed(frame: int, fps: Fraction) -> int:
@@ -39,7 +39,7 @@ def first_row_of(sample: int) -> int:
 
 def first_feature_of(row: int, fps: Fraction) -> int:
     """Return the first feature that depends on a mel row or a later one."""
-    feature = max(int((row - kernels.MEL_WINDOW) * float(fps) / MEL_RATE) - 1, 0)
-    while first_row(feature, fps) + kernels.MEL_WINDOW <= row:
+    feature = max(int((row - kernels.MEL_WINDOW_ROWS) * float(fps) / MEL_RATE) - 1, 0)
+    while first_row(feature, fps) + kernels.MEL_WINDOW_ROWS <= row:
         feature += 1
     return feature

@@ -25,7 +25,7 @@ class FakeRenderer:
     def __init__(self, batch_size: int = 8, seconds: float = 0.0, clock: "Clock | None" = None):
         self.batch_size, self.jobs, self.batches = batch_size, list[Job](), list[int]()
         self._seconds, self._clock = seconds, clock
-        window = np.full((1, 1, kernels.MEL_BANDS, kernels.MEL_WINDOW), -4, np.float32)
+        window = np.full((1, 1, kernels.MEL_BANDS, kernels.MEL_WINDOW_ROWS), -4, np.float32)
         self.silence = self.encode(window)[0]
 
     def encode(self, windows: np.ndarray) -> np.ndarray:

@@ -118,7 +118,7 @@ def test_after_an_interruption_at_most_two_old_frames_come():
     session.interrupt()
     stage.advance(1.0)
     after = stage.take(session, 100)
-    assert [piece.number for piece in after][0] == before[-1].number + 1
+    assert after[0].number == before[-1].number + 1
     assert not any(piece.speaking for piece in after)
     assert not after[1].sound.any() and after[0].sound[0, 1] != 0
     assert session.counts.interruptions == 1

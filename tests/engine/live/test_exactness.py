@@ -211,7 +211,12 @@ def test_a_long_session_does_not_drift_and_keeps_no_more_than_a_short_one():
             samples, frames = samples + piece.sound.shape[1], frames + 1
         if random.random() < 0.3:
             session.interrupt()
-        kept = (state.stream.pcm, state.stream._sound, state.features._mel, state.features._features)
+        kept = (
+            state.stream.pcm,
+            state.stream._sound,
+            state.features._mel,
+            state.features._features,
+        )
         sizes.append(sum(rolling._data.nbytes for rolling in kept))
     assert samples == 960 * frames
     minute = len(sizes) // 6
