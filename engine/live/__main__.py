@@ -173,7 +173,7 @@ def _stdin(options: argparse.Namespace) -> Iterator[Any]:
 
 
 class _Writer:
-    """Writes pieces to an mp4 that appears whole or not at all; a skipped picture repeats the last."""
+    """Writes pieces to an mp4, whole or not at all. A skipped picture repeats the last one."""
 
     def __init__(self, path: Path, avatar: Avatar, rate: int, channels: int):
         self._path, self._partial, self._rate = path, partial_path(path), rate
