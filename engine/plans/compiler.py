@@ -3,7 +3,7 @@
 import re
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,12 +132,14 @@ def compile_plan(
         tqdm(disable=None, leave=False, bar_format="{desc} [{elapsed}]") as bar,
         ThreadPoolExecutor(1, "viseme-build") as pool,
     ):
-        config.progress_monitor = monitor = _monitor(
-            trt, bar, stop
-        )  # TensorRT holds no reference to it
+        # TensorRT holds no reference to the monitor.
+        config.progress_monitor = monitor = _monitor(trt, bar, stop)
         build = parsed.builder.build_serialized_network
-        plan = pool.submit(build, parsed.network, config)
         try:
+            plan = pool.submit(build, parsed.network, config)
+            # A signal that comes right before a wait without a timeout is seen only after it.
+            while wait([plan], timeout=0.2).not_done:
+                pass
             built = plan.result()
         finally:
             stop.set()

@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import wait
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -479,17 +481,23 @@ def test_a_full_disk(trt, built, capsys):
 
 
 def test_ctrl_c_while_tensorrt_builds(trt, halves, tmp_path, capsys, monkeypatch):
-    real = compiler._monitor
+    real, waits = compiler._monitor, threading.Event()
+
+    def waiting(*arguments, **options):
+        waits.set()
+        return wait(*arguments, **options)
 
     def interrupting(trt, bar, stop):
         def show(text):
             if not stop.is_set():
+                assert waits.wait(60)
                 os.kill(os.getpid(), signal.SIGINT)
                 assert stop.wait(60)
 
         bar.set_description_str = show
         return real(trt, bar, stop)
 
+    monkeypatch.setattr(compiler, "wait", waiting)
     monkeypatch.setattr(compiler, "_monitor", interrupting)
     options = ["--arch", 86, "-o", tmp_path / "a.plan"]
     assert build("audio-encoder", halves["audio_encoder"], *options) == 130

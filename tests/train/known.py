@@ -1,5 +1,6 @@
 """A recording that is made of nothing, and its training: for tests with and without a GPU."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -30,11 +31,12 @@ class Known:
         return inputs, inputs[:3] + frame % 50
 
 
-def run(training: Training, save_at: int | None = None, path: Path | None = None) -> list[float]:
+def run(training: Training, save_at: Iterable[int] = (), folder: Path | None = None) -> list[float]:
+    """The losses of the steps that are left; before a step in `save_at`, folder/STEP.pth."""
     losses = []
     for batch in batches(training.recorded, training.plan, training.step):
-        if training.step == save_at:
-            training.save(path)
+        if training.step in save_at:
+            training.save(folder / f"{training.step}.pth")
         losses.append(training.learn(batch))
     return losses
 

@@ -1,23 +1,22 @@
-"""The trainer: what it learns from, what it keeps, and what it refuses."""
+"""The trainer: what it learns from, towards what, and what it refuses."""
 
 import errno
 import json
 import shutil
-from itertools import islice
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-import scipy.io.wavfile
 import torch
 from PIL import Image
 from torch import nn
 
 import kernels
 from engine import Avatar
-from models import AudioEncoder, Generator, checkpoint
-from tests.train.known import CPU, Known, begun, run
+from models import AudioEncoder, Generator
+from tests.train.conftest import SECONDS, SIDE, write_speech
+from tests.train.known import CPU, Known
 from train.__main__ import main
 from train.batches import (
     SEGMENT,
@@ -32,40 +31,7 @@ from train.norms import rest, wake
 from train.plan import Plan
 from train.progress import HeldOut
 from train.recording import FilmRecording, Speech
-from train.training import SETTLED, Training, read
-
-SIDE = 140  # pixels of the tiny film's frames
-SECONDS = 3
-
-
-def write_landmarks(path: Path, x0: int, y0: int, x1: int) -> None:
-    points = [(0, 0)] * 110
-    points[1], points[31], points[52] = (x0, 0), (x1, 0), (0, y0)
-    path.write_text("".join(f"{x} {y}\n" for x, y in points))
-
-
-@pytest.fixture(scope="session")
-def film(tmp_path_factory, person, speech) -> Path:
-    """3 s of the person in the layout of SyncTalk 2D, whose frames go with `aud.wav`."""
-    folder = tmp_path_factory.mktemp("film") / "person"
-    for part in ("full_body_img", "landmarks"):
-        (folder / part).mkdir(parents=True)
-    for number in range(SECONDS * kernels.FPS):
-        face = Image.fromarray(person[number % len(person)].numpy()).crop((200, 440, 520, 760))
-        face.resize((SIDE, SIDE)).save(folder / "full_body_img" / f"{number}.jpg", quality=95)
-        write_landmarks(folder / "landmarks" / f"{number}.lms", 14 + number % 3, 16, 116)
-    write_speech(folder / "aud.wav", speech[: SECONDS * kernels.SAMPLE_RATE])
-    return folder
-
-
-def write_speech(path: Path, pcm: torch.Tensor) -> None:
-    scipy.io.wavfile.write(path, kernels.SAMPLE_RATE, pcm.numpy())
-
-
-@pytest.fixture(scope="module")
-def known(speech) -> Known:
-    return Known(speech)
-
+from train.training import SETTLED, Training
 
 # --- what is heard and seen ----------------------------------------------------------------------
 
@@ -311,96 +277,6 @@ def test_norms_at_rest_are_the_same_network(network):
         module(*(torch.cat([t, 1 - t]) for t in inputs))
     after = [layer.running_mean for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
     assert all((a != b).any() for a, b in zip(before, after, strict=True))
-
-
-# --- training ------------------------------------------------------------------------------------
-
-
-def test_listening_teaches_the_audio_side_alone(known):
-    training = Training(Plan(steps=1, listen=30, stretches=2, batch=2), known, CPU)
-    before = {name: p.clone() for name, p in training.generator.named_parameters()}
-    losses = [training.learn(batch) for batch in islice(batches(known, training.plan), 30)]
-    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
-    moved = {name for name, p in training.generator.named_parameters() if (p != before[name]).any()}
-    assert moved and all(name.startswith("audio_model.") for name in moved)
-    assert not training.listening
-
-
-def test_the_loss_falls(film, tmp_path):
-    """Fifty steps of the command, and what it leaves."""
-    output = tmp_path / "made.pth"
-    arguments = ["--avatar", str(film), "-o", str(output), "--steps", "50", "--batch", "2"]
-    assert main([*arguments, "--no-progress"]) == 0
-    log = json.loads(output.with_suffix(".json").read_text())
-    losses = log["losses"]
-    assert len(losses) == 50
-    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5])
-    (last,) = log["checkpoints"]
-    assert last["step"] == 50 and 5 < last["held_out_mouth_psnr"] < 40
-    assert log["plan"]["listen"] == 0  # nobody knows the shapes of a film's mouth
-    with Image.open(output.with_suffix(".png")) as sheet:
-        assert sheet.size == (8 * 160, 3 * 160)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["made.json", "made.png", "made.pth"]
-    for kind, network in (("generator", Generator), ("audio_encoder", AudioEncoder)):
-        assert isinstance(checkpoint.load(output, kind), network)
-
-
-def test_resumed_is_as_if_never_ended(film, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("train.progress.LOOKED_AT", 1)
-    begin = ["--avatar", str(film), "--batch", "2", "--steps", "5"]
-    again = ["--avatar", str(film), "--resume"]
-    shown = ["--no-progress", "--every", "0"]
-    whole, parts = tmp_path / "whole.pth", tmp_path / "parts.pth"
-    assert main([*begin, *shown, "-o", str(whole)]) == 0
-
-    learn = Training.learn
-
-    def interrupted(self, batch):
-        if self.step == 3:
-            raise KeyboardInterrupt
-        return learn(self, batch)
-
-    monkeypatch.setattr(Training, "learn", interrupted)
-    assert main([*begin, *shown, "-o", str(parts)]) == 130
-    assert "is of the last checkpoint, if there was one (--resume)" in capsys.readouterr().err
-    monkeypatch.setattr(Training, "learn", learn)
-    assert main([*again, *shown, "-o", str(parts)]) == 0
-    logs = [json.loads(path.with_suffix(".json").read_text()) for path in (whole, parts)]
-    np.testing.assert_allclose(logs[0]["losses"], logs[1]["losses"], rtol=1e-3)
-    assert [entry["step"] for entry in logs[1]["checkpoints"]] == [1, 2, 3, 4, 5]
-    assert main([*again, *shown, "-o", str(parts)]) == 2
-    assert "has done its 5 steps already" in capsys.readouterr().err
-    assert main([*again, *shown, "-o", str(parts), "--steps", "6"]) == 0
-    kept = read(parts)["training"]
-    assert kept["step"] == kept["plan"]["steps"] == 6 and kept["plan"]["batch"] == 2
-
-
-@pytest.mark.parametrize("stop", [1, 2, 3])
-def test_resumed_in_any_phase(known, tmp_path, stop):
-    """The losses, and the weights, which hold what the optimizer remembers."""
-    plan = Plan(steps=2, listen=2, batch=2, stretches=2, close_ups=0.5, settle=0.5)
-    whole = begun(plan, known)
-    losses = run(whole, stop, tmp_path / "some.pth")
-    again = begun(plan, known)
-    again.restore(read(tmp_path / "some.pth"))
-    np.testing.assert_allclose(run(again), losses[stop:], rtol=1e-3)
-    for one, other in (
-        (whole.generator, again.generator),
-        (whole.audio_encoder, again.audio_encoder),
-    ):
-        for name, tensor in one.state_dict().items():
-            moved = (other.state_dict()[name] - tensor).float().norm()
-            assert moved <= 1e-3 * tensor.float().norm() + 1e-6, name
-
-
-def test_a_frozen_encoder_stays(known):
-    encoder = AudioEncoder()
-    before = {name: t.clone() for name, t in encoder.state_dict().items()}
-    plan = Plan(steps=1, listen=0, batch=2, freeze_audio_encoder=True)
-    training = Training(plan, known, CPU, audio_encoder=encoder)
-    training.learn(next(batches(known, plan)))
-    for name, tensor in training.audio_encoder.state_dict().items():
-        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0, msg=name)
 
 
 # --- what is refused -----------------------------------------------------------------------------

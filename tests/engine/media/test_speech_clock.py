@@ -114,10 +114,11 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize(("name", "codec"), DAMAGED)
-@pytest.mark.parametrize("place", ["begin", "middle", "end"])
+@pytest.mark.parametrize("place", ["first", "begin", "middle", "end"])
 def test_damaged_packets_are_silence(tmp_path, name, codec, place):
     codec = {"mp3": "libmp3lame"}.get(codec, codec)
     spoilt = {
+        "first": lambda t: t < 0.1,  # with what the encoder puts before the sound
         "begin": lambda t: 0 <= t < 0.1,
         "middle": lambda t: 1 <= t < 1.1,
         "end": lambda t: t > 2.8,
@@ -236,6 +237,13 @@ def test_a_gap_after_an_overlap(tmp_path):
     pcm, _ = read(joined(tmp_path, 10, 12.5, 16.5))
     single, _ = read(tmp_path / "part.ts")
     np.testing.assert_allclose(heard_at(pcm)[6:], heard_at(single) + 6.5, atol=0.002)
+
+
+def test_a_gap_after_a_clock_that_starts_again(tmp_path):
+    pcm, _ = read(joined(tmp_path, 10, 1, 5))
+    single, _ = read(tmp_path / "part.ts")
+    length = len(single) / RATE
+    np.testing.assert_allclose(heard_at(pcm)[6:], heard_at(single) + length + 4, atol=0.002)
 
 
 @pytest.mark.parametrize("name", ["a.mka", "a.m4a", "a.opus"])
