@@ -37,7 +37,10 @@ class Pipeline:
         avatar: decides the device too.
         batch_size: frames generated at once, 25 on a GPU and 8 on a CPU unless told. The frames do
             not depend on it, but for rounding in networks that PyTorch or a GPU runs.
-        runtime: "tensorrt", "onnxruntime" or "torch"; by default what suits the avatar's networks.
+        runtime: "tensorrt", "onnxruntime", "openvino" or "torch"; by default what suits the
+            avatar's networks.
+        precision: of the generator on a CPU: "fp32" (the default), or "bf16", which needs OpenVINO
+            and a CPU with AVX512_BF16 or AMX.
 
     Raises:
         InputError: a network cannot be opened.
@@ -45,7 +48,12 @@ class Pipeline:
     """
 
     def __init__(
-        self, avatar: Avatar, *, batch_size: int | None = None, runtime: str | None = None
+        self,
+        avatar: Avatar,
+        *,
+        batch_size: int | None = None,
+        runtime: str | None = None,
+        precision: str | None = None,
     ):
         on_gpu = avatar.device.type == "cuda"
         self.batch_size = batch_size if batch_size is not None else 25 if on_gpu else 8
@@ -54,7 +62,7 @@ class Pipeline:
         self.avatar, self.device = avatar, avatar.boxes.device
         network = {"device": self.device, "runtime": runtime}
         self.audio_encoder = open_network(AUDIO_ENCODER, avatar.audio_encoder, **network)
-        self.generator = open_network(GENERATOR, avatar.generator, **network)
+        self.generator = open_network(GENERATOR, avatar.generator, **network, precision=precision)
         self._lanes = None
         if avatar.resident:
             picture = avatar.height, avatar.width, self.generator.dtype

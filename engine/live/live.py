@@ -28,6 +28,7 @@ class Live:
         avatar: decides the device too.
         batch_size: frames made at once; 1 on a CPU unless told.
         runtime: as in `Pipeline`.
+        precision: as in `Pipeline`; unless told, bf16 where the CPU and OpenVINO can.
         mode: how the mouth is pasted, see `kernels.composite`.
         abandoned: seconds after which a session of which nobody takes a frame is closed.
         now: the clock, seconds. For tests.
@@ -43,6 +44,7 @@ class Live:
         *,
         batch_size: int = 1,
         runtime: str | None = None,
+        precision: str | None = None,
         mode: str = "crop",
         abandoned: float = ABANDONED,
         now: Callable[[], float] = time.monotonic,
@@ -53,7 +55,11 @@ class Live:
                 "live sessions run on the CPU so far; load the avatar with device cpu"
             )
         self.avatar = avatar
-        self.pipeline = Pipeline(avatar, batch_size=batch_size, runtime=runtime)
+        if precision is None and runtime in (None, "openvino") and _has_bf16():
+            precision = "bf16"
+        self.pipeline = Pipeline(
+            avatar, batch_size=batch_size, runtime=runtime, precision=precision
+        )
         self._renderer = CpuRenderer(self.pipeline, mode=mode)
         self.scheduler = Scheduler(self._renderer, now=now, abandoned=abandoned)
         self._warm_up()
@@ -157,6 +163,14 @@ class Live:
             self._renderer.render([Job(0, silence)])
             took.append(time.perf_counter() - begin)
         self.scheduler.seconds_per_frame = min(took)
+
+
+def _has_bf16() -> bool:
+    try:
+        from ..runtime.openvino import has_bf16
+    except ImportError:  # OpenVINO is not installed
+        return False
+    return has_bf16()
 
 
 def _picture_numbers(length: int, loop: str, start: int | None) -> Callable[[int], int]:
