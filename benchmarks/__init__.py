@@ -1,4 +1,4 @@
 import os
 
-# As `engine` does, and before PyTorch: it decides how OpenMP's threads wait.
+# As in `engine`, and before PyTorch is imported: how OpenMP's threads wait.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

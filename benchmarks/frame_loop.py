@@ -1,7 +1,7 @@
-"""What people run today: librosa, OpenCV and eager PyTorch, one frame after another.
+"""The usual implementation: librosa, OpenCV and eager PyTorch, one frame after another.
 
-Independent of `kernels` and `engine`: the tests hold the pipeline against it, and the benchmark
-measures it in the same run.
+It shares no code with `kernels` and `engine`. Tests compare the pipeline with it, and
+`benchmarks.render` measures both in the same run.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,36 +10,47 @@ import cv2
 import numpy as np
 import torch
 
-MEL_FILTERS = {"sr": 16000, "n_fft": 800, "n_mels": 80, "fmin": 55, "fmax": 7600}
+Box = tuple[int, int, int, int]
 
 
 def log_mel(pcm: np.ndarray) -> np.ndarray:
-    """(S,) samples at 16 kHz -> (T, 80) float64 in [-4, 4]."""
-    import librosa  # here, for hosts that have only OpenCV to use the rest
+    """Convert (S,) samples at 16 kHz to a mel, (T, 80) float64 in [-4, 4]."""
+    import librosa  # here, because GPU hosts may lack it and use only the other functions
 
     x = pcm.astype(np.float64)
     emphasised = np.append(x[0], x[1:] - 0.97 * x[:-1])
     spectrum = librosa.stft(
         emphasised, n_fft=800, hop_length=200, win_length=800, center=True, pad_mode="constant"
     )
-    mel = librosa.filters.mel(**MEL_FILTERS, dtype=np.float64) @ np.abs(spectrum)
+    filters = librosa.filters.mel(
+        sr=16000, n_fft=800, n_mels=80, fmin=55, fmax=7600, dtype=np.float64
+    )
+    mel = filters @ np.abs(spectrum)
     decibels = 20 * np.log10(np.maximum(1e-5, mel)) - 20
     return np.clip(8 * (decibels + 100) / 100 - 4, -4, 4).T
 
 
-def encode(mel: np.ndarray, encoder: torch.nn.Module, batch: int = 64) -> np.ndarray:
-    """(T, 80) -> (M + 2, 512) features, the first and the last doubled."""
+def mel_windows(mel: np.ndarray) -> np.ndarray:
+    """Cut the audio encoder's inputs out of a (T, 80) mel: (M, 1, 80, 16) float32."""
     count = int((len(mel) - 16) / 80 * 25) + 2
     starts = [min(int(80 * frame / 25), len(mel) - 16) for frame in range(count)]
-    windows = np.stack([mel[start : start + 16].T for start in starts])[:, None]
-    with torch.inference_mode():
-        parts = torch.from_numpy(windows.astype(np.float32)).split(batch)
-        features = np.concatenate([encoder(part).numpy() for part in parts])
+    return np.stack([mel[start : start + 16].T for start in starts])[:, None].astype(np.float32)
+
+
+def pad(features: np.ndarray) -> np.ndarray:
+    """Repeat the first and the last of (M, 512) features: (M + 2, 512)."""
     return np.concatenate([features[:1], features, features[-1:]])
 
 
+def encode(mel: np.ndarray, encoder: torch.nn.Module) -> np.ndarray:
+    """Encode a (T, 80) mel: (M + 2, 512) padded features."""
+    with torch.inference_mode():
+        parts = torch.from_numpy(mel_windows(mel)).split(64)
+        return pad(np.concatenate([encoder(part).numpy() for part in parts]))
+
+
 def feature_window(padded: np.ndarray, frame: int) -> np.ndarray:
-    """Rows frame - 8 to frame + 7 of the padded features, zeros outside -> (32, 16, 16)."""
+    """Return rows frame - 8 to frame + 7 of the features, zeros outside, as (32, 16, 16)."""
     window = np.zeros((16, 512), np.float32)
     for place, row in enumerate(range(frame - 8, frame + 8)):
         if 0 <= row < len(padded):
@@ -47,8 +58,8 @@ def feature_window(padded: np.ndarray, frame: int) -> np.ndarray:
     return window.reshape(32, 16, 16)
 
 
-def cut(frame: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-    """The box out of an (H, W, 3) frame, the edge repeated outside of it."""
+def cut(frame: np.ndarray, box: Box) -> np.ndarray:
+    """Cut the box out of an (H, W, 3) frame; pixels outside the frame repeat its edge."""
     x0, y0, x1, y1 = box
     height, width = frame.shape[:2]
     top, left = max(0, -y0), max(0, -x0)
@@ -57,8 +68,8 @@ def cut(frame: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
     return padded[y0 + top : y1 + top, x0 + left : x1 + left]
 
 
-def face_input(frame: np.ndarray, box: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """BGR frame -> (6, 320, 320) float32, (328, 328, 3) BGR crop."""
+def face_input(frame: np.ndarray, box: Box) -> tuple[np.ndarray, np.ndarray]:
+    """Return the generator's input, (6, 320, 320) float32, and the (328, 328, 3) BGR crop."""
     crop = cv2.resize(cut(frame, box), (328, 328), interpolation=cv2.INTER_CUBIC)
     roi = crop[4:324, 4:324].copy()
     masked = cv2.rectangle(roi.copy(), (5, 5), (314, 309), (0, 0, 0), -1)
@@ -67,7 +78,7 @@ def face_input(frame: np.ndarray, box: tuple[int, int, int, int]) -> tuple[np.nd
 
 
 def direct_resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Bilinear at src = dst * 320 / size, edge clamped, truncated."""
+    """Resize bilinearly at source = target * 320 / size, edges clamped, levels truncated."""
     source = np.arange(size) * (image.shape[0] / size)
     low = np.minimum(source.astype(int), image.shape[0] - 1)
     high = np.minimum(low + 1, image.shape[0] - 1)
@@ -75,24 +86,24 @@ def direct_resize(image: np.ndarray, size: int) -> np.ndarray:
     image = image.astype(np.float64)
     rows = image[low] * (1 - part[..., None]) + image[high] * part[..., None]
     both = rows[:, low] * (1 - part) + rows[:, high] * part
-    return np.floor(both + 1e-6).astype(np.uint8)  # what is whole but for rounding, is whole
+    return np.floor(both + 1e-6).astype(np.uint8)  # 1e-6: rounding errors must not lose a level
 
 
 def composite(
     frame: np.ndarray,
-    box: tuple[int, int, int, int],
+    box: Box,
     crop: np.ndarray,
     generated: np.ndarray,
     mode: str,
 ) -> np.ndarray:
     """Paste a (3, 320, 320) generated ROI into a copy of the BGR frame."""
-    mouth = np.nan_to_num(generated.astype(np.float32) * 255, nan=0.0)
-    mouth = np.clip(mouth, 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    levels = np.nan_to_num(generated.astype(np.float32) * 255, nan=0.0)
+    mouth = np.clip(levels, 0, 255).astype(np.uint8).transpose(1, 2, 0)
     x0, y0, x1, y1 = box
     if mode == "crop":
         face = crop.copy()
         face[4:324, 4:324] = mouth
-        patch = cv2.resize(face, (x1 - x0, y1 - y0), interpolation=cv2.INTER_CUBIC)
+        patch: np.ndarray = cv2.resize(face, (x1 - x0, y1 - y0), interpolation=cv2.INTER_CUBIC)
     else:
         patch = direct_resize(mouth, x1 - x0)
     height, width = frame.shape[:2]
@@ -103,7 +114,7 @@ def composite(
 
 
 def pingpong(frame: int, count: int) -> int:
-    """Which of `count` frames: 1, 2, ..., count - 1, count - 2, ..., 0, 1, ..."""
+    """Return the avatar's frame: 1, 2, ..., count - 1, count - 2, ..., 0, 1, ..."""
     if count == 1:
         return 0
     at = (frame + 1) % (2 * (count - 1))
@@ -113,13 +124,13 @@ def pingpong(frame: int, count: int) -> int:
 def render(
     pcm: np.ndarray,
     read: Callable[[int], np.ndarray],
-    boxes: list[tuple[int, int, int, int]],
+    boxes: list[Box],
     encoder: torch.nn.Module,
     generator: torch.nn.Module,
     *,
     mode: str = "crop",
 ) -> Iterator[np.ndarray]:
-    """Finished frames, (H, W, 3) uint8 BGR, one by one; `read(i)` gives the avatar's frame i."""
+    """Yield finished frames, (H, W, 3) uint8 BGR; `read(i)` returns the avatar's frame i."""
     padded = encode(log_mel(pcm), encoder)
     for i in range(len(padded)):
         number = pingpong(i, len(boxes))

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# The GPU tests and the benchmarks on a GPU host, with what it has: PyTorch, Triton, NumPy, OpenCV,
-# Pillow, safetensors, tqdm and pytest; the engine's tests need onnx, onnxscript and onnxruntime too
-# (any, a CPU's will do). What else there is adds to what is measured: TensorRT, nvImageCodec.
-# Everything lands in $OUT (default benchmarks/results/<the GPU's name>).
-# A part that fails does not stop the next; the exit code says whether one did.
+# Runs the GPU tests and the benchmarks on a GPU host with the packages that it has. PyTorch, Triton,
+# NumPy, OpenCV, Pillow, safetensors, tqdm and pytest are needed; the engine's tests also need onnx,
+# onnxscript and onnxruntime (a CPU build will do). TensorRT and nvImageCodec are used if installed.
+# All files go to $OUT (default: benchmarks/results/<name of the GPU>).
+# Parts run one after another, whether they fail or not; the exit code tells whether one failed.
 #
-#     benchmarks/on_gpu.sh                           all parts: a quarter of an hour
-#     benchmarks/on_gpu.sh kernel-tests pipeline     some parts: kernel-tests, engine-tests, train-tests, pipeline, kernels
+#     benchmarks/on_gpu.sh                           all parts, 25 minutes at most
+#     benchmarks/on_gpu.sh kernel-tests pipeline     some of: kernel-tests, engine-tests, train-tests, pipeline, kernels
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 
 if ! name=$(python3 -c 'import torch; print(torch.cuda.get_device_name())' 2>/dev/null); then
-    echo "error: python3 finds no PyTorch, or PyTorch no CUDA GPU" >&2
+    echo "error: python3 finds no PyTorch, or PyTorch finds no CUDA GPU" >&2
     exit 2
 fi
 name=$(tr '[:upper:] ' '[:lower:]-' <<<"$name" | tr -cd 'a-z0-9-')
@@ -22,14 +22,15 @@ describe() {
     date -u +%FT%TZ
     nvidia-smi --query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm --format=csv
     python3 - <<'PYTHON'
-import importlib
 import platform
+from importlib import metadata
 
 print("python", platform.python_version())
-for name in ("torch", "triton", "torchaudio", "torchvision", "numpy", "cv2", "onnxruntime"):
+for name in ("torch", "triton", "torchaudio", "torchvision", "numpy", "opencv-python-headless",
+             "opencv-python", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx"):
     try:
-        print(name, importlib.import_module(name).__version__)
-    except ImportError:
+        print(name, metadata.version(name))
+    except metadata.PackageNotFoundError:
         print(name, "is not installed")
 PYTHON
 }
@@ -40,7 +41,8 @@ part() { # name, seconds it may take, command
     shift 2
     echo
     echo "== $title: $*"
-    timeout --kill-after=10 "$seconds" "$@" </dev/null
+    # SIGINT, on which pytest still writes its XML
+    timeout --signal=INT --kill-after=30 "$seconds" "$@" </dev/null
     code=$?
     echo "== $title: exit code $code after $((SECONDS - begin)) s"
     if ((code != 0)); then
@@ -48,8 +50,8 @@ part() { # name, seconds it may take, command
     fi
 }
 
-tests() { # name, seconds, folder; folders apart: what one needs to be collected may not be there
-    part "$1" "$2" python3 -m pytest "$3" -m gpu -q \
+tests() { # name, seconds, path; one path per run, because a package needed to collect another may be missing
+    part "$1" "$2" python3 -m pytest "$3" -m gpu -v \
         --continue-on-collection-errors --junitxml="$out/$1.xml"
 }
 
@@ -58,14 +60,15 @@ everything() {
     local name
     for name in "$@"; do
         case $name in
-        kernel-tests) tests "$name" 150 tests/kernels ;;
-        # the engine's PyTorch compiles the generator for every batch size: minutes
-        engine-tests) tests "$name" 420 tests/engine ;;
-        train-tests) tests "$name" 90 tests/train/test_train_on_gpu.py ;;
-        pipeline) part "$name" 220 python3 -m benchmarks.pipeline --out "$out" ;;
-        kernels) part "$name" 150 python3 -m benchmarks.kernels --out "$out" ;;
+        # the tests compile some 200 variants of the kernels
+        kernel-tests) tests "$name" 300 tests/kernels ;;
+        # the engine's PyTorch compiles the generator for every batch size, for minutes
+        engine-tests) tests "$name" 560 tests/engine ;;
+        train-tests) tests "$name" 120 tests/train/test_train_on_gpu.py ;;
+        pipeline) part "$name" 240 python3 -m benchmarks.pipeline -o "$out/pipeline.json" ;;
+        kernels) part "$name" 150 python3 -m benchmarks.kernels -o "$out/kernels.json" ;;
         *)
-            echo "error: there is no part $name: kernel-tests, engine-tests, train-tests, pipeline, kernels" >&2
+            echo "error: unknown part $name; expected kernel-tests, engine-tests, train-tests, pipeline or kernels" >&2
             failed=2
             ;;
         esac

@@ -1,288 +1,238 @@
-"""`python -m benchmarks.pipeline`: PCM to finished frames, next to what people run instead.
+"""`python -m benchmarks.pipeline`: PCM to finished frames, next to the usual implementations.
 
-Every runtime that is there, every batch size, two sizes of frames. Against: the whole thing on the
-CPU (OpenCV, librosa, ONNX Runtime, all cores), the split design (networks on the GPU, the rest on
-the CPU) and plain PyTorch; and, on a GPU, as a share of what its memory and its arithmetic, both
-measured in the same run, allow. Without a GPU: what runs on the CPU.
+Every available runtime is measured, at several batch sizes and two frame sizes. It is compared with
+all work on the CPU (OpenCV, librosa, ONNX Runtime on all cores), with the split design (networks on
+the GPU, the rest on the CPU) and with plain PyTorch. On a GPU, each rate is also given as a share
+of the roofline, from the copy bandwidth and the arithmetic measured in the same run.
 """
 
-import gc
-import logging
 import shutil
-import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
-import cv2
 import torch
-from tqdm import tqdm
 
-from benchmarks import renders, report, systems, timing
-from benchmarks.report_pipeline import OURS, plot, table
-from benchmarks.systems import FPS, Scene, System
+from benchmarks import measurements, providers, report, runner, stages, timing
+from benchmarks.providers import Renderer, Scene
+from benchmarks.report import BATCH, CASE, PROVIDER, VISEME, Column
+from benchmarks.runner import NO_GPU, Budget, Job
 from engine.command import program
-from engine.device.stopwatch import Stopwatch
 from engine.runtime import RUNTIMES
-from examples.networks import paths
+from examples import network_files
 
 NAMES = {"tensorrt": "TensorRT", "onnxruntime": "ONNX Runtime", "torch": "PyTorch"}
-SPLIT, EAGER, ON_CPU, COMPILED = "split design", "PyTorch eager", "CPU", "compiled"
+SPLIT, EAGER, CPU_ONLY = "split design", "PyTorch eager", "CPU"
 PACKAGES = (
     "torch", "triton", "onnxruntime", "tensorrt", "tensorrt_rtx", "librosa", "cv2", "numpy",
 )  # fmt: skip
+STAGES = ("log_mel", "windows", "audio encoder", "frames", "face_input", "generator", "composite")
+GENERATOR_FLOP = 9.77e9  # per frame
+# Bytes per frame in float16: each convolution reads its input and writes its output once; or the
+# expanded channels of each inverted residual stay on chip.
+GENERATOR_BYTES = {"layer by layer": 358e6, "fused blocks": 69e6}
+
+BATCHES, SIZES = (1, 4, 8, 16, 25, 40), ((720, 1280), (1080, 1920))
+GPU = Budget(
+    BATCHES, SIZES, 25, copied=1 << 30, sample=0.3, job=20, compiling=70, total=190,
+    preparing=60, frames=(4, 240), matrix=8192,
+)  # fmt: skip
+CPU = Budget(BATCHES, SIZES, 25, copied=1 << 28, sample=1.0, job=60, compiling=0, total=900)
+QUICK = Budget(
+    (1, 4), ((180, 320),), 4, copied=1 << 22, sample=0.01, job=120, compiling=0, total=300,
+    avatar=8, frames=(1, 4), matrix=128,
+)  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What is measured, and how long it may take."""
+class Provider(NamedTuple):
+    """A provider of renders with its device and runtime."""
 
-    batches: tuple[int, ...]
-    sizes: tuple[tuple[int, int], ...]  # width and height of frames
-    main: int  # the batch at which everything is compared
-    avatar: int  # frames
-    frames: tuple[int, int]  # rendered at once: at least, in batches, and at most
-    sample: float  # seconds for the samples of one figure
-    limit: float  # seconds that one side may take
-    preparing: float  # seconds that exporting, or building plans, may take
-    total: float  # seconds of the whole run
-    copied: int  # bytes, for the copy bandwidth
-    matrix: int  # rows, for the rate of arithmetic
-
-
-SIZES = ((720, 1280), (1080, 1920))
-BATCHES = (1, 4, 8, 16, 25, 40)
-GPU = Plan(BATCHES, SIZES, 25, 60, (4, 240), 0.3, 20.0, 60.0, 190.0, 1 << 30, 8192)
-CPU = Plan(BATCHES, SIZES, 25, 60, (1, 100), 1.0, 60.0, 300.0, 900.0, 1 << 28, 1024)
-QUICK = Plan((1, 4), ((180, 320),), 4, 8, (1, 4), 0.01, 120.0, 300.0, 300.0, 1 << 22, 128)
-NETWORKS = ("audio encoder", "generator")  # the rest is pre- and post-processing
-COMPILING = 70.0  # seconds for a side that PyTorch compiles first
-
-
-@dataclass(frozen=True)
-class Job:
-    """One side at one batch size and one size of frames."""
-
-    side: str
-    scene: Scene
-    batch: int
-    make: Callable[..., System]
+    name: str
+    make: Callable[[Scene, torch.device, int, str], Renderer]
     device: torch.device
-    limit: float
+    runtime: str
+    compiled: bool = False  # by torch.compile
 
 
-def jobs(
-    plan: Plan, scenes: list[Scene], device: torch.device, there: list[str], on_cpu: str
-) -> Iterator[Job]:
-    """What matters most comes first: the time may run out.
+def choose_providers(
+    device: torch.device, available: list[str], cpu_runtime: str
+) -> list[Provider]:
+    """List the providers: designs with each available runtime, and one on the CPU only."""
+    cuda, cpu = device.type == "cuda", torch.device("cpu")
+    designs = {VISEME: providers.viseme} | ({SPLIT: providers.split} if cuda else {})
+    chosen = [
+        Provider(f"{name}, {NAMES[runtime]}", make, device, runtime)
+        for (name, make), runtime in product(designs.items(), available)
+    ]
+    chosen += [
+        Provider(f"{name}, {NAMES['torch']} compiled", make, device, "torch", compiled=True)
+        for name, make in designs.items()
+        if cuda
+    ]
+    chosen.append(Provider(EAGER, providers.eager, device, "torch"))
+    name = f"{CPU_ONLY}, {NAMES[cpu_runtime]}"
+    return [*chosen, Provider(name, providers.split, cpu, cpu_runtime)]
 
-    Args:
-        there: the device's runtimes.
-        on_cpu: the runtime of what is wholly on the CPU.
+
+def jobs(budget: Budget, scenes: list[Scene], chosen: list[Provider]) -> Iterator[Job]:
+    """List the measurements, the most important ones first, because the time may run out."""
+    cuda = any(provider.device.type == "cuda" for provider in chosen)
+    ends = list(dict.fromkeys((budget.main, 1)))
+    between = [batch for batch in budget.batches if batch not in ends]
+    for batches, compiled in product((ends, between), (False, True)):
+        for scene, batch, provider in product(scenes, batches, chosen):
+            slow = provider.runtime == "torch" and not cuda  # PyTorch takes minutes on a CPU
+            if provider.compiled == compiled and (batch == budget.main or not slow):
+                row = {"provider": provider.name, "batch": batch}
+                row |= {"frame size": [scene.width, scene.height]}
+                limit = budget.compiling if compiled else budget.job
+                yield Job(row, partial(measure, provider, scene, batch, budget), limit)
+
+
+def measure(provider: Provider, scene: Scene, batch: int, budget: Budget) -> dict:
+    """Measure a provider at one batch size and frame size.
+
+    Raises:
+        RuntimeError: it should have been compiled and was not.
     """
-    cpu, on_gpu = torch.device("cpu"), device.type == "cuda"
-
-    def job(scene: Scene, batch: int, side: str, runtime: str, **changed) -> Job:
-        makes = {OURS: systems.viseme, EAGER: systems.eager, SPLIT: systems.split}
-        make = makes.get(side, systems.split)
-        make = make if side == EAGER else partial(make, runtime=runtime)
-        settings = {"device": cpu if side == ON_CPU else device, "limit": plan.limit, **changed}
-        title = NAMES[runtime] + f" {COMPILED}" * ("limit" in changed)
-        name = side if side == EAGER else f"{side}, {title}"
-        return Job(name, scene, batch, make, **settings)
-
-    sides = [(OURS, runtime) for runtime in there]
-    sides += [(SPLIT, runtime) for runtime in there] if on_gpu else []
-    sides += [(EAGER, "torch"), (ON_CPU, on_cpu)]
-    compiled = [(OURS, "torch"), (SPLIT, "torch")] if on_gpu else []
-    ends = list(dict.fromkeys((plan.main, 1)))
-    between = [batch for batch in plan.batches if batch not in ends]
-    for scene in scenes:
-        for batch, (side, runtime) in product(ends, sides):
-            if on_gpu or runtime != "torch" or batch == plan.main:  # it takes a CPU minutes
-                yield job(scene, batch, side, runtime)
-        for batch, (side, runtime) in product(ends, compiled):
-            yield job(scene, batch, side, runtime, limit=COMPILING)
-    for (side, runtime), scene, batch in product(sides, scenes, between):
-        if on_gpu or runtime != "torch":
-            yield job(scene, batch, side, runtime)
-    for (side, runtime), scene, batch in product(compiled, scenes, between):
-        yield job(scene, batch, side, runtime, limit=COMPILING)
-
-
-# --- measuring -----------------------------------------------------------------------------------
-
-
-def measure(job: Job, plan: Plan) -> dict:
-    """One side's figures, as they stand in the results."""
-    cuda = job.device.type == "cuda"
-    avatar = job.scene.avatar(job.device) if cuda else None
-    gc.collect()
-    free = renders.free_memory(cuda)
-    system = job.make(job.scene, job.device, job.batch)
-    # on a GPU enough batches for all graphs to be recorded, on a CPU as few as there can be
-    least, most = plan.frames if cuda else (1, plan.frames[1])
-    frames = renders.whole(job.batch, least * job.batch)
-    pcm = renders.speech(frames)
-    once = renders.render(system, pcm, cuda)[0]
-    if cuda or once < 10 * plan.sample:  # the first was no measure
-        once = renders.render(system, pcm, cuda)[0]
-    frames = renders.whole(job.batch, max(frames, min(most, frames / once * plan.sample)))
-    pcm = renders.speech(frames)
-    if cuda:  # sizes of the audio encoder's batches that did not come so far
-        renders.render(system, pcm, cuda)
-    watch = partial(Stopwatch, system.clock)
-    # On a GPU the times of stages are taken in renders of their own, the second of which counts:
-    # asking for them changes what is recorded in a graph.
-    stopwatch, samples = watch(), []
-    begin = time.perf_counter()
-    while len(samples) < 3 or (time.perf_counter() - begin < plan.sample and len(samples) < 50):
-        samples.append(renders.render(system, pcm, cuda, None if cuda else stopwatch))
-    for _ in range(2 if cuda else 0):
-        stopwatch = watch()
-        renders.render(system, pcm, cuda, stopwatch)
-    spent = stopwatch.seconds()
-    hosts, devices = map(list, zip(*samples, strict=True))
-    took = timing.summary(hosts, "host clock")
-    row = {
-        "generator": system.description,
-        "frames": frames,
-        "seconds": asdict(took),
-        "seconds between events": asdict(timing.summary(devices, "events")) if cuda else None,
-        "frames a second": {
-            "median": frames / took.median, "p20": frames / took.p80, "p80": frames / took.p20,
-        },
-        "sessions at 25 fps": int(frames / took.median / FPS),
-        "share of the stages": {name: one / sum(spent.values()) for name, one in spent.items()},
-        "share of all but the networks": 1 - sum(map(spent.get, NETWORKS)) / sum(spent.values()),
-    }  # fmt: skip
-    if job.batch == 1:
-        row["first frame, s"] = renders.first_frames(system, plan.sample, cuda)
-        row["frame, s"] = renders.single_frames(system, pcm, plan.sample, cuda)
+    cuda = provider.device.type == "cuda"
     if cuda:
-        row |= renders.counts(system, pcm, frames // job.batch)
-        held = len(avatar) * avatar.height * avatar.width * 3
-        held = 0 if job.side.startswith(SPLIT) else held
-        # with what PyTorch keeps for later: it was needed once
-        row["device memory, bytes"] = max(0, free - torch.cuda.mem_get_info()[0]) + held
-    return row
+        scene.avatar(provider.device)  # loaded now, because its memory is counted separately
+    make = partial(provider.make, scene, provider.device, batch, provider.runtime)
+    # On a GPU the engine compiles PyTorch networks by itself, for minutes at every batch size.
+    plain = cuda and not provider.compiled
+    stance = torch.compiler.set_stance("force_eager") if plain else nullcontext()
+    with stance, warnings.catch_warnings():
+        warnings.filterwarnings("error", "PyTorch runs without its compiler")
+        figures = measurements.measure(make, batch, cuda=cuda, budget=budget)
+    if provider.compiled and not torch._dynamo.utils.counters["stats"]["unique_graphs"]:
+        raise RuntimeError("nothing was compiled")
+    return figures
 
 
-# --- the run -------------------------------------------------------------------------------------
+def rooflines(results: dict) -> dict[str, dict[str, float]]:
+    """Return the shortest possible seconds per frame in float16, by frame size and GENERATOR_BYTES.
+
+    They are the generator's, limited by its bytes or by its arithmetic, plus those for the bytes
+    that `face_input` and `composite` must move.
+    """
+    copy, flop = max(results["copy, bytes a second"]), results["arithmetic, FLOP a second"]
+    return {
+        size: {
+            name: max(moved / copy, GENERATOR_FLOP / flop) + around / copy
+            for name, moved in GENERATOR_BYTES.items()
+        }
+        for size, around in results["face stages, bytes a frame"].items()
+    }
+
+
+def face_stage_bytes(width: int, height: int) -> int:
+    """Return the bytes that `face_input` and `composite` must move for a frame."""
+    both = (stages.face_input(1, width, height), stages.composite(1, width, height))
+    return sum(stage.bytes(stage.inputs(torch.device("cpu"))) for stage in both)
+
+
+def table(results: dict) -> str:
+    """Format the results as text."""
+    copy, flop = max(results["copy, bytes a second"]), results["arithmetic, FLOP a second"]
+    floor = rooflines(results)
+    rows = report.ordered(results)
+    for row in rows:
+        if "device memory, bytes" in row:  # on a GPU
+            row["share"] = floor[row["case"]]["layer by layer"] * row["frames a second"]["median"]
+    rate, memory = "frames a second", Column("MiB", "device memory, bytes", ".0f", 2**-20)
+    speed = [Column("frames/s", f"{rate}/median", ".1f")]
+    speed += [Column(part, f"{rate}/{part}", ".1f") for part in ("p20", "p80")]
+    speed += [Column("sessions", "sessions at 25 fps", "d"), Column("of roofline", "share", ".1%")]
+    speed += [
+        Column(f"{name}s", f"{name}s a batch", ".1f") for name in ("allocation", "synchronisation")
+    ]
+    latency = [
+        Column(title, f"{key}, s/{part}", ".2f", 1e3)
+        for key in ("first frame", "frame")
+        for title, part in ((f"{key}, ms", "median"), ("p99", "p99"))
+    ]
+    shares = [Column(stage, f"share of the stages/{stage}", ".1%") for stage in STAGES]
+    shares += [Column("pre, post", "share of all but the networks", ".1%")]
+    main = [row for row in rows if row["batch"] == results["compared at batch"]]
+    return report.text(
+        results,
+        [
+            f"PCM to finished frames. A plain copy moves {copy / 1e9:.4g} GB/s, read and written; "
+            f"a matrix product computes {flop / 1e12:.4g} TFLOP/s.",
+            *(
+                f"roofline at {size}, {name}: {1e6 * seconds:.1f} us a frame"
+                for size, parts in floor.items()
+                for name, seconds in parts.items()
+            ),
+        ],
+        report.table(rows, [CASE, PROVIDER, BATCH, *speed, memory]),
+        report.table([row for row in rows if "frame, s" in row], [CASE, PROVIDER, BATCH, *latency]),
+        report.table(main, [CASE, PROVIDER, BATCH, *shares]),
+        report.table(speed_ups(results), report.SPEED_UPS),
+    )
+
+
+def speed_ups(results: dict) -> list[dict]:
+    """Compare the other providers with Viseme's fastest runtime."""
+    return report.speed_ups(results, lambda row: 1 / row["frames a second"]["median"])
 
 
 def main() -> int:
-    options = report.options("benchmarks.pipeline", __doc__)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    plan = QUICK if options.quick else GPU if device.type == "cuda" else CPU
-    end = time.monotonic() + plan.total
-    torch._logging.set_logs(all=logging.ERROR)  # of what torch.compile cannot fuse
-    cv2.setNumThreads(1)  # the threads over the frames are the parallelism
-    copied = partial(timing.copy_bandwidth, device, plan.copied, plan.sample)
-    copy, arithmetic = copied(), timing.matmul_rate(device, plan.matrix, plan.sample)
-    measured: list[dict] = []
-    left_out: list[dict] = []
-    results = {
-        "command": report.command("benchmarks.pipeline"),
-        "machine": report.machine(device.type, *PACKAGES),
-        "device": device.type,
-        "compared at batch": plan.main,
-        "mel on the CPU": systems.mel_library(),
-        "copy, bytes a second": [copy],  # at the begin, and at the end
-        "arithmetic, FLOP a second": arithmetic,
-        "generator, FLOP a frame": renders.GENERATOR_FLOP,
-        "generator, bytes a frame": renders.GENERATOR_BYTES,
-        "floors, s a frame": {},
-        "measured": measured,
-        "left out": left_out,
+    output, device, budget = runner.parse(
+        "pipeline", "Compare renders by all runtimes and designs.", gpu=GPU, cpu=CPU, quick=QUICK
+    )
+    benchmark = runner.Benchmark("pipeline", output, device, PACKAGES, table)
+    cuda = device.type == "cuda"
+    results = benchmark.results
+    results["mel on the CPU"] = providers.mel_library()
+    results["arithmetic, FLOP a second"] = timing.matmul_rate(device, budget.matrix, budget.sample)
+    results["generator, FLOP a frame"] = GENERATOR_FLOP
+    results["generator, bytes a frame"] = GENERATOR_BYTES
+    results["face stages, bytes a frame"] = {
+        f"{width} x {height}": face_stage_bytes(width, height)
+        for width, height in budget.sizes
+        if cuda
     }
-    if device.type == "cpu":
-        left_out += [{"side": side, "reason": "no CUDA GPU"} for side in ("GPU", SPLIT)]
-    else:
-        results["floors, s a frame"] = {
-            f"{width} x {height}": renders.floors(width, height, copy, arithmetic)
-            for width, height in plan.sizes
-        }
-    folder = Path(options.out)
+    for name in () if cuda else ("GPU", SPLIT):
+        benchmark.leave_out(name, NO_GPU)
     with tempfile.TemporaryDirectory() as scratch:
-        # copies: plans are built beside them
-        networks = {kind: Path(shutil.copy(path, scratch)) for kind, path in paths().items()}
-        there = []
+        # copies, because plans are built beside them
+        networks = {
+            kind: Path(shutil.copy(path, scratch)) for kind, path in network_files().items()
+        }
+        batches = (1, budget.main, max(budget.batches))
+        prepare = partial(
+            providers.prepare, networks=networks, batches=batches, seconds=budget.preparing
+        )
+        available: list[str] = []
         for runtime in RUNTIMES:  # the fastest first
-            fault = _fault(runtime, device, networks, plan)
-            if runtime == "torch" and device.type == "cpu" and there:
-                fault = f"on a CPU it is {EAGER}: the stages are the same there"
-            if fault is None:
-                there.append(runtime)
+            reason = prepare(runtime, device)
+            if runtime == "torch" and not cuda and available:
+                reason = f"on a CPU it is {EAGER}: the stages are the same there"
+            if reason is None:
+                available.append(runtime)
             else:
-                left_out.append({"side": f"{OURS}, {NAMES[runtime]}", "reason": fault})
-        fault = _fault("onnxruntime", torch.device("cpu"), networks, plan)
-        on_cpu = "torch" if fault else "onnxruntime"
+                benchmark.leave_out(f"{VISEME}, {NAMES[runtime]}", reason)
+        cpu_runtime = "torch" if prepare("onnxruntime", torch.device("cpu")) else "onnxruntime"
         scenes = [
-            systems.make_scene(Path(scratch) / f"{width}", networks, width, height, plan.avatar)
-            for width, height in plan.sizes
+            providers.make_scene(Path(scratch) / f"{width}", networks, width, height, budget.avatar)
+            for width, height in budget.sizes
         ]
-        todo = list(jobs(plan, scenes, device, there, on_cpu))
-        for job in tqdm(todo, desc="systems", disable=None):
-            _measure_one(job, plan, end, results)
-            # each time: a compiler, or a GPU, may hang in ways that nothing here ends
-            report.save(results, table(results), folder / "pipeline.json")
-    try:
-        results["copy, bytes a second"].append(copied())
-    except RuntimeError as error:  # a GPU that something has brought down
-        left_out.append({"side": "copy, at the end", "reason": report.reason(error)})
-    text = table(results)
-    report.save(results, text, folder / "pipeline.json")
-    print(text)
-    if not plot(results, folder / "pipeline.png"):
-        print("no plot: matplotlib is not installed", file=sys.stderr)
-    print(f"\nwritten to {folder}")
-    return 0 if any(row["side"].startswith(OURS) for row in measured) else 1
+        chosen = choose_providers(device, available, cpu_runtime)
+        benchmark.measure(jobs(budget, scenes, chosen), budget)
+    floor = results["roofline, s a frame"] = rooflines(results)
 
+    def marks(size: str) -> dict[str, float]:
+        return {f"roofline, {name}": 1 / seconds for name, seconds in floor.get(size, {}).items()}
 
-def _fault(runtime: str, device: torch.device, networks: dict[str, Path], plan: Plan) -> str | None:
-    """Why a runtime cannot be measured; None where its networks are ready."""
-    reason = systems.absent(runtime, device)
-    if reason is not None:
-        return reason
-    try:
-        with timing.limit(plan.preparing):
-            systems.prepare(runtime, device, networks, (1, plan.main, max(plan.batches)))
-    except Exception as error:  # whatever an exporter or a compiler on a strange GPU does
-        return report.reason(error)
-    return None
-
-
-def _measure_one(job: Job, plan: Plan, end: float, results: dict) -> None:
-    """Into the results: a side that fails must not take the others with it."""
-    size = [job.scene.width, job.scene.height]
-    what = {"side": job.side, "frame size": size, "batch": job.batch}
-    compiled = job.side.endswith(COMPILED)
-    left = end - time.monotonic()
-    # the engine's PyTorch compiles by itself, for minutes if it is every batch size's turn
-    plain = job.device.type == "cuda" and not compiled
-    try:
-        if left < 1:
-            raise TimeoutError(f"the {plan.total:.0f} s of the run were over")
-        stance = torch.compiler.set_stance("force_eager") if plain else nullcontext()
-        with stance, timing.limit(min(job.limit, left)), warnings.catch_warnings():
-            warnings.filterwarnings("error", "PyTorch runs without its compiler")
-            row = {**what, **measure(job, plan)}
-        if compiled and not torch._dynamo.utils.counters["stats"]["unique_graphs"]:
-            raise RuntimeError("nothing was compiled")
-        floor = results["floors, s a frame"].get(f"{size[0]} x {size[1]}", {})
-        if job.device.type == "cuda":
-            rate = row["frames a second"]["median"]
-            row["share of the floor"] = {name: least * rate for name, least in floor.items()}
-        results["measured"].append(row)
-    except Exception as error:
-        results["left out"].append({**what, "reason": report.reason(error)})
+    benchmark.finish("finished frames a second", "frames a second/median", marks)
+    return 0 if any(map(report.is_viseme, results["measured"])) else 1
 
 
 if __name__ == "__main__":

@@ -1,85 +1,176 @@
-"""What the benchmarks share: the machine they ran on, and results as a file."""
+"""Tables and plots of benchmark results."""
 
-import argparse
-import json
-import os
-import platform
-import shlex
-import subprocess
-import sys
-from contextlib import suppress
-from importlib import import_module
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import torch
-
-
-def machine(device: str, *packages: str) -> dict:
-    """The machine, and the versions of those packages that are there."""
-    found = {
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "gpu": None,
-        "python": platform.python_version(),
-    }
-    if device == "cuda":
-        found["gpu"] = torch.cuda.get_device_name()
-        found["driver"] = _driver()
-        found["CUDA"] = torch.version.cuda
-    for package in packages:
-        with suppress(ImportError):
-            found[package] = import_module(package).__version__
-    return found
+VISEME = "viseme"  # this project, among the providers
 
 
-def command(module: str) -> str:
-    return shlex.join(["python", "-m", module, *sys.argv[1:]])
+class Column(NamedTuple):
+    """A column of a table."""
+
+    title: str
+    key: str = ""  # in a row, or a path of keys separated by "/"; by default the title
+    form: str = ""  # format of numbers; text, which is aligned left, has none
+    scale: float = 1.0
 
 
-def write(results: dict, path: Path) -> None:
-    """As JSON; the file is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n")
-    partial.replace(path)
+CASE, PROVIDER, BATCH = Column("case"), Column("provider"), Column("batch", form="d")
+SPEED_UPS = [CASE, BATCH, PROVIDER, Column(f"speed-up of {VISEME}", "speed-up", ".2f")]
 
 
-def save(results: dict, text: str, path: Path) -> None:
-    """NAME.json, and beside it the table as NAME.txt."""
-    write(results, path)
-    path.with_suffix(".txt").write_text(text + "\n")
+def table(rows: Sequence[dict], columns: Sequence[Column]) -> list[str]:
+    """Format rows as lines of text.
+
+    Columns without any value are left out. A case is written only where it begins.
+    """
+    texts = []
+    for column in columns:
+        cells = [_cell(row, column) for row in rows]
+        if any(cells):
+            if column is CASE:
+                cells = [
+                    c if c != above else "" for c, above in zip(cells, ["", *cells], strict=False)
+                ]
+            width = max(map(len, (column.title, *cells)))
+            align = str.rjust if column.form else str.ljust
+            texts.append([align(cell, width) for cell in (column.title, *cells)])
+    return ["  ".join(line).rstrip() for line in zip(*texts, strict=True)]
 
 
-def options(module: str, doc: str) -> argparse.Namespace:
-    """The options of a benchmark that writes into a folder: out, quick."""
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {module}", description=doc.strip().splitlines()[0]
+def _cell(row: dict, column: Column) -> str:
+    value = find(row, column.key or column.title)
+    if value is None:
+        return ""
+    return format(value * column.scale if column.scale != 1 else value, column.form)
+
+
+def find(row: dict, path: str) -> Any:
+    """Return the value at a path of keys, or None."""
+    value: Any = row
+    for key in path.split("/"):
+        value = value.get(key) if value else None
+    return value
+
+
+def named(title: str, values: dict[str, float], form: str) -> list[str]:
+    """Format named values as a table."""
+    rows = [{title: name, "value": value} for name, value in values.items()]
+    return table(rows, [Column(title), Column("", "value", form)])
+
+
+def text(results: dict, *tables: list[str]) -> str:
+    """Join tables, after a line about the machine and before the list of rows left out."""
+    machine = results["machine"]
+    left_out: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in results["left out"]:
+        batch = f"batch {row['batch']}" if "batch" in row else ""
+        left_out[row["provider"], row["reason"]] += [", ".join(filter(None, (case(row), batch)))]
+    reasons = []
+    for (provider, reason), cases in left_out.items():
+        some = [*cases[:4], f"{len(cases) - 4} more"] if len(cases) > 5 else cases
+        reasons.append(f"  {provider}: {reason}" + (f" ({'; '.join(some)})" if any(cases) else ""))
+    blocks = [
+        [machine["gpu"] or f"{machine['cpu']}, {machine['cores']} cores"],
+        *tables,
+        ["left out", *reasons] if reasons else [],
+    ]
+    return "\n\n".join("\n".join(block) for block in blocks if block)
+
+
+def case(row: dict) -> str:
+    """Return the stage and the frame size of a row, as far as it has them."""
+    size = " x ".join(map(str, row.get("frame size") or []))
+    return ", ".join(filter(None, (row.get("stage"), size)))
+
+
+def is_viseme(row: dict) -> bool:
+    """Tell whether a row is about this project, with whatever runtime or method."""
+    return row["provider"].split(",")[0] == VISEME
+
+
+def ordered(results: dict) -> list[dict]:
+    """Return the measured rows with their cases, by stage, case and provider, Viseme's first."""
+    rows = [{**row, "case": case(row)} for row in results["measured"]]
+    stages, cases, providers = (
+        list(dict.fromkeys(row.get(key) for row in rows)) for key in ("stage", "case", "provider")
     )
-    parser.add_argument(
-        "--out", default=f"out/{module.replace('.', '-')}", help="folder for the results"
-    )
-    parser.add_argument("--quick", action="store_true", help="small inputs, to see that it runs")
-    return parser.parse_args()
+    return sorted(
+        rows,
+        key=lambda row: (
+            stages.index(row.get("stage")), cases.index(row["case"]),
+            not is_viseme(row), providers.index(row["provider"]), row["batch"],
+        ),
+    )  # fmt: skip
 
 
-def reason(error: Exception) -> str:
-    """Why something was left out, in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+def speed_ups(results: dict, cost: Callable[[dict], float]) -> list[dict]:
+    """Compare the other providers with the fastest of Viseme's at the batch size for comparisons.
+
+    Args:
+        cost: returns the time that a row took per unit of work.
+
+    Returns:
+        The rows of other providers with their "speed-up": their cost over Viseme's.
+    """
+    rows = [row for row in ordered(results) if row["batch"] == results["compared at batch"]]
+    best: dict[str, float] = {}
+    for row in filter(is_viseme, rows):
+        best[row["case"]] = min(cost(row), best.get(row["case"], math.inf))
+    others = [row for row in rows if not is_viseme(row) and row["case"] in best]
+    return [{**row, "speed-up": cost(row) / best[row["case"]]} for row in others]
 
 
-def _cpu() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
+def plot(
+    results: dict, title: str, key: str, marks: Callable[[str], dict[str, float]], path: Path
+) -> bool:
+    """Plot a figure over batch sizes, a panel for each case; bars where there is one batch size.
 
+    Args:
+        key: of the figure in a row, or a path of keys separated by "/".
+        marks: returns, for a case, values to mark by lines, with their labels.
 
-def _driver() -> str | None:
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    with suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(query, check=True, capture_output=True, text=True, timeout=20)
-        return done.stdout.splitlines()[0].strip()
-    return None
+    Returns:
+        False if matplotlib is not installed.
+    """
+    try:
+        from matplotlib import colormaps
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    panels: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for row in ordered(results):
+        panels[row["case"]][row["provider"]][row["batch"]] = find(row, key)
+    providers = list(dict.fromkeys(row["provider"] for row in results["measured"]))
+    columns = min(3, max(1, len(panels)))
+    lines = max(1, -(-len(panels) // columns))
+    figure = Figure(figsize=(6 * columns, 4.5 * lines), layout="constrained")
+    figure.suptitle(f"{results['machine']['gpu'] or results['machine']['cpu']}: {title}")
+    grid = figure.subplots(lines, columns, squeeze=False).flat
+    for axes, (name, values) in zip(grid, panels.items(), strict=False):
+        batches = sorted({batch for points in values.values() for batch in points})
+        for provider, points in values.items():
+            number = providers.index(provider)
+            color = colormaps["tab20"]((2 * number + number // 10) % 20)  # ten dark, ten light
+            if len(batches) == 1:
+                axes.barh(provider, points[batches[0]], color=color)
+            else:
+                x, y = zip(*points.items(), strict=True)
+                style = "-" if provider.startswith(VISEME) else "--"
+                axes.plot(x, y, color=color, linestyle=style, marker="o", label=provider)
+        for label, mark in marks(name).items():
+            line = axes.axvline if len(batches) == 1 else axes.axhline
+            line(mark, color="black", linewidth=0.8, label=label)
+        if len(batches) == 1:
+            axes.invert_yaxis()
+            axes.set(title=f"{name}, batch size {batches[0]}", xlabel=title)
+        else:
+            axes.set(title=name, xlabel="batch size", xticks=batches, yscale="log")
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(fontsize="x-small")
+        axes.grid(linewidth=0.3)
+    figure.savefig(path, dpi=110)
+    return True

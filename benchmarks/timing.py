@@ -1,22 +1,22 @@
-"""How long short pieces of work take, on a GPU or a CPU: medians with their spread."""
+"""Timing of short work on a GPU or a CPU: medians with their spread."""
 
 import math
 import signal
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
 
+import numpy as np
 import torch
 
-Calls = Sequence[Callable[[], object]]  # the same work on different inputs, for caches not to help
+Calls = Sequence[Callable[[], object]]  # the same work on different inputs, against warm caches
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call."""
+    """Seconds per call."""
 
     median: float
     p20: float
@@ -25,17 +25,28 @@ class Timing:
     method: str
 
 
-def replayed(calls: Calls, seconds: float) -> Timing:
-    """The GPU's own time: the calls, captured in one CUDA graph, are replayed between events."""
-    rough = hosted(calls, seconds / 10).median
-    # so many launches in a graph that the pause between two replays does not count
+def percentiles(samples: list[float]) -> dict[str, float]:
+    """Return the median, the 20th and the 80th percentile."""
+    p20, median, p80 = np.percentile(samples, (20, 50, 80)).tolist()
+    return {"median": median, "p20": p20, "p80": p80}
+
+
+def summary(samples: list[float], method: str) -> Timing:
+    """Summarize the seconds of some calls."""
+    return Timing(**percentiles(samples), samples=len(samples), method=method)
+
+
+def time_cuda_graph(calls: Calls, seconds: float) -> Timing:
+    """Time the GPU alone: capture the calls in a CUDA graph and replay it between events."""
+    rough = time_wall_clock(calls, seconds / 10).median
+    # Enough launches per graph to make the gap between two replays negligible.
     calls = list(islice(cycle(calls), max(len(calls), min(128, math.ceil(1e-3 / rough)))))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for call in calls:
             call()
 
-    def replays(count: int) -> float:
+    def replay(count: int) -> float:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         for _ in range(count):
@@ -44,52 +55,58 @@ def replayed(calls: Calls, seconds: float) -> Timing:
         end.synchronize()
         return begin.elapsed_time(end) / 1000 / count
 
-    replays(1)
-    once = replays(2)
-    count = math.ceil(2e-3 / once)
-    samples = [replays(count) / len(calls) for _ in range(_samples(seconds, once * count))]
-    return summary(samples, "CUDA graph")
+    replay(1)
+    return _sample(replay, replay(2), seconds, "CUDA graph", len(calls))
 
 
-def hosted(calls: Calls, seconds: float) -> Timing:
-    """The host's clock, until the GPU (where there is one) has finished too."""
+def time_wall_clock(calls: Calls, seconds: float) -> Timing:
+    """Time by the host's clock, launches included, until the GPU (if any) has finished."""
     finish = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    following = cycle(calls)
 
     def run(count: int) -> float:
         begin = time.perf_counter()
         for _ in range(count):
-            next(turn)()
+            next(following)()
         finish()
         return (time.perf_counter() - begin) / count
 
-    turn = cycle(calls)
-    run(1)  # what the first call sets up
-    once = min(run(len(calls)), run(1))
+    run(1)  # compiles and allocates
+    return _sample(run, min(run(len(calls)), run(1)), seconds, "host clock")
+
+
+def _sample(
+    run: Callable[[int], float], once: float, seconds: float, method: str, calls: int = 1
+) -> Timing:
+    """Take 3 to 50 samples of at least 2 ms each; `run(count)` returns the seconds of one run."""
     count = math.ceil(2e-3 / once)
-    samples = [run(count) for _ in range(_samples(seconds, once * count))]
-    return summary(samples, "host clock")
+    number = max(3, min(50, int(seconds / (once * count))))
+    return summary([run(count) / calls for _ in range(number)], method)
 
 
 def copy_bandwidth(device: torch.device, size: int, seconds: float) -> float:
-    """Bytes a second, read plus written, of copying `size` bytes on the device."""
+    """Measure a copy of `size` bytes on the device: bytes per second, read plus written."""
     source = torch.randint(256, (size,), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    measure = replayed if device.type == "cuda" else hosted
-    return 2 * size / measure([lambda: target.copy_(source)], seconds).median
+    return 2 * size / _time(device, lambda: target.copy_(source), seconds)
 
 
 def matmul_rate(device: torch.device, size: int, seconds: float) -> float:
-    """FLOP a second of a square matrix product, float16 on a GPU and float32 on a CPU."""
+    """Measure a square matrix product: FLOP per second, float16 on a GPU and float32 on a CPU."""
     dtype = torch.float16 if device.type == "cuda" else torch.float32
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
-    measure = replayed if device.type == "cuda" else hosted
-    return 2 * size**3 / measure([lambda: torch.mm(a, b, out=out)], seconds).median
+    return 2 * size**3 / _time(device, lambda: torch.mm(a, b, out=out), seconds)
+
+
+def _time(device: torch.device, call: Callable[[], object], seconds: float) -> float:
+    method = time_cuda_graph if device.type == "cuda" else time_wall_clock
+    return method([call], seconds).median
 
 
 @contextmanager
-def limit(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the block once it has taken that long. For the main thread."""
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block after that many seconds. For the main thread only."""
 
     def stop(number: int, frame: object) -> None:
         raise TimeoutError(f"more than {seconds:.0f} s")
@@ -101,12 +118,3 @@ def limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-def _samples(seconds: float, once: float) -> int:
-    return max(3, min(50, int(seconds / once)))
-
-
-def summary(samples: list[float], method: str) -> Timing:
-    fifths = statistics.quantiles(samples, n=5, method="inclusive")
-    return Timing(statistics.median(samples), fifths[0], fifths[-1], len(samples), method)

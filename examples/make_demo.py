@@ -1,29 +1,25 @@
-"""Draw the demo avatar: `python -m examples.make_demo [-o examples/demo] [--speech]`.
+"""Draw the demo avatar: python -m examples.make_demo [-o examples/demo] [--speech]
 
-The folder gets `avatar.json`, `boxes.json` and `frames.mp4`: ten seconds of the person in
-`examples.person`, at rest.
-With `--speech` it gets `speech.wav` as well, 16 kHz mono, 16 bit, spoken by espeak-ng, and
-`phonemes.json`, which says what is heard when.
+Writes `avatar.json`, `boxes.json` and `frames.mp4`: ten seconds of the person in `examples.person`,
+at rest. With `--speech` it also writes `speech.wav` (16 kHz mono, 16 bit), spoken by espeak-ng, and
+`phonemes.json`, the times of its phonemes.
 """
 
-import argparse
 import json
-import sys
-import wave
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
 import av
-import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
 from tqdm import tqdm
 
-from engine.command import program
-from engine.errors import InputError
+from engine.command import Parser, program, run
 from engine.files import write_whole
 
+from . import DEMO
 from .person import SIZE, draw, face_box, idle, idle_mouth
-from .speech import Recipe, Utterance, make
+from .speech import Recipe, Utterance, make, write_wav
 
 FPS = 25
 FRAMES = 250
@@ -40,11 +36,10 @@ MANIFEST = {
 
 
 def write_frames(path: Path) -> None:
-    """The idle loop as H.264, limited-range BT.709, a keyframe a second."""
+    """Write the idle loop as H.264, limited-range BT.709, with one keyframe per second."""
     with av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        # Avatars are decoded over and over: a stream without CABAC and deblocking takes a third of
-        # the time. x264's rate control depends on the number of threads: one gives the same file
-        # everywhere.
+        # Without CABAC and deblocking (fastdecode), decoding takes a third of the time. A single
+        # thread makes the file the same everywhere, because x264's rate control depends on it.
         options = {"crf": "18", "preset": "slow", "tune": "fastdecode", "bf": "0", "threads": "1"}
         stream = container.add_stream("libx264", rate=FPS, options=options)
         stream.width, stream.height = SIZE
@@ -52,9 +47,9 @@ def write_frames(path: Path) -> None:
         context = stream.codec_context
         context.gop_size = FPS
         context.max_b_frames = 0
-        context.color_range = av.video.reformatter.ColorRange.MPEG
-        context.colorspace = av.video.reformatter.Colorspace.ITU709
-        context.color_primaries = 1  # BT.709, in ISO 23091-2's numbering
+        context.color_range = ColorRange.MPEG
+        context.colorspace = Colorspace.ITU709
+        context.color_primaries = 1  # BT.709, as numbered in ISO 23091-2
         context.color_trc = 1
         for i in tqdm(range(FRAMES), desc="frames", unit="frame"):
             picture = draw(idle(i / FPS), idle_mouth(i / FPS))
@@ -66,50 +61,43 @@ def write_frames(path: Path) -> None:
         container.mux(stream.encode())
 
 
-def write_speech(path: Path, utterance: Utterance) -> None:
-    """A 16 kHz mono 16-bit WAV file."""
-    with wave.open(str(path), "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(16000)
-        out.writeframes(np.round(utterance.pcm * 32767).astype("<i2").tobytes())
-
-
 def write_phonemes(path: Path, utterance: Utterance) -> None:
-    """[[name, start, end], ...], in seconds."""
+    """Write [[name, start, end], ...], times in seconds."""
     lines = ",\n".join(json.dumps([p.name, p.start, p.end]) for p in utterance.phonemes)
     path.write_text(f"[\n{lines}\n]\n")
 
 
+def make_demo(folder: Path, *, speech: bool) -> None:
+    """Write the avatar into a folder, which is created if needed.
+
+    Args:
+        speech: write `speech.wav` and `phonemes.json` too.
+
+    Raises:
+        InputError: espeak-ng is not installed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if speech:
+        utterance = make(SPOKEN)
+        write_whole(folder / "speech.wav", partial(write_wav, utterance=utterance))
+        write_whole(folder / "phonemes.json", partial(write_phonemes, utterance=utterance))
+    write_whole(folder / "frames.mp4", write_frames)
+    boxes = ",\n".join(json.dumps(list(face_box(idle(i / FPS)))) for i in range(FRAMES))
+    write_whole(folder / "boxes.json", lambda path: path.write_text(f"[\n{boxes}\n]\n"))
+    manifest = json.dumps(MANIFEST, indent=2) + "\n"
+    write_whole(folder / "avatar.json", lambda path: path.write_text(manifest))
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        "python -m examples.make_demo", description="Draw the demo avatar."
+    parser = Parser(prog="python -m examples.make_demo", description="Draw the demo avatar.")
+    add = parser.add_argument
+    add("-o", "--output", type=Path, default=DEMO, metavar="DIR", help="default: examples/demo")
+    add("--speech", action="store_true", help="write speech.wav and phonemes.json too")
+    options = parser.parse_args(arguments)
+    return run(
+        lambda: make_demo(options.output, speech=options.speech),
+        interrupted="finished files stay, unfinished ones are removed",
     )
-    parser.add_argument(
-        "-o", "--output", type=Path, default=Path(__file__).with_name("demo"), metavar="DIR"
-    )
-    parser.add_argument(
-        "--speech", action="store_true", help="make speech.wav and phonemes.json too"
-    )
-    args = parser.parse_args(arguments)
-    args.output.mkdir(parents=True, exist_ok=True)
-    if args.speech:
-        try:
-            utterance = make(SPOKEN)
-        except InputError as error:  # espeak-ng is not there
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        for name, write in (("speech.wav", write_speech), ("phonemes.json", write_phonemes)):
-            write_whole(args.output / name, partial(write, utterance=utterance))
-    write_whole(args.output / "frames.mp4", write_frames)
-    boxes = [list(face_box(idle(i / FPS))) for i in range(FRAMES)]
-    lines = ",\n".join(json.dumps(box) for box in boxes)
-    write_whole(args.output / "boxes.json", lambda path: path.write_text(f"[\n{lines}\n]\n"))
-    write_whole(
-        args.output / "avatar.json",
-        lambda path: path.write_text(json.dumps(MANIFEST, indent=2) + "\n"),
-    )
-    return 0
 
 
 if __name__ == "__main__":

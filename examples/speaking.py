@@ -1,10 +1,10 @@
-"""The drawn person speaking: what `python -m train --drawn` learns from.
+"""The drawn person speaking: the training data of `python -m train --drawn`.
 
-The reference of every picture is a frame of the demo avatar, decoded from its video, and the target
-is the same pose drawn with the mouth that fits the speech. That is what a render asks for: it has
-a frame of the avatar, whose mouth is shut, and wants another mouth in it. (A film cannot have both;
-there the reference is another frame.) Along its edges the target is the frame itself: a drawing has
-no traces of a video's compression, and where it begins, a seam would show.
+The reference of every example is a frame of the demo avatar, decoded from its video. The target is
+the same pose, drawn with the mouth that fits the speech. A render has the same task: it replaces
+the closed mouth of an avatar's frame. (Film cannot provide such pairs, so there the reference is
+another frame.) Along its edges the target is the avatar's frame, because the drawing has no
+compression artefacts and a network trained on it would produce a visible seam.
 """
 
 from collections.abc import Sequence
@@ -21,64 +21,64 @@ import kernels
 from engine.avatar import Avatar
 from train.recording import Speech, picture_input, roi
 
+from . import DEMO
 from .make_demo import FPS, FRAMES
-from .networks import DEMO
 from .person import Mouth, Pose, draw, face_box, idle, mouth_box
 from .speech import Phoneme, closing, corpus, make, mouths
 
-SHUT = 0.05  # of the openness: less of it, and lips are closed
-OFTEN = 3  # more times are frames seen whose lips are closed for a p, b or m: they are few
-REST = 3  # every third frame of silence is enough
-# A row of `mouths` as the audio side learns it: how far the mouth is open counts most.
-SCALE = torch.tensor([2.0, 1.0, 1.0, 1.0, 1.0])
-# Pixels from the edge of the ROI: up to the first the frame, from the second on the drawing.
+CLOSED_BELOW = 0.05  # `Mouth.openness` below which lips count as closed
+EXTRA_CLOSURES = 3  # extra copies of frames with lips closed for a p, b or m, which are rare
+SILENCE_STEP = 3  # only every third frame of silence is used
+# Factors on the fields of `Mouth` as training targets: openness matters most.
+SHAPE_SCALE = torch.tensor([2.0, 1.0, 1.0, 1.0, 1.0])
+# Distances from the edge of the ROI in pixels: the target is the avatar's frame up to the first,
+# the drawing from the second on, and a blend in between.
 EDGE = 20, 40
 
 
-class Speaking:
-    """A `train.recording.Recording`.
+class DrawnRecording:
+    """The drawn person speaking a corpus, as a `train.recording.Recording`.
 
     Args:
-        seed: of what is said, and how.
-        minutes: of speech to train on.
-        progress: show a bar while it is spoken.
+        seed: seed of the corpus.
+        minutes: length of the speech for training.
+        progress: show a progress bar while the corpus is spoken.
     """
 
     def __init__(self, seed: int, minutes: float = 24, *, progress: bool = False):
-        cv2.setNumThreads(1)  # the threads of a process that forks are missed in the other one
+        cv2.setNumThreads(1)  # OpenCV's thread pool does not survive the fork of the data loader
         self.name, self.mouth = "drawn person", _mouth_in_roi()
         self.speeches: list[Speech] = []
         self.shapes: list[Tensor] = []
         self._mouths: list[np.ndarray] = []
-        said = [(recipe, False) for recipe in corpus(seed, minutes)]
-        said += [(recipe, True) for recipe in corpus(seed, held_out=True)]
+        recipes = [(recipe, False) for recipe in corpus(seed, minutes)]
+        recipes += [(recipe, True) for recipe in corpus(seed, held_out=True)]
         parts: dict[bool, list[Tensor]] = {False: [], True: []}
         for recipe, held_out in tqdm(
-            said, desc="speak", unit=" utterances", disable=None if progress else True
+            recipes, desc="speak", unit=" utterances", disable=None if progress else True
         ):
             utterance = make(recipe)
             speech = Speech(torch.from_numpy(utterance.pcm), FPS)
             rows = mouths(utterance.phonemes, speech.frames, FPS)
             still = np.zeros(len(rows), bool)
             still[1:] = (rows[1:] == rows[:-1]).all(axis=1)
-            wanted = ~still | (np.arange(len(rows)) % REST == 0)
-            chosen = np.flatnonzero(wanted)
+            chosen = np.flatnonzero(~still | (np.arange(len(rows)) % SILENCE_STEP == 0))
             if not held_out:
-                shut = sorted(closed(utterance.phonemes, rows))
-                chosen = np.concatenate([chosen, *[np.array(shut, np.int64)] * OFTEN])
+                closures = np.array(sorted(closed(utterance.phonemes, rows)), np.int64)
+                chosen = np.concatenate([chosen, *[closures] * EXTRA_CLOSURES])
             frames = torch.from_numpy(chosen)
             number = torch.full_like(frames, len(self.speeches))
             parts[held_out].append(torch.stack([number, frames], dim=1))
             self.speeches.append(speech)
             self._mouths.append(rows)
-            self.shapes.append(torch.from_numpy(rows) * SCALE)
+            self.shapes.append(torch.from_numpy(rows) * SHAPE_SCALE)
         self.train, self.held_out = torch.cat(parts[False]), torch.cat(parts[True])
-        self._drawn = _drawn_part()
-        self._inputs  # noqa: B018  read before other processes share the video
+        self._drawn = _drawn_weight()
+        self._inputs  # noqa: B018  computed before the data loader forks
 
     @cached_property
     def _inputs(self) -> Tensor:
-        """(FRAMES, 6, 320, 320) uint8: what a render gives the generator of the avatar's frames."""
+        """The generator's picture input of every avatar frame, (FRAMES, 6, 320, 320) uint8."""
         avatar = Avatar.load(DEMO, networks=False)
         inputs = torch.empty(FRAMES, 6, kernels.ROI_SIZE, kernels.ROI_SIZE, dtype=torch.uint8)
         for number in range(FRAMES):
@@ -90,6 +90,11 @@ class Speaking:
     def pictures(
         self, speech: int, frame: int, random: np.random.Generator
     ) -> tuple[Tensor, Tensor]:
+        """Return the picture input and the target of a video frame, for a random avatar frame.
+
+        Returns:
+            (6, 320, 320) and (3, 320, 320) uint8, planes B, G, R.
+        """
         number = int(random.integers(FRAMES))
         mouth = Mouth(*self._mouths[speech][frame].tolist())
         inputs, drawn = self._inputs[number], drawn_roi(idle(number / FPS), mouth)
@@ -97,21 +102,26 @@ class Speaking:
 
 
 def closed(phonemes: Sequence[Phoneme], rows: np.ndarray) -> set[int]:
-    """The frames of p, b and m whose lips are shut; rows: as `mouths` has them."""
+    """Return the frames of p, b and m in which the lips are closed.
+
+    Args:
+        phonemes: in order.
+        rows: the mouth shapes of all frames, from `mouths`.
+    """
     near = chain.from_iterable(closing(phonemes, len(rows), FPS))
-    return {frame for frame in near if rows[frame, 0] < SHUT}
+    return {frame for frame in near if rows[frame, 0] < CLOSED_BELOW}
 
 
 def drawn_roi(pose: Pose, mouth: Mouth) -> Tensor:
-    """The ROI as it is drawn: (3, 320, 320) uint8, planes B, G, R."""
+    """Draw the ROI: (3, 320, 320) uint8, planes B, G, R."""
     box = face_box(pose)
     face = torch.from_numpy(draw(pose, mouth, region=box))
     side = box[2] - box[0]
     return roi(face, torch.tensor([0, 0, side, side], dtype=torch.int32))
 
 
-def _drawn_part() -> Tensor:
-    """(320, 320) float32: 0 where a target is the avatar's frame, 1 where it is drawn."""
+def _drawn_weight() -> Tensor:
+    """Return the weight of the drawing in a target, 0 to 1: (320, 320) float32."""
     at = torch.arange(kernels.ROI_SIZE)
     depth = torch.minimum(at, kernels.ROI_SIZE - 1 - at)
     depth = torch.minimum(depth[:, None], depth[None, :])
@@ -119,7 +129,7 @@ def _drawn_part() -> Tensor:
 
 
 def _mouth_in_roi() -> tuple[float, float, float, float]:
-    """The mouth's bounding box as parts of the ROI, head at rest."""
+    """Return the mouth's bounding box, head at rest, as fractions of the ROI's side."""
     x0, y0, x1, _ = face_box(Pose())
     margin = (kernels.CROP_SIZE - kernels.ROI_SIZE) / 2
     scale = kernels.CROP_SIZE / (x1 - x0)
@@ -131,6 +141,6 @@ def _mouth_in_roi() -> tuple[float, float, float, float]:
     return a, b, c, d
 
 
-def recording(seed: int, *, progress: bool = False) -> Speaking:
-    """What `train` asks a module for."""
-    return Speaking(seed, progress=progress)
+def recording(seed: int, *, progress: bool = False) -> DrawnRecording:
+    """Make the training data; `python -m train --drawn` calls this function by name."""
+    return DrawnRecording(seed, progress=progress)

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 import torch
 
+from examples import DEMO
+
 ROOT = Path(__file__).parents[1]
-DEMO = ROOT / "examples" / "demo"
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # some tests load ONNX Runtime first
 

@@ -160,7 +160,7 @@ def options_of(module: str) -> frozenset[str]:
 
 
 def test_commands_are_found():
-    assert {*DOCUMENTED, "kernels.compile", "examples.judge", "benchmarks.render"} <= set(OURS)
+    assert {*DOCUMENTED, "kernels.compile", "examples.evaluate", "benchmarks.render"} <= set(OURS)
     (_, export), *_ = (c for c in commands(DOCS / "networks.md") if c[0] == "export")
     assert export == ["-o", "--precision"]
     resumed = [options for _, options in commands(DOCS / "training.md") if "--resume" in options]

@@ -33,7 +33,8 @@ def boxes_from_json(path: Path) -> tuple[Tensor, int | None]:
             there twice, or a box is not four numbers.
     """
     record = read_json(path)
-    first, names = None, []
+    first: int | None = None
+    names: list[str] = []
     if isinstance(record, dict) and record:
         first, names = in_order(record, path, "boxes")
         rects = [record[name] for name in names]

@@ -228,11 +228,11 @@ def training(stem: str) -> tuple[str, int] | None:
 def _fps(path: Path, value: object) -> Fraction:
     """Frames a second as a number (25, 29.97) or as a fraction ("30000/1001")."""
     try:
-        if isinstance(value, bool):
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise ValueError
         if isinstance(value, str) and not RATE.fullmatch(value.strip()):
             raise ValueError
-        fps = Fraction(value).limit_denominator(1001)  # type: ignore[arg-type]
+        fps = Fraction(value).limit_denominator(1001)
         if not allowed(fps):
             raise ValueError
     except (ValueError, TypeError, OverflowError, ZeroDivisionError):

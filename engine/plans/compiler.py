@@ -162,7 +162,8 @@ def _monitor(trt: Any, bar: tqdm, stop: threading.Event) -> Any:
     lock = threading.Lock()  # TensorRT's threads call it too
     steps: dict[str, int] = {}
 
-    class Monitor(trt.IProgressMonitor):
+    # The base class is known at run time only.
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
 

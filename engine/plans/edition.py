@@ -245,7 +245,8 @@ def logger(edition: TensorRTEdition) -> Any:
     """
     trt = edition.module()
 
-    class Log(trt.ILogger):
+    # The base class is known at run time only.
+    class Log(trt.ILogger):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
             super().__init__()
             self.lines: list[tuple[Any, str]] = []

@@ -12,7 +12,10 @@ from ..errors import InputError, one_line
 from ..runtime.onnxruntime import match
 from ..runtime.signature import Signature
 
-_NAMES = {TensorProto.FLOAT: "tensor(float)", TensorProto.FLOAT16: "tensor(float16)"}
+_NAMES: dict[int, str] = {
+    TensorProto.FLOAT: "tensor(float)",
+    TensorProto.FLOAT16: "tensor(float16)",
+}
 
 
 class Value(NamedTuple):
@@ -85,7 +88,7 @@ def describe(value: onnx.ValueInfoProto) -> Value:
     kind = value.type.tensor_type
     shape = [size.dim_value if size.HasField("dim_value") else "?" for size in kind.shape.dim]
     type_name = TensorProto.DataType.Name(kind.elem_type).lower()
-    return Value(value.name, shape, _NAMES.get(kind.elem_type, f"tensor({type_name})"))
+    return Value(value.name, shape, _NAMES.get(int(kind.elem_type), f"tensor({type_name})"))
 
 
 def constants_of(graph: onnx.GraphProto) -> dict[str, TensorProto]:

@@ -93,9 +93,9 @@ def _new_session(path: Path, device: torch.device) -> onnxruntime.InferenceSessi
             "use_tf32": 0,  # float32 networks compute in float32
         }
         providers.insert(0, ("CUDAExecutionProvider", settings))
-    source: str | bytes = str(path)
-    if source != source.encode(errors="replace").decode():  # ONNX Runtime takes names in UTF-8
-        source = path.read_bytes()
+    name = str(path)
+    is_utf8 = name == name.encode(errors="replace").decode()  # as ONNX Runtime wants names
+    source = name if is_utf8 else path.read_bytes()
     try:
         session = onnxruntime.InferenceSession(source, options, providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions have no common base

@@ -91,7 +91,7 @@ class OutputCheck:
         Raises:
             InputError: see `look`.
         """
-        if self._low is None:
+        if self._low is None or self._high is None:
             # once for a render, in pinned memory, from which and into which copies do not wait
             shape = self._rows, *low.shape[1:]
             self._low, self._high = (
@@ -123,7 +123,8 @@ class OutputCheck:
             self._check(rows)
 
     def _check(self, rows: slice) -> None:
-        low, high = (bound[rows].reshape(len(bound[rows]), -1) for bound in (self._low, self._high))
+        assert self._low is not None and self._high is not None
+        low, high = (t[rows].reshape(rows.stop - rows.start, -1) for t in (self._low, self._high))
         broken = (~(low.isfinite() & high.isfinite())).any(dim=1)
         if broken.any():
             row = int(broken.nonzero()[0])

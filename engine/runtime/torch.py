@@ -54,7 +54,8 @@ def _new_module(
     if on_gpu:
         # Folded before rounding, because a variance may exceed float16's range.
         fold_batch_norms(module.double())
-    module = module.to(device, dtype, memory_format=torch.channels_last).requires_grad_(False)
+    module = module.to(device, dtype).to(memory_format=torch.channels_last)
+    module.requires_grad_(False)
     return Compiled(module) if on_gpu else module
 
 

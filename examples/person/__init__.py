@@ -1,4 +1,4 @@
-"""A drawn person who can speak: `draw(pose, mouth)` gives a frame."""
+"""A drawn person who can speak: `draw(pose, mouth)` returns a frame."""
 
 from .frame import draw
 from .pose import SIZE, Mouth, Pose, face_box, idle, idle_mouth, mouth_box

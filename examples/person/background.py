@@ -1,4 +1,4 @@
-"""A studio out of focus."""
+"""The background: a studio out of focus."""
 
 from functools import cache
 
@@ -10,14 +10,14 @@ from .paint import Canvas, bump, rgb, smoothstep, spline
 
 @cache
 def noise(size: tuple[int, int]) -> np.ndarray:
-    """Dither, (H, W) float32, in levels: rounding by it, not by a half, leaves no bands."""
+    """Return dither, (H, W) float32 levels, added before truncation to avoid banding."""
     grain = np.random.default_rng(7).normal(0, 0.45, (size[1], size[0])).astype(np.float32)
     return grain + np.float32(0.5)
 
 
 @cache
 def picture(size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) float32 in [0, 1]."""
+    """Return the background, (H, W, 3) float32 in [0, 1]."""
     canvas = Canvas(0, 0, 720, 1280, scale=0.5)
     x, y = canvas.grid()
     t = smoothstep(-100, 820, x + 0.25 * y)[..., None]
@@ -26,11 +26,11 @@ def picture(size: tuple[int, int]) -> np.ndarray:
     _window(canvas)
     _shelf(canvas)
     _plant(canvas)
-    # A lens averages light, not its square root, over a disc, not a Gaussian.
-    light = canvas.rgba[..., :3] ** 2.2
+    # A lens averages linear light over a disc.
     disc = np.hypot(*np.mgrid[-11:12, -11:12]) <= 11
-    light = cv2.filter2D(light, -1, disc / np.float32(disc.sum()), borderType=cv2.BORDER_REPLICATE)
-    light = cv2.GaussianBlur(light, (0, 0), 2.5, borderType=cv2.BORDER_REPLICATE)
+    lens, edge = disc / np.float32(disc.sum()), cv2.BORDER_REPLICATE
+    blurred = cv2.filter2D(canvas.rgba[..., :3] ** 2.2, -1, lens, borderType=edge)
+    light = np.asarray(cv2.GaussianBlur(blurred, (0, 0), 2.5, borderType=edge))
     glow = bump(x, y, 60, 330, 330, 460)[..., None] * rgb("fff0dc") * np.float32(0.16)
     vignette = (
         1 - 0.36 * smoothstep(330, 900, np.hypot((x - 330) * 1.15, (y - 560) * 0.8))[..., None]
@@ -45,7 +45,7 @@ def picture(size: tuple[int, int]) -> np.ndarray:
 
 @cache
 def veil(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The window's glare and the lens's fall-off: the frame is picture * first + second."""
+    """Return the window's glare and the lens's fall-off: frame = picture * first + second."""
     canvas = Canvas(0, 0, size[0], size[1], scale=1.0)
     x, y = canvas.grid()
     x, y = x / size[0], y / size[1]

@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 
 from .face import outline
-from .paint import Canvas, bump, mirror, points, rgb, smoothstep, spline
+from .paint import Canvas, bump, mirror, points, rgb, smoothstep, spline, vec
 from .skin import FILL, KEY, normals, shade
 
 _BLACK = rgb("000000")
@@ -19,7 +19,7 @@ _LAPEL = points(
 
 @cache
 def neck() -> Canvas:
-    """Neck and chest, skin."""
+    """Draw the skin of neck and chest."""
     canvas = Canvas(-180, 80, 180, 470)
     x, y = canvas.grid()
     skin = canvas.polygon(np.concatenate([spline(_NECK), mirror(spline(_NECK))[::-1]]))
@@ -28,7 +28,7 @@ def neck() -> Canvas:
     canvas.tint(rgb("6a3526"), 0.42 * (1 - smoothstep(170, 262, y + 0.10 * x)))
     canvas.tint(rgb("5c2c20"), 0.45 * smoothstep(30, 62, x) * (1 - smoothstep(205, 250, y)))
     chain = spline(points("-84,214 -60,260 -28,296 0,306 28,296 60,260 84,214"))
-    canvas.tint(rgb("7a4232"), 0.30 * skin * canvas.stroke(chain + np.float32([1, 2.5]), 1.6, 1.0))
+    canvas.tint(rgb("7a4232"), 0.30 * skin * canvas.stroke(chain + vec(1, 2.5), 1.6, 1.0))
     canvas.paint(rgb("c79a52"), 0.85 * skin * canvas.stroke(chain, 1.1))
     turn = np.linspace(0, 2 * np.pi, 32)
     for radius, shift, color in ((5.0, 0, "a87938"), (4.2, 0, "e6bf78"), (1.6, -1.2, "fff4d6")):
@@ -40,7 +40,7 @@ def neck() -> Canvas:
 
 
 def _neck_height(x, y) -> np.ndarray:
-    """Depth towards the viewer, in units."""
+    """Return the depth towards the viewer, in units."""
     half = 61 + 110 * smoothstep(186, 290, y) + 90 * smoothstep(260, 470, y)
     height = 58 * (1 - np.clip(np.abs(x) / half, 0, 1) ** 2.3) ** 0.6
     for side in (-1, 1):
@@ -57,10 +57,10 @@ def _neck_height(x, y) -> np.ndarray:
 
 @cache
 def chin_shadow() -> Canvas:
-    """What the head keeps from the neck."""
+    """Return the shadow that the head casts on the neck."""
     canvas = Canvas(-140, 60, 150, 290, scale=1.0)
-    shape = outline() * np.float32([0.84, 1.0]) + np.float32([12, 26])
-    contact = outline() * np.float32([0.86, 1.0]) + np.float32([3, 7])
+    shape = outline() * vec(0.84, 1.0) + vec(12, 26)
+    contact = outline() * vec(0.86, 1.0) + vec(3, 7)
     canvas.paint(_BLACK, 0.46 * canvas.polygon(shape, 12))
     canvas.paint(_BLACK, 0.30 * canvas.polygon(contact, 5))
     x, y = canvas.grid()
@@ -72,22 +72,22 @@ def _cloth(height: np.ndarray, scale: float, tone) -> np.ndarray:
     nx, ny, nz = normals(height, scale)
     key = np.clip((nx * KEY[0] + ny * KEY[1] + nz * KEY[2] + 0.25) / 1.25, 0, 1)
     fill = np.clip((nx * FILL[0] + ny * FILL[1] + nz * FILL[2] + 0.2) / 1.2, 0, 1)
-    light = 0.98 * key[..., None] * np.float32([1.0, 0.97, 0.92])
-    light += 0.22 * fill[..., None] * np.float32([0.85, 0.95, 1.1])
+    light = 0.98 * key[..., None] * vec(1.0, 0.97, 0.92)
+    light += 0.22 * fill[..., None] * vec(0.85, 0.95, 1.1)
     return np.clip(np.asarray(tone) ** 2.2 * (light + 0.12), 0, 1) ** np.float32(1 / 2.2)
 
 
 @cache
 def clothes() -> Canvas:
-    """A blazer over a light top, down to the lower edge of the frame and beyond."""
+    """Draw a blazer over a light top, down to below the edge of the frame."""
     canvas = Canvas(-356, 200, 356, 790)
     x, y = canvas.grid()
     torso = np.concatenate([spline(_TORSO), mirror(spline(_TORSO))[::-1]])
     body = canvas.polygon(torso)
     chest = bump(x, y, -88, 470, 80, 80) + bump(x, y, 88, 470, 80, 80)
     form = 90 * canvas.polygon(torso, 34) + 26 * chest
-    weave = np.random.default_rng(8).normal(0, 1, canvas.shape).astype(np.float32)
-    weave = 0.6 * canvas.soften(weave, 0.45) + 0.9 * canvas.soften(weave[::-1], 1.2)
+    grain = np.random.default_rng(8).normal(0, 1, canvas.shape).astype(np.float32)
+    weave = 0.6 * canvas.soften(grain, 0.45) + 0.9 * canvas.soften(grain[::-1], 1.2)
 
     _top(canvas, form, weave)
     edge = spline(points("72,190 70,216 78,300 66,420 36,560 2,690"))
@@ -98,14 +98,14 @@ def clothes() -> Canvas:
     canvas.tint(rgb("40342e"), 0.55 * canvas.soften(mask, 7) * (1 - mask))
     canvas.paint(color, mask)
     front = spline([(14, 660), (4, 690), (-2, 730), (-4, 790)])
-    canvas.tint(rgb("0e2227"), 0.55 * canvas.stroke(front + np.float32([-4, 2]), 9, 4))
+    canvas.tint(rgb("0e2227"), 0.55 * canvas.stroke(front + vec(-4, 2), 9, 4))
     canvas.tint(rgb("0e2227"), 0.45 * canvas.stroke(front, 1.4, 0.6))
     _lapels(canvas, form, weave)
     return canvas
 
 
 def _folds(canvas: Canvas) -> np.ndarray:
-    """Relief of the jacket: sleeve seams and drag lines."""
+    """Return the relief of the jacket: sleeve seams and drag lines."""
     relief = np.zeros(canvas.shape, np.float32)
     for flip in (False, True):
         seam = mirror(spline(points("232,284 242,330 240,400 232,480 236,600 240,790")), flip)
@@ -121,11 +121,10 @@ def _folds(canvas: Canvas) -> np.ndarray:
             ([(240, 690), (180, 720), (110, 700)], 6, 14),
             ([(128, 470), (150, 560), (140, 680)], 4, 14),
         ):
-            fold = spline(mirror(line, flip) + (np.float32([6, 9]) if flip else 0))
+            fold = spline(mirror(line, flip) + (vec(6, 9) if flip else 0))
             taper = width * np.sin(np.linspace(0.15, 3.0, len(fold)))
             relief += depth * (
-                canvas.stroke(fold, taper, 5)
-                - 0.8 * canvas.stroke(fold + np.float32([7, 5]), taper, 6)
+                canvas.stroke(fold, taper, 5) - 0.8 * canvas.stroke(fold + vec(7, 5), taper, 6)
             )
     return relief
 
@@ -146,14 +145,14 @@ def _top(canvas: Canvas, form: np.ndarray, weave: np.ndarray) -> None:
         relief += depth * canvas.stroke(fold, np.linspace(3, 12, len(fold)), 5)
     color = _cloth(relief, canvas.scale, rgb("efe6da")) * (1 + 0.018 * weave[..., None])
     canvas.paint(color, mask)
-    hem = spline(edge) + np.float32([0, 5])
+    hem = spline(edge) + vec(0, 5)
     canvas.tint(rgb("a58f7e"), 0.35 * canvas.stroke(hem, 1.4, 0.6))
 
 
 def _lapels(canvas: Canvas, form: np.ndarray, weave: np.ndarray) -> None:
     for flip in (False, True):
         shape = mirror(_LAPEL, flip)
-        # Points stay corners: only the long edges are curved.
+        # Only the long edges are curved; their end points stay corners.
         edge = np.concatenate(
             [
                 spline(shape[:4], samples=8),
@@ -161,7 +160,7 @@ def _lapels(canvas: Canvas, form: np.ndarray, weave: np.ndarray) -> None:
                 spline(shape[10:], samples=8),
             ]
         )
-        shadow = canvas.polygon(edge + np.float32([5, 8]), 6)
+        shadow = canvas.polygon(edge + vec(5, 8), 6)
         mask = canvas.polygon(edge)
         covered = canvas.rgba[..., 3].copy()
         canvas.tint(rgb("0e1f24"), 0.50 * shadow * (1 - mask))

@@ -4,30 +4,29 @@ from functools import cache
 
 import numpy as np
 
-from .paint import Canvas, bump, mirror, points, resample, rgb, smoothstep, spline
+from .paint import Canvas, bump, mirror, points, resample, rgb, smoothstep, spline, vec
 from .pose import Pose
 
-_CENTRE = np.float32([57.0, -1.5])
+_CENTRE = vec(57.0, -1.5)
 _IRIS, _PUPIL = 16.6, 6.8
 # The eye on the right of the picture, from the inner corner to the outer.
 _UPPER = points("25.5,6.5 31,-0.5 42,-12.0 56,-16.8 71,-15.0 82,-8.5 90.5,-1.0")
 _LOWER = points("25.5,6.5 32,7.6 44,10.8 58,12.2 72,10.6 82,5.8 90.5,-1.0")
 _LASH = rgb("2a1712")
 
-
-# Units, right and left of the picture.
+# On the right and on the left of the picture, units.
 EYE_BOXES = ((16, -34, 102, 19), (-102, -34, -16, 19))
 
 
 def eye(flip: bool, pose: Pose) -> Canvas:
-    """One eye with its lids; `flip` for the one on the left of the picture."""
+    """Draw one eye with its lids; `flip` draws the one on the left of the picture."""
     canvas = Canvas(*EYE_BOXES[flip], scale=3.0)
     shut = pose.blink
-    # Lids follow the gaze a little, up and down.
+    # Lids follow the vertical gaze slightly.
     drop = shut + 0.10 * pose.gaze_y * (1 - shut)
-    lower = spline(_LOWER) - np.float32([0, 1.6 * shut])
+    lower = spline(_LOWER) - vec(0, 1.6 * shut)
     upper = spline(_UPPER)
-    upper = upper + (lower - upper) * np.float32([1, drop])
+    upper = upper + (lower - upper) * vec(1, drop)
     upper[:, 1] = np.minimum(upper[:, 1], lower[:, 1])
     opening = mirror(np.concatenate([upper, lower[::-1]]), flip)
     upper, lower = mirror(upper, flip), mirror(lower, flip)
@@ -40,7 +39,7 @@ def eye(flip: bool, pose: Pose) -> Canvas:
 
 def _lid(canvas: Canvas, flip: bool, shut: float) -> None:
     crease = spline(points("28,-3 35,-12 46,-20.5 59,-24.3 74,-21.8 86,-13.5 93.5,-5.5"))
-    crease = mirror(crease + np.float32([0, 2.5 * shut]), flip)
+    crease = mirror(crease + vec(0, 2.5 * shut), flip)
     lid = np.concatenate([crease, mirror(spline(_LOWER)[::-1], flip)])
     canvas.paint(rgb("b9796a"), (0.26 + 0.04 * shut) * canvas.polygon(lid, 2.5 + 1.5 * shut))
     outer = mirror(spline(points("68,-21 82,-15 96,-7 93,2 80,-6"), closed=True), flip)
@@ -53,7 +52,7 @@ def _lid(canvas: Canvas, flip: bool, shut: float) -> None:
 
 @cache
 def _iris() -> np.ndarray:
-    """Disc texture, (256, 256, 3), the iris filling the square."""
+    """Return the texture of the iris, (256, 256, 3) float32, filling the square."""
     y, x = (np.mgrid[:256, :256].astype(np.float32) - 127.5) / 128
     r, angle = np.hypot(x, y), np.arctan2(y, x)
     rng = np.random.default_rng(3)
@@ -66,7 +65,7 @@ def _iris() -> np.ndarray:
         color
         * (1 + 0.13 * fibre * smoothstep(0.3, 0.6, r) * (1 - smoothstep(0.8, 1, r)))[..., None]
     )
-    # Light entering at the upper left leaves through the lower right.
+    # Light enters at the upper left and leaves at the lower right.
     color = color * (0.66 + 0.75 * bump(x, y, 0.25, 0.48, 0.6, 0.42))[..., None]
     color = color * (1 - 0.80 * smoothstep(0.74, 1.0, r))[..., None]
     return color.astype(np.float32)
@@ -90,13 +89,13 @@ def _ball(canvas: Canvas, flip: bool, pose: Pose, opening: np.ndarray, upper: np
     color = color * (1 - ring) + texture[row, column] * ring
     pupil = (1 - smoothstep(_PUPIL - 0.7, _PUPIL + 0.5, r))[..., None]
     color = color * (1 - pupil) + rgb("120a08") * pupil
-    # The upper lid and its lashes shade the ball.
-    shade = canvas.stroke(upper + np.float32([0, -1]), 9, 2.6)[..., None]
-    color = color * (1 - 0.62 * shade * np.float32([0.85, 1, 1]))
+    # The upper lid and its lashes cast a shadow on the ball.
+    shade = canvas.stroke(upper + vec(0, -1), 9, 2.6)[..., None]
+    color = color * (1 - 0.62 * shade * vec(0.85, 1, 1))
     canvas.paint(color, mask)
-    # Catch-lights stay where the window is, whichever way the eye looks.
+    # Catch-lights reflect the window, so they move less than the gaze.
     glint_x, glint_y = cx - 5.2 - 1.2 * pose.gaze_x, cy - 5.0 - 1.0 * pose.gaze_y
-    pane = points("-2.8,-3.4 2.3,-3.8 2.7,2.9 -2.4,3.3") + np.float32([glint_x, glint_y])
+    pane = points("-2.8,-3.4 2.3,-3.8 2.7,2.9 -2.4,3.3") + vec(glint_x, glint_y)
     window = canvas.polygon(pane, 0.75)
     canvas.paint(rgb("ffffff"), 0.95 * window * mask)
     canvas.paint(rgb("dfe9ff"), 0.45 * bump(x, y, cx + 5.5, cy + 6.0, 1.7, 1.3) * mask)
@@ -104,18 +103,16 @@ def _ball(canvas: Canvas, flip: bool, pose: Pose, opening: np.ndarray, upper: np
 
 def _lashes(canvas: Canvas, upper: np.ndarray, lower: np.ndarray, flip: bool, shut: float) -> None:
     side = -1 if flip else 1
-    canvas.paint(
-        rgb("e3a393"), 0.55 * (1 - shut) * canvas.stroke(lower + np.float32([0, 0.3]), 1.3, 0.35)
-    )
-    canvas.paint(rgb("6b3a30"), 0.50 * canvas.stroke(lower[8:] + np.float32([0, 1.3]), 1.2, 0.6))
-    wing = upper[-1:] + np.float32([[side * 4.5, -2.8 + 3.6 * shut]])
+    canvas.paint(rgb("e3a393"), 0.55 * (1 - shut) * canvas.stroke(lower + vec(0, 0.3), 1.3, 0.35))
+    canvas.paint(rgb("6b3a30"), 0.50 * canvas.stroke(lower[8:] + vec(0, 1.3), 1.2, 0.6))
+    wing = upper[-1:] + vec(side * 4.5, -2.8 + 3.6 * shut)
     line = np.concatenate([upper, wing])
     width = np.interp(
         np.arange(len(line)),
         [0, 12, len(line) * 0.72, len(line) - 6, len(line)],
         [0.8, 2.0, 3.5, 3.2, 0.2],
     )
-    canvas.paint(_LASH, 0.95 * canvas.stroke(line - np.float32([0, 0.5]), width, 0.25))
+    canvas.paint(_LASH, 0.95 * canvas.stroke(line - vec(0, 0.5), width, 0.25))
     rng = np.random.default_rng(11)
     lashes = []
     roots = resample(upper, 30)[8:]
@@ -124,18 +121,18 @@ def _lashes(canvas: Canvas, upper: np.ndarray, lower: np.ndarray, flip: bool, sh
         length = (2.2 + 5.6 * u) * rng.uniform(0.7, 1.1)
         lean = side * (-0.25 + 1.35 * u) + rng.uniform(-0.15, 0.15)
         rise = 1.0 - 1.75 * shut
-        middle = root + np.float32([0.52 * lean, -0.42 * rise]) * length
-        tip = root + np.float32([0.85 * lean, -0.92 * rise]) * length
+        middle = root + vec(0.52 * lean, -0.42 * rise) * length
+        tip = root + vec(0.85 * lean, -0.92 * rise) * length
         lashes.append((spline([root, middle, tip], samples=4), np.linspace(1.15, 0.1, 9), 0.60))
     for i, root in enumerate(resample(lower, 22)[9:-1]):
-        tip = root + np.float32([side * (0.4 + 0.16 * i), 2.6 + rng.uniform(-0.6, 0.6)])
-        lashes.append(([root + np.float32([0, 0.8]), tip], [0.7, 0.1], 0.22))
+        tip = root + vec(side * (0.4 + 0.16 * i), 2.6 + rng.uniform(-0.6, 0.6))
+        lashes.append((np.stack([root + vec(0, 0.8), tip]), vec(0.7, 0.1), 0.22))
     canvas.paint(_LASH, canvas.strokes(lashes, 0.22))
 
 
 @cache
 def brows() -> Canvas:
-    """Both brows, the face at rest."""
+    """Draw both brows, the face at rest."""
     canvas = Canvas(-110, -70, 110, -16, scale=2.5)
     rng = np.random.default_rng(23)
     for flip in (True, False):
@@ -152,8 +149,8 @@ def brows() -> Canvas:
             root = bottom[i] + (top[i] - bottom[i]) * v * 0.9
             angle = 1.15 * (1 - u) ** 2.2 + 0.30 - 0.55 * u * (v - 0.3) - 0.75 * u
             length = (8.5 - 2.5 * u) * rng.uniform(0.75, 1.15)
-            step = np.float32([np.cos(angle), -np.sin(angle)]) * length
-            bend = root + 0.5 * step + np.float32([-0.2, -0.5])
+            step = vec(np.cos(angle), -np.sin(angle)) * length
+            bend = root + 0.5 * step + vec(-0.2, -0.5)
             hair = mirror(spline([root, bend, root + step], samples=4), flip)
             tone = rgb("3b2118") * rng.uniform(0.85, 1.5)
             canvas.paint(

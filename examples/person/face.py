@@ -1,4 +1,4 @@
-"""The face without eyes and mouth: skin, nose, ears."""
+"""Skin, nose and ears: the face without eyes and mouth."""
 
 from functools import cache
 
@@ -7,18 +7,18 @@ import numpy as np
 from .paint import Canvas, bump, mirror, points, rgb, smoothstep, spline
 from .skin import shade
 
-CHIN = 170.0
 # Right half of the outline, from the top of the skull to the chin.
 _HALF = points("0,-186 52,-178 95,-140 116,-84 121,-30 118,20 108,66 90,106 64,140 35,163 12,170.5")
 
 
 def outline() -> np.ndarray:
+    """Return the outline of the head, float32 (N, 2) in units."""
     return spline([*_HALF, *mirror(_HALF[:0:-1])], closed=True)
 
 
 def _height(x, y) -> np.ndarray:
-    """Depth of the face towards the viewer, in units."""
-    # Wider than the outline at both ends, where the vertical curve takes over.
+    """Return the depth of the face towards the viewer, in units."""
+    # Wider than the outline at the top and bottom, where the vertical curve shapes the depth.
     reach = np.interp(y, [-190, -130, -30, 60, 110, 180], [104, 118, 126, 115, 98, 74]).astype(
         np.float32
     )
@@ -50,7 +50,7 @@ def _height(x, y) -> np.ndarray:
 
 @cache
 def face() -> Canvas:
-    """Skin of the face."""
+    """Draw the skin of the face."""
     canvas = Canvas(-136, -200, 136, 186)
     x, y = canvas.grid()
     height = canvas.soften(_height(x, y), 2.6)
@@ -62,7 +62,7 @@ def face() -> Canvas:
     canvas.tint(rgb("dd7a68"), warm)
     for side in (False, True):
         _nostril(canvas, side)
-    # The nose's shadow, thrown down and to the right by the key light.
+    # The key light casts the shadow of the nose down and to the right.
     shadow = spline(points("-14,68 8,70 27,64 34,72 24,84 6,80"), closed=True)
     canvas.tint(rgb("9b5a48"), 0.26 * canvas.polygon(shadow, 5))
     # Hair shades the forehead and the temples.
@@ -105,7 +105,7 @@ def _nostril(canvas: Canvas, flip: bool) -> None:
 
 @cache
 def ear() -> Canvas:
-    """The ear on the right of the picture, with its ring."""
+    """Draw the ear on the right of the picture, with its ring."""
     canvas = Canvas(100, -40, 166, 92)
     x, y = canvas.grid()
     outer = spline(

@@ -1,4 +1,4 @@
-"""Everything together: layers warped by the pose, back to front."""
+"""The whole person: layers warped by the pose, painted back to front."""
 
 import cv2
 import numpy as np
@@ -8,11 +8,11 @@ from .mouth import MOUTH_BOX, jaw, mouth_canvas
 from .paint import Canvas, smoothstep
 from .pose import EYES, SCALE, SIZE, Mouth, Pose, fit, head_matrix
 
-_REACH = 24  # units: more than any layer is bent away from where the head's motion puts it
+_REACH = 24  # units; no layer deviates further from the rigid motion of the head
 
 
 class _View:
-    """A region of the frame, and where its pixels lie in units."""
+    """A region of the frame and its mapping from pixels to units."""
 
     def __init__(
         self, pose: Pose, mouth: Mouth, size: tuple[int, int], region: tuple[int, int, int, int]
@@ -22,7 +22,7 @@ class _View:
         self.picture = background.picture(size)[region[1] : region[3], region[0] : region[2]].copy()
 
     def _window(self, box: tuple[float, ...], rise: float) -> tuple[int, int, int, int]:
-        """The part of the region (pixels) that a layer of that box (units) can touch."""
+        """Return the part of the region (pixels) that a layer in that box (units) can cover."""
         # The body lags behind the head.
         dx, dy = _REACH + abs(self.pose.x), rise + abs(self.pose.y)
         x, y = np.array([box[0] - dx, box[2] + dx]), np.array([box[1] - dy, box[3] + dy])
@@ -33,12 +33,12 @@ class _View:
         return max(x0, left), max(y0, top), min(x1, right), min(y1, bottom)
 
     def touches(self, box: tuple[float, ...]) -> bool:
-        """Whether a layer of that box that only turns with the head shows in the region."""
+        """Tell whether a layer in that box that only turns with the head shows in the region."""
         x0, y0, x1, y1 = self._window(box, -abs(self.pose.y))
         return x0 < x1 and y0 < y1
 
     def over(self, canvas: Canvas, where, *, shadow: bool = False) -> None:
-        """Lay `canvas` over the picture; `where(view, x, y)` maps head units to the canvas's."""
+        """Paint `canvas` over the picture; `where(view, x, y)` maps head units to canvas units."""
         x0, y0, x1, y1 = self._window((canvas.x0, canvas.y0, canvas.x1, canvas.y1), _REACH)
         if x0 >= x1 or y0 >= y1:
             return
@@ -59,21 +59,21 @@ class _View:
 
 
 def _turned(view: _View, x, y):
-    """Head units -> units of a face that looks ahead: what sticks out moves most when it turns."""
+    """Map head units to a face that looks ahead: protruding parts move most when it turns."""
     round_ = np.maximum(1 - (x / 150) ** 2, 0) * np.maximum(1 - ((y + 10) / 230) ** 2, 0)
     nose = np.exp(-0.5 * ((x / 24) ** 2 + ((y - 46) / 26) ** 2))
     return x - view.pose.yaw * (13 * round_ + 4 * nose), y
 
 
 def _jawed(view: _View, x, y):
-    """Like `_turned`, the chin back up where it is at rest."""
+    """Map like `_turned`, with the chin moved back up to its position at rest."""
     x, y = _turned(view, x, y)
     return x, y - view.jaw * smoothstep(96, 156 + view.jaw, y)
 
 
 def _jaw_shadow(view: _View, x, y):
     x, y = _turned(view, x, y)
-    # Only near the chin, so that nothing beyond the face box moves with the mouth.
+    # Only near the chin: nothing outside the face box may move with the mouth.
     return x, y - 0.5 * view.jaw * (1 - smoothstep(185, 222, y))
 
 
@@ -83,7 +83,7 @@ def _browed(view: _View, x, y):
 
 
 def _standing(view: _View, x, y):
-    """Head units -> units of the body, which only breathes."""
+    """Map head units to units of the body, which only breathes."""
     head, (scale, left, top) = view.head, fit(view.size)
     px = head[0, 0] * x + head[0, 1] * y + head[0, 2]
     py = head[1, 0] * x + head[1, 1] * y + head[1, 2]
@@ -95,7 +95,7 @@ def _standing(view: _View, x, y):
 
 
 def _between(low: float, high: float):
-    """What hangs from the head down to `low` and lies on the body from `high` on."""
+    """Return a map that follows the head above `low` and the body below `high`."""
 
     def where(view: _View, x, y):
         bx, by = _standing(view, x, y)
@@ -116,7 +116,7 @@ def draw(
     """Draw the person.
 
     Args:
-        pose: where the head is, eyes, brows, breath.
+        pose: head, eyes, brows and breath.
         mouth: shape of the mouth.
         size: width and height of the whole frame in pixels.
         region: x0, y0, x1, y1 in pixels, end-exclusive: draw only this part of the frame.

@@ -1,13 +1,13 @@
-"""Hair: locks between two guide curves, each a few hundred strands lit one by one."""
+"""Hair: locks between two guide curves, each of a few hundred individually lit strands."""
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 from . import face
-from .paint import Canvas, points, resample, rgb, smoothstep, spline
+from .paint import Canvas, points, resample, rgb, smoothstep, spline, vec
 from .skin import KEY
 
 _STEPS = 56
@@ -17,13 +17,13 @@ _DARK, _MIDDLE, _LIGHT, _SHEEN = rgb("1f120d"), rgb("4b2c1d"), rgb("8a5734"), rg
 class _Lock(NamedTuple):
     inner: np.ndarray  # guide curves, root to tip, (N, 2) units
     outer: np.ndarray
-    count: int
+    strands: int
     tone: float = 1.0
     wave: float = 2.0  # units
-    ragged: float = 0.12  # how much shorter the shortest strand is
-    root: float = 0.10  # how far the shade at the roots reaches
+    ragged: float = 0.12  # fraction by which the shortest strand is shorter
+    root: float = 0.10  # fraction of the length that is shaded at the roots
     tufts: int = 9
-    solid: bool = True
+    solid: bool = True  # paint the area between the guides under the strands
     rim: float = 0.0  # light from behind along the outer guide
 
 
@@ -52,7 +52,7 @@ def _blend(a, b, t):
 
 
 def _at(curve: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """Points of `curve` (N, 2) at `place` (...) in [0, 1]."""
+    """Return the points of `curve` (N, 2) at `place` (...) in [0, 1]."""
     at = place * (len(curve) - 1)
     low = np.minimum(at.astype(int), len(curve) - 2)
     return _blend(curve[low], curve[low + 1], (at - low)[..., None])
@@ -61,10 +61,10 @@ def _at(curve: np.ndarray, place: np.ndarray) -> np.ndarray:
 def _paint(canvas: Canvas, lock: _Lock, seed: int, thick: float = 0.4) -> None:
     rng = np.random.default_rng(seed)
     inner, outer = (resample(spline(g), 4 * _STEPS) for g in (lock.inner, lock.outer))
-    ends = 1 - lock.ragged * rng.beta(1.2, 2.2, (lock.count, 1))
+    ends = 1 - lock.ragged * rng.beta(1.2, 2.2, (lock.strands, 1))
     v = np.linspace(0, 1, _STEPS) * ends
-    u = rng.uniform(0, 1, (lock.count, 1))
-    # Strands keep together in tufts, closer towards the tips.
+    u = rng.uniform(0, 1, (lock.strands, 1))
+    # Strands form tufts, which narrow towards the tips.
     tuft = (np.round(u * lock.tufts + rng.normal(0, 0.2, u.shape))) / lock.tufts
     place = (
         u + (tuft - u) * 0.62 * smoothstep(0.1, 1.0, v) + rng.normal(0, 0.012, u.shape) * (0.3 + v)
@@ -86,20 +86,20 @@ def _paint(canvas: Canvas, lock: _Lock, seed: int, thick: float = 0.4) -> None:
     )
     depth = depth + 26 * np.sqrt(1.1 - side**2) + 4 * ridge
     tangent = np.gradient(np.concatenate([paths, depth[..., None]], axis=2), axis=1)
-    # Guides are smooth in their first derivative only; light would show it.
+    # Catmull-Rom guides have no continuous second derivative, which shading would show.
     tangent = cv2.blur(tangent, (9, 1), borderType=cv2.BORDER_REPLICATE)
     tangent /= np.linalg.norm(tangent, axis=2, keepdims=True)
-    # Kajiya and Kay (1989): a hair is lit as the sine of its angle to the light.
-    half = (KEY + np.float32([0, 0, 1])) / np.linalg.norm(KEY + np.float32([0, 0, 1]))
-    along = np.clip(tangent @ half + 0.10 + rng.normal(0, 0.05, (lock.count, 1)), -1, 1)
-    sheen = np.sqrt(1 - along**2) ** 60 * rng.uniform(0.25, 1.0, (lock.count, 1))
-    # What has been through the hair and back is coloured, broader, and leaves it shifted.
+    # Kajiya and Kay (1989): diffuse light is proportional to the sine of the angle to the light.
+    half = (KEY + vec(0, 0, 1)) / np.linalg.norm(KEY + vec(0, 0, 1))
+    along = np.clip(tangent @ half + 0.10 + rng.normal(0, 0.05, (lock.strands, 1)), -1, 1)
+    sheen = np.sqrt(1 - along**2) ** 60 * rng.uniform(0.25, 1.0, (lock.strands, 1))
+    # Light that passed through the hair: coloured, with a broader and shifted highlight.
     glow = np.sqrt(1 - np.clip(along - 0.26, -1, 1) ** 2) ** 16
     lit = np.sqrt(1 - np.clip(tangent @ KEY, -1, 1) ** 2)
     lit = lit * (0.60 + 0.40 * np.sqrt(np.maximum(1.0 - side**2, 0)))
     lit = lit * (0.76 - 0.30 * np.clip(x / 170, -1, 1)) * lock.tone
     lit = lit * (0.55 + 0.45 * smoothstep(0.0, lock.root, v))
-    lit = lit * rng.normal(1, 0.15, (lock.count, 1)) * (0.76 + 0.24 * ridge)
+    lit = lit * rng.normal(1, 0.15, (lock.strands, 1)) * (0.76 + 0.24 * ridge)
     t = np.clip(lit, 0, 1.25)[..., None]
     colors = np.where(
         t < 0.5, _blend(_DARK, _MIDDLE, t * 2), _blend(_MIDDLE, _LIGHT, np.minimum(t * 2 - 1, 1.2))
@@ -114,13 +114,13 @@ def _paint(canvas: Canvas, lock: _Lock, seed: int, thick: float = 0.4) -> None:
         keep = int(len(inner) * (1 - lock.ragged))
         hull = np.concatenate([inner[:keep], outer[:keep][::-1]])
         canvas.paint(_DARK * (0.9 + 0.5 * lock.tone), canvas.polygon(hull, 1.0))
-    widths = np.where(rng.uniform(0, 1, lock.count) < thick, 2, 1)
+    widths = np.where(rng.uniform(0, 1, lock.strands) < thick, 2, 1)
     canvas.strands(paths.astype(np.float32), colors, widths)
 
 
 @cache
 def _tucked() -> Canvas:
-    """The right of the picture: before the temple, behind the ear, behind the shoulder."""
+    """Draw the right of the picture: in front of the temple, behind the ear and shoulder."""
     canvas = Canvas(0, -230, 216, 330)
     _paint(canvas, _Lock(_TUCK, _RIGHT, 1800, 0.86, 3.0, 0.1, root=0.07, rim=1.0), 1)
     return canvas
@@ -128,7 +128,7 @@ def _tucked() -> Canvas:
 
 @cache
 def back() -> Canvas:
-    """Hair behind the neck."""
+    """Draw the hair behind the neck."""
     canvas = Canvas(-236, -230, 216, 420)
     mass = spline(
         points(
@@ -160,7 +160,7 @@ def back() -> Canvas:
 
 @cache
 def front() -> Canvas:
-    """Hair before the face, the ear among it."""
+    """Draw the hair in front of the face, with the ear."""
     canvas = Canvas(-244, -230, 216, 480)
     left, right = (_SWEEP, _CROWN), (_TUCK, _RIGHT)
     _stamp(canvas, _tucked(), until=(80, 110))
@@ -168,7 +168,7 @@ def front() -> Canvas:
     _paint(canvas, _part(right, 0.0, 0.5, 420, 6, tone=0.9, wave=0.6), 2)
     _paint(canvas, _Lock(*left, 2600, tone=0.95, wave=5.0, ragged=0.2, tufts=12, rim=1.0), 3)
     _paint(canvas, _part(left, 0.0, 0.45, 900, tone=1.06, wave=8.0, ragged=0.26, tufts=5), 4)
-    # Short hairs along the hairline, then some that keep to no lock.
+    # Short hairs along the hairline, then loose strands.
     _paint(canvas, _part(left, -0.07, 0.10, 90, 7, tone=0.9, wave=1.5, ragged=0.7), 20, 0)
     _paint(canvas, _part(right, -0.07, 0.10, 90, 6, tone=0.9, wave=1.5, ragged=0.6), 21, 0)
     _paint(canvas, _part(left, -0.06, 0.10, 26, tone=1.1, wave=9.0, ragged=0.5), 5, 0)
@@ -177,14 +177,21 @@ def front() -> Canvas:
     return canvas
 
 
-def _part(guides, low: float, high: float, count: int, knots: int | None = None, **rest) -> _Lock:
-    """Strands between two places from the inner guide (0) to the outer (1), with no hair below."""
-    inner, outer = (_blend(*guides, place)[:knots] for place in (low, high))
-    return _Lock(inner, outer, count, solid=False, **rest)
+def _part(
+    guides: tuple[np.ndarray, np.ndarray],
+    low: float,
+    high: float,
+    strands: int,
+    knots: int | None = None,
+    **options: Any,
+) -> _Lock:
+    """Return strands alone, between two places from the inner guide (0) to the outer (1)."""
+    inner, outer = (_blend(guides[0], guides[1], place)[:knots] for place in (low, high))
+    return _Lock(inner, outer, strands, solid=False, **options)
 
 
 def _stamp(canvas: Canvas, other: Canvas, until: tuple[float, float] = (9e3, 9e4)) -> None:
-    """`other` over `canvas`, faded out between two heights."""
+    """Paint `other` over `canvas`, faded out between two heights."""
     row = round((other.y0 - canvas.y0) * canvas.scale)
     column = round((other.x0 - canvas.x0) * canvas.scale)
     h, w = other.shape

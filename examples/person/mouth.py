@@ -1,27 +1,27 @@
-"""The mouth: lips, teeth and tongue, from closed curves over x, one pixel at a time.
+"""The mouth: lips, teeth and tongue between curves y(x), evaluated per pixel.
 
-The curves are heights over s = x / half width, so every shape of `Mouth` is a blend of every other.
+The curves are functions of s = x / half width, so any two shapes of `Mouth` blend.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from .paint import Canvas, bump, rgb, smoothstep
+from .paint import Canvas, bump, rgb, smoothstep, vec
 from .pose import Mouth
 
-_SEAM = 101.0  # where closed lips meet
-_DROP = 17.0  # the chin's way down with the jaw
+_SEAM = 101.0  # y where closed lips meet, units
+_DROP = 17.0  # distance that the chin drops with an open jaw, units
 MOUTH_BOX = (-84, 62, 84, 166)  # units
 
 
 def jaw(mouth: Mouth) -> float:
-    """How far the chin is down, in units."""
+    """Return how far the chin is lowered, in units."""
     return _DROP * mouth.openness * (1 - 0.30 * mouth.rounding)
 
 
 def _soft(distance, width=0.55):
-    """Coverage of an edge, `distance` units inside."""
+    """Return the coverage of a soft edge at `distance` units inside it."""
     return smoothstep(-width, width, distance)
 
 
@@ -46,14 +46,14 @@ def _lips(mouth: Mouth, x: np.ndarray) -> _Lips:
     half = 47 * (1 + 0.17 * w - 0.40 * r - 0.05 * o)
     inner = half * (0.985 - 0.025 * o - 0.12 * r)
     s, si = np.clip(x / half, -1, 1), np.clip(x / inner, -1, 1)
-    # Corners go up in a smile and half way down with the jaw.
+    # Corners rise in a smile and drop with the jaw by half as much.
     corner = (-3.0 - 6.5 * w + 5.5 * o) * (1 - 0.6 * r)
     rest = _SEAM - 1.5 + corner * np.abs(s) ** 2.2
     rest = rest - 0.3 * (1 - 0.6 * r) * np.exp(-(((np.abs(s) - 0.42) / 0.2) ** 2))
-    # The upper lip's tubercle rests in a dent of the lower lip, which an open mouth has not.
+    # With closed lips, the tubercle of the upper lip rests in a dent of the lower lip.
     tubercle = 2.1 * (1 - 0.6 * r) * np.exp(-((s / 0.20) ** 2))
     dent = tubercle * np.exp(-4 * (o + 0.3 * mouth.teeth + 0.3 * mouth.tongue + 0.2 * r))
-    # What teeth and tongue part of lips that the jaw does not.
+    # Teeth and tongue part lips that the jaw leaves closed.
     shut = (1 - o) ** 2
     lift = 7.0 * o * (1 - 0.3 * r) + 3.0 * mouth.teeth * o
     lift += (3.4 * mouth.teeth + 2.2 * mouth.tongue + 1.2 * r) * shut
@@ -62,12 +62,12 @@ def _lips(mouth: Mouth, x: np.ndarray) -> _Lips:
     up, down = 0.90 - 0.40 * r - 0.15 * o, 0.80 - 0.30 * r - 0.22 * o
     upper = rest + tubercle - lift * _profile(si, up)
     lower = rest + dent + fall * _profile(si, down)
-    # A pucker is thick, a broad or an open mouth thin.
+    # Puckered lips are thick; broad or open ones are thin.
     full = (1 + 0.34 * r) * (1 - 0.10 * w) * (1 - 0.16 * o)
     bow = 1 + 0.16 * np.exp(-(((np.abs(s) - 0.27) / 0.16) ** 2)) - 0.10 * np.exp(-((s / 0.12) ** 2))
     bow = bow * (1 - 0.25 * np.abs(s) * (1 - r))
     blunt = o * (1 - r)
-    # The outlines take the whole breadth of the mouth, the gap only the inner one.
+    # The outlines span the full width of the mouth, the gap only the inner width.
     top = rest + tubercle - lift * _profile(s, up)
     top = top - 12.2 * full * bow * _profile(s, 0.78 - 0.30 * r - 0.26 * blunt)
     bottom = rest + dent + fall * _profile(s, down)
@@ -76,7 +76,7 @@ def _lips(mouth: Mouth, x: np.ndarray) -> _Lips:
 
 
 def mouth_canvas(mouth: Mouth) -> Canvas:
-    """Lips and what lies between them, over the skin."""
+    """Draw the lips, and the teeth and tongue between them."""
     canvas = Canvas(*MOUTH_BOX)
     x, y = canvas.grid()
     lips = _lips(mouth, x)
@@ -87,23 +87,23 @@ def mouth_canvas(mouth: Mouth) -> Canvas:
         * _edge(-y, -lips.lower, canvas)
         * _soft(lips.inner - np.abs(x), 0.8)
     )
-    # A closed slit has no pixels of its own: its coverage fades with the gap.
+    # The coverage fades with the gap, because closed lips show nothing between them.
     hole = hole * smoothstep(0.15, 1.6, lips.lower - lips.upper)
     _inside(canvas, mouth, lips, hole, x, y)
-    _upper_lip(canvas, mouth, lips, edge, x, y)
+    _upper_lip(canvas, lips, edge, x, y)
     _lower_lip(canvas, mouth, lips, edge, x, y)
     _seam(canvas, mouth, lips, edge, x, y)
     return canvas
 
 
 def _edge(y, curve, canvas: Canvas, width: float = 0.55):
-    """Coverage below a curve y(x), as soft on steep parts as on flat ones."""
+    """Return the coverage below a curve y(x), equally soft on steep and flat parts."""
     slope = np.gradient(curve[0]) * canvas.scale
     return _soft((y - curve) / np.sqrt(1 + np.minimum(np.abs(slope), 6) ** 2)[None], width)
 
 
 def _surroundings(canvas: Canvas, mouth: Mouth, lips: _Lips, x, y) -> None:
-    """What the lips do to the skin: shadow below, dimples, folds to the nose."""
+    """Paint the skin around the lips: shadow below, dimples, folds to the nose."""
     reach = np.clip(x / lips.half, -1, 1)
     below = bump(x, y - lips.bottom, 0, 4.5, 0.55 * lips.half, 4.2) * (y > lips.bottom - 6)
     canvas.paint(rgb("8e4b3c"), 0.36 * below * (1 - 0.35 * mouth.openness))
@@ -134,7 +134,7 @@ def _inside(canvas: Canvas, mouth: Mouth, lips: _Lips, hole, x, y) -> None:
     depth = smoothstep(0, 26, y - lips.upper)
     color = rgb("2a0a0c") * (1 - depth[..., None]) + rgb("56191b") * depth[..., None]
     color = color * (1 - 0.5 * np.abs(s[..., None]) ** 3)
-    # Lower teeth ride on the jaw, the tongue lies on them, the upper teeth belong to the skull.
+    # Lower teeth and tongue move with the jaw; the upper teeth do not move.
     jaw_edge = lips.lower[0, lips.lower.shape[1] // 2]
     low_top = jaw_edge - 1.0 - 6.0 * mouth.teeth + 2.5 * s**2
     color = _teeth(
@@ -165,17 +165,17 @@ def _inside(canvas: Canvas, mouth: Mouth, lips: _Lips, hole, x, y) -> None:
     color = color * (1 - cover[..., None]) + tongue * cover[..., None]
     bared = smoothstep(0.02, 0.30, mouth.teeth + 0.75 * mouth.openness + 0.25 * up)
     color = _teeth(color, x, y, None, rim, bared, 7.6, 0.90 * lips.inner)
-    # The lips shade what lies behind them.
+    # The lips cast a shadow on the teeth and the tongue.
     shadow = np.exp(-np.maximum(y - lips.upper, 0) / (1.2 + 2.6 * mouth.openness))
     shadow = shadow + 0.6 * np.exp(-np.maximum(lips.lower - y, 0) / 1.6)
     shadow = (0.36 + 0.20 * mouth.openness) * np.clip(shadow, 0, 1) ** 1.3
-    color = color * (1 - shadow[..., None] * np.float32([0.86, 1.0, 1.04]))
+    color = color * (1 - shadow[..., None] * vec(0.86, 1.0, 1.04))
     canvas.paint(np.clip(color, 0, 1), hole)
 
 
 def _teeth(color, x, y, top, rim, alpha: float, pitch: float, reach: float):
-    """A row of teeth into `color`: hanging down to `rim`, or standing up to `top`."""
-    # Incisors are the widest; the arch turns the others away.
+    """Blend a row of teeth into `color`: upper ones down to `rim`, or lower ones up to `top`."""
+    # Incisors look widest, because the arch turns the others sideways.
     bend = pitch * 3.9 * np.arcsin(np.clip(x / (pitch * 5.0), -1, 1))
     phase = bend / pitch
     gap = np.exp(-(((phase - np.round(phase)) / 0.075) ** 2))
@@ -186,7 +186,7 @@ def _teeth(color, x, y, top, rim, alpha: float, pitch: float, reach: float):
     cover = alpha * cover * _soft(reach - np.abs(x), 5.0)
     around = np.clip(np.abs(x) / (pitch * 4.4), 0, 1)
     tone = rgb("fff5e9") * (1 - 0.46 * around**2)[..., None]
-    tone = tone * (1 - 0.15 * gap[..., None] * np.float32([0.8, 1.0, 1.15]))
+    tone = tone * (1 - 0.15 * gap[..., None] * vec(0.8, 1.0, 1.15))
     return color * (1 - cover[..., None]) + tone * cover[..., None]
 
 
@@ -194,7 +194,7 @@ def _wrinkles(x, half: float):
     return np.sin(0.9 * x + 0.4) * np.sin(0.37 * x + 1.1) * _profile(np.clip(x / half, -1, 1), 1.0)
 
 
-def _upper_lip(canvas: Canvas, mouth: Mouth, lips: _Lips, edge, x, y) -> None:
+def _upper_lip(canvas: Canvas, lips: _Lips, edge, x, y) -> None:
     v = np.clip((y - lips.top) / np.maximum(lips.upper - lips.top, 0.5), 0, 1)
     s = np.clip(x / lips.half, -1, 1)
     light = 1.02 - 0.30 * v**1.5 - 0.07 * s - 0.10 * s**2 + 0.035 * _wrinkles(x, lips.half) * v
@@ -222,7 +222,7 @@ def _lower_lip(canvas: Canvas, mouth: Mouth, lips: _Lips, edge, x, y) -> None:
 def _seam(canvas: Canvas, mouth: Mouth, lips: _Lips, edge, x, y) -> None:
     gap = lips.lower - lips.upper
     middle = (lips.lower + lips.upper) / 2
-    # Rounded lips go on round the corner: no line there.
+    # Rounded lips have no seam at the corners.
     closed = (1 - smoothstep(0.5, 4.0, gap)) * (
         1 - mouth.rounding * smoothstep(0.72, 1.0, np.abs(x) / lips.inner)
     )

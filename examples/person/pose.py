@@ -1,8 +1,8 @@
-"""What can move: the mouth, the pose, the idle motion, and where that puts the face in the frame.
+"""The moving parts: mouth, pose and idle motion, and the face's place in the frame.
 
-Drawing happens in *units* of 1.1 pixels of the 720x1280 frame, with the midpoint of the eyes as
-origin: the eyes lie at x = -57 and 57, the nose ends at y = 66, the lips meet at y = 101, the chin
-ends at y = 170.
+Drawing happens in *units* of 1.1 pixels of the 720x1280 frame. The origin is the midpoint of the
+eyes: they lie at x = -57 and 57, the nose ends at y = 66, the lips meet at y = 101, the chin ends
+at y = 170.
 """
 
 from dataclasses import dataclass
@@ -11,9 +11,9 @@ from math import cos, exp, pi, sin
 import numpy as np
 
 SIZE = (720, 1280)
-PERIOD = 10.0  # seconds, of the idle loop
-SCALE = 1.1  # pixels a unit at SIZE
-EYES = (360.0, 452.0)  # where the origin lies in a frame of SIZE, head at rest
+PERIOD = 10.0  # length of the idle loop, seconds
+SCALE = 1.1  # pixels per unit at SIZE
+EYES = (360.0, 452.0)  # the origin in a frame of SIZE, head at rest, pixels
 PIVOT = (0.0, 205.0)  # the head turns about the base of the neck
 _FACE_BOX = (-110.0, 20.0, 110.0, 240.0)
 _MOUTH_BOX = (-60.0, 74.0, 60.0, 150.0)
@@ -23,21 +23,21 @@ _MOUTH_BOX = (-60.0, 74.0, 60.0, 150.0)
 class Mouth:
     """Shape of the mouth; the default is closed and relaxed. Every field blends linearly."""
 
-    openness: float = 0.0  # 0 closed .. 1 wide open ("ah"); the jaw follows
+    openness: float = 0.0  # 0 closed .. 1 wide open ("ah"); moves the jaw
     width: float = 0.0  # -1 narrow .. 0 relaxed .. 1 broad ("ee", a smile)
     rounding: float = 0.0  # 0 .. 1 puckered ("oo", "w")
     teeth: float = 0.0  # 0 .. 1 bared; parts closed lips ("f", "v", "s")
-    tongue: float = 0.0  # 0 low and out of sight .. 1 raised to the upper teeth ("l", "th")
+    tongue: float = 0.0  # 0 low and hidden .. 1 raised to the upper teeth ("l", "th")
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Where everything but the mouth is."""
+    """Position of everything except the mouth."""
 
     x: float = 0.0  # head to the right, pixels of a 720x1280 frame
     y: float = 0.0  # head down, pixels of a 720x1280 frame
     tilt: float = 0.0  # head clockwise, degrees
-    yaw: float = 0.0  # -1 .. 1, face turned to the left .. right of the picture by some 8 degrees
+    yaw: float = 0.0  # -1 .. 1, face turned about 8 degrees to the left .. right of the picture
     blink: float = 0.0  # 0 open .. 1 shut
     brow: float = 0.0  # -1 lowered .. 1 raised
     gaze_x: float = 0.0  # -1 .. 1, right
@@ -46,7 +46,7 @@ class Pose:
 
 
 def _blink(since: float) -> float:
-    """Lid closure `since` seconds after a blink begins: 80 ms down, 200 ms up."""
+    """Return the lid closure `since` seconds after a blink begins: 80 ms down, 200 ms up."""
     if not 0 <= since < 0.28:
         return 0.0
     rise = since / 0.08 if since < 0.08 else 1 - (since - 0.08) / 0.20
@@ -58,10 +58,10 @@ def _wave(t: float, cycles: int, phase: float) -> float:
 
 
 def idle(t: float) -> Pose:
-    """Idle motion at `t` seconds; `idle(t) == idle(t + 10)`."""
+    """Return the pose of the idle loop at `t` seconds; `idle(t) == idle(t + 10)`."""
     t %= PERIOD
     breath = 0.5 - 0.5 * cos(2 * pi * 3 * t / PERIOD)
-    # Whole numbers of cycles, so that the loop closes; several at once, so that nobody sees it.
+    # Whole numbers of cycles close the loop; a sum of several hides the repetition.
     dart = exp(-(((t - 3.2) / 0.9) ** 4)) - 0.8 * exp(-(((t - 7.6) / 0.7) ** 4))
     return Pose(
         x=5.5 * _wave(t, 1, 0.05) + 2.6 * _wave(t, 2, 0.30) + 0.8 * _wave(t, 5, 0.1),
@@ -77,19 +77,19 @@ def idle(t: float) -> Pose:
 
 
 def idle_mouth(t: float) -> Mouth:
-    """Mouth of the idle loop at `t` seconds: shut, a hint of a smile that comes and goes."""
+    """Return the mouth of the idle loop at `t` seconds: closed, with a slight varying smile."""
     t %= PERIOD
     return Mouth(width=0.44 + 0.08 * _wave(t, 1, 0.8) + 0.03 * _wave(t, 3, 0.35))
 
 
 def fit(size: tuple[int, int]) -> tuple[float, float, float]:
-    """Scale and offset (pixels) from a frame of SIZE to one of `size`, which it covers."""
+    """Return scale and offset (pixels) with which a frame of SIZE covers one of `size`."""
     scale = max(size[0] / SIZE[0], size[1] / SIZE[1])
     return scale, (size[0] - scale * SIZE[0]) / 2, (size[1] - scale * SIZE[1]) / 2
 
 
 def head_matrix(pose: Pose, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """Units -> pixel coordinates of the frame: float64 (2, 3)."""
+    """Return the affine map from units to pixels of the frame: float64 (2, 3)."""
     scale, left, top = fit(size)
     c, s = cos(pose.tilt * pi / 180), sin(pose.tilt * pi / 180)
     turn = SCALE * np.array([[c, -s], [s, c]])
@@ -99,12 +99,12 @@ def head_matrix(pose: Pose, size: tuple[int, int] = SIZE) -> np.ndarray:
 
 
 def face_box(pose: Pose, *, size: tuple[int, int] = SIZE) -> tuple[int, int, int, int]:
-    """Square round the lower face, from the bridge of the nose to below the chin.
+    """Return the square around the lower face, from the bridge of the nose to below the chin.
 
-    It follows the head and not the mouth: every shape of the mouth stays inside.
+    It moves with the head only, and contains every shape of the mouth.
 
     Args:
-        pose: where the head is.
+        pose: position of the head.
         size: width and height of the frame in pixels.
 
     Returns:
@@ -117,10 +117,14 @@ def face_box(pose: Pose, *, size: tuple[int, int] = SIZE) -> tuple[int, int, int
     return left, top, left + side, top + side
 
 
-def mouth_box(pose: Pose, *, size: tuple[int, int] = SIZE) -> tuple[int, int, int, int]:
-    """Bounding box of the lips over all their shapes: x0, y0, x1, y1 in pixels, end-exclusive."""
+def mouth_box(pose: Pose) -> tuple[int, int, int, int]:
+    """Return the bounding box of the lips over all their shapes, in a frame of SIZE.
+
+    Returns:
+        x0, y0, x1, y1 in pixels, end-exclusive.
+    """
     x0, y0, x1, y1 = _MOUTH_BOX
-    corners = head_matrix(pose, size) @ np.array([[x0, x1, x0, x1], [y0, y0, y1, y1], [1, 1, 1, 1]])
+    corners = head_matrix(pose) @ np.array([[x0, x1, x0, x1], [y0, y0, y1, y1], [1, 1, 1, 1]])
     left, top = np.floor(corners.min(axis=1)).astype(int).tolist()
     right, bottom = np.ceil(corners.max(axis=1)).astype(int).tolist()
     return left, top, right, bottom

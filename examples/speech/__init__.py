@@ -1,7 +1,7 @@
-"""Speech whose mouth shapes are known: espeak-ng speaks, and its phonemes move the mouth."""
+"""Speech with known mouth shapes: espeak-ng speaks, and its phonemes give the shapes."""
 
 from .corpus import Recipe, corpus, make
-from .espeak import PAUSE, Phoneme, Utterance, speak
+from .espeak import PAUSE, Phoneme, Utterance, speak, write_wav
 from .visemes import FIELDS, REST, closing, mouths
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "make",
     "mouths",
     "speak",
+    "write_wav",
 ]

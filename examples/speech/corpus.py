@@ -1,4 +1,4 @@
-"""Utterances to learn from, and others to be judged by: recipes from a seed."""
+"""Utterances for training and, held out, for evaluation: recipes drawn from a seed."""
 
 from dataclasses import dataclass
 from itertools import cycle
@@ -8,6 +8,7 @@ import numpy as np
 from .espeak import PAUSE, PEAK, SAMPLE_RATE, Phoneme, Utterance, speak
 from .texts import HELD_OUT, TRAINING
 
+SEED = 2026
 MINUTES = 24.0
 HELD_OUT_MINUTES = 1.6
 VOICES = ("en-us", "en-us", "en-us", "en-gb", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-029")
@@ -16,39 +17,35 @@ VARIANTS = (
     *("Andy", "Alicia", "Michael", "adam", "belinda", "linda", "quincy", "steph2", "zac"),
 )
 HELD_OUT_VARIANTS = ("f3", "f5", "m2", "m6", "m8")
-_SILENT = 0.05  # share of utterances in which nobody speaks
+_SILENT = 0.05  # share of utterances without speech
 _NOISY = 0.3  # share with background noise
-_CUT = 0.25  # share that begins, and that ends, without a pause: recordings do
-_LETTERS_A_WORD = 6.1  # the space included; makes `_seconds` a little short
+_CUT = 0.25  # share that starts without a pause, and share that ends without one
+_LETTERS_PER_WORD = 6.1  # with the space; `_seconds` slightly underestimates
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One utterance: `sentences`, `pauses[i]` seconds before sentence i and the last at the end.
-
-    No sentences: `pauses[0]` seconds of silence. `gain` is the loudest sample of the speech,
-    `noise` the standard deviation of the background, drawn from `seed`; 0 for none.
-    """
+    """One utterance. Without sentences it is `pauses[0]` seconds of silence."""
 
     sentences: tuple[str, ...]
-    pauses: tuple[float, ...]
+    pauses: tuple[float, ...]  # seconds; pauses[i] precedes sentence i, the last one ends it
     voice: str = "en-us"
     variant: str | None = "f4"
-    rate: int = 160
+    rate: int = 160  # words per minute
     pitch: int = 46
-    gain: float = PEAK
-    noise: float = 0.0
-    seed: int = 0
+    gain: float = PEAK  # absolute value of the loudest sample of the speech
+    noise: float = 0.0  # standard deviation of the background noise
+    seed: int = 0  # of the noise
 
 
 def _seconds(recipe: Recipe) -> float:
-    """About how long the utterance is, without speaking it."""
-    words = sum(map(len, recipe.sentences)) / _LETTERS_A_WORD
+    """Estimate the length of the utterance without synthesizing it."""
+    words = sum(map(len, recipe.sentences)) / _LETTERS_PER_WORD
     return words * 60 / recipe.rate + sum(recipe.pauses)
 
 
 def _pause(random: np.random.Generator) -> float:
-    """0.3 to 2.5 s, short ones more often; whole milliseconds."""
+    """Draw a pause of 0.3 to 2.5 s in whole milliseconds, short ones more often."""
     return round(0.3 + 2.2 * random.random() ** 6, 3)
 
 
@@ -56,7 +53,7 @@ def _recipe(random: np.random.Generator, sentences, variants: tuple[str, ...]) -
     gain = round(random.uniform(0.3, 1.0), 3)
     noise = 0.0
     if random.random() < _NOISY:
-        # 30 to 50 dB below speech, whose standard deviation is about a seventh of its peak.
+        # 30 to 50 dB below speech, whose standard deviation is about 1/7 of its peak.
         noise = gain / 7 * 10 ** (-random.uniform(30, 50) / 20)
     pauses = [_pause(random) for _ in range(len(sentences) + 1)]
     for end in (0, -1):
@@ -75,16 +72,16 @@ def _recipe(random: np.random.Generator, sentences, variants: tuple[str, ...]) -
     )
 
 
-def corpus(seed: int = 2026, minutes: float | None = None, held_out: bool = False) -> list[Recipe]:
-    """Recipes of at least `minutes`, always the same for a seed.
+def corpus(seed: int = SEED, minutes: float | None = None, held_out: bool = False) -> list[Recipe]:
+    """Draw the recipes of a corpus. A seed always gives the same ones.
 
-    Every text comes up before any comes up again. The held-out corpus shares no text and no voice
-    variant with the other.
+    Every text is used once before any is used again. The two corpora share no text and no voice
+    variant.
 
     Args:
-        seed: of everything that is drawn.
-        minutes: 24, or 1.6 of the held-out corpus, unless given.
-        held_out: the corpus to judge by instead of the one to learn from.
+        seed: seed of all random choices.
+        minutes: minimum length; by default 24 for training and 1.6 held out.
+        held_out: draw the corpus for evaluation instead of the one for training.
     """
     if minutes is None:
         minutes = HELD_OUT_MINUTES if held_out else MINUTES
@@ -108,10 +105,10 @@ def corpus(seed: int = 2026, minutes: float | None = None, held_out: bool = Fals
 
 
 def make(recipe: Recipe) -> Utterance:
-    """The utterance of a recipe: its sentences spoken, with pauses around them.
+    """Speak the sentences of a recipe, with its pauses and noise.
 
     Raises:
-        ValueError, InputError: as `speak`.
+        ValueError, InputError: see `speak`.
     """
     parts: list[np.ndarray] = []
     phonemes: list[Phoneme] = []

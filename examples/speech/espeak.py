@@ -1,8 +1,9 @@
-"""espeak-ng through its C library: text in, speech and the times of its phonemes out."""
+"""espeak-ng through its C library: text in, speech and timed phonemes out."""
 
 import _ctypes
 import ctypes
 import threading
+import wave
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
@@ -13,21 +14,21 @@ from scipy.signal import resample_poly
 from engine.errors import InputError
 
 SAMPLE_RATE = 16000
-PEAK = 0.8  # espeak-ng leaves its level to the voice
+PEAK = 0.8  # loudest sample; the level of espeak-ng depends on the voice
 PAUSE = "_"
 _SYNCHRONOUS = 2  # espeak_AUDIO_OUTPUT
-_PHONEME_EVENTS = 1  # espeakINITIALIZE_PHONEME_EVENTS: names as espeak writes them, 4 letters
-_DONT_EXIT = 0x8000  # a missing data folder is an error of ours, not the end of the process
+_PHONEME_EVENTS = 1  # espeakINITIALIZE_PHONEME_EVENTS: espeak-ng's mnemonics, up to 4 letters
+_DONT_EXIT = 0x8000  # espeakINITIALIZE_DONT_EXIT: report a missing data folder
 _END, _PHONEME = 0, 7  # espeak_EVENT_TYPE
 _UTF8 = 1
 _SEED = 1
 _RATE, _PITCH = 1, 3  # espeak_PARAMETER
-_FILES = {"en-gb": "gmw/en"}  # the one English voice that has another name than its language
-_CLOSURE = 0.06  # s; the longest silence that belongs to the sound after it
-_MERGED = 0.08  # s; what a sound without time of its own takes, at most, of the one before
-_SHORTEST = 0.01  # s; anything shorter has no time of its own
-_SILENCE = 0.004  # of the loudest sample
-_ECHO = 0.12  # of the loudest sample of the sound before
+_FILES = {"en-gb": "gmw/en"}  # the only English voice whose file is not named after its language
+_CLOSURE = 0.06  # s; the longest silence that is counted as the start of the next sound
+_MERGED = 0.08  # s; the most that a merged sound takes from the sound before it
+_SHORTEST = 0.01  # s; a shorter sound counts as merged with the one before it
+_SILENCE = 0.004  # silence is quieter than this fraction of the loudest sample,
+_ECHO = 0.12  # or before p, t, k than this fraction of the previous sound's loudest
 _MUTE = {"p", "t", "k", "tS"}
 _MARKS = "'\",%="
 _LOCK = threading.Lock()  # the library keeps its state in globals
@@ -59,23 +60,32 @@ _CALLBACK = ctypes.CFUNCTYPE(
 
 @dataclass(frozen=True)
 class Phoneme:
-    """A sound as espeak-ng writes it, stress mark included, or PAUSE; times in seconds."""
+    """A sound, or a pause."""
 
-    name: str
-    start: float
+    name: str  # espeak-ng's mnemonic with its stress mark, or PAUSE
+    start: float  # seconds
     end: float
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """Speech: `pcm` (S,) float32 in [-1, 1], 16 kHz; `phonemes` cover it without gaps."""
+    """Speech and its phonemes."""
 
-    pcm: np.ndarray
-    phonemes: list[Phoneme]
+    pcm: np.ndarray  # (S,) float32 in [-1, 1], 16 kHz
+    phonemes: list[Phoneme]  # in order, without gaps
+
+
+def write_wav(path: Path, utterance: Utterance) -> None:
+    """Write the speech as a 16 kHz mono 16-bit WAV file."""
+    with wave.open(str(path), "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(SAMPLE_RATE)
+        out.writeframes(np.round(utterance.pcm * 32767).astype("<i2").tobytes())
 
 
 def _library() -> tuple[str, str | None]:
-    """Paths of the library and its data; None where the library knows the latter itself."""
+    """Return the paths of the library and of its data (None: the library's default)."""
     try:
         import espeakng_loader
     except ImportError:
@@ -84,14 +94,16 @@ def _library() -> tuple[str, str | None]:
 
 
 def _synthesise(text: str, voice: str, rate: int, pitch: int):
-    """(sample rate, int16 samples, [(phoneme, its first sample)]) as the library gives them."""
+    """Return (sample rate, int16 samples, [(phoneme, index of its first sample)])."""
     path, data = _library()
-    # Random numbers, flutter and echo go on from one utterance to the next, through
-    # espeak_Terminate too. Only a library that has just been loaded always says the same.
+    # The library is loaded anew for each utterance, because the state of its random numbers,
+    # flutter and echo survives espeak_Terminate and would change the samples.
     try:
         library = ctypes.CDLL(path)
     except OSError:
-        raise InputError("needs espeak-ng: pip install espeakng-loader") from None
+        raise InputError(
+            f"espeak-ng is not installed: {path} cannot be loaded; pip install espeakng-loader"
+        ) from None
     try:
         return _run(library, data, text, voice, rate, pitch)
     finally:
@@ -105,10 +117,13 @@ def _run(library: ctypes.CDLL, data: str | None, text: str, voice: str, rate: in
         _SYNCHRONOUS, 0, None if data is None else str(Path(data)).encode(), options
     )
     if sample_rate <= 0:
-        raise InputError(f"espeak-ng does not start: no voice data in {data}")
-    if hasattr(library, "espeak_ng_SetRandSeed"):  # since 1.52, which starts from the time of day
+        raise InputError(
+            f"espeak-ng finds no voice data in {data}; reinstall it: pip install espeakng-loader"
+        )
+    if hasattr(library, "espeak_ng_SetRandSeed"):  # 1.52 and newer, which seed by the time of day
         library.espeak_ng_SetRandSeed(ctypes.c_long(_SEED))
-    parts, marks = [], []
+    parts: list[np.ndarray] = []
+    marks: list[tuple[str, int]] = []
 
     @_CALLBACK
     def collect(samples, count, events):
@@ -131,18 +146,17 @@ def _run(library: ctypes.CDLL, data: str | None, text: str, voice: str, rate: in
     library.espeak_Synchronize()
     samples = np.concatenate(parts) if parts else np.zeros(0, np.int16)
     if not samples.any():
-        raise ValueError(f"espeak-ng says nothing for {text!r}")
+        raise ValueError(f"espeak-ng is silent for the text {text!r}")
     return sample_rate, samples, marks
 
 
 def _phonemes(marks: list[tuple[str, int]], pcm: np.ndarray, rate: int) -> list[Phoneme]:
-    """Marks -> phonemes that cover `pcm`.
+    """Convert espeak-ng's marks to phonemes that cover `pcm` without gaps.
 
-    A mark is the first sample its sound is heard in, to the sample. What the ear does not hear
-    precedes it: the silent closure of a stop (and a short gap before other consonants) lies in the
-    time of the sound before. It goes to the sound after, whose articulators are there already.
-    Where an /l/ or /r/ is merged into the vowel before it, espeak-ng gives it next to no time: it
-    takes the end of that vowel.
+    A mark is the first audible sample of its sound. The silence before it (the closure of a stop,
+    or a short gap before another consonant) is moved to this sound, because the articulators are
+    already in its position. An /l/ or /r/ that espeak-ng merges into the vowel before it has almost
+    no length; it takes over the end of that vowel.
     """
     level = np.abs(pcm.astype(np.int32))
     names, starts = [PAUSE], [0]
@@ -154,11 +168,11 @@ def _phonemes(marks: list[tuple[str, int]], pcm: np.ndarray, rate: int) -> list[
         if name != PAUSE:
             kept = 0 if names[-1] == PAUSE else (start - starts[-1]) // 2
             since = max(starts[-1] + kept, start - int(_CLOSURE * rate))
-            # Some voices echo: what is soft beside the sound before it is no sound.
+            # Some voices echo: ignore samples that are quiet compared to the previous sound.
             sound = level[starts[-1] : start].max(initial=0)
             silence = max(_SILENCE * level.max(), _ECHO * sound * (name.strip(_MARKS) in _MUTE))
-            heard = np.flatnonzero(level[since:start] > silence)
-            start = since + (int(heard[-1]) + 1 if len(heard) else 0)
+            audible = np.flatnonzero(level[since:start] > silence)
+            start = since + (int(audible[-1]) + 1 if len(audible) else 0)
         if names[-1] == PAUSE and start == starts[-1]:
             names.pop(), starts.pop()
         elif names[-1] != PAUSE and start - starts[-1] < _SHORTEST * rate and len(starts) > 1:
@@ -181,24 +195,24 @@ def speak(
     rate: int = 160,
     pitch: int = 46,
 ) -> Utterance:
-    """Speak `text`; the same arguments give the same samples, in every process.
+    """Speak `text`. The same arguments give the same samples in every process.
 
     Args:
-        text: English.
-        voice: language of espeak-ng ("en-us", "en-gb", "en-gb-scotland", ...).
-        variant: one of its voice variants ("f4", "m3", ...), or None.
-        rate: words a minute, 80 to 450.
+        text: English text.
+        voice: a language of espeak-ng ("en-us", "en-gb", "en-gb-scotland", ...).
+        variant: a voice variant of espeak-ng ("f4", "m3", ...), or None.
+        rate: words per minute, 80 to 450.
         pitch: 0 to 99.
 
     Returns:
-        Utterance whose loudest sample is 0.8.
+        The utterance; its loudest sample is 0.8.
 
     Raises:
-        InputError: there is no espeak-ng.
-        ValueError: it knows no such voice or variant, or has nothing to say.
+        InputError: espeak-ng is not installed.
+        ValueError: espeak-ng has no such voice or variant, or the text gives no sound.
     """
     data = _library()[1]
-    # The library takes an unknown variant for none.
+    # espeak-ng itself silently ignores an unknown variant.
     if variant and data is not None and not (Path(data) / "voices" / "!v" / variant).is_file():
         raise ValueError(f"espeak-ng has no variant {variant!r}")
     full = _FILES.get(voice, voice) + (f"+{variant}" if variant else "")

@@ -1,10 +1,9 @@
-"""What the mouth does for each English phoneme of espeak-ng.
+"""Mouth shapes of the English phonemes of espeak-ng.
 
 Shapes and strengths are in the order of `examples.person.Mouth`: openness, width, rounding, teeth,
-tongue. They follow the viseme classes that speechreaders tell apart (C. G. Fisher, "Confusions
-among visually perceived consonants", 1968): what looks alike has one shape. Phonemes are the
-mnemonics of espeak-ng: its tables en, en-us, en-us-nyc, en-rp, en-sc, en-n, en-wm, en-wi and what
-they include.
+tongue. Phonemes that speechreaders confuse share a shape (C. G. Fisher, "Confusions among visually
+perceived consonants", 1968). Phonemes are named by the mnemonics of espeak-ng's tables en, en-us,
+en-us-nyc, en-rp, en-sc, en-n, en-wm, en-wi and the tables that they include.
 """
 
 from functools import cache
@@ -12,9 +11,9 @@ from functools import cache
 Fields = tuple[float, float, float, float, float]
 Part = tuple[Fields, Fields]  # shape, strengths
 
-# Vowels pull on everything; teeth and tongue have to give way to the consonants around.
+# Strengths of vowels: lower for teeth and tongue, which adjacent consonants determine.
 _VOWEL: Fields = (1.0, 1.0, 1.0, 0.7, 0.6)
-_WEAK = 0.75  # of the openness without stress, of the strength as well
+_WEAK = 0.75  # factor on the openness, and on its strength, of an unstressed vowel
 _VOWEL_SHAPES: dict[str, Fields] = {
     "ah": (0.64, 0.15, 0.00, 0.10, 0.00),  # father
     "a": (0.58, 0.35, 0.00, 0.20, 0.00),  # cat
@@ -30,7 +29,7 @@ _VOWEL_SHAPES: dict[str, Fields] = {
     "u": (0.25, -0.15, 0.70, 0.00, 0.00),  # book
     "oo": (0.15, -0.20, 1.00, 0.00, 0.00),  # boot
 }
-# What a vowel is made of, in even parts of its time.
+# The shapes that a vowel passes through, each for the same time.
 _VOWELS: dict[str, str] = {
     **dict.fromkeys(("A:", "A", "A#", "aa", "A~", "Q"), "ah"),
     **dict.fromkeys(("a", "a/", "&"), "a"),
@@ -65,7 +64,7 @@ _VOWELS: dict[str, str] = {
     "oU": "o o oo",
     "oU#": "o oo",
 }
-# Consonants pull on what makes them and leave the rest to the vowels around.
+# Consonants are strong in the fields that define them and weak in the others.
 _CONSONANT_SHAPES: dict[str, Part] = {
     "p": ((0.00, 0.15, 0.05, 0.00, 0.00), (0.7, 0.3, 0.25, 0.7, 0.6)),
     "f": ((0.03, 0.20, 0.00, 0.60, 0.00), (1.6, 0.5, 0.35, 2.2, 0.8)),
@@ -96,22 +95,22 @@ _CONSONANTS: dict[str, str] = {
     **dict.fromkeys(("h", "?", "?-"), "h"),
     "_": "pause",
 }
-# Share of the sound, from its start, for which the lips are pressed together: then they burst open.
+# Fraction of the sound, from its start, during which the lips are closed.
 CLOSED = {**dict.fromkeys(("p", "p-", "ph", "b"), 0.6), "m": 0.85, "m-": 0.85}
-_STRESS = "'\","  # marks of espeak-ng; others ("%", "=") say that there is none
+_STRESS = "'\","  # espeak-ng's marks of stressed vowels; "%" and "=" mark unstressed ones
 
 
 def bare(name: str) -> str:
-    """The phoneme without marks of stress."""
+    """Return the phoneme without its stress marks."""
     return name.lstrip("'\",%=")
 
 
 @cache
 def target(name: str) -> tuple[Part, ...]:
-    """Shapes that the phoneme `name` goes through, in even parts of its time.
+    """Return the shapes that a phoneme passes through, each for the same time.
 
     Raises:
-        ValueError: nobody knows what the mouth does for `name`.
+        ValueError: the phoneme has no mouth shape.
     """
     sound = bare(name)
     if sound == "@L":
@@ -120,10 +119,7 @@ def target(name: str) -> tuple[Part, ...]:
         return (_CONSONANT_SHAPES[_CONSONANTS[sound]],)
     if sound not in _VOWELS:
         raise ValueError(f"no mouth shape for the phoneme {name!r}")
-    strong = name[0] in _STRESS
-    parts = []
-    for vowel in _VOWELS[sound].split():
-        openness, *others = _VOWEL_SHAPES[vowel]
-        strengths = _VOWEL if strong else (_WEAK, *_VOWEL[1:])
-        parts.append(((openness * (1 if strong else _WEAK), *others), strengths))
-    return tuple(parts)
+    shapes = [_VOWEL_SHAPES[vowel] for vowel in _VOWELS[sound].split()]
+    if name[0] in _STRESS:
+        return tuple((shape, _VOWEL) for shape in shapes)
+    return tuple(((_WEAK * shape[0], *shape[1:]), (_WEAK, *_VOWEL[1:])) for shape in shapes)

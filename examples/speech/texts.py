@@ -1,4 +1,4 @@
-"""What is said: plain English of many sounds, numbers, questions and exclamations."""
+"""Sentences of the corpora: plain English, numbers, questions and exclamations."""
 
 TRAINING = (
     "The kettle is on, and breakfast will be ready in ten minutes.",

@@ -1,4 +1,4 @@
-"""How the demo avatar is judged, its contact sheet, and its networks."""
+"""The evaluation of the demo avatar, its training data, its contact sheet and its networks."""
 
 import json
 import shutil
@@ -9,16 +9,26 @@ import pytest
 import torch
 
 pytest.importorskip("skimage", reason="SSIM is scikit-image's")
-pytest.importorskip("espeakng_loader", reason="espeak-ng says what is judged")
+pytest.importorskip("espeakng_loader", reason="espeak-ng speaks the held-out corpus")
 
 from engine import Avatar
-from examples import judge as judging
-from examples.judge import Judge, closures, judge, openness, table
+from examples import DEMO, network_files
+from examples import evaluate as evaluation
+from examples.evaluate import (
+    MouthMetrics,
+    Truth,
+    closures,
+    edge_errors,
+    evaluate,
+    openness,
+    table,
+    truth_of,
+)
+from examples.install_networks import main as install
 from examples.make_demo import FPS, FRAMES
-from examples.networks import DEMO, main, paths
 from examples.person import Mouth, Pose, draw, idle, mouth_box
 from examples.sheet import SHOWN, moments, sheet
-from examples.speaking import OFTEN, Speaking, closed, drawn_roi
+from examples.speaking import EXTRA_CLOSURES, DrawnRecording, closed, drawn_roi
 from examples.speech import REST, Phoneme, Utterance, corpus, make, mouths
 from models import AudioEncoder, Generator, checkpoint
 
@@ -33,11 +43,18 @@ def mouth_pictures(rows: np.ndarray) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def said() -> tuple[Utterance, np.ndarray, list[np.ndarray]]:
-    """2 s of speech with silence, the shapes of the mouth, the drawn mouths."""
-    utterance = make(corpus(2026, held_out=True)[3])
-    rows = mouths(utterance.phonemes, 50, FPS)
-    return utterance, rows, mouth_pictures(rows)
+def utterance() -> Utterance:
+    """2 s of speech with silence."""
+    return make(corpus(2026, held_out=True)[3])
+
+
+@pytest.fixture(scope="module")
+def truth(utterance) -> Truth:
+    """Its mouth shapes and the drawn mouths, 50 frames; frame i is the avatar's frame i."""
+    shapes = mouths(utterance.phonemes, 50, FPS)
+    numbers = list(range(50))
+    boxes = [mouth_box(idle(number / FPS)) for number in numbers]
+    return Truth(numbers, boxes, shapes, mouth_pictures(shapes), closures(utterance, shapes))
 
 
 def test_openness_is_how_far_the_mouth_is_open():
@@ -48,16 +65,25 @@ def test_openness_is_how_far_the_mouth_is_open():
     assert openness(draw(Pose(), Mouth(*REST), region=mouth_box(Pose()))) < 0.003
 
 
-def judged(said, rows: np.ndarray) -> dict:
-    """Figures of a mouth that has these shapes, instead of the right ones."""
-    utterance, true, pictures = said
-    judge = Judge("somebody")
-    judge.utterance(mouth_pictures(rows), pictures, true, closures(utterance, true))
-    return judge.figures()
+def test_truth_of_an_utterance(utterance):
+    """Frames in the order of a render, boxes and drawings of the same poses."""
+    truth = truth_of(utterance, 5)
+    assert truth.numbers == [1, 2, 3, 4, 5]
+    assert truth.boxes[2] == mouth_box(idle(3 / FPS))
+    assert np.array_equal(truth.shapes, mouths(utterance.phonemes, 5, FPS))
+    drawn = draw(idle(3 / FPS), Mouth(*truth.shapes[2].tolist()), region=truth.boxes[2])
+    assert np.array_equal(truth.pictures[2], drawn)
 
 
-def test_the_truth_is_perfect(said):
-    figures = judged(said, said[1])
+def figures_of(truth: Truth, rows: np.ndarray) -> dict:
+    """Figures of a mouth that has these shapes instead of the right ones."""
+    metrics = MouthMetrics()
+    metrics.add(mouth_pictures(rows), truth)
+    return metrics.figures()
+
+
+def test_the_right_mouth_is_perfect(truth):
+    figures = figures_of(truth, truth.shapes)
     assert figures["SSIM"] == pytest.approx(1)
     assert figures["PSNR, worst tenth"] > 60
     assert figures["openness, correlation"] == pytest.approx(1)
@@ -68,39 +94,53 @@ def test_the_truth_is_perfect(said):
     assert figures["closed in silence"] == figures["change in silence"] == 1
 
 
-def test_a_late_mouth_is_noticed(said):
-    figures = judged(said, np.concatenate([np.tile(REST, (3, 1)), said[1][:-3]]))
+def test_a_late_mouth_is_noticed(truth):
+    figures = figures_of(truth, np.concatenate([np.tile(REST, (3, 1)), truth.shapes[:-3]]))
     assert figures["openness, best lag"] == 3
     assert figures["openness, correlation"] < 0.7
     assert figures["PSNR, while speaking"] < figures["PSNR, mean of frames"] < 30
 
 
-def test_a_mouth_that_never_moves_is_noticed(said):
-    figures = judged(said, np.tile(REST, (len(said[1]), 1)))
+def test_a_mouth_that_never_moves_is_noticed(truth):
+    figures = figures_of(truth, np.tile(REST, (len(truth.shapes), 1)))
     assert figures["openness, correlation"] is None or figures["openness, correlation"] < 0.5
     assert figures["open when open"] == 0
     assert abs(figures["openness, slope"]) < 0.1
     assert figures["PSNR, while speaking"] < 28
 
 
-def test_a_timid_mouth_is_noticed(said):
-    rows = said[1].copy()
+def test_a_mouth_that_opens_too_little_is_noticed(truth):
+    rows = truth.shapes.copy()
     rows[:, 0] *= 0.4
-    figures = judged(said, rows)
+    figures = figures_of(truth, rows)
     assert figures["openness, slope"] < 0.7
     assert figures["open when open"] < 0.7
 
 
-def test_a_trembling_mouth_is_noticed(said):
-    rows = said[1].copy()
+def test_a_trembling_mouth_is_noticed(truth):
+    rows = truth.shapes.copy()
     rows[::2, 0] += 0.04
-    figures = judged(said, rows)
+    figures = figures_of(truth, rows)
     assert figures["change in silence"] > 1.5
 
 
-def test_an_open_mouth_is_noticed(said):
-    rows = np.concatenate([np.maximum(said[1][:, :1], 0.08), said[1][:, 1:]], axis=1)
-    figures = judged(said, rows)
+def test_change_in_silence_is_between_two_frames_at_rest():
+    """From speech to rest the mouth changes by 50 levels, at rest by 6 where 2 are right."""
+
+    def pictures(*levels: int) -> list[np.ndarray]:
+        return [np.full((20, 40, 3), level, np.uint8) for level in (*[50] * 20, *levels)]
+
+    shapes = np.stack([*[REST + np.float32(0.1)] * 20, REST, REST])
+    boxes = [(0, 0, 40, 20)] * 22
+    metrics = MouthMetrics()
+    metrics.add(pictures(100, 106), Truth(list(range(22)), boxes, shapes, pictures(60, 62), set()))
+    assert metrics.figures()["change in silence"] == pytest.approx(3)
+
+
+def test_a_mouth_that_never_closes_is_noticed(truth):
+    rows = truth.shapes.copy()
+    rows[:, 0] = np.maximum(rows[:, 0], 0.08)
+    figures = figures_of(truth, rows)
     assert figures["closures"] > 0 and figures["closed on p, b, m"] == 0
     assert figures["closed in silence"] == 0
 
@@ -113,41 +153,41 @@ def test_closures_are_the_frames_of_p_b_m():
     assert rows[frame, 0] == 0
 
 
-def test_an_edge_is_seen():
+def test_an_edge_is_noticed():
     frame = np.full((100, 100, 3), 90, np.uint8)
     pasted = frame.copy()
     pasted[20:80, 20:80] += 10
-    assert judging._border_error(pasted, frame, (20, 20, 80, 80)) == [100] * 4
+    assert edge_errors(pasted, frame, (20, 20, 80, 80)) == [100] * 4
     pasted[20:80, 20:80] -= 10
     pasted[40:60, 40:60] += 50  # the mouth may differ
-    assert judging._border_error(pasted, frame, (20, 20, 80, 80)) == [0] * 4
+    assert edge_errors(pasted, frame, (20, 20, 80, 80)) == [0] * 4
     pasted[70:80, 40:60] += 10
-    assert [error > 0 for error in judging._border_error(pasted, frame, (20, 20, 80, 80))] == [
-        *(False, True, False, False)
-    ]
+    errors = edge_errors(pasted, frame, (20, 20, 80, 80))
+    assert [error > 0 for error in errors] == [False, True, False, False]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["a.pth", "--seconds", "0"], "seconds is 0, it must be above 0"),
-        (["a.pth", "-o", "nowhere/a.json"], "nowhere is not a folder"),
+        (["a.pth", "--seconds", "0"], "seconds is 0; expected more than 0"),
+        (["a.pth", "-o", "nowhere/a.json"], "nowhere is not a folder; create it first"),
         (["nothing.pth"], "nothing.pth: no such file"),
     ],
 )
-def test_judging_refuses(tmp_path, monkeypatch, capsys, arguments, said):
+def test_evaluation_refuses(tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
-    assert judging.main(arguments) == 2
+    assert evaluation.main(arguments) == 2
     lines = capsys.readouterr().err.splitlines()  # the library for ONNX may have warned before
-    assert lines[-1].startswith("error: ") and said in lines[-1]
+    assert lines[-1].startswith("error: ") and message in lines[-1]
 
 
-def test_a_render_is_judged(monkeypatch):
-    """One that shows the avatar as it is: the mouth that never moves."""
-    monkeypatch.setattr("examples.judge.Pipeline", Mirror)
-    monkeypatch.setattr("examples.judge.Avatar", Bare)
-    monkeypatch.setattr("examples.judge.corpus", lambda *_, **__: corpus(2026, held_out=True)[3:4])
-    figures = judge(Path("any"), Path("any"), seconds=1)
+def test_a_render_is_evaluated(monkeypatch):
+    """A render that shows the avatar unchanged is the baseline that never moves."""
+    monkeypatch.setattr("examples.evaluate.Pipeline", Mirror)
+    monkeypatch.setattr("examples.evaluate.Avatar", Bare)
+    recipes = corpus(2026, held_out=True)[3:4]
+    monkeypatch.setattr("examples.evaluate.corpus", lambda *_, **__: recipes)
+    figures = evaluate(Path("any"), Path("any"), seconds=1)
     assert 2 < figures["seconds"] < 3
     assert figures["speaks"] == figures["never moves"]
     assert figures["speaks"]["open when open"] == 0
@@ -160,16 +200,15 @@ def test_a_render_is_judged(monkeypatch):
     assert lines[-1].startswith("PSNR along its worst side: ")
 
 
-# --- what the networks learn from ----------------------------------------------------------------
+# --- the training data ----------------------------------------------------------------
 
 
-def test_what_the_drawn_person_teaches(said, monkeypatch):
+def test_training_data_of_the_drawn_person(utterance, monkeypatch):
     def one(seed, minutes=0, held_out=False):
         return corpus(seed, held_out=True)[3:4]
 
     monkeypatch.setattr("examples.speaking.corpus", one)
-    recording = Speaking(2026)
-    utterance = said[0]
+    recording = DrawnRecording(2026)
     rows = mouths(utterance.phonemes, recording.speeches[0].frames, FPS)
     frame = int(rows[:, 0].argmax())
     inputs, target = recording.pictures(0, frame, np.random.default_rng(1))
@@ -188,7 +227,7 @@ def test_what_the_drawn_person_teaches(said, monkeypatch):
         for part in (recording.train, recording.held_out)
     ]
     for frame in range(len(rows)):
-        more = OFTEN if frame in shut else 0
+        more = EXTRA_CLOSURES if frame in shut else 0
         assert counts[0][frame] == counts[1][frame] + more
 
 
@@ -205,10 +244,10 @@ def test_moments():
 
 
 class Mirror:
-    """A pipeline that renders the avatar as it is."""
+    """A pipeline that renders the avatar unchanged."""
 
     def __init__(self, avatar: Avatar, runtime: str | None = None):
-        self._avatar = avatar
+        self.avatar = avatar
 
     def frame_count(self, speech: torch.Tensor) -> int:
         return len(speech) * FPS // 16000
@@ -216,19 +255,19 @@ class Mirror:
     def render(self, speech):
         count = 150 if isinstance(speech, Path) else self.frame_count(speech)
         for number in range(count):
-            frames, _, _ = self._avatar.batch([number + 1])
+            frames, _, _ = self.avatar.batch([number + 1])
             yield frames
 
 
 class Bare:
-    """Avatars whose networks nobody asks for."""
+    """Loads avatars without networks."""
 
     @staticmethod
     def load(path, **_) -> Avatar:
         return Avatar.load(path, networks=False)
 
 
-def test_the_sheet_shows_what_is_said(monkeypatch):
+def test_the_sheet_has_pictures_and_text(monkeypatch):
     phonemes = json.loads((DEMO / "phonemes.json").read_text())
     assert len(moments(phonemes, SHOWN)) == 8
     monkeypatch.setattr("examples.sheet.Pipeline", Mirror)
@@ -239,13 +278,13 @@ def test_the_sheet_shows_what_is_said(monkeypatch):
     assert pixels[:240].std() > 20
 
 
-def test_networks_out_of_a_training(tmp_path):
+def test_trained_networks_are_installed(tmp_path):
     torch.manual_seed(0)
     trained = tmp_path / "trained.pth"
     made = {"generator": Generator(), "audio_encoder": AudioEncoder()}
     torch.save({kind: network.state_dict() for kind, network in made.items()}, trained)
-    assert main([str(trained), "-o", str(tmp_path)]) == 0
-    files = paths(tmp_path)
+    assert install([str(trained), "-o", str(tmp_path)]) == 0
+    files = network_files(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
         ["trained.pth", *(path.name for path in files.values())]
     )
@@ -256,38 +295,38 @@ def test_networks_out_of_a_training(tmp_path):
                 torch.testing.assert_close(written[name], tensor.half().float(), msg=name)
 
 
-def test_networks_out_of_something_else(tmp_path, capsys):
+def test_a_file_without_networks_is_not_installed(tmp_path, capsys):
     trained = Path(shutil.copy(DEMO / "speech.wav", tmp_path / "trained.pth"))
-    assert main([str(trained), "-o", str(tmp_path)]) == 2
+    assert install([str(trained), "-o", str(tmp_path)]) == 2
     assert "trained.pth: not a checkpoint file" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["trained.pth"]
 
 
-def test_networks_that_float16_cannot_hold(tmp_path, capsys):
+def test_networks_beyond_float16_are_not_installed(tmp_path, capsys):
     made = {"generator": Generator(), "audio_encoder": AudioEncoder()}
     weights = {kind: network.state_dict() for kind, network in made.items()}
     weights["audio_encoder"]["0.conv_block.1.running_var"] += 1e5
     torch.save(weights, tmp_path / "trained.pth")
-    assert main([str(tmp_path / "trained.pth"), "-o", str(tmp_path)]) == 2
+    assert install([str(tmp_path / "trained.pth"), "-o", str(tmp_path)]) == 2
     assert "trained.pth: 0.conv_block.1.running_var is not finite" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["trained.pth"]
 
 
-def test_networks_to_nowhere(tmp_path, capsys):
-    assert main([str(tmp_path / "trained.pth"), "-o", str(tmp_path / "no")]) == 2
-    assert "no is not a folder" in capsys.readouterr().err
+def test_networks_are_not_installed_into_no_folder(tmp_path, capsys):
+    assert install([str(tmp_path / "trained.pth"), "-o", str(tmp_path / "no")]) == 2
+    assert "no is not a folder; expected the folder of an avatar" in capsys.readouterr().err
 
 
 # --- the demo's own networks ----------------------------------------------------------------------
 
 
 def test_the_demo_is_small():
-    assert sum(path.stat().st_size for path in paths().values()) <= 32 * 2**20
+    assert sum(path.stat().st_size for path in network_files().values()) <= 32 * 2**20
 
 
 def test_the_demo_speaks(tmp_path):
     """One held-out utterance, in float16."""
-    assert judging.main(["--seconds", "1", "-o", str(tmp_path / "figures.json")]) == 0
+    assert evaluation.main(["--seconds", "1", "-o", str(tmp_path / "figures.json")]) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["networks"] == "onnxruntime-fp16"
     speaks, still, late = (figures[name] for name in ("speaks", "never moves", "5 frames late"))

@@ -80,6 +80,7 @@ def test_the_track_that_is_asked_for(tmp_path, capsys):
 
     output = str(tmp_path / "made.pth")
     arguments = ["--avatar", str(folder), "--audio", str(film), "-o", output, "--no-progress"]
+    arguments += ["--steps", "1", "--batch", "2"]
     assert main([*arguments, "--audio-track", "7"]) == 2
     assert capsys.readouterr().err == (
         f"error: audio track is 7. {film} has 2, from 0 on: 0, 1 (default)\n"

@@ -14,7 +14,7 @@ import torch
 from onnx import helper
 from torch import nn
 
-from engine import InputError
+from engine.errors import DeviceError, InputError
 from engine.runtime import open_network
 from engine.runtime.exported import exported
 from engine.runtime.signature import AUDIO_ENCODER, GENERATOR
@@ -337,7 +337,12 @@ def test_on_a_gpu(gentle, inputs, runtime):
     with torch.inference_mode():
         expected = checkpoint.load(gentle["generator"])(*inputs)
     cuda = torch.device("cuda")
-    network = open_network(GENERATOR, gentle["generator"], device=cuda, runtime=runtime)
+    try:
+        network = open_network(GENERATOR, gentle["generator"], device=cuda, runtime=runtime)
+    except DeviceError as error:
+        if runtime != "onnxruntime":
+            raise
+        pytest.skip(str(error))  # a CPU build of ONNX Runtime will do on a GPU host
     out = torch.empty(5, 3, 320, 320, device=cuda)
     network(*(tensor.to(cuda) for tensor in inputs), out=out)
     assert (out.cpu() - expected).abs().max() < 2e-3
