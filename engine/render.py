@@ -1,138 +1,216 @@
 """`python -m engine.render`: speech and an avatar in, an mp4 out."""
 
 import argparse
+import os
 import sys
 import time
 import warnings
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
-from kernels import COMPOSITE_MODES
+from kernels import COMPOSITE_MODES, CompositeMode
 
 from .avatar import Avatar
 from .command import Parser, program, run
-from .device.on_host import on_host
+from .device.host_copy import copy_to_host
 from .device.stopwatch import Stopwatch
 from .errors import DeviceError, InputError, printable
 from .media.images import IMAGE_FORMATS, QUALITY, ImageWriter
 from .media.video import VideoWriter
-from .pipeline import LOOPS, Pipeline, load_pcm
+from .pipeline import LOOPS, Loop, Pipeline, load_pcm
 from .runtime import RUNTIMES
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a render wrote, and how long it took."""
+
+    output: StrPath
+    """The mp4."""
+    frames: int
+    """Frames rendered."""
+    video_seconds: float
+    """Length of the video, with the last frame held until the sound ends."""
+    render_seconds: float
+    """From the first batch on, with writing."""
+    total_seconds: float
+    """With reading the speech and opening the networks."""
+    stages: dict[str, float]
+    """Seconds of each stage; empty if not measured."""
+
+    def __str__(self) -> str:
+        line = (
+            f"{self.output}: {self.frames} frames, {self.video_seconds:.2f} s of video, "
+            f"{self.frames / self.render_seconds:.1f} frames/s, {self.total_seconds:.1f} s in all"
+        )
+        stages = ", ".join(f"{name} {seconds:.2f}" for name, seconds in self.stages.items())
+        return f"{line} ({stages})" if stages else line
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parse(arguments)
-    return run(lambda: print(printable(render(options))), interrupted="nothing was written")
+    options = vars(_parse(arguments))
+    if folder := options.pop("jpeg"):
+        options |= {"images": folder, "image_format": "jpg"}
+    return run(lambda: print(printable(render(**options))), interrupted="nothing was written")
 
 
-def render(options: argparse.Namespace) -> str:
-    """Do what the options say, and return the line that sums it up."""
+def render(
+    *,
+    avatar: StrPath,
+    audio: StrPath,
+    output: StrPath,
+    audio_track: int | None = None,
+    images: StrPath | None = None,
+    image_format: str = "png",
+    quality: int = QUALITY,
+    batch_size: int | None = None,
+    loop: Loop = "pingpong",
+    start_frame: int | None = None,
+    mode: CompositeMode = "crop",
+    device: str | None = None,
+    runtime: str | None = None,
+    generator: StrPath | None = None,
+    audio_encoder: StrPath | None = None,
+    stats: bool = False,
+    progress: bool = True,
+) -> Summary:
+    """Render speech with an avatar to an mp4. The arguments are the command's options.
+
+    Warnings and the runtimes in use go to stderr. After an error no file is left.
+
+    Args:
+        images: folder for the frames as numbered images.
+        stats: measure the stages, which on a GPU costs a few microseconds a batch. On a CPU they
+            are always measured.
+
+    Raises:
+        InputError: a file or an option cannot be used, in one line.
+        DeviceError: the device cannot be used.
+    """
     begin = time.perf_counter()
-    _refuse_to_overwrite(options)
+    _check_output(Path(output), audio, avatar)
     with ExitStack() as outputs:
-        # Speech and folders first: what is wrong there should not wait for the networks.
-        speech = load_pcm(options.audio, track=options.audio_track)
+        # Speech and folders first, so that their errors do not wait for the networks.
+        pcm = load_pcm(audio, track=audio_track)
         speech_read = time.perf_counter() - begin
-        folder, kind = options.frames, options.frames_format
-        if options.jpeg:
-            folder, kind = options.jpeg, "jpg"
-        images = folder and outputs.enter_context(
-            ImageWriter(folder, kind, quality=options.quality)
-        )
-        pipeline = _open_pipeline(options)
-        avatar = pipeline.avatar
-        # On a GPU, measuring takes the batches' graphs apart.
-        measured = options.stats or avatar.device.type == "cpu"
-        stopwatch = Stopwatch(pipeline.device) if measured else None
-        writer = outputs.enter_context(
+        image_writer = None
+        if images:
+            image_writer = outputs.enter_context(ImageWriter(images, image_format, quality=quality))
+        pipeline = _open_pipeline(avatar, device, generator, audio_encoder, batch_size, runtime)
+        opened = pipeline.avatar
+        measured = stats or opened.device.type == "cpu"
+        stopwatch = Stopwatch(pipeline.device) if measured else Stopwatch.off(pipeline.device)
+        video = outputs.enter_context(
             VideoWriter(
-                options.output,
-                height=avatar.height,
-                width=avatar.width,
-                fps=avatar.fps,
-                pixel_aspect=avatar.pixel_aspect,
-                speech=options.audio,
-                audio_track=options.audio_track,
+                output,
+                height=opened.height,
+                width=opened.width,
+                fps=opened.fps,
+                pixel_aspect=opened.pixel_aspect,
+                speech=audio,
+                audio_track=audio_track,
             )
         )
-        if images and abs(avatar.pixel_aspect - 1) > 0.01:
-            warnings.warn(
-                f"the pixels of avatar {avatar.name!r} are shown {float(avatar.pixel_aspect):.3g} "
-                f"times as wide as high: {options.output} says so, the images in {folder} cannot",
-                stacklevel=2,
-            )
+        if images:
+            _warn_of_wide_pixels(opened, output, images)
         batches = pipeline.render(
-            speech,
-            loop=options.loop,
-            start_frame=options.start_frame,
-            mode=options.mode,
-            stopwatch=stopwatch,
+            pcm, loop=loop, start_frame=start_frame, mode=mode, stopwatch=stopwatch
         )
-        total = pipeline.frame_count(speech)
-        print(printable(f"{avatar.name}: {_choices(pipeline)}"), file=sys.stderr)
+        total = pipeline.frame_count(pcm)
+        print(printable(f"{opened.name}: {_describe(pipeline)}"), file=sys.stderr)
         started = time.perf_counter()
-        with tqdm(total=total, unit=" frames", disable=None if options.progress else True) as bar:
-            for frames, pixels in on_host(batches):
-                with stopwatch.stage("write", host=True) if stopwatch else nullcontext():
-                    writer.write(pixels)
-                    if images:
-                        images.write(frames, pixels)
-                bar.update(len(pixels))
-        rate = total / (time.perf_counter() - started)
-    took = time.perf_counter() - begin
-    length = float((total + writer.held) / avatar.fps)
-    said = (
-        f"{options.output}: {total} frames, {length:.2f} s of video, "
-        f"{rate:.1f} frames/s, {took:.1f} s in all"
+        with tqdm(total=total, unit=" frames", disable=None if progress else True) as bar:
+            _write(batches, video, image_writer, stopwatch, bar)
+        render_seconds = time.perf_counter() - started
+    return Summary(
+        output=output,
+        frames=total,
+        video_seconds=float((total + video.held) / opened.fps),
+        render_seconds=render_seconds,
+        total_seconds=time.perf_counter() - begin,
+        stages={"read speech": speech_read, **stopwatch.seconds()} if measured else {},
     )
-    if stopwatch is None:
-        return said
-    times = {"read speech": speech_read, **stopwatch.seconds()}
-    return f"{said} ({', '.join(f'{name} {seconds:.2f}' for name, seconds in times.items())})"
 
 
-def _choices(pipeline: Pipeline) -> str:
-    """Which runtimes were chosen and why, and what they and the buffers take of a GPU."""
+def _write(
+    batches: Iterable[Tensor],
+    video: VideoWriter,
+    images: ImageWriter | None,
+    stopwatch: Stopwatch,
+    bar: "tqdm[NoReturn]",
+) -> None:
+    for frames, pixels in copy_to_host(batches):
+        with stopwatch.stage("write", host=True):
+            video.write(pixels)
+            if images:
+                images.write(frames, pixels)
+        bar.update(len(pixels))
+
+
+def _describe(pipeline: Pipeline) -> str:
+    """Return which runtimes were chosen and why, and the memory of a GPU that the buffers take."""
     generator, encoder = pipeline.generator, pipeline.audio_encoder
-    said = f"generator in {generator.description} ({generator.reason})"
+    text = f"generator in {generator.description} ({generator.reason})"
     if encoder.description != generator.description:
-        said += f", audio encoder in {encoder.description} ({encoder.reason})"
+        text += f", audio encoder in {encoder.description} ({encoder.reason})"
     buffers = pipeline.buffer_bytes
-    return said + (f", {buffers / 2**30:.2f} GiB of buffers" if buffers else "")
+    return text + (f", {buffers / 2**30:.2f} GiB of buffers" if buffers else "")
 
 
-def _open_pipeline(options: argparse.Namespace) -> Pipeline:
-    """On the device asked for, or on the best one that can be used."""
-    devices = [options.device] if options.device else ["cuda", "cpu"]
-    if not options.device and not torch.cuda.is_available():
-        devices = ["cpu"]
-    for device in devices:
+def _open_pipeline(
+    avatar: StrPath,
+    device: str | None,
+    generator: StrPath | None,
+    audio_encoder: StrPath | None,
+    batch_size: int | None,
+    runtime: str | None,
+) -> Pipeline:
+    """Open an avatar and its networks on `device`; if None, on a GPU if it can be used, or else
+    on the CPU, with a warning if there is a GPU."""
+    devices = [device] if device else ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
+    for name in devices:
         try:
-            avatar = Avatar.load(
-                options.avatar,
-                device=device,
-                generator=options.generator,
-                audio_encoder=options.audio_encoder,
+            opened = Avatar.load(
+                avatar, device=name, generator=generator, audio_encoder=audio_encoder
             )
-            return Pipeline(avatar, batch_size=options.batch_size, runtime=options.runtime)
+            return Pipeline(opened, batch_size=batch_size, runtime=runtime)
         except DeviceError as error:
-            if device == devices[-1]:
+            if name == devices[-1]:
                 raise
             warnings.warn(f"rendering on the CPU: {error}", stacklevel=2)
     raise AssertionError
 
 
-def _refuse_to_overwrite(options: argparse.Namespace) -> None:
-    output = Path(options.output)
+def _check_output(output: Path, audio: StrPath, avatar: StrPath) -> None:
+    """Check that the output does not overwrite what is read.
+
+    Raises:
+        InputError: it does.
+    """
     if not output.exists():
         return
-    if Path(options.audio).exists() and output.samefile(options.audio):
+    if Path(audio).exists() and output.samefile(audio):
         raise InputError(f"{output} is the speech itself")
-    if output.resolve().is_relative_to(Path(options.avatar).resolve()):
+    if output.resolve().is_relative_to(Path(avatar).resolve()):
         raise InputError(f"{output} is a file of the avatar")
+
+
+def _warn_of_wide_pixels(avatar: Avatar, output: StrPath, images: StrPath) -> None:
+    if abs(avatar.pixel_aspect - 1) > 0.01:
+        warnings.warn(
+            f"the pixels of avatar {avatar.name!r} are shown {float(avatar.pixel_aspect):.3g} "
+            f"times as wide as high: {output} says so, the images in {images} cannot",
+            stacklevel=2,
+        )
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -151,11 +229,19 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     add("-o", "--output", required=True, metavar="OUT.mp4")
     images = parser.add_mutually_exclusive_group()
-    images.add_argument("--frames", metavar="DIR", help="also write the frames as numbered images")
+    images.add_argument(
+        "--frames", dest="images", metavar="DIR", help="also write the frames as numbered images"
+    )
     images.add_argument(
         "--jpeg", metavar="DIR", help="the same as JPEG, made on the GPU with nvImageCodec there"
     )
-    add("--frames-format", choices=IMAGE_FORMATS, default="png", help="of --frames")
+    add(
+        "--frames-format",
+        dest="image_format",
+        choices=IMAGE_FORMATS,
+        default="png",
+        help="of --frames",
+    )
     add("--quality", type=int, default=QUALITY, metavar="Q", help="of a JPEG, 1 to 100 (95)")
     add("--batch-size", type=int, metavar="N", help="frames at once (25 on a GPU, 8 on a CPU)")
     add("--loop", choices=LOOPS, default="pingpong", help="how the avatar's frames repeat")

@@ -294,7 +294,7 @@ def main(arguments: list[str] | None = None) -> int:
         type=Path,
         nargs="?",
         metavar="CKPT.pth",
-        help="checkpoint of train --drawn with both networks (default: the demo's networks)",
+        help="checkpoint of python -m train with both networks (default: the demo's)",
     )
     add("--networks", choices=NETWORKS, default=NETWORKS[0], help="runtime and precision")
     add("--seconds", type=float, metavar="S", help="minimum length (default: the whole corpus)")

@@ -1,6 +1,6 @@
 """Install trained networks in the demo avatar: python -m examples.install_networks CKPT.pth
 
-CKPT.pth is a checkpoint of `python -m train --drawn`. Both networks are written in float16.
+CKPT.pth is a checkpoint of `python -m train`. Both networks are written in float16.
 """
 
 import tempfile

@@ -458,6 +458,7 @@ class Quick:
     """A network whose output depends on all its inputs, and costs nothing."""
 
     dtype, description = torch.float32, "quick"
+    capturable, stream = True, None
 
     def __call__(self, *inputs: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         if len(inputs) == 1:  # the audio encoder

@@ -281,6 +281,7 @@ class Stub:
     """A network that costs nothing."""
 
     dtype, description, reason = torch.float32, "stub", "a test"
+    capturable, stream = True, None
 
     def __call__(self, *inputs: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         return out.fill_(0.5)

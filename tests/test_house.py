@@ -143,7 +143,7 @@ def test_what_runs_on_a_gpu_host_loads_with_what_it_has():
         "import sys, importlib\n"
         "absent = 'av librosa scipy hypothesis matplotlib tensorrt tensorrt_rtx'.split()\n"
         "sys.modules.update(dict.fromkeys(absent))\n"
-        "names = 'test_on_gpu device.test_graphs runtime.test_tensorrt runtime.test_runtime'\n"
+        "names = 'test_on_gpu device.test_buffers runtime.test_tensorrt runtime.test_runtime'\n"
         "for name in [*names.split(), 'avatar.test_avatar']:\n"
         "    importlib.import_module(f'tests.engine.{name}')\n"
         "import tests.train.test_train_on_gpu\n"

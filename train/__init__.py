@@ -1,5 +1,5 @@
 """The trainer: `python -m train`.
 
-A program on top of the other rooms: it hears and sees through the stages and the readers that a
-render uses, so that the networks learn from what they will be given.
+It reads speech and frames with the same stages and readers as a render, so that the networks are
+trained on exactly the inputs they get later.
 """

@@ -1,9 +1,10 @@
-"""Batches, each a function of the seed and its step: a training that goes on sees the same ones."""
+"""Batches. Each is a function of the seed and the step, so a resumed training gets the same."""
 
 import gc
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -12,120 +13,147 @@ from torch.utils.data import DataLoader, Dataset
 
 import kernels
 
-from .plan import Plan
-from .recording import Recording
+from .config import TrainConfig
+from .data import MouthBox, TrainingData
 
-SEGMENT = 24  # video frames that listening hears in a row: they share most of their mel windows
-STRIDE = 3  # of which every third is asked for; neighbours look alike
-# Pixels of a ROI, across and down, at a place of the generator's narrowest layer.
-CELL = 32
+CLIP_FRAMES = 24  # video frames of an audio clip, which share most of their mel windows
+CLIP_STRIDE = 3  # the shape of every third frame is predicted, because neighbours are alike
+CELL = 32  # pixels of the ROI, in each direction, per cell of the generator's narrowest layer
 CELLS = kernels.ROI_SIZE // CELL
-ELSEWHERE = 4  # every which close-up is of another part of the ROI than the mouth
+RANDOM_CROP_EVERY = 4  # every fourth crop is from a random place instead of the mouth
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What one step learns from.
+class AudioBatch:
+    """The batch of a pretraining step: n audio clips.
 
     Attributes:
-        windows: (n, k, 1, 80, 16) float32 mel windows of n stretches of speech.
-        inside: (n, k) float32, 0 where a stretch reaches beyond its speech.
-        inputs, target: (n, 6, 320, 320) and (n, 3, 320, 320) uint8, or close-ups of them, each a
-            whole number of cells high and wide; None while listening.
-        corners: (n, 2) int64, the cells (down, across) in which close-ups begin; None for whole
-            pictures.
-        shapes: (n, frames, k) float32, the mouth's shapes in the frames that the stretches are of;
-            None where they are not known.
+        windows: (n, k, 1, 80, 16) float32 mel windows of the clips.
+        valid: (n, k) float32, 0 for windows beyond the speech and 1 for the others.
+        shapes: (n, frames, shapes) float32 mouth shapes of every third frame of the clips.
     """
 
     windows: Tensor
-    inside: Tensor
-    inputs: Tensor | None = None
-    target: Tensor | None = None
+    valid: Tensor
+    shapes: Tensor
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """The batch of a step on images: n video frames, as whole ROIs or as crops of them.
+
+    Attributes:
+        windows: (n, 16, 1, 80, 16) float32 mel windows of the frames.
+        valid: (n, 16) float32, 0 for windows beyond the speech and 1 for the others.
+        inputs: (n, 6, h, w) uint8 picture input. Crops are a whole number of cells high and wide.
+        target: (n, 3, h, w) uint8.
+        corners: (n, 2) int64, the first cell (down, across) of each crop; None for whole ROIs.
+        shapes: (n, 1, shapes) float32 mouth shapes; None where they are not known.
+    """
+
+    windows: Tensor
+    valid: Tensor
+    inputs: Tensor
+    target: Tensor
     corners: Tensor | None = None
     shapes: Tensor | None = None
 
 
-def mouth_cells(mouth: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
-    """The cells that a mouth (x0, y0, x1, y1 as parts of the ROI) lies in: the first ones down and
-    across, how many down and across."""
+Batch: TypeAlias = AudioBatch | ImageBatch
+
+
+def mouth_cells(mouth: MouthBox) -> tuple[int, int, int, int]:
+    """Return the cells that cover the mouth: first row, first column, rows, columns."""
     left, top = (math.floor(CELLS * part) for part in mouth[:2])
     right, bottom = (math.ceil(CELLS * part) for part in mouth[2:])
     return top, left, bottom - top, right - left
 
 
-def cut(pictures: Tensor, corners: Tensor, height: int, width: int) -> Tensor:
-    """Of each of (n, c, y, x), the part (c, height, width) that begins at its corner (n, 2)."""
-    parts = zip(pictures, corners.tolist(), strict=True)
-    return torch.stack([p[:, y : y + height, x : x + width] for p, (y, x) in parts])
+def crop(images: Tensor, corners: Tensor, height: int, width: int) -> Tensor:
+    """Return the crop (n, c, height, width) of images (n, c, y, x) at each one's corner (n, 2)."""
+    pairs = zip(images, corners.tolist(), strict=True)
+    return torch.stack([image[:, y : y + height, x : x + width] for image, (y, x) in pairs])
 
 
-def seen(
-    recording: Recording, chosen: Tensor, random: np.random.Generator, *, close: bool = False
-) -> Batch:
-    """Video frames `chosen` ((n, 2): speech and frame) with what each hears: whole pictures, or
-    close-ups of the mouth, with some of elsewhere among them."""
-    parts = []
-    for speech, frame in chosen.tolist():
-        sound = recording.speeches[speech].heard(frame, 1)
-        parts.append((*sound, *recording.pictures(speech, frame, random)))
-    windows, inside, inputs, target = map(torch.stack, zip(*parts, strict=True))
-    corners = shapes = None
-    if close:
-        top, left, height, width = mouth_cells(recording.mouth)
-        corners = torch.tensor([[top, left]]).repeat(len(chosen), 1)
-        for corner in corners[ELSEWHERE - 1 :: ELSEWHERE]:
-            corner[0] = int(random.integers(CELLS - height + 1))
-            corner[1] = int(random.integers(CELLS - width + 1))
-        side = CELL * height, CELL * width
-        inputs, target = (cut(pictures, CELL * corners, *side) for pictures in (inputs, target))
-    if recording.shapes is not None:
-        shapes = torch.stack([recording.shapes[s][f : f + 1] for s, f in chosen.tolist()])
-    return Batch(windows, inside, inputs, target, corners, shapes)
+def audio_batch(data: TrainingData, chosen: Tensor) -> AudioBatch:
+    """Make a batch of audio clips.
 
-
-def heard(recording: Recording, chosen: Tensor) -> Batch:
-    """Stretches of SEGMENT video frames that begin near `chosen`, with the mouth's shapes."""
+    Args:
+        data: training data with known mouth shapes.
+        chosen: (n, 2) int64, speech and video frame. A clip has its frame in the middle, but for
+            clips at the ends of a speech.
+    """
+    if data.shapes is None:
+        raise ValueError(f"{data.name} has no mouth shapes; expected data with known shapes")
     parts = []
     for number, frame in chosen.tolist():
-        speech, shapes = recording.speeches[number], recording.shapes[number]
-        # a speech shorter than a stretch is followed by the silence that is heard there
-        first = max(min(frame - SEGMENT // 2, speech.frames - SEGMENT), 0)
-        wanted = torch.arange(first, first + SEGMENT, STRIDE).clamp(max=speech.frames - 1)
-        parts.append((*speech.heard(first, SEGMENT), shapes[wanted]))
-    windows, inside, shapes = map(torch.stack, zip(*parts, strict=True))
-    return Batch(windows, inside, shapes=shapes)
+        speech, shapes = data.speeches[number], data.shapes[number]
+        # The windows of a clip longer than its speech are continued with silence.
+        first = max(min(frame - CLIP_FRAMES // 2, speech.frames - CLIP_FRAMES), 0)
+        frames = torch.arange(first, first + CLIP_FRAMES, CLIP_STRIDE).clamp(max=speech.frames - 1)
+        parts.append((*speech.windows_of(first, CLIP_FRAMES), shapes[frames]))
+    return AudioBatch(*map(torch.stack, zip(*parts, strict=True)))
 
 
-class _Batches(Dataset):
-    def __init__(self, recording: Recording, plan: Plan):
-        self._recording, self._plan = recording, plan
-        _, _, height, width = mouth_cells(recording.mouth)
-        self._close_ups = plan.batch * (CELLS**2 // (height * width))  # as many pixels a step
+def image_batch(
+    data: TrainingData, chosen: Tensor, random: np.random.Generator, *, crops: bool = False
+) -> ImageBatch:
+    """Make a batch of video frames.
+
+    Args:
+        data: training data.
+        chosen: (n, 2) int64, speech and video frame.
+        random: chooses references and places of crops.
+        crops: take crops of the mouth, and every fourth from a random place, instead of whole ROIs.
+    """
+    parts = []
+    for speech, frame in chosen.tolist():
+        audio = data.speeches[speech].windows_of(frame, 1)
+        parts.append((*audio, *data.images(speech, frame, random)))
+    windows, valid, inputs, target = map(torch.stack, zip(*parts, strict=True))
+    corners = shapes = None
+    if crops:
+        top, left, rows, columns = mouth_cells(data.mouth)
+        corners = torch.tensor([[top, left]]).repeat(len(chosen), 1)
+        for corner in corners[RANDOM_CROP_EVERY - 1 :: RANDOM_CROP_EVERY]:
+            corner[0] = int(random.integers(CELLS - rows + 1))
+            corner[1] = int(random.integers(CELLS - columns + 1))
+        size = CELL * rows, CELL * columns
+        inputs, target = (crop(images, CELL * corners, *size) for images in (inputs, target))
+    if data.shapes is not None:
+        shapes = torch.stack([data.shapes[s][f : f + 1] for s, f in chosen.tolist()])
+    return ImageBatch(windows, valid, inputs, target, corners, shapes)
+
+
+class _Batches(Dataset[Batch]):
+    def __init__(self, data: TrainingData, config: TrainConfig):
+        self._data, self._config = data, config
+        _, _, rows, columns = mouth_cells(data.mouth)
+        self._crops = config.batch * (CELLS**2 // (rows * columns))  # about as many pixels a step
 
     def __getitem__(self, step: int) -> Batch:
-        plan, frames = self._plan, self._recording.train
-        random = np.random.default_rng([plan.seed, step])
-        listening, close = step < plan.listen, step < plan.whole_from
-        count = plan.stretches if listening else self._close_ups if close else plan.batch
-        chosen = frames[torch.from_numpy(random.integers(len(frames), size=count))]
-        if listening:
-            return heard(self._recording, chosen)
-        return seen(self._recording, chosen, random, close=close)
+        config, examples = self._config, self._data.train
+        random = np.random.default_rng([config.seed, step])
+        audio_phase, crops = step < config.audio_steps, step < config.first_whole_step
+        count = config.audio_clips if audio_phase else self._crops if crops else config.batch
+        chosen = examples[torch.from_numpy(random.integers(len(examples), size=count))]
+        if audio_phase:
+            return audio_batch(self._data, chosen)
+        return image_batch(self._data, chosen, random, crops=crops)
 
 
-def batches(recording: Recording, plan: Plan, begin: int = 0) -> Iterator[Batch]:
-    """The batches of a plan's steps from `begin` on, made ahead of time by another process."""
-    loader = DataLoader(
-        _Batches(recording, plan),
+def batches(data: TrainingData, config: TrainConfig, first: int = 0) -> Iterator[Batch]:
+    """Iterate over the batches of the steps from `first` on, made ahead by another process."""
+    loader: DataLoader[Batch] = DataLoader(
+        _Batches(data, config),
         batch_size=None,
-        sampler=list(range(begin, plan.end)),
+        sampler=list(range(first, config.total_steps)),
         num_workers=1,
         prefetch_factor=3,
-        multiprocessing_context="fork",  # the recording is there already, and only read
+        multiprocessing_context="fork",  # shares the data, which is in memory and only read
     )
-    # What is garbage here must not be collected there: a video's decoder waits for its threads,
-    # which did not come along.
+    # Collect garbage before forking. A video decoder finalized in the child would wait for threads
+    # that do not exist there.
     gc.collect()
     gc.freeze()
     try:
@@ -134,18 +162,20 @@ def batches(recording: Recording, plan: Plan, begin: int = 0) -> Iterator[Batch]
         gc.unfreeze()
 
 
-def feature_windows(features: Tensor, inside: Tensor, stride: int = 1) -> Tensor:
-    """What the generator hears, through which gradients flow (`kernels.feature_windows` is for
-    speech whose features are all there).
+def feature_windows(features: Tensor, valid: Tensor, stride: int = 1) -> Tensor:
+    """Make the generator's audio input of the features of clips.
+
+    Unlike `kernels.feature_windows`, which takes the features of a whole speech, this passes
+    gradients.
 
     Args:
-        features: (n, k, 512), of n stretches of k consecutive rows of P, k >= 16.
-        inside: (n, k), 0 for rows that count as zeros.
-        stride: every which of the n * (k - 15) windows is wanted.
+        features: (n, k, 512), k >= 16 consecutive rows of P for each of n clips.
+        valid: (n, k), 0 for rows that count as zeros and 1 for the others.
+        stride: step between the windows of a clip.
 
     Returns:
         (n * ceil((k - 15) / stride), 32, 16, 16).
     """
-    rows = features * inside[..., None].to(features.dtype)
+    rows = features * valid[..., None].to(features.dtype)
     windows = rows.unfold(1, kernels.FEATURES_PER_FRAME, stride).transpose(2, 3)
     return windows.reshape(-1, 32, 16, 16)

@@ -1,7 +1,6 @@
-"""How a training goes, to look at: a contact sheet of held-out frames, figures, the loss."""
+"""Progress on held-out frames: figures, and a contact sheet."""
 
-import json
-from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -9,75 +8,73 @@ from PIL import Image
 from torch import Tensor
 
 import kernels
-from engine.files import write_whole
 
-from .batches import Batch, heard, seen
+from .batches import AudioBatch, audio_batch, image_batch
+from .data import TrainingData
 from .losses import psnr
-from .recording import Recording
 from .training import Training
 
-LOOKED_AT = 16  # held-out frames that every checkpoint is measured on
-HEARD = 32  # held-out stretches of speech
-COLUMNS = 8  # of them in the contact sheet
-SIDE = 160  # pixels of a picture in it
+IMAGE_SAMPLES = 16  # held-out frames that every checkpoint is evaluated on
+AUDIO_SAMPLES = 32  # held-out audio clips
+COLUMNS = 8  # frames in the contact sheet
+TILE_SIZE = 160  # pixels of an image in it
+
+Figures: TypeAlias = dict[str, float | list[float]]
 
 
 class HeldOut:
-    """Frames that are not trained on, the same ones at every checkpoint."""
+    """Evaluation on frames that are not trained on, the same ones for every checkpoint."""
 
-    def __init__(self, recording: Recording, seed: int):
-        frames = recording.held_out
-        chosen = frames[_evenly(LOOKED_AT, len(frames))]
-        self._batch: Batch = seen(recording, chosen, np.random.default_rng([seed]))
-        self._heard: Batch | None = None
-        if recording.shapes is not None:
-            self._heard = heard(recording, frames[_evenly(HEARD, len(frames))])
-        x0, y0, x1, y1 = (round(kernels.ROI_SIZE * part) for part in recording.mouth)
+    def __init__(self, data: TrainingData, seed: int):
+        examples = data.held_out
+        chosen = examples[_spread(IMAGE_SAMPLES, len(examples))]
+        self._images = image_batch(data, chosen, np.random.default_rng([seed]))
+        self._audio: AudioBatch | None = None
+        if data.shapes is not None:
+            self._audio = audio_batch(data, examples[_spread(AUDIO_SAMPLES, len(examples))])
+        x0, y0, x1, y1 = (round(kernels.ROI_SIZE * part) for part in data.mouth)
         self._mouth = slice(None), slice(None), slice(y0, y1), slice(x0, x1)
 
-    def listen(self, training: Training) -> dict[str, float]:
-        """How well the mouth's shapes are heard: the mean error, the mean correlation."""
-        guess, shapes = training.guess(self._heard).flatten(0, 1), self._heard.shapes.flatten(0, 1)
+    def evaluate_audio(self, training: Training) -> Figures:
+        """Return the error and the correlation of predicted mouth shapes; {} without known ones."""
+        if self._audio is None:
+            return {}
+        output = training.predict_shapes(self._audio).flatten(0, 1)
+        shapes = self._audio.shapes.flatten(0, 1)
         return {
-            "held_out_shape_error": float((guess - shapes).abs().mean()),
+            "held_out_shape_error": float((output - shapes).abs().mean()),
             "held_out_shape_correlation": [
                 round(float(torch.corrcoef(torch.stack(pair))[0, 1]), 4)
-                for pair in zip(guess.T, shapes.T, strict=True)
+                for pair in zip(output.T, shapes.T, strict=True)
             ],
         }
 
-    def look(self, training: Training) -> tuple[dict[str, float], Image.Image]:
-        """Figures of what the networks make of the frames, and the contact sheet: the reference,
-        what is wanted, what is made."""
-        made = training.show(self._batch)
-        error = made - self._batch.target / 255
-        figures = {
+    def evaluate_images(self, training: Training) -> tuple[Figures, Image.Image]:
+        """Return the error of the output, and a contact sheet.
+
+        The sheet has a row of references, a row of targets and a row of outputs.
+        """
+        inputs, target = self._images.inputs / 255, self._images.target / 255
+        output = training.predict(self._images)
+        error = output - target
+        figures: Figures = {
             "held_out_l1": float(error.abs().mean()),
             "held_out_psnr": psnr(error),
             "held_out_mouth_psnr": psnr(error[self._mouth]),
         }
-        evenly = _evenly(COLUMNS, len(made))
-        rows = (self._batch.inputs[:, :3] / 255, self._batch.target / 255, made)
-        return figures, _sheet([row[evenly] for row in rows])
+        shown = _spread(COLUMNS, len(output))
+        return figures, _sheet([images[shown] for images in (inputs[:, :3], target, output)])
 
 
-def _evenly(count: int, length: int) -> Tensor:
+def _spread(count: int, length: int) -> Tensor:
+    """Return up to `count` indices of `length` elements, evenly spaced."""
     return torch.linspace(0, length - 1, min(count, length)).long()
 
 
 def _sheet(rows: list[Tensor]) -> Image.Image:
-    """Rows of (n, 3, 320, 320) planes B, G, R in [0, 1], small enough to be seen at once."""
-    pictures = torch.stack(rows)[:, :, [2, 1, 0]].permute(0, 3, 1, 4, 2)  # rows, y, n, x, RGB
-    r, y, n, x, _ = pictures.shape
-    pixels = (pictures.reshape(r * y, n * x, 3) * 255).round().clamp(0, 255).to(torch.uint8)
-    return Image.fromarray(pixels.numpy()).resize((n * SIDE, r * SIDE), Image.Resampling.BOX)
-
-
-def write_log(path: Path, log: list[dict], losses: list[float], about: dict) -> None:
-    """The figures of every checkpoint and the loss of every step, as JSON."""
-    content = {**about, "checkpoints": log, "losses": [round(loss, 6) for loss in losses]}
-    write_whole(path, lambda partial: partial.write_text(json.dumps(content, indent=1) + "\n"))
-
-
-def write_sheet(path: Path, sheet: Image.Image) -> None:
-    write_whole(path, lambda partial: sheet.save(partial, "PNG"))
+    """Draw rows of (n, 3, 320, 320) planes B, G, R in [0, 1] as small tiles."""
+    images = torch.stack(rows)[:, :, [2, 1, 0]].permute(0, 3, 1, 4, 2)  # rows, y, n, x, RGB
+    r, y, n, x, _ = images.shape
+    pixels = (images.reshape(r * y, n * x, 3) * 255).round().clamp(0, 255).to(torch.uint8)
+    size = n * TILE_SIZE, r * TILE_SIZE
+    return Image.fromarray(pixels.numpy()).resize(size, Image.Resampling.BOX)

@@ -1,315 +1,299 @@
-"""The two networks in training: what a step does, and what is kept of it."""
+"""A training step, and the state that steps change."""
 
 import math
 from contextlib import nullcontext
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from engine.errors import InputError
-from engine.files import write_whole
 from models import AudioEncoder, Generator
 
-from .batches import CELL, STRIDE, Batch, cut, feature_windows
-from .losses import picture_loss, picture_weights
-from .norms import rest, wake
-from .plan import Plan
-from .recording import Recording, fingerprint
+from .aux_heads import AuxHeads
+from .batches import CELL, CLIP_STRIDE, AudioBatch, Batch, ImageBatch, crop, feature_windows
+from .checkpoint import FORMAT, Checkpoint, NetworkKind
+from .config import TrainConfig
+from .data import TrainingData, fingerprint
+from .frozen_batch_norm import freeze_norms, unfreeze_norms
+from .losses import image_loss, image_weights
+from .optimizer import build_optimizer, learning_rate
 
-OVERFLOWS = 10  # steps in a row, of a training in float16, that may have no loss
-WARM_UP = 100  # steps in which the learning rate rises
-LISTENING = 1.0  # what the mouth's shapes count beside the pictures
-SETTLED = 0.1  # of that once norms are at rest: the pictures themselves need the shapes by then
-CARE = 0.03  # of the learning rate: what learned before has little to learn, and much to forget
-# Parts of the generator that have to hold the shape of the mouth, and their channels. The first
-# thing that a generator learns is the mean mouth, for which what is heard is only noise: without
-# this, it shuts its ears, and takes long to open them again.
-HOLDS_SHAPE = {
-    "audio_model": 512,
-    **{"fuse_conv": 256, "up1": 128, "up2": 64, "up3": 32, "up4": 32, "up5": 16},
-}
+MAX_CONSECUTIVE_OVERFLOWS = 10  # float16 steps in a row that may have no finite loss
+AUX_WEIGHT = 1.0  # weight of the auxiliary loss beside the image loss
+# Factor on it with frozen batch norms: by then the images alone keep the generator using the audio.
+AUX_WEIGHT_FROZEN = 0.1
+RECENT = 50  # steps whose mean loss is shown
 
 
 class Training:
-    """Both networks, and what their training has come to.
+    """Both networks in training.
 
     Args:
-        plan: what to do.
-        recording: says where the mouth is, and whether its shapes are known.
+        config: the configuration.
+        data: the training data, of which only the mouth's place and the number of shapes are used
+            here. `train.batches.batches` makes batches of it.
         device: "cpu" or "cuda".
+        generator: a pretrained generator; None for new weights.
+        audio_encoder: a pretrained audio encoder; None for new weights.
 
     Attributes:
-        step: how many are done.
-        losses: of every step done.
+        step: number of steps done.
+        losses: loss of every step done.
     """
 
     def __init__(
         self,
-        plan: Plan,
-        recording: Recording,
+        config: TrainConfig,
+        data: TrainingData,
         device: torch.device,
         generator: Generator | None = None,
         audio_encoder: AudioEncoder | None = None,
     ):
-        torch.manual_seed(plan.seed)
-        # both are drawn whether or not they are given: the seed means the same
-        drawn = Generator(), AudioEncoder()
-        self.plan, self.step, self.losses = plan, 0, []
-        self.device, self.dtype = device, mixed_precision(device)
-        self.generator = (generator or drawn[0]).to(device, memory_format=torch.channels_last)
-        self.audio_encoder = (audio_encoder or drawn[1]).to(
-            device, memory_format=torch.channels_last
-        )
-        shapes = recording.shapes[0].shape[1] if recording.shapes else 0
-        self._readouts = nn.ModuleDict(
-            {part: nn.Linear(channels, shapes) for part, channels in HOLDS_SHAPE.items() if shapes}
-        ).to(device)
-        self._given = {"generator": generator is not None, "encoder": audio_encoder is not None}
-        self._recording = fingerprint(recording)
-        self._weights = picture_weights(recording.mouth).to(device)
+        self.config, self.device, self.dtype = config, device, mixed_precision(device)
+        self.step = 0
+        self.losses: list[float] = []
+        self._data_fingerprint = fingerprint(data)
+        self._pretrained: dict[NetworkKind, bool] = {
+            "generator": generator is not None,
+            "audio_encoder": audio_encoder is not None,
+        }
+        torch.manual_seed(config.seed)
+        # Both are always initialized, so that a seed gives the same weights with either one loaded.
+        new_generator, new_encoder = Generator(), AudioEncoder()
+        self.generator = (generator or new_generator).to(device)
+        self.audio_encoder = (audio_encoder or new_encoder).to(device)
+        for network in (self.generator, self.audio_encoder):
+            network.to(memory_format=torch.channels_last)
+        self._aux_heads = AuxHeads(data.shapes[0].shape[1] if data.shapes else 0).to(device)
+        self._weights = image_weights(data.mouth).to(device)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self._optimizer = self._new_optimizer(self.listening)
+        self._optimizer = self._new_optimizer(audio_phase=self.audio_phase)
 
-    def learn(self, batch: Batch) -> float:
-        """One step: the loss."""
-        listening, listen_rate, rate = self.listening, self.plan.listen_rate, self.plan.rate
-        if self.step == self.plan.listen:  # what the other phase knew of gradients is of no use
-            self._optimizer = self._new_optimizer(listening=False)
-        self._modes()
+    @property
+    def audio_phase(self) -> bool:
+        """Whether the next step belongs to the pretraining of the audio side."""
+        return self.step < self.config.audio_steps
+
+    @property
+    def frozen_norms(self) -> bool:
+        """Whether the next step has frozen batch norms in both networks."""
+        return self.step >= self.config.first_frozen_step
+
+    @property
+    def recent_loss(self) -> float:
+        """The mean loss of the last steps, of the phase that the last step belongs to."""
+        audio_steps = self.config.audio_steps
+        first = 0 if self.step <= audio_steps else audio_steps
+        recent = self.losses[first:][-RECENT:]
+        return sum(recent) / len(recent)
+
+    def train_step(self, batch: Batch) -> float:
+        """Do one step and return its loss.
+
+        Raises:
+            InputError: the loss is not finite.
+        """
+        audio_phase = self.audio_phase
+        if self.step == self.config.audio_steps:  # the images have gradients of another scale
+            self._optimizer = self._new_optimizer(audio_phase=False)
+        self._set_norms()
         for group in self._optimizer.param_groups:
-            group["lr"] = self._rate() * group["scale"]
-        loss = self._listen(batch) if listening else self._see(batch)
+            group["lr"] = learning_rate(self.config, self.step) * group["scale"]
+        loss = self._loss(batch)
         self._optimizer.zero_grad()
         self._scaler.scale(loss).backward()
         self._scaler.unscale_(self._optimizer)
-        nn.utils.clip_grad_norm_(self._parameters(), 1.0)
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self.step += 1
-        self.losses.append(loss.item())
-        # float16 overflows now and then, and the scaler leaves such a step out
-        lately = self.losses[-OVERFLOWS if self._scaler.is_enabled() else -1 :]
-        if not any(map(math.isfinite, lately)):
-            remedy = (
-                f"a training begun anew with --listen-rate below {listen_rate:g} may do better"
-                if listening
-                else f"--resume with --rate below {rate:g} goes on from the last checkpoint"
-            )
-            raise InputError(f"the loss of step {self.step} is {self.losses[-1]}: {remedy}")
+        self.losses.append(float(loss.item()))
+        self._check_loss(audio_phase=audio_phase)
         return self.losses[-1]
 
-    @property
-    def listening(self) -> bool:
-        return self.step < self.plan.listen
-
-    @property
-    def settled(self) -> bool:
-        """Whether the norms are at rest."""
-        return self.step >= self.plan.settled_from
-
-    def make(
-        self, windows: Tensor, inside: Tensor, inputs: Tensor, corners: Tensor | None = None
+    def forward(
+        self, windows: Tensor, valid: Tensor, inputs: Tensor, corners: Tensor | None = None
     ) -> Tensor:
-        """The generator's output, (n, 3, 320, 320) or close-ups, for batches as `Batch` has them.
+        """Run both networks on tensors as those of `ImageBatch`.
 
-        For a close-up, what is heard is cut alike where it joins. The generator makes nearly of it
-        what it makes there of the whole picture: near a close-up's edges there is no more to see,
-        and its upsampling, which aligns corners, puts coarse features a few pixels elsewhere. The
-        whole pictures that come last make up for both.
+        For crops, the output of the generator's audio part is cropped before it joins that of the
+        image part. The result is only close to the same part of a whole ROI: convolutions miss the
+        pixels around the crop, and upsampling with aligned corners shifts coarse features by a few
+        pixels. The steps on whole ROIs at the end of a training make up for both.
+
+        Returns:
+            (n, 3, h, w) in the dtype that convolutions compute in.
         """
-        places = inputs.shape[2] // CELL, inputs.shape[3] // CELL
-        cutting = (
+        cells = inputs.shape[2] // CELL, inputs.shape[3] // CELL
+        cropping = (
             self.generator.audio_model.register_forward_hook(
-                lambda _, inputs, heard: cut(heard, corners, *places)
+                lambda _module, _inputs, activation: crop(activation, corners, *cells)
             )
             if corners is not None
             else nullcontext()
         )
-        with self._mixed(), cutting:
-            heard = feature_windows(self._features(windows), inside.to(self.device))
-            picture = self._unit(inputs).contiguous(memory_format=torch.channels_last)
-            return self.generator(picture, heard)
-
-    def _unit(self, pictures: Tensor) -> Tensor:
-        """uint8 -> float32 in [0, 1], as `kernels.face_input` has it."""
-        return pictures.to(self.device).float() / 255
+        with self._autocast(), cropping:
+            audio = feature_windows(self._features(windows), valid.to(self.device))
+            images = self._unit(inputs).contiguous(memory_format=torch.channels_last)
+            return self.generator(images, audio)
 
     @torch.no_grad()
-    def show(self, batch: Batch) -> Tensor:
-        """What the networks, used as after the training, make of a batch: float32 on the CPU."""
-        rest(self.generator)
-        rest(self.audio_encoder)
-        one_by_one = zip(
-            *(t.split(1) for t in (batch.windows, batch.inside, batch.inputs)), strict=True
+    def predict(self, batch: ImageBatch) -> Tensor:
+        """Return the generator's output as at inference: float32 in [0, 1], on the CPU."""
+        self._freeze_all_norms()
+        examples = zip(
+            *(t.split(1) for t in (batch.windows, batch.valid, batch.inputs)), strict=True
         )
-        return torch.cat([self.make(*one).float().cpu() for one in one_by_one])
+        return torch.cat([self.forward(*example).float().cpu() for example in examples])
 
     @torch.no_grad()
-    def guess(self, batch: Batch) -> Tensor:
-        """The mouth's shapes that the audio side reads out of a batch that listens."""
-        rest(self.generator)
-        rest(self.audio_encoder)
+    def predict_shapes(self, batch: AudioBatch) -> Tensor:
+        """Return the mouth shapes predicted from audio, (n, frames, k) float32 on the CPU."""
+        self._freeze_all_norms()
         return self._shapes(batch).float().cpu()
 
-    # --- a step --------------------------------------------------------------------------------
-
-    def _features(self, windows: Tensor) -> Tensor:
-        n, k = windows.shape[:2]
-        windows = windows.to(self.device).flatten(0, 1)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.plan.freeze_audio_encoder):
-            return self.audio_encoder(windows).view(n, k, -1)
-
-    def _shapes(self, batch: Batch) -> Tensor:
-        """(n, frames, k), as they are read out of the generator's audio side alone."""
-        with self._mixed():
-            features = self._features(batch.windows)
-            heard = feature_windows(features, batch.inside.to(self.device), STRIDE)
-            held = self.generator.audio_model(heard)
-        return self._read("audio_model", held).view(batch.shapes.shape)
-
-    def _read(self, part: str, held: Tensor) -> Tensor:
-        """Linearly, out of a part's output as it is on average over the picture: (n, k)."""
-        return self._readouts[part](held.mean(dim=(2, 3)).float())
-
-    def _listen(self, batch: Batch) -> Tensor:
-        return (self._shapes(batch) - batch.shapes.to(self.device)).abs().mean()
-
-    def _see(self, batch: Batch) -> Tensor:
-        read: dict[str, Tensor] = {}
-        hooks = [
-            getattr(self.generator, part).register_forward_hook(
-                lambda _, inputs, held, part=part: read.update({part: self._read(part, held)})
-            )
-            for part in self._readouts
-        ]
-        try:
-            made = self.make(batch.windows, batch.inside, batch.inputs, batch.corners).float()
-        finally:
-            for hook in hooks:
-                hook.remove()
-        weights = self._weights
-        if batch.corners is not None:
-            weights = weights.expand(len(made), -1, -1, -1)
-            weights = cut(weights, CELL * batch.corners, *made.shape[2:])
-            weights = weights / weights.mean()
-        pixels, edges = picture_loss(made, self._unit(batch.target), weights)
-        loss = pixels + edges
-        if read:
-            shapes = batch.shapes.to(self.device).flatten(0, 1)
-            off = torch.stack([(one - shapes).abs().mean() for one in read.values()])
-            loss = loss + LISTENING * (SETTLED if self.settled else 1) * off.mean()
-        return loss
-
-    def _modes(self) -> None:
-        """Which norms measure, and which are at rest: in batches of few frames, the statistics of
-        an audio side that has learned before would do harm."""
-        heard = self.plan.listen > 0 and not self.listening
-        wake(self.generator)
-        wake(self.audio_encoder)
-        if self.settled:
-            rest(self.generator)
-        if heard or self._given["generator"]:
-            rest(self.generator.audio_model)
-        if self.settled or heard or self._given["encoder"] or self.plan.freeze_audio_encoder:
-            rest(self.audio_encoder)
-
-    def _rate(self) -> float:
-        """A rise, then half a cosine down to a hundredth, in each phase."""
-        plan, start, steps = self.plan, 0, self.plan.listen
-        highest = plan.listen_rate
-        if not self.listening:
-            start, steps, highest = plan.listen, plan.steps, plan.rate
-        done = self.step - start
-        rise = min((done + 1) / min(WARM_UP, max(steps // 10, 1)), 1.0)
-        return highest * rise * (0.505 + 0.495 * math.cos(math.pi * done / steps))
-
-    def _parameters(self) -> list[nn.Parameter]:
-        return [p for group in self._optimizer.param_groups for p in group["params"]]
-
-    def _new_optimizer(self, listening: bool) -> torch.optim.Optimizer:
-        audio_model = list(self.generator.audio_model.parameters())
-        ears = {id(p) for p in audio_model}
-        groups = [(audio_model, 1.0 if listening else self._care("generator"))]
-        if self._readouts:
-            groups.append((list(self._readouts.parameters()), 1.0))
-        if not listening:
-            groups.append(([p for p in self.generator.parameters() if id(p) not in ears], 1.0))
-        if not self.plan.freeze_audio_encoder:
-            encoder = list(self.audio_encoder.parameters())
-            groups.append((encoder, 1.0 if listening else self._care("encoder")))
-        return torch.optim.AdamW(
-            [{"params": parameters, "scale": scale} for parameters, scale in groups],
-            weight_decay=0.01,
-            fused=True,
-        )
-
-    def _care(self, given: str) -> float:
-        return CARE if self._given[given] or self.plan.listen else 1.0
-
-    def _mixed(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
-    # --- checkpoints ---------------------------------------------------------------------------
-
-    def save(self, path: Path) -> None:
-        """Write both networks and what a resumed training needs; `models.checkpoint` and so every
-        command reads either network out of it."""
-        content = {
+    def state_dict(self) -> Checkpoint:
+        """Return the networks and the state, for `train.checkpoint.write_checkpoint`."""
+        return {
             "generator": self.generator.state_dict(),
             "audio_encoder": self.audio_encoder.state_dict(),
             "training": {
-                "plan": asdict(self.plan),
+                "format": FORMAT,
+                "config": asdict(self.config),
                 "step": self.step,
                 "losses": self.losses,
-                "given": self._given,
-                "recording": self._recording,
-                "readouts": self._readouts.state_dict(),
+                "pretrained": self._pretrained,
+                "data": self._data_fingerprint,
+                "aux_heads": self._aux_heads.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
                 "scaler": self._scaler.state_dict(),
             },
         }
-        write_whole(path, lambda partial: torch.save(content, partial))
 
-    def restore(self, content: dict) -> None:
-        """Go on from what `save` wrote, as `read` has read it.
+    def load_state_dict(self, checkpoint: Checkpoint) -> None:
+        """Continue from a state that `state_dict` returned.
 
         Raises:
-            InputError: it was trained on another recording.
+            InputError: it belongs to other training data.
         """
-        kept = content["training"]
-        if kept["recording"] != self._recording:
-            raise InputError("another recording than the one that the training was begun with")
-        self.generator.load_state_dict(content["generator"])
-        self.audio_encoder.load_state_dict(content["audio_encoder"])
-        self._readouts.load_state_dict(kept["readouts"])
-        self.step, self.losses, self._given = kept["step"], kept["losses"], kept["given"]
-        listened_last = self.plan.listen > 0 and self.step <= self.plan.listen
-        self._optimizer = self._new_optimizer(listened_last)
-        self._optimizer.load_state_dict(kept["optimizer"])
-        if kept["scaler"]:  # none where another device needed it
-            self._scaler.load_state_dict(kept["scaler"])
+        state = checkpoint["training"]
+        if state["data"] != self._data_fingerprint:
+            raise InputError("the training data differ; expected those that it was started with")
+        self.generator.load_state_dict(checkpoint["generator"])
+        self.audio_encoder.load_state_dict(checkpoint["audio_encoder"])
+        self._aux_heads.load_state_dict(state["aux_heads"])
+        self.step, self.losses = state["step"], state["losses"]
+        self._pretrained = state["pretrained"]
+        # The last step's optimizer: `train_step` replaces it where the phase changes.
+        audio_phase = self.config.audio_steps > 0 and self.step <= self.config.audio_steps
+        self._optimizer = self._new_optimizer(audio_phase=audio_phase)
+        self._optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:  # empty if written by a device that needs none
+            self._scaler.load_state_dict(state["scaler"])
 
+    # --- losses --------------------------------------------------------------------------------
 
-def read(path: Path) -> dict:
-    """The content of a checkpoint that `Training.save` wrote.
+    def _loss(self, batch: Batch) -> Tensor:
+        return self._audio_loss(batch) if isinstance(batch, AudioBatch) else self._image_loss(batch)
 
-    Raises:
-        InputError: there is none, or it is another file.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        Plan(**content["training"]["plan"])
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: there is nothing to resume") from None
-    except Exception as error:  # torch.load has no documented ones
-        raise InputError(f"{path} is not a checkpoint that python -m train wrote") from error
-    return content
+    def _audio_loss(self, batch: AudioBatch) -> Tensor:
+        return (self._shapes(batch) - batch.shapes.to(self.device)).abs().mean()
+
+    def _image_loss(self, batch: ImageBatch) -> Tensor:
+        with self._aux_heads.attached(self.generator) as predictions:
+            output = self.forward(batch.windows, batch.valid, batch.inputs, batch.corners).float()
+        weights = self._weights
+        if batch.corners is not None:
+            weights = weights.expand(len(output), -1, -1, -1)
+            weights = crop(weights, CELL * batch.corners, *output.shape[2:])
+            weights = weights / weights.mean()
+        pixels, gradients = image_loss(output, self._unit(batch.target), weights)
+        loss = pixels + gradients
+        if predictions and batch.shapes is not None:
+            shapes = batch.shapes.to(self.device).flatten(0, 1)
+            errors = torch.stack([(one - shapes).abs().mean() for one in predictions.values()])
+            factor = AUX_WEIGHT_FROZEN if self.frozen_norms else 1
+            loss = loss + AUX_WEIGHT * factor * errors.mean()
+        return loss
+
+    def _check_loss(self, *, audio_phase: bool) -> None:
+        """Raise InputError if the training cannot go on."""
+        # float16 overflows now and then, and the scaler skips such a step.
+        allowed = MAX_CONSECUTIVE_OVERFLOWS if self._scaler.is_enabled() else 1
+        if any(map(math.isfinite, self.losses[-allowed:])):
+            return
+        remedy = (
+            f"start again with --audio-rate below {self.config.audio_rate:g}"
+            if audio_phase
+            else f"--resume from the last checkpoint with --rate below {self.config.rate:g}"
+        )
+        raise InputError(f"the loss of step {self.step} is {self.losses[-1]}; {remedy}")
+
+    # --- networks ------------------------------------------------------------------------------
+
+    def _features(self, windows: Tensor) -> Tensor:
+        n, k = windows.shape[:2]
+        windows = windows.to(self.device).flatten(0, 1)
+        with torch.set_grad_enabled(
+            torch.is_grad_enabled() and not self.config.freeze_audio_encoder
+        ):
+            return self.audio_encoder(windows).view(n, k, -1)
+
+    def _shapes(self, batch: AudioBatch) -> Tensor:
+        """Predict (n, frames, k) from the generator's audio part alone."""
+        with self._autocast():
+            features = self._features(batch.windows)
+            audio = feature_windows(features, batch.valid.to(self.device), CLIP_STRIDE)
+            activation = self.generator.audio_model(audio)
+        return self._aux_heads.read_out("audio_model", activation).view(batch.shapes.shape)
+
+    def _unit(self, images: Tensor) -> Tensor:
+        """Convert uint8 to float32 in [0, 1], as `kernels.face_input` does."""
+        return images.to(self.device).float() / 255
+
+    def _set_norms(self) -> None:
+        """Freeze the batch norms that this step must not train.
+
+        The audio side is frozen once it was pretrained, because the statistics of the small batches
+        of images would harm it.
+        """
+        pretrained_here = self.config.audio_steps > 0 and not self.audio_phase
+        unfreeze_norms(self.generator)
+        unfreeze_norms(self.audio_encoder)
+        if self.frozen_norms:
+            freeze_norms(self.generator)
+        if pretrained_here or self._pretrained["generator"]:
+            freeze_norms(self.generator.audio_model)
+        if (
+            self.frozen_norms
+            or pretrained_here
+            or self._pretrained["audio_encoder"]
+            or self.config.freeze_audio_encoder
+        ):
+            freeze_norms(self.audio_encoder)
+
+    def _freeze_all_norms(self) -> None:
+        freeze_norms(self.generator)
+        freeze_norms(self.audio_encoder)
+
+    def _new_optimizer(self, *, audio_phase: bool) -> torch.optim.Optimizer:
+        return build_optimizer(
+            self.config,
+            self.generator,
+            self.audio_encoder,
+            self._aux_heads,
+            pretrained=self._pretrained,
+            audio_phase=audio_phase,
+        )
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
 
 def mixed_precision(device: torch.device) -> torch.dtype:
-    """What convolutions compute in: bfloat16 where the processor has units for it."""
+    """Return the dtype of convolutions: bfloat16 where the processor has units for it."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
     return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") else torch.float32

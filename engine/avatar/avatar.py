@@ -74,9 +74,9 @@ class Avatar:
         boxes = boxes[: self._length]
         check_boxes(boxes, self.height, self.width, first_number)
         self.boxes = boxes.to(self.device)
-        self._cache = self._resident = None
+        self._cache = self._frames = None
         if self.device.type == "cuda":
-            self._resident = self._upload(FrameCache(source, 0))
+            self._frames = self._upload(FrameCache(source, 0))
         else:
             self._cache = FrameCache(source, cache_bytes)
 
@@ -118,6 +118,7 @@ class Avatar:
             fps = parts.fps or source.fps
             _compare_rates(parts, source)
         if parts.boxes.is_dir():
+            first_box: int | None
             landmarks, first_box = numbered(parts.boxes, (".lms",))
             boxes = boxes_from_landmarks(landmarks)
         else:
@@ -141,20 +142,20 @@ class Avatar:
         return self._length
 
     @property
-    def resident(self) -> bool:
+    def frames_on_device(self) -> bool:
         """Whether `batch` gives the avatar's own frames (on a GPU) or copies (on a CPU)."""
-        return self._resident is not None
+        return self._frames is not None
 
     @property
     def frames(self) -> Tensor:
-        """(F, H, W, 3) uint8 RGB: all of them, on a GPU, where they are resident.
+        """(F, H, W, 3) uint8 RGB: all of them, where they are on the device (a GPU).
 
         Raises:
             RuntimeError: they are not; `batch` reads some.
         """
-        if self._resident is None:
+        if self._frames is None:
             raise RuntimeError("the frames of an avatar on a CPU are decoded as needed")
-        return self._resident
+        return self._frames
 
     def batch(self, numbers: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """What the face stages need to work on these frames.
@@ -168,10 +169,11 @@ class Avatar:
         Raises:
             InputError: a frame cannot be decoded.
         """
-        if self._resident is not None:
+        if self._frames is not None:
             # waited for: whoever asks may work on another stream
             index = torch.tensor(numbers, dtype=torch.int64, device=self.device)
-            return self._resident, self.boxes, index
+            return self._frames, self.boxes, index
+        assert self._cache is not None
         frames = torch.empty(len(numbers), self.height, self.width, 3, dtype=torch.uint8)
         self._cache.read(numbers, frames.numpy())
         return frames, self.boxes[numbers], torch.arange(len(numbers))
@@ -196,9 +198,11 @@ class Avatar:
         return frames
 
 
-def reserved_bytes(generator: Path) -> int:
+def reserved_bytes(generator: Path | None) -> int:
     """Bytes of a GPU that an avatar's frames leave to its networks and to the buffers of a render:
     more where the generator has a plan, given or beside it, that takes much to run."""
+    if generator is None:
+        return RESERVED
     try:
         scratch = read_record(generator.with_suffix(".plan")).scratch_bytes or 0
     except InputError:

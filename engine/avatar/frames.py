@@ -250,7 +250,7 @@ def _orientation(path: Path, image: Image.Image) -> int:
         orientation = exif.get(ExifTags.Base.Orientation)
     except (*UNREADABLE, struct.error):  # damaged EXIF data says nothing
         return 1
-    return orientation if orientation in range(2, 9) else 1
+    return orientation if isinstance(orientation, int) and 2 <= orientation <= 8 else 1
 
 
 def _png_exif(path: Path) -> bytes | None:

@@ -1,1 +1,1 @@
-"""What a render holds of a GPU: buffers, CUDA graphs, copies to the host, times."""
+"""Buffers of a render, how its stages run on a CPU or a GPU, copies to the host, times."""

@@ -164,7 +164,8 @@ def _stdin(options: argparse.Namespace) -> Iterator[Any]:
     yield options.sample_rate, options.channels
     size = 2 * options.channels
     kept = b""
-    while data := sys.stdin.buffer.read1(size * options.sample_rate // 50):
+    stdin: Any = sys.stdin.buffer
+    while data := stdin.read1(size * options.sample_rate // 50):
         data = kept + data
         whole = len(data) // size * size
         kept = data[whole:]
@@ -219,7 +220,7 @@ class _Writer:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None:
-                for stream in self._container.streams:
+                for stream in (self._video, self._audio):
                     self._container.mux(stream.encode(None))
                 self._container.close()
                 self._partial.replace(self._path)

@@ -28,13 +28,13 @@ class MelSlice(NamedTuple):
 
     Attributes:
         first: the first row.
-        count: how many rows.
-        samples: (200 (count + 4),) from 200 (first - 3) on; the mel of them has row `first` as its
+        rows: how many rows.
+        samples: (200 (rows + 4),) from 200 (first - 3) on; the mel of them has row `first` as its
             row 3, and all rows up to the last one needed are those of the whole stream.
     """
 
     first: int
-    count: int
+    rows: int
     samples: np.ndarray
 
 

@@ -4,9 +4,11 @@ import time
 import weakref
 from collections.abc import Callable
 
+import kernels
+
 from ..avatar import Avatar
 from ..errors import DeviceError, InputError
-from ..pipeline import Pipeline, frame_numbers
+from ..pipeline import Loop, Pipeline, frame_numbers
 from .convert import SpeechConverter
 from .features import FeatureStream
 from .renderer import CpuRenderer
@@ -45,7 +47,7 @@ class Live:
         batch_size: int = 1,
         runtime: str | None = None,
         precision: str | None = None,
-        mode: str = "crop",
+        mode: kernels.CompositeMode = "crop",
         abandoned: float = ABANDONED,
         now: Callable[[], float] = time.monotonic,
         start: bool = True,
@@ -74,7 +76,7 @@ class Live:
         prebuffer: float = PREBUFFER,
         clock: str = "wall",
         ahead: int = AHEAD,
-        loop: str = "pingpong",
+        loop: Loop = "pingpong",
         start_frame: int | None = None,
     ) -> Session:
         """Open a session.
@@ -173,7 +175,7 @@ def _has_bf16() -> bool:
     return has_bf16()
 
 
-def _picture_numbers(length: int, loop: str, start: int | None) -> Callable[[int], int]:
+def _picture_numbers(length: int, loop: Loop, start: int | None) -> Callable[[int], int]:
     """Return the avatar's frame number as a function of the session's."""
     back = 2 * length - 2 if loop == "pingpong" and length > 1 else length
     cycle = [n for _, n in zip(range(back), frame_numbers(length, loop, start), strict=False)]

@@ -29,7 +29,7 @@ class CpuRenderer:
         silence: (512,) the feature of a silent window.
     """
 
-    def __init__(self, pipeline: Pipeline, *, mode: str = "crop"):
+    def __init__(self, pipeline: Pipeline, *, mode: kernels.CompositeMode = "crop"):
         self._pipeline, self._mode, self.batch_size = pipeline, mode, pipeline.batch_size
         shape = (1, 1, kernels.MEL_BANDS, kernels.MEL_WINDOW_ROWS)
         self.silence = self.encode(np.full(shape, SILENT, np.float32))[0]

@@ -245,7 +245,7 @@ class Scheduler:
             with item.state.lock:
                 part = item.state.features.mel_slice(item.bound.number, item.state.stream.pcm)
             if part is not None:
-                slices[part.count].append((item.state, part))
+                slices[part.rows].append((item.state, part))
         for count, parts in slices.items():
             pcm = torch.from_numpy(np.stack([part.samples for _, part in parts]))
             mel = kernels.log_mel(pcm)[:, CONTEXT : CONTEXT + count].numpy()

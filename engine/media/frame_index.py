@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import InputError
 from .packets import PacketReader
@@ -28,6 +29,7 @@ class FrameIndex:
     numbers: dict[int, int]  # of each packet that is shown, the number of its frame
     times: list[int]  # when each is shown, in the stream's time base, ascending
     starts: list[Start]  # ascending; the first one gives frame 0
+    left_out: int = 0  # packets at the beginning without what they are predicted from
 
     def start_for(self, number: int) -> Start:
         """The last start that gives frame `number`."""
@@ -54,19 +56,23 @@ def index_frames(reader: PacketReader) -> FrameIndex:
     shown = [number for number, packet in enumerate(packets) if not packet.hidden]
     if not shown:
         raise InputError(f"{reader.path} has a video stream of 0 frames")
+    left_out = 0
     if _says_when(reader, shown):
-        order = sorted(shown, key=lambda number: packets[number].pts)
-        times = [packets[number].pts for number in order]
+        at: dict[int, Any] = {number: packets[number].pts for number in shown}
+        order = sorted(shown, key=at.__getitem__)
+        times = [at[number] for number in order]
     else:
         order = _decoded_order(reader, shown)
         times = _times(reader, order)
+        # Those of an open group come between its keyframe and the next frame that can be decoded.
+        left_out = len([n for n in shown if n not in set(order) and n < sorted(order)[:2][-1]])
     numbers = {packet: number for number, packet in enumerate(order)}
-    return FrameIndex(order, numbers, times, _starts(reader, numbers))
+    return FrameIndex(order, numbers, times, _starts(reader, numbers), left_out)
 
 
 def _says_when(reader: PacketReader, shown: list[int]) -> bool:
     packets = reader.packets
-    times = [packets[number].pts for number in shown]
+    times: list[Any] = [packets[number].pts for number in shown]
     return (
         reader.container in TIMED
         and None not in times

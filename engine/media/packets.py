@@ -11,8 +11,6 @@ from av.stream import Disposition
 from ..errors import InputError
 from .files import open_media, reading
 
-# FFmpeg's threads work ahead: where cores are few, at the expense of whatever runs next.
-SPARE_CORES = (os.cpu_count() or 1) > 4
 SEARCHED = 100  # packets that are looked at after a seek, to find out where it went
 
 
@@ -46,7 +44,6 @@ class PacketReader:
 
     def __init__(self, path: str | os.PathLike):
         self.path = path
-        self._threads = "AUTO" if SPARE_CORES else "NONE"
         self._open()
         self.failed: set[int] = set()
         with reading(path):
@@ -105,27 +102,15 @@ class PacketReader:
     def decode(self, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
         """Decode from packet `first` on: frames in the order they are shown, each after the number
         of its packet. Packets that cannot be decoded are passed over, and counted in `failed`."""
-        given: set[int] = set()
-        packets = self.read(first)
-        for packet in packets:
+        for packet in self.read(first):
             try:
                 frames = packet.decode()
             except av.error.InvalidDataError:
-                if self._threads != "NONE":
-                    break
-                self.failed.add(packet.pts if packet.size else len(self.packets) - 1)
+                last = len(self.packets) - 1
+                self.failed.add(last if packet.pts is None or not packet.size else packet.pts)
                 continue
             for frame in frames:
-                given.add(frame.pts)
-                yield frame.pts, frame
-        else:
-            return
-        # With threads, an error takes frames away that were whole, and not always the same ones.
-        packets.close()
-        self._threads = "NONE"
-        self._reopen()
-        for number, frame in self.decode(first):
-            if number not in given:
+                number: Any = frame.pts  # None if a packet held more than one frame
                 yield number, frame
 
     def _open(self) -> None:
@@ -140,7 +125,8 @@ class PacketReader:
         self.stream: Any = streams[0]
         if self.stream.codec_context is None:
             raise InputError(f"{self.path} has a video stream of a codec that FFmpeg does not know")
-        self.stream.thread_type = self._threads
+        # With threads, damage is not always reported, and takes frames away that are whole.
+        self.stream.thread_type = "NONE"
 
     def _reopen(self) -> None:
         self._container.close()

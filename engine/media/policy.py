@@ -27,6 +27,7 @@ POLICY: dict[str, dict[Purpose, str]] = {
     # Frames are there, only not as they should be.
     "interlaced": {"avatar": WARN, "film": WARN},
     "damaged": {"avatar": WARN, "film": WARN},
+    "begins in the middle": {"avatar": WARN, "film": WARN},
     # Carried by the mp4 of a render, as boxes are in stored pixels; `prepare` makes them square.
     "wide pixels": {"avatar": TAKE, "film": TAKE},
     # Applied by `Video`, as are edit lists.
@@ -100,6 +101,12 @@ def _faults(stream: VideoStream) -> Iterator[tuple[str, str]]:
             f"has a colour matrix (number {stream.matrix} of ITU-T H.273) that cannot be converted "
             "to RGB here; convert it, for example: ffmpeg -i IN -vf scale=out_color_matrix=bt709,"
             "format=yuv420p OUT.mp4",
+        )
+    if stream.left_out:
+        yield (
+            "begins in the middle",
+            f"begins with {stream.left_out} frames that cannot be decoded, as those that they are "
+            "predicted from are missing or damaged; they are left out, and frame 0 is the next one",
         )
     if stream.interlaced:
         yield (

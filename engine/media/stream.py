@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -57,6 +58,9 @@ class VideoStream:
     interlaced: bool
     # Frames that are decoded, but not shown: an edit list hides them.
     hidden: int
+    # Frames at the beginning that cannot be decoded and do not count, as of a recording that was
+    # cut between keyframes.
+    left_out: int
 
     @property
     def start(self) -> Fraction:
@@ -96,13 +100,14 @@ def describe(reader: PacketReader, index: FrameIndex, first: av.VideoFrame) -> V
         bits=first.format.components[0].bits,
         interlaced=first.interlaced_frame,
         hidden=sum(packet.hidden for packet in reader.packets),
+        left_out=index.left_out,
     )
 
 
 def _orientation(frame: av.VideoFrame) -> Orientation | None:
     """What the display matrix says: (x, y) is shown at (a x + c y, b x + d y)."""
     try:
-        matrix = frame.side_data.get("DISPLAYMATRIX")
+        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # other data that this PyAV has no name for: the angle is there all the same
         return {
             0: Orientation(),

@@ -81,7 +81,7 @@ def read_track(
         clock = _Clock(starts_anywhere=container.format.name in MPEG)
         begun = False
         with reading(path):
-            for frame in damage.pass_over(container.demux(stream)):
+            for frame in damage.pass_over(_packets(container, stream)):
                 time = damage.time(frame)
                 yield from samples.prepare(frame)
                 if not begun:
@@ -126,6 +126,14 @@ def _about(stream: Any) -> str:
     return f" ({', '.join(filter(None, said))})" if any(said) else ""
 
 
+def _packets(container: Any, stream: Any) -> Iterator[Any]:
+    try:
+        yield from container.demux(stream)
+    except IndexError:
+        # PyAV raises it after the last packet if a stream came up in the middle, as text in FLV may
+        return
+
+
 def _first_frame_time(container: Any) -> float | None:
     """When a film's picture begins, in seconds; None if there is no film, but a cover at most."""
     for stream in container.streams.video:
@@ -143,7 +151,8 @@ def _channel_names(context: Any) -> tuple[str, ...]:
     """
     layout = context.layout
     names = _names(layout)
-    if " " in layout.name:  # "3 channels (FC+FL+FR)", where others are called "stereo" or "5.1"
+    # "3 channels (FC+FL+FR)", where others are called "stereo" or "5.1"
+    if " " in layout.name and layout.nb_channels:
         context.layout = f"{layout.nb_channels} channels"
     return names
 
@@ -210,9 +219,9 @@ class _Samples:
             yield from self._block(np.zeros((self._channels, count), np.float32))
             left -= count
 
-    def _blocks(self, parts: list[av.AudioFrame | None]) -> Iterator[Block]:
+    def _blocks(self, parts: Iterable[av.AudioFrame | None]) -> Iterator[Block]:
         for part in filter(None, parts):
-            samples = part.to_ndarray()
+            samples: Any = part.to_ndarray()
             if len(samples) != self._channels:  # packed
                 samples = np.ascontiguousarray(samples.reshape(-1, self._channels).T)
             yield from self._block(samples)

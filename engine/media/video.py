@@ -14,10 +14,12 @@ from av.video.reformatter import Colorspace, VideoReformatter
 from ..errors import InputError
 from .files import media_url, reading
 from .frame_index import index_frames
-from .packets import SPARE_CORES, PacketReader
+from .packets import PacketReader
 from .speech import audio_blocks, audio_frame
 from .stream import Orientation, VideoStream, describe
 
+# The encoder's threads work ahead: where cores are few, at the expense of whatever runs next.
+SPARE_CORES = (os.cpu_count() or 1) > 4
 AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 
 
@@ -87,7 +89,7 @@ class Video:
     def pixels(self, frame: av.VideoFrame) -> np.ndarray:
         """Convert a frame to (H, W, 3) uint8 RGB as shown: a view of FFmpeg's own memory."""
         with reading(self.path):
-            plane = self._converter.reformat(frame, format="rgb24").planes[0]
+            plane: Any = self._converter.reformat(frame, format="rgb24").planes[0]
         rows = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size)
         stored = rows[:, : 3 * frame.width].reshape(frame.height, frame.width, 3)
         return self._orientation.apply(stored)
@@ -221,6 +223,7 @@ class VideoWriter:
 
     def _hold(self, until: float) -> None:
         """Repeat the last frame until it ends less than a frame before `until`, in seconds."""
+        until -= 1e-9  # a float
         while self._last is not None and (self._written + 1) / self._fps < until:
             self._encode(self._last)
             self.held += 1
@@ -242,7 +245,8 @@ class VideoWriter:
         try:
             self._write_audio(until=float("inf"))
             self._hold(until=self._heard)
-            for stream in self._container.streams:
+            streams: Any = self._container.streams
+            for stream in streams:
                 self._container.mux(stream.encode(None))
             self._container.close()
             self._partial.replace(self.path)

@@ -13,7 +13,7 @@ class Network(Protocol):
         dtype: the precision it computes in. Inputs of another one are converted.
         description: the runtime, its device and precision, for people.
         reason: why this runtime was chosen, for people.
-        recordable: whether a CUDA graph can capture its calls, for batch sizes that ran before.
+        capturable: whether a CUDA graph can capture its calls, for batch sizes that ran before.
         stream: the stream on which graphs containing this network must be replayed, because all
             calls share one scratch buffer; None if replays may run concurrently.
     """
@@ -23,7 +23,7 @@ class Network(Protocol):
     reason: str
 
     @property
-    def recordable(self) -> bool: ...
+    def capturable(self) -> bool: ...
 
     @property
     def stream(self) -> torch.cuda.Stream | None: ...

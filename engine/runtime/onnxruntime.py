@@ -1,6 +1,7 @@
 """ONNX Runtime: on a GPU through its CUDA provider, else on the CPU."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -27,7 +28,8 @@ class OnnxNetwork:
         InputError: not an ONNX file, one of another network, or CUDA that does not start.
     """
 
-    recordable, stream = False, None  # a call waits for the session's own stream
+    reason = ""  # set by `open_network`
+    capturable, stream = False, None  # a call waits for the session's own stream
 
     def __init__(self, signature: Signature, path: Path, device: torch.device):
         self._device = device
@@ -67,7 +69,7 @@ class OnnxNetwork:
         self._session.run_with_iobinding(binding)
 
     @staticmethod
-    def _address(tensor: Tensor) -> tuple:
+    def _address(tensor: Tensor) -> tuple[object, ...]:
         device = tensor.device
         return (
             device.type,
@@ -84,7 +86,7 @@ def _new_session(path: Path, device: torch.device) -> onnxruntime.InferenceSessi
     options.intra_op_num_threads = torch.get_num_threads()
     # Waiting threads sleep instead of spinning, because the other stages need the cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    providers: list = ["CPUExecutionProvider"]
+    providers: list[str | tuple[str, dict[str, object]]] = ["CPUExecutionProvider"]
     if device.type == "cuda":
         onnxruntime.preload_dlls()  # the CUDA libraries that PyTorch came with
         settings = {
@@ -109,7 +111,9 @@ def _new_session(path: Path, device: torch.device) -> onnxruntime.InferenceSessi
     return session
 
 
-def match(path: Path, signature: Signature, wanted: dict, found: list) -> list:
+def match(
+    path: Path, signature: Signature, wanted: dict[str, tuple[int, ...]], found: list[Any]
+) -> list[Any]:
     """Order a file's inputs (or outputs) as the signature does, by their shapes. Names may differ.
 
     Args:
@@ -122,7 +126,7 @@ def match(path: Path, signature: Signature, wanted: dict, found: list) -> list:
         InputError: they are not those of the signature.
     """
 
-    def fits(have: list, shape: tuple[int, ...]) -> bool:  # a free size fits any
+    def fits(have: list[Any], shape: tuple[int, ...]) -> bool:  # a free size fits any
         return len(have) == 1 + len(shape) and all(
             size == want or not isinstance(size, int)
             for size, want in zip(have[1:], shape, strict=True)

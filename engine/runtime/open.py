@@ -15,7 +15,7 @@ PRECISIONS = ("fp32", "bf16")  # on a CPU; a GPU computes in the precision of it
 
 def open_network(
     signature: Signature,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     device: torch.device,
     runtime: str | None = None,

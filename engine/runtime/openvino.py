@@ -35,7 +35,8 @@ class OpenVinoNetwork:
         InputError: not an ONNX file, that of another network, or a precision that the CPU lacks.
     """
 
-    recordable, stream = False, None
+    reason = ""  # set by `open_network`
+    capturable, stream = False, None
     dtype = torch.float32
 
     def __init__(self, signature: Signature, path: Path, device: torch.device, precision: str):

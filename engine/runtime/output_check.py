@@ -60,7 +60,7 @@ class OutputCheck:
         self,
         signature: Signature,
         network: Network,
-        path: str | os.PathLike,
+        path: str | os.PathLike[str],
         rows: int,
         device: torch.device,
         *,
@@ -69,8 +69,7 @@ class OutputCheck:
         self._signature, self._network, self._path = signature, network, path
         self._rows, self._before, self._added = rows, before, 0
         self._pinned = device.type == "cuda"
-        self._low: Tensor | None = None
-        self._high: Tensor | None = None
+        self._ranges: tuple[Tensor, Tensor] | None = None
         self._pending: deque[tuple[slice, torch.cuda.Event | None]] = deque()
 
     def measure(self, output: Tensor) -> None:
@@ -91,15 +90,14 @@ class OutputCheck:
         Raises:
             InputError: see `look`.
         """
-        if self._low is None or self._high is None:
-            # once for a render, in pinned memory, from which and into which copies do not wait
+        if self._ranges is None:
+            # Allocated once for a render, and pinned so that copies do not make the host wait.
             shape = self._rows, *low.shape[1:]
-            self._low, self._high = (
-                torch.empty(shape, dtype=low.dtype, pin_memory=self._pinned) for _ in range(2)
-            )
+            lows = torch.empty(shape, dtype=low.dtype, pin_memory=self._pinned)
+            self._ranges = lows, torch.empty_like(lows, pin_memory=self._pinned)
         rows = slice(self._added, self._added + len(low))
-        self._low[rows].copy_(low, non_blocking=True)
-        self._high[rows].copy_(high, non_blocking=True)
+        for kept, bound in zip(self._ranges, (low, high), strict=True):
+            kept[rows].copy_(bound, non_blocking=True)
         self._pending.append((rows, _arrival(low)))
         self._added = rows.stop
         self.look()
@@ -123,8 +121,8 @@ class OutputCheck:
             self._check(rows)
 
     def _check(self, rows: slice) -> None:
-        assert self._low is not None and self._high is not None
-        low, high = (t[rows].reshape(rows.stop - rows.start, -1) for t in (self._low, self._high))
+        assert self._ranges is not None
+        low, high = (bound[rows].reshape(len(bound[rows]), -1) for bound in self._ranges)
         broken = (~(low.isfinite() & high.isfinite())).any(dim=1)
         if broken.any():
             row = int(broken.nonzero()[0])

@@ -8,8 +8,8 @@ from weakref import finalize
 import torch
 from torch import Tensor
 
-from ..device.arena import ALIGNMENT
-from ..device.graphs import recording
+from ..device.cuda_graphs import capture_lock
+from ..device.memory import ALIGNMENT
 from ..errors import DeviceError, InputError
 from ..plans.check import check_plan
 from ..plans.edition import EDITIONS, logger
@@ -19,6 +19,8 @@ from .sharing import SharedCache
 from .signature import Signature
 
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
+
+_Bindings = tuple[tuple[str, tuple[int, ...], int], ...]  # name, shape and address of each tensor
 
 # A plan's weights and its scratch memory, which may take gigabytes, exist once.
 _engines: "SharedCache[_Engine]" = SharedCache()
@@ -34,6 +36,8 @@ class TensorRTNetwork:
         DeviceError: its scratch memory does not fit the GPU.
     """
 
+    reason = ""  # set by `open_network`
+
     def __init__(self, signature: Signature, path: Path, device: torch.device):
         record = check_plan(path, signature, device)
         key = record.key
@@ -47,8 +51,8 @@ class TensorRTNetwork:
             self.description += f", {record.scratch_bytes / 1e6:.0f} MB to run"
 
     @property
-    def recordable(self) -> bool:
-        return self._engine.recordable
+    def capturable(self) -> bool:
+        return self._engine.capturable
 
     @property
     def stream(self) -> torch.cuda.Stream:
@@ -84,7 +88,7 @@ class _Engine:
     does not define what a graph does after its context got other shapes or addresses.
 
     Attributes:
-        recordable: whether CUDA graphs can capture the calls.
+        capturable: whether CUDA graphs can capture the calls.
         stream: the engine's own stream.
     """
 
@@ -93,7 +97,7 @@ class _Engine:
         self._log, self._device = logger(edition), device
         self._log.clear()
         with torch.cuda.device(device):
-            self.stream = torch.cuda.Stream(device, priority=-1)  # as in `graphs`
+            self.stream = torch.cuda.Stream(device, priority=-1)  # as in `CudaGraphs`
             self._runtime = edition.module().Runtime(self._log)
             self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
             if self._engine is None:
@@ -104,10 +108,10 @@ class _Engine:
             context = self._make()
             if context is None:
                 raise InputError(f"{path} cannot run: {self._log.error()}")
-            self.recordable = edition.capturable(context, self.stream)
+            self.capturable = edition.capturable(context, self.stream)
         finalize(self, self._save)
-        self._uncaptured: dict[tuple, _Context] = {}
-        self._captured: dict[tuple, _Context] = {}
+        self._uncaptured: dict[tuple[int, int], _Context] = {}
+        self._captured: dict[_Bindings, _Context] = {}
 
     def run(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], part: int) -> None:
         """Enqueue one chunk. Tensors are contiguous, aligned, and of the plan's types.
@@ -117,7 +121,7 @@ class _Engine:
             part: first row of this chunk in its batch. Every chunk has its own execution context,
                 which the warm-up calls before a capture have already given its shapes.
         """
-        with recording, torch.cuda.device(self._device):
+        with capture_lock, torch.cuda.device(self._device):
             current = torch.cuda.current_stream()
             tensors = inputs | outputs
             bound = tuple((name, tuple(t.shape), t.data_ptr()) for name, t in tensors.items())
@@ -155,11 +159,11 @@ class _Context:
 
     def __init__(self, context: Any, log: Any):
         self._context, self._log = context, log
-        self._bound: tuple = ()
+        self._bound: _Bindings = ()
 
-    def bind(self, bound: tuple, inputs: Collection[str]) -> None:
+    def bind(self, bound: _Bindings, inputs: Collection[str]) -> None:
         """Bind tensors, given as (name, shape, address). Unchanged bindings are skipped."""
-        before = {name: rest for name, *rest in self._bound}
+        before = {name: (shape, address) for name, shape, address in self._bound}
         for name, shape, address in bound:
             old_shape, old_address = before.get(name, (None, None))
             if name in inputs and shape != old_shape:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models import checkpoint
 from models.batch_norm import fold_batch_norms
 
-from ..device.arena import RUNGS, rung
+from ..device.batch_sizes import BATCH_SIZES, round_up_to
 from ..errors import InputError
 from .batching import pad_batch
 from .sharing import SharedCache
@@ -28,7 +28,8 @@ class TorchNetwork:
         InputError: not a checkpoint of this network.
     """
 
-    recordable, stream = True, None  # memory allocated during a capture belongs to the graph
+    reason = ""  # set by `open_network`
+    capturable, stream = True, None  # memory allocated during a capture belongs to the graph
 
     def __init__(self, signature: Signature, path: Path, device: torch.device):
         self.dtype = torch.float16 if device.type == "cuda" else torch.float32
@@ -54,8 +55,7 @@ def _new_module(
     if on_gpu:
         # Folded before rounding, because a variance may exceed float16's range.
         fold_batch_norms(module.double())
-    module = module.to(device, dtype).to(memory_format=torch.channels_last)
-    module.requires_grad_(False)
+    module = module.to(device, dtype).to(memory_format=torch.channels_last).requires_grad_(False)
     return Compiled(module) if on_gpu else module
 
 
@@ -78,10 +78,10 @@ class Compiled:
         n = len(inputs[0])
         if n == 0 or self._compiled is None:
             return self._module(*inputs)
-        if n > RUNGS[-1]:
-            parts = zip(*(tensor.split(RUNGS[-1]) for tensor in inputs), strict=True)
+        if n > BATCH_SIZES[-1]:
+            parts = zip(*(tensor.split(BATCH_SIZES[-1]) for tensor in inputs), strict=True)
             return torch.cat([self(*part) for part in parts])
-        size = rung(RUNGS, n)
+        size = round_up_to(BATCH_SIZES, n)
         inputs = tuple(pad_batch(tensor, size) for tensor in inputs)
         # Converted here, so that the first layer is compiled for channels-last.
         inputs = tuple(t.contiguous(memory_format=torch.channels_last) for t in inputs)

@@ -14,9 +14,9 @@ from PIL import Image
 import kernels
 from engine import Avatar, Pipeline
 from engine.build import main as build
-from engine.device.graphs import WARM_UPS, Graphs
-from engine.device.lane import RING
-from engine.device.on_host import on_host
+from engine.device.buffers import RING
+from engine.device.cuda_graphs import WARM_UPS, CudaGraphs
+from engine.device.host_copy import copy_to_host
 from engine.device.stopwatch import Stopwatch
 from engine.errors import DeviceError, InputError
 from engine.media import images
@@ -100,7 +100,8 @@ def psnr(one: torch.Tensor, two: torch.Tensor) -> float:
     return float(10 * torch.log10(255**2 / squares.clamp(min=1e-9)))
 
 
-# 1 and 25 are rungs; 2, 3 and 7 fill the next one up; 40 leaves a rest of 2, and is the largest
+# 1 and 25 are batch sizes with graphs; 2, 3 and 7 are padded when the last batch is smaller; 40
+# leaves a rest of 2, and is the largest
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 25, 40])
 @pytest.mark.parametrize("mode", kernels.COMPOSITE_MODES)
 def test_the_cpus_frames(make, expected, short, batch_size, mode):
@@ -142,7 +143,7 @@ def test_nothing_is_allocated_or_waited_for(make, noise):
     """1,000 batches, once all graphs are there."""
     for batch_size in (1, 16):
         pipeline = make(batch_size)
-        if not pipeline.generator.recordable:
+        if not pipeline.generator.capturable:
             pytest.skip("ONNX Runtime is waited for")
         pipeline.warm_up()
         batches = pipeline.render(noise)
@@ -163,7 +164,7 @@ def test_nothing_is_allocated_or_waited_for(make, noise):
 def test_a_render_waits_for_nothing_from_its_speech_on(make, short):
     """Its upload is from pinned memory: from any other the host would wait."""
     pipeline = make(16)
-    if not pipeline.generator.recordable:
+    if not pipeline.generator.capturable:
         pytest.skip("ONNX Runtime is waited for")
     pipeline.warm_up()
     wanted = finished(pipeline, short)  # and the kernels for speech are compiled
@@ -192,7 +193,7 @@ def test_ranges_are_the_cpus(dtype):
 class Breaks:
     """A stand-in: the encoder gives the mel itself, the generator NaN where that is loud."""
 
-    dtype, recordable, stream = torch.float16, True, None
+    dtype, capturable, stream = torch.float16, True, None
     description = reason = "stand-in"
 
     def __init__(self, kind):
@@ -238,14 +239,15 @@ def test_memory_is_constant(make, noise):
     batches.close()
 
 
-def test_warm_up_leaves_nothing_to_record(make, short):
+def test_warm_up_leaves_nothing_to_capture(make, short):
     pipeline = make(25)
     pipeline.warm_up()
-    with pipeline._lanes.take() as lane:
-        recorded = len(lane._graphs)
+    with pipeline._pool.take() as buffers:
+        graphs = buffers.executor._graphs
+    captured = len(graphs)
     for start in (0, 3000, 12000):
         finished(pipeline, short[start:])
-    assert len(lane._graphs) == recorded > 0
+    assert len(graphs) == captured > 0
 
 
 def test_two_pipelines_on_two_streams(make, speech):
@@ -281,14 +283,14 @@ def test_threads_and_streams_of_one_pipeline(make, speech):
                 assert torch.equal(frames, wanted)
 
 
-def test_an_error_while_recording_leaves_nothing_behind():
+def test_an_error_during_a_capture_leaves_nothing_behind():
     device, calls = torch.device("cuda", torch.cuda.current_device()), []
-    graphs, counted = Graphs(device), torch.zeros(1, device=device)
+    graphs, counted = CudaGraphs(device), torch.zeros(1, device=device)
 
     def work():
         counted.add_(1)
         calls.append(1)
-        if len(calls) == WARM_UPS + 1:  # while it is recorded
+        if len(calls) == WARM_UPS + 1:  # during the capture
             raise KeyError("work")
 
     stream = torch.cuda.current_stream(device)
@@ -310,7 +312,7 @@ def test_copies_on_the_host(make, short):
     pipeline = make(8)
     wanted = finished(pipeline, short)
     first = 0
-    for frames, pixels in on_host(pipeline.render(short)):
+    for frames, pixels in copy_to_host(pipeline.render(short)):
         assert np.array_equal(pixels, wanted[first : first + len(pixels)].numpy())
         assert torch.equal(frames.cpu(), torch.from_numpy(pixels))
         first += len(pixels)
@@ -330,7 +332,7 @@ def test_jpegs_of_the_gpu(make, short, tmp_path):
         if not images.on_gpu(pipeline.device):
             pytest.skip(str(said[0].message) if said else "nvImageCodec does not work")
     with images.ImageWriter(tmp_path / "jpegs", "jpg", quality=95) as writer:
-        for frames, pixels in on_host(pipeline.render(short)):
+        for frames, pixels in copy_to_host(pipeline.render(short)):
             writer.write(frames, pixels)
     wanted = finished(pipeline, short)
     files = sorted((tmp_path / "jpegs").iterdir())

@@ -198,12 +198,15 @@ def test_loop_and_start(pipeline, folders, short):
     [
         (
             lambda p, s: p.render(s, loop="bounce"),
-            "loop is 'bounce', it must be one of pingpong, wrap",
+            "loop is 'bounce'; expected one of: pingpong, wrap",
         ),
-        (lambda p, s: p.render(s, start_frame=12), "start frame is 12, it must be 0 to 11"),
+        (lambda p, s: p.render(s, start_frame=12), "start frame is 12; expected 0 to 11"),
         (lambda p, s: p.render(s, start_frame=-1), "start frame is -1"),
-        (lambda p, s: p.render(s, mode="blend"), "mode is 'blend', it must be one of crop, direct"),
-        (lambda p, s: p.render(s[:2999]), r"2999 samples at 16 kHz \(0.187 s\), at least 3000"),
+        (lambda p, s: p.render(s, mode="blend"), "mode is 'blend'; expected one of: crop, direct"),
+        (
+            lambda p, s: p.render(s[:2999]),
+            r"2999 samples at 16 kHz \(0.187 s\); expected at least 3000",
+        ),
         (lambda p, s: p.render(s[:0]), "0 samples"),
         (lambda p, s: p.render(s.double()), "torch.float64"),
         (lambda p, s: p.render(s[None]), r"\(1, 12000\)"),
@@ -212,7 +215,7 @@ def test_loop_and_start(pipeline, folders, short):
             "sample 77 is nan",
         ),
         (lambda p, s: p.render("no.wav"), "no.wav does not exist"),
-        (lambda p, s: Pipeline(p.avatar, batch_size=0), "batch size is 0, it must be at least 1"),
+        (lambda p, s: Pipeline(p.avatar, batch_size=0), "batch size is 0; expected at least 1"),
         (lambda p, s: Pipeline(p.avatar, runtime="x"), "runtime is 'x'"),
     ],
 )
@@ -227,7 +230,7 @@ from benchmarks.render import own_peak
 from engine import Avatar, Pipeline
 pipeline = Pipeline(Avatar.load(sys.argv[1], cache_bytes=1 << 20))
 class Stub:  # as large as the real outputs, and quick
-    dtype = torch.float32
+    dtype, capturable, stream = torch.float32, True, None
     def __call__(self, *inputs, out):
         return out.fill_(0.5)
 pipeline.generator = pipeline.audio_encoder = Stub()

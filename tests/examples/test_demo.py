@@ -14,6 +14,7 @@ pytest.importorskip("espeakng_loader", reason="espeak-ng speaks the held-out cor
 from engine import Avatar
 from examples import DEMO, network_files
 from examples import evaluate as evaluation
+from examples.drawn_person import EXTRA_CLOSURES, DrawnPerson, closed, drawn_roi
 from examples.evaluate import (
     MouthMetrics,
     Truth,
@@ -28,7 +29,6 @@ from examples.install_networks import main as install
 from examples.make_demo import FPS, FRAMES
 from examples.person import Mouth, Pose, draw, idle, mouth_box
 from examples.sheet import SHOWN, moments, sheet
-from examples.speaking import EXTRA_CLOSURES, DrawnRecording, closed, drawn_roi
 from examples.speech import REST, Phoneme, Utterance, corpus, make, mouths
 from models import AudioEncoder, Generator, checkpoint
 
@@ -207,11 +207,11 @@ def test_training_data_of_the_drawn_person(utterance, monkeypatch):
     def one(seed, minutes=0, held_out=False):
         return corpus(seed, held_out=True)[3:4]
 
-    monkeypatch.setattr("examples.speaking.corpus", one)
-    recording = DrawnRecording(2026)
-    rows = mouths(utterance.phonemes, recording.speeches[0].frames, FPS)
+    monkeypatch.setattr("examples.drawn_person.corpus", one)
+    data = DrawnPerson(2026)
+    rows = mouths(utterance.phonemes, data.speeches[0].frames, FPS)
     frame = int(rows[:, 0].argmax())
-    inputs, target = recording.pictures(0, frame, np.random.default_rng(1))
+    inputs, target = data.images(0, frame, np.random.default_rng(1))
     number = int(np.random.default_rng(1).integers(FRAMES))
     drawn = drawn_roi(idle(number / FPS), Mouth(*rows[frame].tolist()))
     inner = slice(None), slice(40, 280), slice(40, 280)
@@ -222,10 +222,7 @@ def test_training_data_of_the_drawn_person(utterance, monkeypatch):
     # lips closed for a p, b or m: seen more often, but measured once
     shut = closed(utterance.phonemes, rows)
     assert closures(utterance, rows) <= shut and all(rows[frame, 0] < 0.05 for frame in shut)
-    counts = [
-        np.bincount(part[:, 1], minlength=len(rows))
-        for part in (recording.train, recording.held_out)
-    ]
+    counts = [np.bincount(part[:, 1], minlength=len(rows)) for part in (data.train, data.held_out)]
     for frame in range(len(rows)):
         more = EXTRA_CLOSURES if frame in shut else 0
         assert counts[0][frame] == counts[1][frame] + more

@@ -1,4 +1,4 @@
-"""A tiny film of a person who speaks, and a recording that is made of nothing."""
+"""A tiny film of a person, and synthetic training data."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 import kernels
-from tests.train.known import Known
+from tests.train.synthetic import SyntheticData
 
 SIDE = 140  # pixels of the tiny film's frames
 SECONDS = 3
@@ -27,7 +27,7 @@ def write_speech(path: Path, pcm: torch.Tensor) -> None:
 
 @pytest.fixture(scope="session")
 def film(tmp_path_factory, person, speech) -> Path:
-    """3 s of the person in the layout of SyncTalk 2D, whose frames go with `aud.wav`."""
+    """A folder in the layout of SyncTalk 2D: 3 s of the person, with the speech in `aud.wav`."""
     folder = tmp_path_factory.mktemp("film") / "person"
     for part in ("full_body_img", "landmarks"):
         (folder / part).mkdir(parents=True)
@@ -40,5 +40,5 @@ def film(tmp_path_factory, person, speech) -> Path:
 
 
 @pytest.fixture(scope="module")
-def known(speech) -> Known:
-    return Known(speech)
+def synthetic(speech) -> SyntheticData:
+    return SyntheticData(speech)

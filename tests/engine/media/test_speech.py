@@ -1,5 +1,6 @@
 """Speech out of files of all formats: at the right time, at the right level, in its whole length."""
 
+import struct
 from fractions import Fraction
 
 import av
@@ -207,6 +208,19 @@ def test_a_track_without_a_decoder(tmp_path, tracks):
     path.write_bytes(data.replace(b"A_AAC", b"A_XYZ"))
     with pytest.raises(InputError, match="FFmpeg has no decoder for audio track 0"):
         read_speech(path)
+
+
+def test_a_stream_that_comes_up_later(tmp_path):
+    """Text in an FLV, which says in its middle that there is some."""
+    sound = bursts(AT, 30, 44100)  # longer than what FFmpeg looks at beforehand
+    path = write_sound(tmp_path / "a.flv", sound, rate=44100, codec="libmp3lame")
+    plain = read_speech(path)
+    key, text = b"onTextData", b"text"
+    body = b"\x02" + struct.pack(">H", len(key)) + key + b"\x08" + struct.pack(">I", 1)
+    body += struct.pack(">H", len(text)) + text + b"\x02\0\2hi\0\0\x09"
+    tag = b"\x12" + len(body).to_bytes(3) + (29000).to_bytes(3) + bytes(4) + body
+    path.write_bytes(path.read_bytes() + tag + struct.pack(">I", len(tag)))
+    assert torch.equal(read_speech(path), plain)
 
 
 def test_a_cover_is_not_a_film(tmp_path):

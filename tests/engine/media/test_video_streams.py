@@ -1,8 +1,8 @@
 """What a video stream is, and what is done with one that cannot be taken as it is."""
 
-import itertools
 import warnings
 from fractions import Fraction
+from itertools import pairwise
 
 import av
 import numpy as np
@@ -157,7 +157,7 @@ def shown_by_ffmpeg(rgb: np.ndarray, matrix: tuple[float, ...], angle: float) ->
     ]
     nodes += [graph.add(name, arguments) for name, arguments in filters]
     nodes.append(graph.add("buffersink"))
-    for one, other in itertools.pairwise(nodes):
+    for one, other in pairwise(nodes):
         one.link_to(other)
     graph.configure()
     frame = av.VideoFrame.from_ndarray(rgb, "rgb24")

@@ -175,7 +175,7 @@ def test_the_first_network_is_blamed(events):
 class Network:
     """A stand-in whose outputs depend on their inputs, and in some rows are not numbers."""
 
-    recordable, stream = True, None
+    capturable, stream = True, None
     description = reason = "stand-in"
 
     def __init__(self, kind: str, dtype: torch.dtype):
@@ -199,7 +199,7 @@ class Network:
 def avatar(request, native) -> Avatar:
     avatar = Avatar.load(native)
     if request.param == "as on a GPU":
-        avatar._resident = avatar.batch(list(range(len(avatar))))[0]
+        avatar._frames = avatar.batch(list(range(len(avatar))))[0]
     return avatar
 
 
@@ -249,7 +249,7 @@ def test_an_audio_encoder_that_breaks_on_the_way(pipeline, short):
 def test_rows_that_fill_a_batch_up_do_not_count(pipeline, short):
     """24 frames, 22 features: on a GPU the encoder's batch is filled up to 32, and 12 frames are a
     batch of 8 and one of 4 that the 8 fill."""
-    if not pipeline.avatar.resident:
+    if not pipeline.avatar.frames_on_device:
         pytest.skip("batches are filled up on a GPU only")
     pipeline.audio_encoder.bad = dict.fromkeys(range(22, 32), NAN)
     assert taken(pipeline, short)[1] == ""
@@ -265,7 +265,7 @@ def test_rows_that_fill_a_batch_up_do_not_count(pipeline, short):
 
 def test_nan_that_arrives_late(pipeline, short, events):
     """Copies that are never seen on the way are waited for at the end, and only then."""
-    if not pipeline.avatar.resident:
+    if not pipeline.avatar.frames_on_device:
         pytest.skip("a CPU's outputs are there at once")
     batches = pipeline.render(short)
     pipeline.generator.bad = {3: NAN}

@@ -239,7 +239,7 @@ def test_what_a_plan_takes_is_left_to_it(plan):
         assert reserved_bytes(file) == 25 * 128_000_000 + (1 << 30) > RESERVED
         alter(scratch_bytes=None)(plan)
     plan.with_suffix(".json").write_text("{}")
-    assert reserved_bytes(plan) == RESERVED
+    assert reserved_bytes(plan) == RESERVED == reserved_bytes(None)
 
 
 def test_an_avatar_may_name_a_plan(own, plan):
@@ -271,7 +271,7 @@ class Recorder:
     def __init__(self):
         self.batches = []
 
-    recordable = True
+    capturable = True
 
     def run(self, inputs, outputs, part):
         (windows,), (features,) = inputs.values(), outputs.values()
@@ -383,7 +383,7 @@ def calls(plan, simulated):
     """What TensorRT is told when the network is called: (windows, out) -> its calls."""
     alter(version="1.2.3")(plan)
     network = tensorrt_module.TensorRTNetwork(AUDIO_ENCODER, plan, CPU)
-    assert network.recordable
+    assert network.capturable
 
     def call(windows, out):
         simulated.calls.clear()

@@ -1,10 +1,7 @@
-"""What a GPU's pipeline is made of, on the CPU: sizes, buffers, the ring; and the same code there,
-where a graph is but a call."""
+"""What a render on a GPU is made of, on a CPU: batch sizes, buffers, the ring. The pipeline takes
+the buffers of a GPU for an avatar whose frames are all decoded, and calls the stages."""
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +9,12 @@ import torch
 
 import kernels
 from engine import Avatar, InputError, Pipeline
-from engine.device.arena import Arena, arena_bytes, ladder, refuse, rung
-from engine.device.graphs import Graphs
-from engine.device.lane import RING, Lane, Lanes, Part, _joined, lane_shapes
+from engine.device.batch_sizes import batch_sizes, round_up_to
+from engine.device.buffers import RING, BufferPool, buffer_shapes, ring_shapes
+from engine.device.memory import allocate, check_fits, memory_bytes
 from engine.device.stopwatch import Stopwatch
 from engine.errors import DeviceError
+from engine.pipeline import LOOK_AHEAD
 
 CPU = torch.device("cpu")
 
@@ -30,7 +28,7 @@ def short(speech) -> torch.Tensor:
 class Networks:
     """Stand-ins whose outputs depend on every input, frame by frame, and cost nothing."""
 
-    dtype, recordable, stream = torch.float32, True, None
+    dtype, capturable, stream = torch.float32, True, None
     description = reason = "stand-in"
 
     def __init__(self, kind: str):
@@ -53,9 +51,9 @@ def stand_ins(monkeypatch):
 
 @pytest.fixture
 def held(native) -> Avatar:
-    """An avatar all of whose frames are held, as on a GPU."""
+    """An avatar whose frames are all decoded, as on a GPU."""
     avatar = Avatar.load(native)
-    avatar._resident = avatar.batch(list(range(len(avatar))))[0]
+    avatar._frames = avatar.batch(list(range(len(avatar))))[0]
     return avatar
 
 
@@ -66,121 +64,77 @@ def finished(pipeline, speech, **options) -> torch.Tensor:
 # --- sizes and memory ----------------------------------------------------------------------------
 
 
-def test_the_ladder():
-    assert ladder(1) == (1,)
-    assert ladder(25) == (1, 4, 8, 16, 25)
-    assert ladder(40) == (1, 4, 8, 16, 25, 40)
-    assert ladder(10) == (1, 4, 8, 10)
-    assert ladder(100) == (1, 4, 8, 16, 25, 40, 100)
+def test_batch_sizes():
+    assert batch_sizes(1) == (1,)
+    assert batch_sizes(25) == (1, 4, 8, 16, 25)
+    assert batch_sizes(40) == (1, 4, 8, 16, 25, 40)
+    assert batch_sizes(10) == (1, 4, 8, 10)
+    assert batch_sizes(100) == (1, 4, 8, 16, 25, 40, 100)
+    sizes = batch_sizes(40)
     for n in range(1, 41):
-        size = rung(ladder(40), n)
-        assert size >= n and not any(n <= smaller < size for smaller in ladder(40))
-    with pytest.raises(ValueError, match="41 items do not fit"):
-        rung(ladder(40), 41)
+        size = round_up_to(sizes, n)
+        assert size >= n and not any(n <= smaller < size for smaller in sizes)
+    with pytest.raises(ValueError, match="batch of 41 is larger than"):
+        round_up_to(sizes, 41)
 
 
-def test_an_arena_by_hand():
+def test_allocation_by_hand():
     shapes = {
         "a": ((3, 5), torch.uint8),  # 15 bytes: 256
         "b": ((129, 1), torch.float16),  # 258 bytes: 512
         "c": ((2,), torch.int64),
     }
-    assert arena_bytes(shapes) == 256 + 512 + 256
-    arena = Arena(shapes, CPU)
-    assert arena.bytes == 1024
-    start = arena["a"].data_ptr()
-    assert [arena[name].data_ptr() - start for name in "abc"] == [0, 256, 768]
+    assert memory_bytes(shapes) == 256 + 512 + 256
+    memory, buffers = allocate(shapes, CPU)
+    assert memory.shape == (1024,) and memory.dtype == torch.uint8
+    assert [buffers[name].data_ptr() - memory.data_ptr() for name in "abc"] == [0, 256, 768]
     for value, (name, (shape, dtype)) in enumerate(shapes.items(), 1):
-        assert arena[name].shape == shape and arena[name].dtype == dtype
-        assert arena[name].is_contiguous() and not arena[name].any()
-        arena[name].fill_(value)
-    for value, name in enumerate(shapes, 1):  # and nobody wrote on his neighbour
-        assert (arena[name] == value).all()
+        assert buffers[name].shape == shape and buffers[name].dtype == dtype
+        assert buffers[name].is_contiguous() and not buffers[name].any()
+        buffers[name].fill_(value)
+    for value, name in enumerate(shapes, 1):  # no buffer overlaps its neighbour
+        assert (buffers[name] == value).all()
 
 
-def test_the_lanes_bytes_by_hand():
+def test_buffer_bytes_by_hand():
     """25 frames of 720 x 1280 in float16, and the ring of 3."""
-    shapes = lane_shapes(25, 1280, 720, torch.float16, torch.float16)
+    shapes = buffer_shapes(25, generator=torch.float16, audio_encoder=torch.float16)
+    shapes |= ring_shapes(25, 1280, 720)
     ring = RING * 25 * 1280 * 720 * 3
     batch = 25 * (9 * 320 * 320 * 2 + 328 * 328 * 3 + 32 * 256 * 2 + 8)
     encoder = 32 * (80 * 16 * 4 + 512 * 2)
     ranges = 2 * (25 * 3 * 2 + 32 * 2)
-    assert 0 <= arena_bytes(shapes) - (ring + batch + encoder + ranges) < 256 * len(shapes)
-    assert 0.2e9 < arena_bytes(shapes) < 0.3e9
+    assert 0 <= memory_bytes(shapes) - (ring + batch + encoder + ranges) < 256 * len(shapes)
+    assert 0.2e9 < memory_bytes(shapes) < 0.3e9
 
 
-def test_what_does_not_fit_is_refused():
-    refuse(2 << 30, 2 << 30, CPU)
-    with pytest.raises(DeviceError, match=r"need 3\.00 GiB on cpu, 2\.00 GiB are free: a smaller"):
-        refuse(3 << 30, 2 << 30, CPU)
+def test_buffers_that_do_not_fit():
+    check_fits(2 << 30, 2 << 30, CPU)
+    message = r"need 3\.00 GiB on cpu, of which 2\.00 GiB are free; a smaller batch size needs less"
+    with pytest.raises(DeviceError, match=message):
+        check_fits(3 << 30, 2 << 30, CPU)
 
 
-# --- graphs and lanes ----------------------------------------------------------------------------
-
-
-def test_parts_are_joined_where_they_can_be_recorded():
-    done = []
-    parts = [
-        Part("a", partial(done.append, "a")),
-        Part("b", partial(done.append, "b"), stream="b's"),
-        Part("c", partial(done.append, "c"), record=False),
-        Part("d", partial(done.append, "d")),
-    ]
-    joined = _joined(parts)
-    assert [(part.name, part.record, part.stream) for part in joined] == [
-        ("a, b", True, "b's"),
-        ("c", False, None),
-        ("d", True, None),
-    ]
-    for part in joined:
-        part.work()
-    assert done == ["a", "b", "c", "d"]
-
-
-def test_a_cpus_graphs_are_calls():
-    graphs, calls = Graphs(CPU), []
-    for _ in range(3):
-        graphs.run("key", lambda: calls.append(1))
-    assert len(calls) == 3 and len(graphs) == 0
-
-
-def test_stages_show_in_a_profiler(monkeypatch):
-    """On a GPU, with or without a stopwatch."""
-    lane, names = object.__new__(Lane), []
-    lane._device = torch.device("cuda")
-
-    @contextmanager
-    def noted(name):
-        names.append(f"{name} {{")
-        yield
-        names.append("}")
-
-    monkeypatch.setattr(torch.cuda.nvtx, "range", noted)
-    lane._graphs = SimpleNamespace(run=lambda key, *_, **__: names.append(key))
-    lane.run((4, 0), [Part("a", print), Part("b", print), Part("c", print, record=False)])
-    assert names == ["a, b {", ("a, b", 4, 0), "}", "c {", ("c", 4, 0), "}"]
-    names.clear()
-    lane.run((4, 0), [Part("a", print), Part("b", print)], noted)
-    assert names == ["a {", "a {", ("a", 4, 0), "}", "}", "b {", "b {", ("b", 4, 0), "}", "}"]
-
-
-def test_lanes_are_taken_and_given_back():
-    lanes = Lanes(lane_shapes(2, 8, 8, torch.float32, torch.float32), CPU)
-    one = lanes.bytes
-    with lanes.take() as a:
-        with lanes.take() as b:
-            assert a is not b and lanes.bytes == 2 * one
-            assert a.inputs.data_ptr() != b.inputs.data_ptr()
-        with lanes.take() as c:
+def test_a_pool_lends_and_takes_back():
+    shapes = buffer_shapes(2, generator=torch.float32, audio_encoder=torch.float32)
+    frames, boxes = torch.zeros(5, 8, 8, 3, dtype=torch.uint8), torch.zeros(5, 4).int()
+    pool = BufferPool(shapes | ring_shapes(2, 8, 8), frames, boxes)
+    one = pool.bytes
+    with pool.take() as a:
+        with pool.take() as b:
+            assert a is not b and pool.bytes == 2 * one
+            assert a.tensors["inputs"].data_ptr() != b.tensors["inputs"].data_ptr()
+        with pool.take() as c:
             assert c is b
-    with pytest.raises(KeyError), lanes.take() as d:
+    with pytest.raises(KeyError), pool.take() as d:
         assert d is a
         raise KeyError
-    with lanes.take() as e:
+    with pool.take() as e:
         assert e is a
-    slots = [e.next_slot() for _ in range(2 * RING)]
-    assert [slot for slot, _ in slots] == [*range(RING)] * 2
-    assert len({buffer.data_ptr() for _, buffer in slots}) == RING
+    batches = [e.next_slot(2) for _ in range(2 * RING)]
+    assert [batch.slot for batch in batches] == [*range(RING)] * 2
+    assert len({batch.finished.data_ptr() for batch in batches}) == RING
+    assert all(batch.frames is frames and batch.boxes is boxes for batch in batches)
 
 
 # --- the pipeline with buffers that stay ---------------------------------------------------------
@@ -215,10 +169,10 @@ def test_the_same_frames(stand_ins, held, decoded, batch_size, mode):
     total = len(expected)
     assert total == 43
     assert [len(frames) for frames in batches[:-1]] == [batch_size] * (-(-total // batch_size) - 1)
-    # only sizes of the ladder were run, the last one no larger than it takes
-    assert set(pipeline.generator.batches) <= set(ladder(batch_size))
+    # only these sizes were run, the last one no larger than it takes
+    assert set(pipeline.generator.batches) <= set(batch_sizes(batch_size))
     last = total % batch_size or batch_size
-    assert pipeline.generator.batches[-1] == rung(ladder(batch_size), last)
+    assert pipeline.generator.batches[-1] == round_up_to(batch_sizes(batch_size), last)
     assert set(pipeline.audio_encoder.batches) <= {8, 32}
 
 
@@ -236,7 +190,7 @@ def test_a_batch_is_valid_while_two_more_are_taken(stand_ins, held, speech):
     assert len({view.data_ptr() for view, _ in kept}) == RING
 
 
-def test_threads_have_lanes_of_their_own(stand_ins, native, held, speech):
+def test_threads_have_separate_buffers(stand_ins, native, held, speech):
     pieces = [speech[start : start + 20000] for start in (0, 20000, 40000)]
     alone = Pipeline(Avatar.load(native))
     expected = [finished(alone, pcm) for pcm in pieces]
@@ -275,18 +229,57 @@ def test_warm_up_runs_every_size(stand_ins, held, native):
     one = pipeline.buffer_bytes
     pipeline.warm_up(renders=3)
     assert pipeline.buffer_bytes == 3 * one and pipeline.audio_encoder.batches == [32, 8] * 4
-    with pytest.raises(InputError, match="renders is 0, it must be at least 1"):
+    with pytest.raises(InputError, match="renders is 0; expected at least 1"):
         pipeline.warm_up(renders=0)
     on_cpu = Pipeline(Avatar.load(native))
     on_cpu.warm_up()
     assert on_cpu.buffer_bytes == 0 and on_cpu.generator.batches == []
 
 
-@pytest.mark.parametrize(("batch_size", "first"), [(1, [8]), (4, [32]), (25, [32]), (40, [32, 32])])
+@pytest.mark.parametrize(
+    ("batch_size", "first"),
+    [(1, [8]), (2, [8]), (3, [32]), (26, [32]), (27, [32, 32]), (40, [32, 32])],
+)
 def test_the_first_frames_wait_for_few_windows(stand_ins, held, speech, batch_size, first):
+    """Six windows beyond the last frame, rounded up: 2 frames need 8, and 26 need 32, so
+    that one window more would show."""
     pipeline = Pipeline(held, batch_size=batch_size)
     next(pipeline.render(speech))
     assert pipeline.audio_encoder.batches == first
+
+
+@pytest.mark.parametrize("on_gpu", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 3, 27])
+def test_features_are_there_when_they_are_read(
+    stand_ins, native, held, speech, monkeypatch, on_gpu, batch_size
+):
+    """Batches of 3 need 9 windows and of 27 need 33: of one less, the encoder would make one call
+    less for the first."""
+    pipeline = Pipeline(held if on_gpu else Avatar.load(native), batch_size=batch_size)
+    gather, read = kernels.feature_windows, []
+
+    def watched(features, *, start, count, out):
+        made = sum(pipeline.audio_encoder.batches)
+        poisoned = features.clone()
+        poisoned[made:] = torch.nan
+        gather(poisoned, start=start, count=count, out=out)
+        assert out.isfinite().all()
+        read.append(count)
+
+    monkeypatch.setattr(kernels, "feature_windows", watched)
+    pcm = speech[:60000]
+    for _ in pipeline.render(pcm):
+        pass
+    assert sum(read) == pipeline.frame_count(pcm)
+
+
+def test_look_ahead():
+    """Frame 20 reads the feature that is so far ahead, and none after it."""
+    features = torch.zeros(60, kernels.FEATURE_DIM)
+    features[20 + LOOK_AHEAD + 1 :] = torch.nan
+    assert kernels.feature_windows(features, start=20, count=1).isfinite().all()
+    features[20 + LOOK_AHEAD] = torch.nan
+    assert not kernels.feature_windows(features, start=20, count=1).isfinite().all()
 
 
 def test_stages_are_measured_one_by_one(stand_ins, held, short):
@@ -304,7 +297,7 @@ def test_frames_of_a_cpus_avatar_are_not_held(native):
         _ = Avatar.load(native).frames
 
 
-def test_arguments_are_checked_before_a_lane_is_taken(stand_ins, held, short):
+def test_arguments_are_checked_before_buffers_are_taken(stand_ins, held, short):
     pipeline = Pipeline(held, batch_size=4)
     with pytest.raises(InputError, match="start frame is 12"):
         pipeline.render(short, start_frame=12)

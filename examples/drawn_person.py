@@ -1,4 +1,4 @@
-"""The drawn person speaking: the training data of `python -m train --drawn`.
+"""The drawn person speaking: python -m train --data examples.drawn_person:DrawnPerson
 
 The reference of every example is a frame of the demo avatar, decoded from its video. The target is
 the same pose, drawn with the mouth that fits the speech. A render has the same task: it replaces
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import kernels
 from engine.avatar import Avatar
-from train.recording import Speech, picture_input, roi
+from train.data import MouthBox, Speech, face_images
 
 from . import DEMO
 from .make_demo import FPS, FRAMES
@@ -36,8 +36,8 @@ SHAPE_SCALE = torch.tensor([2.0, 1.0, 1.0, 1.0, 1.0])
 EDGE = 20, 40
 
 
-class DrawnRecording:
-    """The drawn person speaking a corpus, as a `train.recording.Recording`.
+class DrawnPerson:
+    """`train.data.TrainingData` of the drawn person speaking a corpus.
 
     Args:
         seed: seed of the corpus.
@@ -83,13 +83,10 @@ class DrawnRecording:
         inputs = torch.empty(FRAMES, 6, kernels.ROI_SIZE, kernels.ROI_SIZE, dtype=torch.uint8)
         for number in range(FRAMES):
             frames, boxes, _ = avatar.batch([number])
-            own = roi(frames[0], boxes[0])
-            inputs[number] = picture_input(own, own)
+            inputs[number] = face_images(frames[0], boxes[0])
         return inputs
 
-    def pictures(
-        self, speech: int, frame: int, random: np.random.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def images(self, speech: int, frame: int, random: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Return the picture input and the target of a video frame, for a random avatar frame.
 
         Returns:
@@ -117,7 +114,7 @@ def drawn_roi(pose: Pose, mouth: Mouth) -> Tensor:
     box = face_box(pose)
     face = torch.from_numpy(draw(pose, mouth, region=box))
     side = box[2] - box[0]
-    return roi(face, torch.tensor([0, 0, side, side], dtype=torch.int32))
+    return face_images(face, torch.tensor([0, 0, side, side], dtype=torch.int32))[:3]
 
 
 def _drawn_weight() -> Tensor:
@@ -128,7 +125,7 @@ def _drawn_weight() -> Tensor:
     return ((depth - EDGE[0]) / (EDGE[1] - EDGE[0])).clamp(0, 1)
 
 
-def _mouth_in_roi() -> tuple[float, float, float, float]:
+def _mouth_in_roi() -> MouthBox:
     """Return the mouth's bounding box, head at rest, as fractions of the ROI's side."""
     x0, y0, x1, _ = face_box(Pose())
     margin = (kernels.CROP_SIZE - kernels.ROI_SIZE) / 2
@@ -139,8 +136,3 @@ def _mouth_in_roi() -> tuple[float, float, float, float]:
         for edge, origin in ((left, x0), (top, y0), (right, x0), (bottom, y0))
     )
     return a, b, c, d
-
-
-def recording(seed: int, *, progress: bool = False) -> DrawnRecording:
-    """Make the training data; `python -m train --drawn` calls this function by name."""
-    return DrawnRecording(seed, progress=progress)

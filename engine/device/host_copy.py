@@ -1,17 +1,19 @@
-"""Finished frames copied from a GPU to the host, while the next ones are made."""
+"""Copies of finished frames on the host, made while the GPU renders the next ones."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
-def on_host(batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Every batch with a copy of it on the host, valid until the next one is taken.
+def copy_to_host(batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, NDArray[Any]]]:
+    """Yield every batch with a copy of it on the host, valid until the next one is taken.
 
-    From a GPU, a batch is copied on a stream of its own while the next one is made: it comes out
-    when that one is under way, while the ring that the pipeline's batches lie in still holds it.
+    On a GPU each batch is copied on a separate stream and yielded one batch late, so that the copy
+    overlaps the next batch. The pipeline's three-slot ring keeps it valid until then. A batch on a
+    CPU is its own copy.
     """
     streams: list[torch.cuda.Stream] = []
     buffers: list[Tensor] = []
@@ -35,6 +37,6 @@ def on_host(batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, np.ndarray]]:
         yield _arrived(*waiting)
 
 
-def _arrived(frames: Tensor, copy: Tensor, copied: torch.cuda.Event) -> tuple[Tensor, np.ndarray]:
+def _arrived(frames: Tensor, copy: Tensor, copied: torch.cuda.Event) -> tuple[Tensor, NDArray[Any]]:
     copied.synchronize()
     return frames, copy.numpy()

@@ -1,0 +1,254 @@
+"""The tensors that a render works on, and where its frames come from.
+
+On a GPU the avatar's frames, the buffers and a ring of finished frames stay, so that CUDA graphs
+find them at the same addresses. On a CPU a thread decodes the next frames, which are finished in
+place and belong to the caller.
+"""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from threading import RLock
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+import kernels
+
+from .batch_sizes import ENCODER_BATCH_SIZES, batch_sizes, round_up_to
+from .executor import CpuExecutor, CudaExecutor, Executor
+from .memory import Shapes, allocate
+from .stopwatch import Stopwatch
+
+RING = 3  # batches: one being rendered, one the caller reads, one being copied to the host
+
+
+@dataclass(frozen=True)
+class Frames:
+    """The avatar's frames for a batch of n video frames, and where to finish them."""
+
+    frames: Tensor
+    """(k, H, W, 3) uint8 RGB."""
+    boxes: Tensor
+    """(k, 4) int32 face boxes."""
+    index: Tensor
+    """(m,) int64 into both, m >= n: the rows from n on are padding."""
+    finished: Tensor
+    """(m, H, W, 3) uint8, to write into. May be `frames`."""
+    slot: int
+    """Number of this `finished` in the ring; 0 without one."""
+
+
+class Buffers(Protocol):
+    """What a render uses, one at a time."""
+
+    tensors: dict[str, Tensor]
+    """By the names in `buffer_shapes`."""
+    executor: Executor
+    """Runs the work on the tensors."""
+    encoder_batch_sizes: tuple[int, ...]
+    """Mel windows per call of the audio encoder."""
+
+    def start(self, pcm: Tensor, numbers: list[int]) -> Tensor:
+        """Begin a render.
+
+        Args:
+            pcm: (S,) float32.
+            numbers: the avatar's frame for each video frame.
+
+        Returns:
+            The PCM on the device.
+        """
+        ...
+
+    def padded(self, m: int) -> int:
+        """Return how many windows a call of the audio encoder runs for `m` of them."""
+        ...
+
+    def next_frames(self, n: int, stopwatch: Stopwatch) -> Frames:
+        """Return the frames for the next `n` video frames."""
+        ...
+
+
+def buffer_shapes(batch_size: int, *, generator: torch.dtype, audio_encoder: torch.dtype) -> Shapes:
+    """Return the buffers between the stages, for `batch_size` frames at once.
+
+    Args:
+        generator: dtype of what it reads and writes.
+        audio_encoder: dtype of what it writes.
+    """
+    most, roi, windows = batch_size, (kernels.ROI_SIZE, kernels.ROI_SIZE), ENCODER_BATCH_SIZES[-1]
+    return {
+        "windows": ((windows, 1, kernels.MEL_BANDS, kernels.MEL_WINDOW_ROWS), torch.float32),
+        "encoded": ((windows, kernels.FEATURE_DIM), audio_encoder),
+        "encoded low": ((windows,), audio_encoder),
+        "encoded high": ((windows,), audio_encoder),
+        "audio": ((most, 32, 16, 16), generator),
+        "inputs": ((most, 6, *roi), generator),
+        "crops": ((most, kernels.CROP_SIZE, kernels.CROP_SIZE, 3), torch.uint8),
+        "generated": ((most, 3, *roi), generator),
+        "generated low": ((most, 3), generator),
+        "generated high": ((most, 3), generator),
+    }
+
+
+def ring_shapes(batch_size: int, height: int, width: int) -> Shapes:
+    """Return the index of a batch and the ring of finished frames, (batch_size, H, W, 3) each."""
+    shapes: Shapes = {"index": ((batch_size,), torch.int64)}
+    for slot in range(RING):
+        shapes[f"finished {slot}"] = ((batch_size, height, width, 3), torch.uint8)
+    return shapes
+
+
+class RenderBuffers:
+    """Buffers that stay, for one render at a time, and the CUDA graphs that work on them.
+
+    Batches are padded to one of a few sizes. Finished frames are in a ring of `RING` batches.
+
+    Args:
+        shapes: those of `buffer_shapes` and `ring_shapes`.
+        frames, boxes: all of the avatar, on the device.
+
+    Attributes:
+        batch_sizes: the sizes of batches that are run.
+        bytes: what the buffers take.
+
+    Raises:
+        DeviceError: the buffers do not fit the GPU.
+    """
+
+    encoder_batch_sizes: tuple[int, ...] = ENCODER_BATCH_SIZES
+
+    def __init__(self, shapes: Shapes, frames: Tensor, boxes: Tensor):
+        device = boxes.device
+        memory, self.tensors = allocate(shapes, device)
+        self.bytes = memory.numel()
+        self.executor: Executor = CudaExecutor(memory) if memory.is_cuda else CpuExecutor()
+        self._frames, self._boxes = frames, boxes
+        self._ring = [self.tensors[f"finished {slot}"] for slot in range(RING)]
+        self._slot = RING - 1
+        self._batch_size = len(self.tensors["index"])
+        self.batch_sizes = batch_sizes(self._batch_size)
+        self._schedule = torch.empty(0, dtype=torch.int64)
+        self._first = 0
+
+    def start(self, pcm: Tensor, numbers: list[int]) -> Tensor:
+        """As `Buffers.start`. The numbers are uploaded once, padded to whole batches."""
+        schedule = torch.tensor(numbers)
+        schedule = torch.cat([schedule, schedule[-1:].expand(self._batch_size - 1)])
+        pcm, self._schedule = self.executor.upload(pcm, schedule)
+        self._first = 0
+        return pcm
+
+    def padded(self, m: int) -> int:
+        return round_up_to(self.encoder_batch_sizes, m)
+
+    def next_frames(self, n: int, stopwatch: Stopwatch) -> Frames:
+        with stopwatch.stage("windows"):
+            last = self._first + self._batch_size
+            self.tensors["index"].copy_(self._schedule[self._first : last])
+        self._first += n
+        return self.next_slot(n)
+
+    def next_slot(self, n: int) -> Frames:
+        """Return frames for the index as it is, to be finished in the oldest slot of the ring."""
+        size = round_up_to(self.batch_sizes, n)
+        self._slot = (self._slot + 1) % RING
+        index, finished = self.tensors["index"][:size], self._ring[self._slot][:size]
+        return Frames(self._frames, self._boxes, index, finished, self._slot)
+
+
+class BufferPool:
+    """The `RenderBuffers` of a pipeline. A render takes free ones; without any, new ones are made.
+
+    Args:
+        shapes, frames, boxes: as in `RenderBuffers`.
+
+    Raises:
+        DeviceError: the first buffers, which are made at once, do not fit the GPU.
+    """
+
+    def __init__(self, shapes: Shapes, frames: Tensor, boxes: Tensor):
+        self._make = lambda: RenderBuffers(shapes, frames, boxes)
+        # Reentrant: the garbage collector may close an abandoned render, which returns its
+        # buffers, while this thread holds the lock.
+        self._lock = RLock()
+        self._all = [self._make()]
+        self._free = list(self._all)
+
+    @property
+    def bytes(self) -> int:
+        """What all buffers take."""
+        return sum(buffers.bytes for buffers in self._all)
+
+    @contextmanager
+    def take(self) -> Iterator[RenderBuffers]:
+        """Lend buffers to one render. The ones used last are the first to be used again.
+
+        Raises:
+            DeviceError: all are in use and new ones do not fit the GPU.
+        """
+        with self._lock:
+            if not self._free:
+                self._all.append(self._make())
+                self._free.append(self._all[-1])
+            buffers = self._free.pop()
+        try:
+            yield buffers
+        finally:
+            with self._lock:
+                self._free.append(buffers)
+
+
+class ReadAheadBuffers:
+    """Buffers of one render on a CPU. A thread decodes the next frames while the generator runs.
+
+    Batches are not padded. Frames are finished in place.
+
+    Args:
+        shapes: those of `buffer_shapes`.
+        read: `Avatar.batch`.
+    """
+
+    encoder_batch_sizes: tuple[int, ...] = ENCODER_BATCH_SIZES[-1:]
+
+    def __init__(
+        self,
+        shapes: Shapes,
+        read: Callable[[list[int]], tuple[Tensor, Tensor, Tensor]],
+        thread: ThreadPoolExecutor,
+    ):
+        _, self.tensors = allocate(shapes, torch.device("cpu"))
+        self.executor: Executor = CpuExecutor()
+        self._read, self._thread = read, thread
+        self._batch_size = len(self.tensors["audio"])
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls, shapes: Shapes, read: Callable[[list[int]], tuple[Tensor, Tensor, Tensor]]
+    ) -> Iterator["ReadAheadBuffers"]:
+        """Make buffers, and the thread that ends with the block."""
+        with ThreadPoolExecutor(1, "viseme-frames") as thread:
+            yield cls(shapes, read, thread)
+
+    def start(self, pcm: Tensor, numbers: list[int]) -> Tensor:
+        (pcm,) = self.executor.upload(pcm)
+        self._numbers = iter(numbers)
+        self._ahead = self._submit()
+        return pcm
+
+    def padded(self, m: int) -> int:
+        return m
+
+    def next_frames(self, n: int, stopwatch: Stopwatch) -> Frames:
+        with stopwatch.stage("frames", host=True):
+            frames, boxes, index = self._ahead.result()
+        self._ahead = self._submit()
+        return Frames(frames, boxes, index, frames, 0)
+
+    def _submit(self) -> Future[tuple[Tensor, Tensor, Tensor]]:
+        return self._thread.submit(self._read, list(islice(self._numbers, self._batch_size)))

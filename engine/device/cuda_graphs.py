@@ -1,0 +1,107 @@
+"""Work on the same tensors, captured once as a CUDA graph and replayed."""
+
+import gc
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from threading import RLock
+
+import torch
+
+from ..errors import DeviceError
+
+WARM_UPS = (
+    2  # calls before a capture, because compilers and libraries allocate and tune in the first
+)
+
+# Held while capturing, replaying, or launching on a network's private stream. Work that another
+# thread launches on a capturing stream would end up in the graph.
+capture_lock = RLock()
+
+
+class CudaGraphs:
+    """CUDA graphs that share memory: at most one of them may run at a time.
+
+    The captured work reads and writes tensors whose addresses stay. What it allocates comes from
+    the graphs' own memory pool, at the same addresses in every replay.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._captured: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        # A high-priority stream: PyTorch hands out streams from a pool of 32 per priority
+        # round-robin, so a normal-priority one may be shared with another thread, whose work
+        # would be captured.
+        self._stream = torch.cuda.Stream(device, priority=-1)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __len__(self) -> int:
+        return len(self._captured)
+
+    def run(
+        self,
+        key: Hashable,
+        work: Callable[[], object],
+        *,
+        capture: bool = True,
+        stream: torch.cuda.Stream | None = None,
+    ) -> None:
+        """Run `work` in order with the current stream. The first call captures it.
+
+        Args:
+            key: names the work: the same key means the same work on the same tensors.
+            capture: False for work that cannot be captured, which is called each time.
+            stream: where to replay if not on the current stream: that of a network whose calls
+                must follow each other, whoever makes them.
+
+        Raises:
+            DeviceError: the memory that the work allocates does not fit the GPU.
+        """
+        if not capture:
+            work()
+            return
+        with capture_lock:
+            graph = self._captured.get(key)
+            if graph is None:
+                graph = self._captured[key] = self._capture(work)
+            current = torch.cuda.current_stream(self._device)
+            if stream is None:
+                graph.replay()
+                return
+            stream.wait_stream(current)
+            with torch.cuda.stream(stream):
+                graph.replay()
+            current.wait_stream(stream)
+
+    def _capture(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph:
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # This context makes the stream current from here to the end, whatever `work` raises:
+            # the one in `torch.cuda.graph` stays on it when an error ends a capture.
+            with torch.cuda.stream(self._stream), _no_collection():
+                for _ in range(WARM_UPS):
+                    work()
+                # "thread_local": other threads of the process may go on using the GPU
+                with torch.cuda.graph(
+                    graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+                ):
+                    work()
+        except torch.OutOfMemoryError as error:
+            free = torch.cuda.mem_get_info(self._device)[0] / 2**30
+            raise DeviceError(
+                f"the networks' own memory does not fit {self._device}, of which {free:.2f} GiB "
+                "are free; a smaller batch size needs less"
+            ) from error
+        return graph
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Disable garbage collection, which may free graphs or pinned memory: a capture forbids it."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

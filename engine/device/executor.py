@@ -1,0 +1,119 @@
+"""How the stages of a batch run: as plain calls on a CPU, as CUDA graphs on a GPU."""
+
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from .cuda_graphs import CudaGraphs
+from .stopwatch import Stopwatch
+
+
+class Part(NamedTuple):
+    """A stage of a batch."""
+
+    name: str
+    """The stage's name in `Stopwatch` and in a profiler."""
+    work: Callable[[], object]
+    """The calls, on the same tensors each time."""
+    capturable: bool = True
+    """Whether a CUDA graph can capture the calls."""
+    stream: torch.cuda.Stream | None = None
+    """Where a graph of the calls must be replayed; None if on any stream."""
+
+
+class Executor(Protocol):
+    """Runs what a render enqueues on its device."""
+
+    def on_current_stream(self) -> AbstractContextManager[None]:
+        """Order the block with the blocks before it, whichever streams were current in them."""
+        ...
+
+    def upload(self, *tensors: Tensor) -> list[Tensor]:
+        """Return copies on the device, ready on the current stream."""
+        ...
+
+    def run(self, key: tuple[Hashable, ...], parts: list[Part], stopwatch: Stopwatch) -> None:
+        """Run the parts of a batch one after another.
+
+        Args:
+            key: what the parts depend on: the same key means the same work on the same tensors.
+            parts: the stages, in order.
+            stopwatch: measures each part by its name.
+        """
+        ...
+
+
+class CpuExecutor:
+    """Calls the parts."""
+
+    def on_current_stream(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def upload(self, *tensors: Tensor) -> list[Tensor]:
+        return [tensor.cpu() for tensor in tensors]
+
+    def run(self, key: tuple[Hashable, ...], parts: list[Part], stopwatch: Stopwatch) -> None:
+        for part in parts:
+            with stopwatch.stage(part.name):
+                part.work()
+
+
+class CudaExecutor:
+    """Captures the parts as CUDA graphs and replays them.
+
+    Args:
+        memory: the buffers that the parts work on.
+    """
+
+    def __init__(self, memory: Tensor):
+        self._memory, self._device = memory, memory.device
+        self._graphs = CudaGraphs(self._device)
+        self._upload = torch.cuda.Stream(self._device)
+        # The zeros in the memory are written on this stream; the first block may run on another.
+        self._last = torch.cuda.current_stream(self._device)
+
+    @contextmanager
+    def on_current_stream(self) -> Iterator[None]:
+        """As `Executor` says, and make the memory's device the current one."""
+        with torch.cuda.device(self._device):
+            current = torch.cuda.current_stream(self._device)
+            if self._last != current:
+                current.wait_stream(self._last)
+                self._memory.record_stream(current)  # keep it until the work here is done
+            self._last = current
+            yield
+
+    def upload(self, *tensors: Tensor) -> list[Tensor]:
+        """Copy from pinned memory on a separate stream, so that the host does not wait."""
+        current = torch.cuda.current_stream(self._device)
+        with torch.cuda.stream(self._upload):
+            copies = [
+                (tensor if tensor.is_cuda else tensor.pin_memory()).to(
+                    self._device, non_blocking=True
+                )
+                for tensor in tensors
+            ]
+        current.wait_stream(self._upload)
+        for copy in copies:
+            copy.record_stream(current)  # allocated on the upload stream, used on this one
+        return copies
+
+    def run(self, key: tuple[Hashable, ...], parts: list[Part], stopwatch: Stopwatch) -> None:
+        """As `Executor` says. The parts are one graph if all can be captured and none is measured;
+        otherwise each is a graph of its own, which costs a few microseconds a batch."""
+        if stopwatch.measures or not all(part.capturable for part in parts):
+            groups = [[part] for part in parts]
+        else:
+            groups = [parts]
+        for group in groups:
+            name = ", ".join(part.name for part in group)
+            with stopwatch.stage(name):
+                self._graphs.run(
+                    (name, *key),
+                    lambda group=group: [part.work() for part in group],  # type: ignore[misc]
+                    capture=group[0].capturable,
+                    stream=next((part.stream for part in group if part.stream), None),
+                )

@@ -1,0 +1,65 @@
+"""Memory for the buffers of a render, allocated as one piece."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..errors import DeviceError
+
+ALIGNMENT = 256  # bytes: required by TensorRT of addresses, and what PyTorch's allocations have
+
+Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
+
+
+def memory_bytes(shapes: Shapes) -> int:
+    """Return the bytes that `allocate` takes."""
+    return sum(_aligned_bytes(*buffer) for buffer in shapes.values())
+
+
+def allocate(shapes: Shapes, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+    """Allocate buffers in one piece of memory, filled with zeros.
+
+    One piece either fits or is refused as a whole before anything is rendered, and its size is a
+    sum that can be checked by hand.
+
+    Args:
+        shapes: shape and dtype of each buffer, by name.
+
+    Returns:
+        The memory, (bytes,) uint8, and the buffers in it by name, each contiguous and aligned to
+        `ALIGNMENT` bytes.
+
+    Raises:
+        DeviceError: the GPU has less memory left.
+    """
+    needed = memory_bytes(shapes)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # memory that PyTorch caches is free too
+        check_fits(needed, torch.cuda.mem_get_info(device)[0], device)
+    memory = torch.zeros(needed, dtype=torch.uint8, device=device)
+    buffers: dict[str, Tensor] = {}
+    first = 0
+    for name, (shape, dtype) in shapes.items():
+        part = memory[first : first + math.prod(shape) * dtype.itemsize]
+        buffers[name] = part.view(dtype).view(shape)
+        first += _aligned_bytes(shape, dtype)
+    return memory, buffers
+
+
+def check_fits(needed: int, free: int, device: torch.device) -> None:
+    """Check that the buffers of a render fit the free memory; both in bytes.
+
+    Raises:
+        DeviceError: they do not.
+    """
+    if needed > free:
+        raise DeviceError(
+            f"the buffers of a render need {needed / 2**30:.2f} GiB on {device}, of which "
+            f"{free / 2**30:.2f} GiB are free; a smaller batch size needs less"
+        )
+
+
+def _aligned_bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    size = math.prod(shape) * dtype.itemsize
+    return -(-size // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,230 @@
+"""The order of what is enqueued on a GPU: streams, waits, captures, with stand-ins for CUDA's."""
+
+import contextlib
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from engine.device.cuda_graphs import WARM_UPS, CudaGraphs
+from engine.device.executor import CpuExecutor, CudaExecutor, Part
+from engine.device.stopwatch import Stopwatch
+
+CUDA = torch.device("cuda", 0)
+
+
+class Cuda:
+    """`torch.cuda` that writes down what is asked of it, and runs work at once."""
+
+    def __init__(self):
+        self.log: list[str] = []
+        self.streams = 0
+        self.current = self.stream_named("caller")
+
+    def stream_named(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(
+            name=name, wait_stream=lambda other: self.log.append(f"{name} waits for {other.name}")
+        )
+
+    def Stream(self, device, priority=0):
+        self.streams += 1
+        return self.stream_named(f"stream {self.streams} {priority}")
+
+    def current_stream(self, device=None):
+        return self.current
+
+    @contextlib.contextmanager
+    def stream(self, stream):
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
+
+    @contextlib.contextmanager
+    def device(self, device):
+        self.log.append("device {")
+        yield
+        self.log.append("}")
+
+    def CUDAGraph(self):
+        return SimpleNamespace(replay=lambda: self.log.append(f"replay on {self.current.name}"))
+
+    @contextlib.contextmanager
+    def graph(self, graph, *, pool, stream, capture_error_mode):
+        self.log.append(f"capture {{ {pool} {capture_error_mode} on {stream.name}")
+        yield
+        self.log.append("}")
+
+    def work(self, name: str) -> None:
+        self.log.append(f"{name} on {self.current.name}")
+
+
+@pytest.fixture
+def cuda(monkeypatch) -> Cuda:
+    cuda = Cuda()
+    for name in ("Stream", "current_stream", "stream", "device", "CUDAGraph", "graph"):
+        monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+
+    @contextlib.contextmanager
+    def marked(name):
+        cuda.log.append(f"{name} {{")
+        yield
+        cuda.log.append("}")
+
+    monkeypatch.setattr(torch.cuda.nvtx, "range", marked)
+    return cuda
+
+
+class Memory:
+    device = CUDA
+
+    def __init__(self, log):
+        self.log = log
+
+    def record_stream(self, stream):
+        self.log.append(f"memory is used on {stream.name}")
+
+
+def test_a_capture_and_replays(cuda):
+    graphs, own = CudaGraphs(CUDA), cuda.stream_named("own")
+    for _ in range(2):
+        graphs.run("key", partial(cuda.work, "work"))
+    captured = [
+        "stream 1 -1 waits for caller",
+        *["work on stream 1 -1"] * WARM_UPS,
+        "capture { pool thread_local on stream 1 -1",
+        "work on stream 1 -1",
+        "}",
+    ]
+    assert cuda.log == [*captured, "replay on caller", "replay on caller"] and len(graphs) == 1
+    cuda.log.clear()
+    graphs.run("other", partial(cuda.work, "work"), stream=own)
+    replayed = ["own waits for caller", "replay on own", "caller waits for own"]
+    assert cuda.log == [*captured, *replayed] and len(graphs) == 2
+    cuda.log.clear()
+    graphs.run("third", partial(cuda.work, "work"), capture=False)
+    assert cuda.log == ["work on caller"] and len(graphs) == 2
+
+
+def test_blocks_follow_each_other_from_stream_to_stream(cuda):
+    executor, reader = CudaExecutor(Memory(cuda.log)), cuda.stream_named("reader")
+    for stream in (cuda.current, reader, reader):
+        with cuda.stream(stream), executor.on_current_stream():
+            cuda.work("work")
+    assert cuda.log == [
+        *["device {", "work on caller", "}"],
+        *["device {", "reader waits for caller", "memory is used on reader"],
+        *["work on reader", "}"],
+        *["device {", "work on reader", "}"],
+    ]
+
+
+def test_an_upload(cuda):
+    """From pinned memory, on a stream of its own; what is on the device already is not pinned."""
+
+    class Copy:
+        def record_stream(self, stream):
+            cuda.log.append(f"copy is used on {stream.name}")
+
+    class OnHost:
+        is_cuda = False
+
+        def pin_memory(self):
+            cuda.log.append("pin")
+            return self
+
+        def to(self, device, *, non_blocking):
+            cuda.work(f"copy to {device} {non_blocking}")
+            return Copy()
+
+    class OnDevice(OnHost):
+        is_cuda = True
+
+    assert len(CudaExecutor(Memory(cuda.log)).upload(OnHost(), OnDevice())) == 2
+    assert cuda.log == [
+        *["pin", "copy to cuda:0 True on stream 2 0", "copy to cuda:0 True on stream 2 0"],
+        *["caller waits for stream 2 0", "copy is used on caller", "copy is used on caller"],
+    ]
+
+
+def run(cuda: Cuda, parts: list[Part], stopwatch) -> list[str]:
+    """What is marked in a profiler, and what the graphs are asked to run in it."""
+    executor = CudaExecutor(Memory([]))
+
+    def note(key, work, *, capture, stream):
+        cuda.log.append((key, capture, stream))
+        work()
+
+    executor._graphs = SimpleNamespace(run=note)
+    executor.run((4, 0), parts, stopwatch)
+    return cuda.log
+
+
+def test_parts_are_one_graph_if_all_can_be_captured(cuda):
+    parts = [
+        Part("a", partial(cuda.work, "a")),
+        Part("b", partial(cuda.work, "b"), stream="b's"),
+        Part("c", partial(cuda.work, "c")),
+    ]
+    assert run(cuda, parts, Stopwatch.off(CUDA)) == [
+        *["a, b, c {", (("a, b, c", 4, 0), True, "b's")],
+        *["a on caller", "b on caller", "c on caller", "}"],
+    ]
+
+
+def test_parts_are_separate_if_one_cannot_be_captured(cuda):
+    parts = [
+        Part("a", partial(cuda.work, "a")),
+        Part("b", partial(cuda.work, "b"), capturable=False),
+    ]
+    assert run(cuda, parts, Stopwatch.off(CUDA)) == [
+        *["a {", (("a", 4, 0), True, None), "a on caller", "}"],
+        *["b {", (("b", 4, 0), False, None), "b on caller", "}"],
+    ]
+
+
+def test_parts_are_separate_if_they_are_measured(cuda, monkeypatch):
+    class Event:
+        def __init__(self, *, enable_timing):
+            assert enable_timing
+
+        def record(self, stream):
+            cuda.log.append(f"event on {stream.name}")
+
+        def query(self):
+            return False
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    parts = [Part("a", partial(cuda.work, "a")), Part("b", partial(cuda.work, "b"), stream="b's")]
+    event = "event on caller"
+    assert run(cuda, parts, Stopwatch(CUDA)) == [
+        *["a {", event, (("a", 4, 0), True, None), "a on caller", event, "}"],
+        *["b {", event, (("b", 4, 0), True, "b's"), "b on caller", event, "}"],
+    ]
+
+
+def test_a_stopwatch_that_is_off(cuda):
+    """On a GPU it marks stages in a profiler; the host's are not marked. On a CPU it does nothing."""
+    off = Stopwatch.off(CUDA)
+    with off.stage("a"), off.stage("write", host=True):
+        cuda.work("a")
+    assert cuda.log == ["a {", "a on caller", "}"] and off.seconds() == {}
+    off = Stopwatch.off(torch.device("cpu"))
+    with off.stage("b"):
+        pass
+    assert len(cuda.log) == 3 and off.seconds() == {}
+
+
+def test_a_cpu_calls_the_parts():
+    calls, stopwatch = [], Stopwatch(torch.device("cpu"))
+    executor = CpuExecutor()
+    parts = [Part("a", partial(calls.append, "a")), Part("b", partial(calls.append, "b"))]
+    for _ in range(2):
+        with executor.on_current_stream():
+            executor.run(("key",), parts, stopwatch)
+    assert calls == ["a", "b"] * 2 and list(stopwatch.seconds()) == ["a", "b"]
+    pcm = torch.zeros(3)
+    assert executor.upload(pcm)[0] is pcm
