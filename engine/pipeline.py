@@ -51,8 +51,10 @@ class Pipeline:
         avatar: also decides the device.
         batch_size: frames generated at once; by default 25 on a GPU and 8 on a CPU. The frames do
             not depend on it, except for rounding in networks that PyTorch or a GPU runs.
-        runtime: "tensorrt", "onnxruntime" or "torch"; by default the one that suits the avatar's
-            networks.
+        runtime: "tensorrt", "onnxruntime", "openvino" or "torch"; by default the one that suits the
+            avatar's networks.
+        precision: of the generator on a CPU: "fp32" (the default), or "bf16", which needs OpenVINO
+            and a CPU with AVX512_BF16 or AMX.
 
     Raises:
         InputError: the avatar has no networks, or one cannot be opened.
@@ -60,7 +62,12 @@ class Pipeline:
     """
 
     def __init__(
-        self, avatar: Avatar, *, batch_size: int | None = None, runtime: str | None = None
+        self,
+        avatar: Avatar,
+        *,
+        batch_size: int | None = None,
+        runtime: str | None = None,
+        precision: str | None = None,
     ):
         on_gpu = avatar.device.type == "cuda"
         self.batch_size = batch_size if batch_size is not None else 25 if on_gpu else 8
@@ -70,9 +77,11 @@ class Pipeline:
         if avatar.audio_encoder is None or avatar.generator is None:
             raise InputError(f"avatar {shortened(avatar.name)} was loaded without its networks")
         self._files = avatar.audio_encoder, avatar.generator
-        self.audio_encoder, self.generator = (
-            open_network(signature, file, device=self.device, runtime=runtime)
-            for signature, file in zip((AUDIO_ENCODER, GENERATOR), self._files, strict=True)
+        self.audio_encoder = open_network(
+            AUDIO_ENCODER, avatar.audio_encoder, device=self.device, runtime=runtime
+        )
+        self.generator = open_network(
+            GENERATOR, avatar.generator, device=self.device, runtime=runtime, precision=precision
         )
         self._pool: BufferPool | None = None
         if avatar.frames_on_device:

@@ -9,7 +9,8 @@ from ..errors import DeviceError, InputError
 from .network import Network
 from .signature import CHECKPOINT_SUFFIXES, Signature
 
-RUNTIMES = ("tensorrt", "onnxruntime", "torch")
+RUNTIMES = ("tensorrt", "onnxruntime", "openvino", "torch")
+PRECISIONS = ("fp32", "bf16")  # on a CPU; a GPU computes in the precision of its files
 
 
 def open_network(
@@ -18,6 +19,7 @@ def open_network(
     *,
     device: torch.device,
     runtime: str | None = None,
+    precision: str | None = None,
 ) -> Network:
     """Open a network's file with a runtime.
 
@@ -27,8 +29,11 @@ def open_network(
         device: the device of inputs and outputs.
         runtime: "tensorrt" (GPUs only: a plan, or the NAME.plan built from NAME.onnx or NAME.pth
             beside it), "onnxruntime" (a checkpoint is exported once and the result kept in the
-            user's cache folder) or "torch" (checkpoints only). By default, on a GPU, TensorRT
-            if there is a plan that fits, else ONNX Runtime, else PyTorch; on a CPU ONNX Runtime.
+            user's cache folder), "openvino" (CPUs only) or "torch" (checkpoints only). By default,
+            on a GPU, TensorRT if there is a plan that fits, else ONNX Runtime, else PyTorch; on a
+            CPU ONNX Runtime, and OpenVINO for bf16.
+        precision: of the computation on a CPU, "fp32" (the default) or "bf16", which needs OpenVINO
+            and a CPU with AVX512_BF16 or AMX.
 
     Raises:
         InputError: the file is of another network, cannot be read, or does not fit the runtime.
@@ -38,6 +43,8 @@ def open_network(
     suffix = path.suffix.lower()
     if runtime is not None and runtime not in RUNTIMES:
         raise InputError(f"runtime is {runtime!r}; expected one of: {', '.join(RUNTIMES)}")
+    if precision is not None:
+        runtime = _runtime_for(precision, runtime, device)
     if suffix == ".plan" and runtime not in (None, "tensorrt"):
         raise InputError(f"{path} is a TensorRT plan, which the {runtime} runtime does not take")
     if suffix == ".plan" or runtime == "tensorrt":
@@ -50,7 +57,8 @@ def open_network(
         plan = path if suffix == ".plan" else _plan_beside(path)
         return _open("tensorrt", signature, plan, device, f"{plan.name} was given")
     if runtime is not None:
-        return _open(runtime, signature, path, device, "as requested")
+        reason = "as requested" if precision is None else f"for {precision}, as requested"
+        return _open(runtime, signature, path, device, reason, precision or "fp32")
     if device.type == "cpu":
         return _open("onnxruntime", signature, path, device, "the default on a CPU")
     try:
@@ -64,6 +72,24 @@ def open_network(
         if suffix not in CHECKPOINT_SUFFIXES:
             raise
         return _open("torch", signature, path, device, f"{reason}; {error}")
+
+
+def _runtime_for(precision: str, runtime: str | None, device: torch.device) -> str | None:
+    """Return the runtime for a precision on a CPU.
+
+    Raises:
+        InputError: the precision is unknown, not for the device, or not for the runtime.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is {precision!r}; expected one of: {', '.join(PRECISIONS)}")
+    if device.type != "cpu":
+        raise InputError(
+            f"precision is {precision}, and the device is {device}; a GPU computes in the "
+            "precision of the network's file"
+        )
+    if precision == "bf16" and runtime not in (None, "openvino"):
+        raise InputError(f"precision is bf16, which the {runtime} runtime has not; use openvino")
+    return "openvino" if precision == "bf16" else runtime or "onnxruntime"
 
 
 def _plan_beside(path: Path) -> Path:
@@ -86,7 +112,12 @@ def _plan_beside(path: Path) -> Path:
 
 
 def _open(
-    runtime: str, signature: Signature, path: Path, device: torch.device, reason: str
+    runtime: str,
+    signature: Signature,
+    path: Path,
+    device: torch.device,
+    reason: str,
+    precision: str = "fp32",
 ) -> Network:
     network: Network
     if runtime == "tensorrt":
@@ -97,6 +128,14 @@ def _open(
         from .onnxruntime import OnnxNetwork
 
         network = OnnxNetwork(signature, path, device)
+    elif runtime == "openvino":
+        try:
+            from .openvino import OpenVinoNetwork
+        except ImportError as error:
+            raise InputError(
+                "OpenVINO is not installed: pip install openvino (or viseme[openvino])"
+            ) from error
+        network = OpenVinoNetwork(signature, path, device, precision)
     else:
         if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
             raise InputError(

@@ -1,0 +1,306 @@
+"""One live stream: speech in as it is spoken, frames and their sound out."""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import InputError
+from .features import FeatureStream, first_sample
+from .stream import BoundFrame, SpeechStream
+
+CLOCKS = ("wall", "taken")
+
+
+@dataclass
+class Piece:
+    """A frame with the sound that belongs to it.
+
+    Attributes:
+        number: counts the session's frames from 0, without gaps.
+        frames: (1, H, W, 3) uint8 RGB on the avatar's device; (0, H, W, 3) where the picture was
+            skipped because it would have been too late, or because nobody took it in time.
+        sound: (C, n) float32, the frame's samples at the session's own rate.
+        time: seconds from the session's beginning to the frame's, exactly number / fps.
+        speaking: whether the frame plays samples of an utterance.
+        end: whether it plays the last samples of an utterance.
+    """
+
+    number: int
+    frames: Tensor
+    sound: np.ndarray
+    time: Fraction
+    speaking: bool
+    end: bool
+
+
+@dataclass
+class Counts:
+    """What happened in a session so far.
+
+    Attributes:
+        frames: frames handed out.
+        late: frames made after the time at which they were due.
+        skipped: frames whose picture was skipped.
+        underruns: how often an utterance ran dry before its end.
+        interruptions: how often speech was interrupted.
+    """
+
+    frames: int = 0
+    late: int = 0
+    skipped: int = 0
+    underruns: int = 0
+    interruptions: int = 0
+
+
+class SessionState:
+    """A session as the scheduler sees it. `lock` guards all of it.
+
+    Args:
+        stream: the session's speech.
+        features: of that speech.
+        picture: makes the avatar's frame number out of a frame's number.
+        clock: "wall" or "taken".
+        begin: time at which frame 0 is due.
+        ahead: frames that may be made before they are due or asked for.
+        wake: called when the scheduler may have something to do.
+    """
+
+    def __init__(
+        self,
+        stream: SpeechStream,
+        features: FeatureStream,
+        picture: Callable[[int], int],
+        *,
+        fps: Fraction,
+        clock: str,
+        begin: float,
+        ahead: int,
+        wake: Callable[[], None],
+    ):
+        self.lock = threading.RLock()
+        self.stream, self.features, self.picture = stream, features, picture
+        self.fps, self.clock, self.begin, self.ahead, self._wake = fps, clock, begin, ahead, wake
+        self.counts, self.generation, self.closed = Counts(), 0, False
+        self.queue: deque[Piece] = deque()
+        self.last_taken = begin
+        self.taken = 0  # the first frame that nobody got
+        self._arrived = threading.Condition(self.lock)
+        self._waiters: deque[tuple[asyncio.AbstractEventLoop, asyncio.Future]] = deque()
+        self.wanted = 0  # takers that wait
+        self.in_flight = 0  # frames that are bound and not delivered
+
+    def due(self, frame: int) -> float:
+        """Return the time at which a frame is to be handed out."""
+        return self.begin + float(frame / self.fps)
+
+    def deliver(self, piece: Piece, now: float) -> None:
+        """Queue a piece; a client that is slow loses pictures, never sound."""
+        self.queue.append(piece)
+        if self.clock == "wall" and now > self.due(piece.number):
+            self.counts.late += 1
+        extra = len(self.queue) - 2 * self.ahead - 2
+        if extra > 0 and len(self.queue[extra - 1].frames):
+            old = self.queue[extra - 1]
+            old.frames = old.frames[:0]
+            self.counts.skipped += 1
+        self._notify()
+
+    def take(self, now: float) -> Piece | None:
+        """Return the next piece, None if there is none yet."""
+        if not self.queue:
+            return None
+        piece = self.queue.popleft()
+        self.taken, self.last_taken = piece.number + 1, now
+        self.counts.frames += 1
+        self._wake()
+        return piece
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait until there is a piece or the session is closed."""
+        self.wanted += 1
+        try:
+            return self._arrived.wait_for(lambda: self.closed or bool(self.queue), timeout)
+        finally:
+            self.wanted -= 1
+
+    def waiter(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future:
+        future = loop.create_future()
+        self.wanted += 1
+        self._waiters.append((loop, future))
+        return future
+
+    def interrupt(self) -> None:
+        if self.stream.waiting or any(piece.speaking for piece in self.queue):
+            self.counts.interruptions += 1
+        self.generation += 1
+        self.queue.clear()
+        self.stream.interrupt(self.taken)
+
+    def close(self) -> None:
+        self.closed = True
+        self.queue.clear()
+        self._notify()
+        self._wake()
+
+    def forget(self) -> None:
+        """Drop what no frame needs any more, even after an interruption."""
+        self.stream.forget(self.taken, first_sample(self.taken, self.fps))
+        self.features.forget(self.taken)
+
+    def _notify(self) -> None:
+        self._arrived.notify_all()
+        while self._waiters:
+            loop, future = self._waiters.popleft()
+            self.wanted -= 1
+            try:
+                loop.call_soon_threadsafe(_finish, future)
+            except RuntimeError:  # the loop is closed, and so is whoever waited
+                continue
+
+
+def _finish(future: asyncio.Future) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class Session:
+    """A live stream with one avatar. Made by `Live.open`; any thread or coroutine may use it.
+
+    Iterate over it, with `for` or `async for`, to get its pieces until it is closed.
+
+    Attributes:
+        sample_rate: of the sound in and out, Hz.
+        channels: of the sound in and out.
+        fps: frames a second.
+    """
+
+    def __init__(
+        self,
+        state: SessionState,
+        *,
+        sample_rate: int,
+        channels: int,
+        now: Callable[[], float],
+    ):
+        self._state, self._now = state, now
+        self.sample_rate, self.channels, self.fps = sample_rate, channels, state.fps
+
+    @property
+    def counts(self) -> Counts:
+        """What happened so far."""
+        self._state.counts.underruns = self._state.stream.underruns
+        return self._state.counts
+
+    def push(self, sound: np.ndarray | Tensor) -> None:
+        """Append speech to the utterance that has not ended, or begin one.
+
+        Args:
+            sound: (S,) or (C, S), int16 or float32 in [-1, 1], at the session's rate.
+
+        Raises:
+            InputError: another shape or dtype, a sample that is not finite, more than ten minutes
+                that wait, or a closed session.
+        """
+        samples = _as_float(sound, self.channels)
+        with self._state.lock:
+            self._check_open()
+            if not self._state.stream.push(samples):
+                waiting = self._state.stream.waiting_samples / self.sample_rate
+                raise InputError(
+                    f"{waiting:.0f} s of speech wait to be shown; push more when some are taken"
+                )
+        self._state._wake()
+
+    def flush(self) -> None:
+        """End the utterance: what follows it is silence, and it waits for no more speech."""
+        with self._state.lock:
+            self._check_open()
+            self._state.stream.flush()
+        self._state._wake()
+
+    def interrupt(self) -> Fraction:
+        """Drop all speech that nobody got. Its sound fades out over 10 ms, the mouth closes.
+
+        LiveKit calls this `clear_buffer`.
+
+        Returns:
+            Seconds from the session's beginning to the end of what was handed out.
+        """
+        with self._state.lock:
+            self._check_open()
+            self._state.interrupt()
+            position = self._state.taken / self.fps
+        self._state._wake()
+        return position
+
+    def take(self, timeout: float | None = None) -> Piece | None:
+        """Wait for the next piece. None after `timeout` seconds, or when the session is closed."""
+        state = self._state
+        with state.lock:
+            state._wake()
+            while not state.queue:
+                if state.closed or not state.wait(timeout):
+                    return None
+            return state.take(self._now())
+
+    def close(self) -> None:
+        """End the session and free what it holds. Closing twice does nothing."""
+        with self._state.lock:
+            if not self._state.closed:
+                self._state.close()
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Piece]:
+        while (piece := self.take()) is not None:
+            yield piece
+
+    async def __aiter__(self) -> AsyncIterator[Piece]:
+        state, loop = self._state, asyncio.get_running_loop()
+        while True:
+            with state.lock:
+                piece = state.take(self._now())
+                if piece is None and state.closed:
+                    return
+                future = state.waiter(loop) if piece is None else None
+            if piece is not None:
+                yield piece
+            elif future is not None:
+                state._wake()
+                await future
+
+    def _check_open(self) -> None:
+        if self._state.closed:
+            raise InputError("the session is closed")
+
+
+def _as_float(sound: np.ndarray | Tensor, channels: int) -> np.ndarray:
+    """Return (C, n) float32 samples, copied."""
+    samples = sound.detach().cpu().numpy() if isinstance(sound, Tensor) else np.asarray(sound)
+    if samples.ndim == 1:
+        samples = samples[None]
+    if samples.ndim != 2 or samples.shape[0] != channels:
+        expected = "(S,)" if channels == 1 else f"({channels}, S)"
+        raise InputError(f"sound has the shape {tuple(sound.shape)}; expected {expected}")
+    if samples.dtype == np.int16:
+        return samples.astype(np.float32) / 32768
+    if samples.dtype != np.float32:
+        raise InputError(f"sound is {samples.dtype}; expected int16 or float32")
+    if not np.isfinite(samples).all():
+        raise InputError("sound has a sample that is not finite")
+    return samples.copy()
+
+
+def piece_of(bound: BoundFrame, frames: Tensor, fps: Fraction) -> Piece:
+    """Make the piece of a bound frame."""
+    return Piece(bound.number, frames, bound.sound, bound.number / fps, bound.speaking, bound.end)

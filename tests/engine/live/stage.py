@@ -1,0 +1,130 @@
+"""Live sessions without networks: a renderer that remembers what it was asked for, and a clock."""
+
+from fractions import Fraction
+
+import numpy as np
+import torch
+
+import kernels
+from engine.live.convert import SpeechConverter
+from engine.live.features import FeatureStream
+from engine.live.scheduler import Job, Scheduler
+from engine.live.session import Piece, Session, SessionState
+from engine.live.stream import SpeechStream
+
+
+def encode(windows: np.ndarray) -> np.ndarray:
+    """(n, 512) features that depend on every value of a window."""
+    rows = windows.reshape(len(windows), -1)
+    return np.concatenate([rows[:, ::5] + rows[:, 1::5], rows[:, 2::5] - rows[:, 3::5]], axis=1)
+
+
+class FakeRenderer:
+    """Keeps every job; a frame is its number among them."""
+
+    def __init__(self, batch_size: int = 8, seconds: float = 0.0, clock: "Clock | None" = None):
+        self.batch_size, self.jobs, self.batches = batch_size, list[Job](), list[int]()
+        self._seconds, self._clock = seconds, clock
+        window = np.full((1, 1, kernels.MEL_BANDS, kernels.MEL_WINDOW_ROWS), -4, np.float32)
+        self.silence = self.encode(window)[0]
+
+    def encode(self, windows: np.ndarray) -> np.ndarray:
+        return encode(windows)
+
+    def render(self, jobs: list[Job]) -> list[torch.Tensor]:
+        self.batches.append(len(jobs))
+        frames = []
+        for job in jobs:
+            frames.append(torch.tensor([len(self.jobs)]).view(1, 1, 1, 1))
+            self.jobs.append(job)
+        if self._clock is not None:
+            self._clock.time += self._seconds * len(jobs)
+        return frames
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.time = 100.0
+
+    def __call__(self) -> float:
+        return self.time
+
+
+class Stage:
+    """A scheduler that tests step by hand."""
+
+    def __init__(self, *, batch_size: int = 8, seconds: float = 0.0, abandoned: float = 10.0):
+        self.clock = Clock()
+        self.renderer = FakeRenderer(batch_size, seconds, self.clock)
+        self.scheduler = Scheduler(self.renderer, now=self.clock, abandoned=abandoned)
+
+    def open(
+        self,
+        *,
+        fps: Fraction = Fraction(25),
+        sample_rate: int = 16000,
+        channels: int = 1,
+        prebuffer: float = 0.45,
+        clock: str = "taken",
+        ahead: int = 3,
+    ) -> Session:
+        stream = SpeechStream(
+            fps,
+            sample_rate,
+            channels,
+            prebuffer=prebuffer,
+            converter=lambda: SpeechConverter(sample_rate),
+        )
+        state = SessionState(
+            stream,
+            FeatureStream(fps, self.renderer.silence),
+            lambda number: number,
+            fps=fps,
+            clock=clock,
+            begin=self.clock() + ahead / float(fps),
+            ahead=ahead,
+            wake=lambda: None,
+        )
+        self.scheduler.add(state)
+        return Session(state, sample_rate=sample_rate, channels=channels, now=self.clock)
+
+    def settle(self) -> None:
+        """Do all that can be done at this time."""
+        for _ in range(10_000):
+            delay = self.scheduler.step()
+            if delay is None or delay > 0:
+                return
+        raise AssertionError("the scheduler does not come to rest")
+
+    def advance(self, seconds: float, step: float = 0.005) -> None:
+        end = self.clock.time + seconds
+        while self.clock.time < end - 1e-9:
+            delay = self.scheduler.step()
+            if delay is None or delay > 0:
+                self.clock.time = min(self.clock.time + step, end)
+
+    def take(self, session: Session, most: int) -> list[Piece]:
+        """Take up to `most` pieces as fast as they can be made."""
+        state, taken = session._state, []
+        state.wanted += 1
+        for _ in range(most):
+            if not state.queue and state.clock == "taken":
+                self.settle()
+            piece = state.take(self.clock())
+            if piece is None:
+                break
+            taken.append(piece)
+        state.wanted -= 1
+        return taken
+
+    def job(self, piece: Piece) -> Job:
+        return self.renderer.jobs[int(piece.frames)]
+
+
+def expected_audio(pcm: np.ndarray, count: int, fps: Fraction) -> np.ndarray:
+    """(count, 32, 16, 16): what a render of the whole stream gives the generator."""
+    pcm = np.concatenate([pcm, np.zeros(16000, np.float32)])
+    mel = kernels.log_mel(torch.from_numpy(pcm))
+    windows = kernels.mel_windows(mel, fps=float(fps))
+    features = torch.from_numpy(encode(windows.numpy()))
+    return kernels.feature_windows(features, start=0, count=count).numpy()

@@ -1,0 +1,361 @@
+"""When frames are made, with a clock that the tests move."""
+
+import asyncio
+import gc
+import threading
+import weakref
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from engine.errors import InputError
+from engine.live.session import Session
+from engine.live.timing import first_feature_of, first_row, rows_needed, samples_needed
+from tests.engine.live.stage import Stage
+from tests.engine.live.test_exactness import voice
+
+
+def test_a_frame_depends_on_this_much_speech():
+    """By hand: mel rows to int(3.2 (i + 6)) + 15, samples to 200 times that row + 400."""
+    fps = Fraction(25)
+    assert samples_needed(0, fps) == 200 * (int(3.2 * 6) + 15) + 400 == 7200
+    for frame in range(200):
+        row = int(3.2 * (frame + 6)) + 15
+        assert rows_needed(frame, fps) == row + 1
+        assert samples_needed(frame, fps) == 200 * row + 400
+        assert 0.442 <= samples_needed(frame, fps) / 16000 - frame / 25 <= 0.453
+    for row in range(400):
+        feature = first_feature_of(row, fps)
+        assert first_row(feature, fps) + 15 >= row
+        assert feature == 0 or first_row(feature - 1, fps) + 15 < row
+
+
+def test_an_utterance_waits_for_its_prebuffer():
+    stage = Stage()
+    session = stage.open(clock="wall")
+    stage.advance(1.0)
+    stage.take(session, 100)
+    session.push(voice(1, 7199))
+    stage.advance(1.0)
+    assert not any(piece.speaking for piece in stage.take(session, 100))
+    session.push(voice(2, 1))
+    stage.advance(0.5)
+    pieces = stage.take(session, 100)
+    assert pieces[0].speaking and pieces[0].sound[0, 0] == voice(1, 1)[0]
+
+
+@pytest.mark.parametrize("count", [1, 100, 5000])
+def test_a_flush_places_what_is_there(count):
+    stage = Stage()
+    session = stage.open(clock="wall")
+    session.push(voice(1, count))
+    session.flush()
+    stage.advance(1.5)
+    pieces = stage.take(session, 100)
+    assert [piece.speaking for piece in pieces[:9]] == [n * 640 < count for n in range(9)]
+    assert [piece.number for piece in pieces if piece.end] == [(count - 1) // 640]
+    assert session.counts.underruns == 0
+
+
+def test_frames_come_in_real_time_and_little_before():
+    stage = Stage()
+    session = stage.open(clock="wall")
+    begin, seen = stage.clock.time, []
+    for _ in range(500):
+        stage.advance(0.01, step=0.01)
+        stage.settle()
+        seen += [(piece, stage.clock.time - begin) for piece in stage.take(session, 100)]
+    assert len(seen) == pytest.approx(125, abs=1)
+    for piece, time in seen:  # due 3 frames after the session was opened, and made up to 3 earlier
+        assert -1e-6 <= time - float(piece.time) <= 0.12
+    assert session.counts.late == 0
+
+
+def test_speech_that_is_not_there_yet_is_waited_for_until_its_frame_is_due():
+    """A microphone that delivers as it goes: nothing is assumed, since nothing is made early."""
+    stage = Stage()
+    session = stage.open(clock="wall")
+    speech = voice(1, 32_000)
+    for part in np.array_split(speech, 100):
+        session.push(part)
+        stage.advance(0.02)
+    session.flush()
+    stage.advance(1.0)
+    pieces = stage.take(session, 200)
+    first = next(piece.number for piece in pieces if piece.speaking)
+    sound = np.concatenate([piece.sound[0] for piece in pieces[first:]])
+    assert np.array_equal(sound[: len(speech)], speech)
+    assert session.counts.underruns == 0 and session.counts.late == 0
+    # 0.45 s behind, the frame that was begun, and what is made ahead
+    assert first / 25 <= 0.45 + 0.04
+
+
+def test_an_utterance_that_runs_dry():
+    stage = Stage()
+    session = stage.open(clock="wall")
+    session.push(voice(1, 16_000))
+    stage.advance(2.0)
+    assert session.counts.underruns == 1
+    session.push(voice(2, 16_000))
+    session.flush()
+    stage.advance(2.0)
+    pieces = stage.take(session, 200)
+    sound = np.concatenate([piece.sound[0] for piece in pieces])
+    (loud,) = np.nonzero(sound)
+    assert np.array_equal(sound[loud[0] : loud[0] + 16_000], voice(1, 16_000))
+    assert [piece.end for piece in pieces].count(True) == 1
+    assert session.counts.underruns == 1
+
+
+def test_after_an_interruption_at_most_two_old_frames_come():
+    stage = Stage()
+    session = stage.open(clock="wall")
+    session.push(voice(1, 80_000))
+    stage.advance(1.0)
+    before = stage.take(session, 10)
+    assert before[-1].speaking
+    session.interrupt()
+    stage.advance(1.0)
+    after = stage.take(session, 100)
+    assert after[0].number == before[-1].number + 1
+    assert not any(piece.speaking for piece in after)
+    assert not after[1].sound.any() and after[0].sound[0, 1] != 0
+    assert session.counts.interruptions == 1
+
+
+def test_what_was_being_made_during_an_interruption_does_not_come():
+    stage = Stage()
+    session = stage.open(clock="wall")
+    session.push(voice(1, 80_000))
+    render = stage.renderer.render
+
+    def interrupted(jobs):
+        stage.renderer.render = render
+        session.interrupt()
+        return render(jobs)
+
+    stage.advance(0.3)
+    taken = stage.take(session, 3)
+    stage.renderer.render = interrupted
+    stage.advance(1.0)
+    pieces = [*taken, *stage.take(session, 100)]
+    assert [piece.number for piece in pieces] == list(range(len(pieces)))
+    assert [piece.speaking for piece in pieces].count(True) == 3
+
+
+def test_a_device_that_is_too_slow_skips_pictures_and_never_sound():
+    stage = Stage(batch_size=1, seconds=0.1)
+    session = stage.open(clock="wall")
+    speech = voice(1, 48_000)
+    session.push(speech)
+    session.flush()
+    pieces = []
+    for _ in range(100):
+        stage.advance(0.04)
+        pieces += stage.take(session, 100)
+    assert [piece.number for piece in pieces] == list(range(len(pieces)))
+    sound = np.concatenate([piece.sound[0] for piece in pieces])
+    assert np.array_equal(sound[: len(speech)], speech)
+    shown = [piece for piece in pieces if len(piece.frames)]
+    assert 0.3 < len(shown) / len(pieces) < 0.5  # one in 0.1 s
+    assert session.counts.skipped == len(pieces) - len(shown)
+    assert session.counts.late >= len(shown) // 2
+
+
+def test_a_client_that_is_slow_loses_pictures_and_never_sound():
+    stage = Stage()
+    slow, other = stage.open(clock="wall"), stage.open(clock="wall")
+    speech = voice(1, 64_000)
+    slow.push(speech)
+    slow.flush()
+    got = []
+    for _ in range(50):
+        stage.advance(0.1)
+        got += stage.take(other, 100)
+    assert all(len(piece.frames) for piece in got) and other.counts.skipped == 0
+    pieces = stage.take(slow, 200)
+    sound = np.concatenate([piece.sound[0] for piece in pieces])
+    assert np.array_equal(sound[: len(speech)], speech)
+    assert sum(len(piece.frames) for piece in pieces) <= 8
+    assert slow.counts.skipped == sum(not len(piece.frames) for piece in pieces)
+
+
+def test_who_never_takes_is_closed():
+    stage = Stage(abandoned=5.0)
+    left, other = stage.open(clock="wall"), stage.open(clock="wall")
+    for _ in range(60):
+        stage.advance(0.1, step=0.02)
+        stage.take(other, 100)
+    assert len(stage.scheduler) == 1
+    assert left.take() is None
+    with pytest.raises(InputError, match="the session is closed"):
+        left.push(voice(1, 10))
+
+
+def test_the_first_due_come_first():
+    """With room for one frame at a time, no session waits behind another."""
+    stage = Stage(batch_size=1, seconds=0.008)
+    sessions = [stage.open(clock="wall") for _ in range(4)]  # 0.8 of the time
+    for _ in range(100):
+        stage.advance(0.04)
+        for session in sessions:
+            stage.take(session, 100)
+    for session in sessions:
+        assert session.counts.late == session.counts.skipped == 0
+        assert session.counts.frames == pytest.approx(100, abs=4)
+
+
+@pytest.mark.parametrize(
+    ("sound", "message"),
+    [
+        (np.zeros((3, 10), np.float32), r"the shape \(3, 10\); expected \(2, S\)"),
+        (np.zeros((2, 10), np.float64), "sound is float64; expected int16 or float32"),
+        (np.full((2, 10), np.nan, np.float32), "not finite"),
+    ],
+)
+def test_sound_of_no_use(sound, message):
+    session = Stage().open(channels=2)
+    with pytest.raises(InputError, match=message):
+        session.push(sound)
+    session.push(np.zeros((2, 0), np.int16))
+
+
+def test_no_more_than_ten_minutes_wait():
+    session = Stage().open(sample_rate=8000)
+    for _ in range(10):
+        session.push(np.ones(8000 * 60, np.int16))
+    with pytest.raises(InputError, match="600 s of speech wait"):
+        session.push(np.ones(1, np.int16))
+
+
+# --- threads and coroutines ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def running():
+    """A scheduler at work in its thread; as-taken sessions need no real time."""
+    stage = Stage()
+    stage.scheduler.start()
+    stage.wake = stage.scheduler.wake
+    yield stage
+    stage.scheduler.close()
+    assert not any(thread.name == "viseme-live" for thread in threading.enumerate())
+
+
+def opened(stage: Stage, **options) -> Session:
+    session = stage.open(**options)
+    session._state._wake = stage.scheduler.wake
+    return session
+
+
+def talk(session: Session, seed: int) -> np.ndarray:
+    session.push(voice(seed, 20_000))
+    session.flush()
+    pieces = []
+    for piece in session:
+        pieces.append(piece)
+        if piece.end:
+            break
+    return np.concatenate([piece.sound[0] for piece in pieces])[:20_000]
+
+
+def test_from_threads(running):
+    results = {}
+
+    def client(number):
+        with opened(running) as session:
+            results[number] = talk(session, number)
+
+    clients = [threading.Thread(target=client, args=(n,)) for n in range(20)]
+    for thread in clients:
+        thread.start()
+    for thread in clients:
+        thread.join(60)
+    assert all(np.array_equal(results[n], voice(n, 20_000)) for n in range(20))
+    running.scheduler.step()
+    assert len(running.scheduler) == 0
+
+
+def test_from_coroutines(running):
+    async def client(number):
+        session = opened(running)
+        session.push(voice(number, 20_000))
+        session.flush()
+        pieces = []
+        async for piece in session:
+            pieces.append(piece)
+            if piece.end:
+                break
+        session.close()
+        return np.concatenate([piece.sound[0] for piece in pieces])[:20_000]
+
+    async def all_of_them():
+        return await asyncio.gather(*(client(n) for n in range(20)))
+
+    for number, sound in enumerate(asyncio.run(all_of_them())):
+        assert np.array_equal(sound, voice(number, 20_000))
+
+
+def test_a_cancelled_coroutine_and_a_forgotten_session(running):
+    async def impatient():
+        session = opened(running)  # nothing is pushed into it, and its clock waits for takers
+        session.push(voice(1, 100))  # too little to begin
+        task = asyncio.ensure_future(anext(aiter(session)))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        session.flush()
+        async for piece in session:
+            assert piece.number == 0
+            break
+        session.close()
+
+    asyncio.run(impatient())
+
+
+def test_fifty_sessions_come_and_go(running):
+    """Closed, dropped, killed in the middle: nothing is left, and one that stays did not notice."""
+    stays = opened(running)
+    states = []
+    for number in range(50):
+        session = opened(running)
+        states.append(weakref.ref(session._state))
+        session.push(voice(number, 9_000))
+        if number % 3 == 0:
+            session.take(5)
+            session.close()
+        elif number % 3 == 1:
+            session.flush()
+            session._state.lock.acquire()
+            session._state.close()  # as an abandoned one is closed
+            session._state.lock.release()
+        else:
+            weakref.finalize(session, _close, session._state)
+        del session
+    assert np.array_equal(talk(stays, 99), voice(99, 20_000))
+    stays.close()
+    running.scheduler.close()
+    running.scheduler.step()
+    gc.collect()
+    assert len(running.scheduler) == 0
+    assert not any(state() for state in states)
+
+
+def _close(state) -> None:
+    with state.lock:
+        state.close()
+
+
+def test_a_failure_ends_the_sessions_and_says_so(running, capfd):
+    session = opened(running)
+
+    def broken(jobs):
+        raise RuntimeError("out of luck")
+
+    running.renderer.render = broken
+    session.push(voice(1, 20_000))
+    assert session.take(30) is None
+    assert str(running.scheduler.failure) == "out of luck"
+    assert "out of luck" in capfd.readouterr().err

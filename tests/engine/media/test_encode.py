@@ -1,0 +1,86 @@
+"""Live frames encoded: decoded again by FFmpeg and Pillow, in order, keyframes where asked for."""
+
+import io
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine.media.encode import EncoderPool, H264Encoder, JpegEncoder
+
+
+def pictures(count: int, height: int, width: int) -> np.ndarray:
+    """Smooth pictures that differ in where a bright spot is."""
+    y, x = np.mgrid[:height, :width]
+    frames = np.empty((count, height, width, 3), np.uint8)
+    for number, frame in enumerate(frames):
+        frame[..., 0] = 255 * x / width
+        frame[..., 1] = 255 * y / height
+        frame[..., 2] = 40 + 20 * (number % 8)
+    return frames
+
+
+def decode(packets: list[bytes]) -> list[np.ndarray]:
+    codec = av.CodecContext.create("h264", "r")
+    frames = [f for data in packets for f in codec.decode(av.Packet(data))]
+    return [frame.to_ndarray(format="rgb24") for frame in [*frames, *codec.decode(None)]]
+
+
+@pytest.mark.parametrize("size", [(64, 96), (63, 95)])
+def test_h264(size):
+    """Every frame comes out at once, and is what went in."""
+    frames = pictures(40, *size)
+    encoder = H264Encoder(*size, Fraction(25), crf=12)
+    encoded = [encoder.encode(frame, keyframe=number == 7) for number, frame in enumerate(frames)]
+    assert [frame.number for frame in encoded] == list(range(40))
+    assert [frame.number for frame in encoded if frame.keyframe] == [0, 7, 32]  # each second, asked
+    assert all(frame.data.startswith(b"\0\0\0\1") for frame in encoded)
+    decoded = decode([frame.data for frame in encoded])
+    assert len(decoded) == 40
+    for before, after in zip(frames, decoded, strict=True):
+        after = after[: size[0], : size[1]].astype(int)
+        assert (
+            np.abs(after - before).mean() < 3
+        )  # an inch off in range or matrix would be 8 and more
+
+
+def test_a_keyframe_needs_no_frames_before_it():
+    frames = pictures(12, 64, 64)
+    encoder = H264Encoder(64, 64, Fraction(25))
+    encoded = [encoder.encode(frame, keyframe=number == 8) for number, frame in enumerate(frames)]
+    (first, *_) = decode([frame.data for frame in encoded[8:]])
+    assert np.abs(first.astype(int) - frames[8]).mean() < 6
+
+
+def test_jpeg():
+    (frame,) = pictures(1, 50, 70)
+    encoded = JpegEncoder(quality=95).encode(frame)
+    assert encoded.keyframe and encoded.number == 0
+    decoded = np.asarray(Image.open(io.BytesIO(encoded.data)))
+    assert np.abs(decoded.astype(int) - frame).mean() < 3
+
+
+def test_a_pool_keeps_the_order_of_each_session():
+    frames = pictures(30, 32, 32)
+
+    class Slow:
+        def __init__(self):
+            self.seen = []
+
+        def encode(self, rgb, *, keyframe=False):
+            self.seen.append(int(rgb[0, 0, 2]))
+            if len(self.seen) == 3:
+                raise RuntimeError("broken")
+            return len(self.seen)
+
+    encoders = [Slow() for _ in range(5)]
+    with EncoderPool(3) as pool:
+        queues = [pool.queue(encoder) for encoder in encoders]
+        futures = [[queue.submit(frame) for queue in queues] for frame in frames]
+    for encoder in encoders:
+        assert encoder.seen == [int(frame[0, 0, 2]) for frame in frames]
+    with pytest.raises(RuntimeError, match="broken"):
+        futures[2][0].result()
+    assert [future.result() for future in futures[3]] == [4] * 5

@@ -1,0 +1,143 @@
+"""OpenVINO next to ONNX Runtime: what it computes, whatever the batch; who may ask for what."""
+
+import json
+import threading
+
+import pytest
+import torch
+
+import kernels
+from engine import Avatar, InputError, Pipeline
+from engine.runtime import open_network
+from engine.runtime.signature import AUDIO_ENCODER, GENERATOR
+from tests.conftest import DEMO
+
+openvino = pytest.importorskip("openvino", reason="OpenVINO is not installed")
+from engine.runtime import openvino as openvino_runtime  # noqa: E402
+
+CPU = torch.device("cpu")
+SIGNATURES = {"generator": GENERATOR, "audio_encoder": AUDIO_ENCODER}
+
+
+@pytest.fixture(scope="module")
+def faces(person) -> tuple[torch.Tensor, torch.Tensor]:
+    """Five faces of the demo, and audio as it comes out of a ReLU."""
+    boxes = torch.tensor(json.loads((DEMO / "boxes.json").read_text())[:50:10], dtype=torch.int32)
+    pictures, _ = kernels.face_input(person[:5], boxes, torch.arange(5), dtype=torch.float32)
+    audio = torch.randn(5, 32, 16, 16, generator=torch.Generator().manual_seed(0)).clamp_(min=0)
+    return pictures, audio
+
+
+def run(network, inputs, signature) -> torch.Tensor:
+    (shape,) = signature.outputs.values()
+    return network(*inputs, out=torch.empty(len(inputs[0]), *shape))
+
+
+@pytest.mark.parametrize("kind", SIGNATURES)
+def test_float32_is_what_onnx_runtime_computes(networks, faces, kind):
+    signature = SIGNATURES[kind]
+    inputs = faces
+    if kind == "audio_encoder":
+        inputs = (torch.rand(5, 1, 80, 16, generator=torch.Generator().manual_seed(1)) * 8 - 4,)
+    path = networks[kind]
+    expected = run(open_network(signature, path, device=CPU), inputs, signature)
+    network = open_network(signature, path, device=CPU, runtime="openvino")
+    assert network.description.startswith("OpenVINO ") and "float32" in network.description
+    error = (run(network, inputs, signature) - expected).abs().max() / expected.abs().max()
+    assert error < 1e-4
+
+
+@pytest.fixture
+def bf16():
+    if not openvino_runtime.has_bf16():
+        pytest.skip("this CPU does not multiply bfloat16")
+
+
+def test_bf16_is_close_to_float32(faces, bf16, export_cache, monkeypatch):
+    """The bound is numerics.md's: a PSNR of 55 dB, of the demo's trained generator on faces."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(export_cache))
+    trained = DEMO / "generator.safetensors"
+    expected = run(open_network(GENERATOR, trained, device=CPU), faces, GENERATOR)
+    network = open_network(GENERATOR, trained, device=CPU, precision="bf16")
+    assert "bfloat16" in network.description
+    squares = (run(network, faces, GENERATOR) - expected).square().mean()
+    assert -10 * torch.log10(squares) >= 55
+    assert squares > 0  # it is another precision
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_row_does_not_depend_on_its_batch(networks, faces, precision, request):
+    if precision == "bf16":
+        request.getfixturevalue("bf16")
+    options = {"runtime": "openvino", "precision": precision}
+    network = open_network(GENERATOR, networks["generator"], device=CPU, **options)
+    whole = run(network, faces, GENERATOR)
+    for first, last in ((0, 1), (1, 3), (3, 5)):
+        part = tuple(tensor[first:last] for tensor in faces)
+        assert torch.equal(run(network, part, GENERATOR), whole[first:last])
+
+
+def test_several_threads_at_once(networks, faces):
+    network = open_network(GENERATOR, networks["generator"], device=CPU, runtime="openvino")
+    expected, results = run(network, faces, GENERATOR), {}
+
+    def work(number):
+        results[number] = run(network, faces, GENERATOR)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(result, expected) for result in results.values())
+
+
+def test_pipelines_share_a_network(networks):
+    one, two = (
+        open_network(GENERATOR, networks["generator"], device=CPU, runtime="openvino")
+        for _ in range(2)
+    )
+    assert one._compiled is two._compiled
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "message"),
+    [
+        ({"precision": "int8"}, "cpu", "precision is 'int8'; expected one of: fp32, bf16"),
+        ({"precision": "bf16"}, "cuda", "a GPU computes in the precision of the network's file"),
+        (
+            {"precision": "bf16", "runtime": "onnxruntime"},
+            "cpu",
+            "bf16, which the onnxruntime runtime has not; use openvino",
+        ),
+        ({"runtime": "openvino"}, "cuda", "the openvino runtime runs on the CPU"),
+    ],
+)
+def test_what_cannot_be(networks, options, device, message):
+    with pytest.raises(InputError, match=message):
+        open_network(GENERATOR, networks["generator"], device=torch.device(device), **options)
+
+
+def test_a_cpu_without_bf16(networks, monkeypatch):
+    monkeypatch.setattr(openvino_runtime, "has_bf16", lambda: False)
+    with pytest.raises(InputError, match="neither AVX512_BF16 nor AMX; expected fp32"):
+        open_network(GENERATOR, networks["generator"], device=CPU, precision="bf16")
+
+
+def test_files_of_no_use(networks, tmp_path):
+    (tmp_path / "a.onnx").write_text("no network")
+    with pytest.raises(InputError, match=r"a\.onnx cannot be read by OpenVINO"):
+        open_network(GENERATOR, tmp_path / "a.onnx", device=CPU, runtime="openvino")
+    with pytest.raises(InputError, match="is not the ONNX of a"):
+        open_network(GENERATOR, networks["audio_encoder"], device=CPU, runtime="openvino")
+
+
+def test_a_render(native, bf16, speech):
+    """The generator alone changes: what it hears stays float32."""
+    pipeline = Pipeline(Avatar.load(native), precision="bf16")
+    assert "bfloat16" in pipeline.generator.description
+    assert "ONNX Runtime" in pipeline.audio_encoder.description
+    (frames,) = pipeline.render(speech[:3200])
+    (expected,) = Pipeline(Avatar.load(native)).render(speech[:3200])
+    difference = (frames.int() - expected.int()).abs().float()
+    assert 0 < difference.mean() < 3  # of a network with random weights, which rounds more
