@@ -26,7 +26,12 @@ from engine.command import program
 from engine.runtime import RUNTIMES
 from examples import network_files
 
-NAMES = {"tensorrt": "TensorRT", "onnxruntime": "ONNX Runtime", "torch": "PyTorch"}
+NAMES = {
+    "tensorrt": "TensorRT",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "torch": "PyTorch",
+}
 SPLIT, EAGER, CPU_ONLY = "split design", "PyTorch eager", "CPU"
 PACKAGES = (
     "torch", "triton", "onnxruntime", "tensorrt", "tensorrt_rtx", "librosa", "cv2", "numpy",

@@ -46,8 +46,9 @@ def _feature_windows(features, stride, count, start, out):
     window = tl.program_id(0).to(tl.int64)
     row = start + window - _FEATURES_PER_FRAME // 2 + tl.arange(0, _FEATURES_PER_FRAME)[:, None]
     feature = tl.arange(0, _FEATURE_DIM)[None, :]
-    source = features + tl.minimum(tl.maximum(row - 1, 0), count - 1) * stride
-    tile = tl.load(source + feature, mask=(row >= 0) & (row < count + 2), other=0)
+    source_row = tl.minimum(tl.maximum(row - 1, 0), count - 1)
+    live = (row >= 0) & (row < count + 2)
+    tile = tl.load(features + source_row * stride + feature, mask=live, other=0)
     at = tl.arange(0, _FEATURES_PER_FRAME)[:, None] * _FEATURE_DIM + feature
     tl.store(out + window * _FEATURES_PER_FRAME * _FEATURE_DIM + at, tile)
 
