@@ -2,7 +2,9 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import av
@@ -26,6 +28,7 @@ MPEG = ("mpegts", "mpeg")
 GENERIC_INDEX = 0x100
 MOST_SILENCE = 3600  # seconds for a whole file, so that broken timestamps do not fill the memory
 PLANES = 8  # from that number on, PyAV reads beyond the planes of a planar frame, and crashes
+SEARCHED = 1000  # packets, for the first frame that can be decoded: more than a group of pictures
 STILL = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 
 
@@ -86,7 +89,7 @@ def read_track(
                 yield from samples.prepare(frame)
                 if not begun:
                     begun = True
-                    sound, picture = damage.begin(time), _first_frame_time(container)
+                    sound, picture = damage.begin(time), _first_frame_time(path, container)
                     samples.skip(clock.begin(sound, picture, from_first_frame))
                 yield from samples.silence(clock.gap(time, samples.seconds))
                 yield from samples.add(frame)
@@ -134,12 +137,24 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
         return
 
 
-def _first_frame_time(container: Any) -> float | None:
-    """When a film's picture begins, in seconds; None if there is no film, but a cover at most."""
-    for stream in container.streams.video:
-        if not stream.disposition & STILL and stream.start_time is not None:
-            return float(stream.start_time * stream.time_base)
-    return None
+def _first_frame_time(path: str | os.PathLike, container: Any) -> float | None:
+    """When a film's picture begins, in seconds; None if there is no film, but a cover at most.
+
+    A film that was cut begins with frames that cannot be decoded, which are not shown.
+    """
+    films = [stream for stream in container.streams.video if not stream.disposition & STILL]
+    if not films:
+        return None
+    begin = films[0].start_time
+    with open_media(path) as again, suppress(av.error.FFmpegError):  # this one is at its sound
+        stream = again.streams[films[0].index]
+        for packet in islice(again.demux(stream), SEARCHED if stream.codec_context else 0):
+            with suppress(av.error.InvalidDataError):
+                times = [frame.pts for frame in packet.decode() if frame.pts is not None]
+                if times:
+                    begin = min(times)
+                    break
+    return None if begin is None else float(begin * films[0].time_base)
 
 
 def _channel_names(context: Any) -> tuple[str, ...]:

@@ -38,6 +38,7 @@ def write_sound(
     picture: str | None = None,
     frames: int = 50,
     picture_at: float = 0,
+    cut: int = 0,
     at: float = 0,
     times: Callable[[float], float | None] = lambda time: time,
     spoilt: Callable[[float], bool] = lambda time: False,
@@ -50,6 +51,8 @@ def write_sound(
 
     Args:
         picture: the codec of a video of so many `frames` at 25 a second, from `picture_at` on.
+            Every 25th is a keyframe.
+        cut: how many frames are left out at the beginning of the video.
         at: when the sound begins, in seconds.
         times: from the time of a packet to the one that is written, None to lose the packet.
         spoilt: whether the packet of a time is made to be undecodable.
@@ -60,7 +63,7 @@ def write_sound(
     packets = []
     with av.open(str(path), "w", options=muxer or {}) as container:
         if picture:
-            packets += _pictures(container, picture, frames, picture_at)
+            packets += _pictures(container, picture, frames, picture_at)[cut:]
         for number, samples in enumerate(tracks):
             samples = np.atleast_2d(samples)
             stream = container.add_stream(codec, rate=rate, options=options or {})
@@ -105,7 +108,8 @@ def _spoilt(packet: av.Packet) -> av.Packet:
 
 
 def _pictures(container, codec: str, frames: int, begin: float) -> list[av.Packet]:
-    stream = container.add_stream(codec, rate=25)
+    options = {"g": "25", "sc_threshold": "0"} | ({"bf": "0"} if codec == "libx264" else {})
+    stream = container.add_stream(codec, rate=25, options=options)
     stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
     packets = []
     for number in range(frames):

@@ -321,6 +321,21 @@ def test_sound_is_on_the_clock_of_its_film(tmp_path, name, codec, picture, sound
     np.testing.assert_allclose(heard_at(sound, rate), heard_at(pcm), atol=0.001)
 
 
+@pytest.mark.parametrize("name", ["a.ts", "a.mkv"])
+def test_a_film_that_is_cut_begins_with_a_keyframe(tmp_path, name):
+    """The frames from 10 to 24 cannot be decoded without those before them."""
+    path = write_sound(tmp_path / name, SOUND, codec="mp2", picture="libx264", frames=75, cut=10)
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        begin = next(container.decode(stream)).pts - stream.start_time
+        assert begin * stream.time_base == pytest.approx(0.6)
+    pcm, _ = read(path, from_first_frame=True)
+    np.testing.assert_allclose(heard_at(pcm), AT[1:] - 1, atol=0.004)
+    delay = 481 / 48000 if name == "a.ts" or not MATROSKA_SAYS else 0
+    pcm, _ = read(path)
+    np.testing.assert_allclose(heard_at(pcm), AT + delay, atol=0.004)
+
+
 def test_a_flash_and_its_beep():
     path = ROOT / "tests" / "cases" / "late_sound.mp4"
     with av.open(str(path)) as container:
