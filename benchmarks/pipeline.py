@@ -50,7 +50,7 @@ GPU = Budget(
 CPU = Budget(BATCHES, SIZES, 25, copied=1 << 28, sample=1.0, job=60, compiling=0, total=900)
 QUICK = Budget(
     (1, 4), ((180, 320),), 4, copied=1 << 22, sample=0.01, job=120, compiling=0, total=300,
-    avatar=8, frames=(1, 4), matrix=128,
+    avatar=8, frames=(4, 4), matrix=128,
 )  # fmt: skip
 
 
