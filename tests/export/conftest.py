@@ -109,6 +109,6 @@ def exported(request, kind):
 def command():
     def run(*arguments):
         line = [sys.executable, "-m", "export", *map(str, arguments)]
-        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
     return run
