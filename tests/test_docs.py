@@ -32,7 +32,7 @@ DOCUMENTED = {
     "train": "training.md",
 }
 # the pages with Python in them, and what is made of it in the tests below
-WITH_PYTHON = {"README.md", "rendering.md", "kernels.md"}
+WITH_PYTHON = {"README.md", "rendering.md", "kernels.md", "live.md"}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 
@@ -313,6 +313,15 @@ def test_the_pipelines_python(page, monkeypatch, speech):
     names = run_python(page)
     assert names["frames"].shape == (8, 1280, 720, 3) and names["frames"].dtype == torch.uint8
     assert names["pipeline"].frame_count(speech[:16000]) == 24
+
+
+def test_the_live_python(monkeypatch, speech, capsys):
+    """In real time, with half a second of speech and networks that do nothing."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("engine.pipeline.open_network", lambda *_, **__: Stub())
+    names = run_python(DOCS / "live.md", pcm=speech[16000:28000])
+    assert names["piece"].end and names["piece"].sound.shape == (1, 960)
+    assert capsys.readouterr().out.count("(1, 960)") >= 12
 
 
 def test_the_kernels_python(person, speech):
