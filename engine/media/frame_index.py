@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from ..errors import InputError
@@ -62,10 +63,11 @@ def index_frames(reader: PacketReader) -> FrameIndex:
         order = sorted(shown, key=at.__getitem__)
         times = [at[number] for number in order]
     else:
-        order = _decoded_order(reader, shown)
+        order = _decoded_order(reader)
         times = _times(reader, order)
         # Those of an open group come between its keyframe and the next frame that can be decoded.
-        left_out = len([n for n in shown if n not in set(order) and n < sorted(order)[:2][-1]])
+        second = sorted(order)[:2][-1]
+        left_out = len({number for number in shown if number < second} - set(order))
     numbers = {packet: number for number, packet in enumerate(order)}
     return FrameIndex(order, numbers, times, _starts(reader, numbers), left_out)
 
@@ -83,15 +85,16 @@ def _says_when(reader: PacketReader, shown: list[int]) -> bool:
     )
 
 
-def _decoded_order(reader: PacketReader, shown: list[int]) -> list[int]:
+def _decoded_order(reader: PacketReader) -> list[int]:
     order = [number for number, _ in reader.decode(0)]
     if not order:
         raise InputError(f"{reader.path} has a video stream of which no frame can be decoded")
     if None in order or len(set(order)) < len(order):
         raise InputError(f"{reader.path} has packets of more than one frame; {MAKE_MP4}")
-    # Before the first frame that comes out, there may be some of which the beginning is missing.
-    lost = [number for number in shown if number > min(order) and number not in set(order)]
-    if lost and any(number > min(order) for number in reader.failed):
+    # What fails before the first frame that comes out has no beginning, and is left out.
+    first = min(order)
+    lost = {number for number in reader.failed if number > first} - set(order)
+    if lost:
         raise InputError(
             f"{reader.path} is damaged: {len(lost)} of its frames cannot be decoded, and it does "
             f"not say where they belong; {MAKE_MP4}"
@@ -101,13 +104,31 @@ def _decoded_order(reader: PacketReader, shown: list[int]) -> list[int]:
 
 def _times(reader: PacketReader, order: list[int]) -> list[int]:
     packets = reader.packets
+    guessed = []
     for kind in ("pts", "dts"):  # these are as far apart as those
         times = [getattr(packets[number], kind) for number in order]
-        if None not in times and len(set(times)) == len(times):
-            return sorted(times)
+        if None not in times:
+            if len(set(times)) == len(times):
+                return sorted(times)
+            guessed.append(sorted(times))
+    # An MPEG program stream gives the times of some frames and the rate of all. FFmpeg's guesses
+    # between these may be some frames early or late, so that two frames have the same time.
+    rate = reader.stream.average_rate
+    for times in guessed:
+        even = _even_times(times, 1 / (rate * reader.stream.time_base)) if rate else None
+        if even is not None:
+            return even
     if len(order) == 1:
         return [0]
     raise InputError(f"{reader.path} does not say when each of its frames is shown; {MAKE_MP4}")
+
+
+def _even_times(times: list[int], ticks: Fraction) -> list[int] | None:
+    """Times that are `ticks` apart, if none of them is more than three frames from what it was,
+    and the last one no more than one."""
+    even = [times[0] + round(number * ticks) for number in range(len(times))]
+    off = [abs(time - guess) for time, guess in zip(even, times, strict=True)]
+    return even if max(off) <= 3 * ticks + 1 and off[-1] <= ticks + 1 else None
 
 
 def _starts(reader: PacketReader, numbers: dict[int, int]) -> list[Start]:

@@ -27,7 +27,7 @@ class Packet(NamedTuple):
 
 
 class PacketReader:
-    """The packets of a file's first video stream, numbered as they lie in the file.
+    """The packets of a file's first video stream that is not a cover, numbered as they lie in it.
 
     Containers seek to a time, and some only to about there. Here every seek is checked: the packet
     that comes after it is looked up among those that were found when the file was opened, and
@@ -100,8 +100,12 @@ class PacketReader:
                 number += 1
 
     def decode(self, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Decode from packet `first` on: frames in the order they are shown, each after the number
-        of its packet. Packets that cannot be decoded are passed over, and counted in `failed`."""
+        """Decode from packet `first` on.
+
+        Returns:
+            An iterator over frames in the order they are shown, each with the number of its packet
+            before it. Packets that cannot be decoded are passed over, and added to `failed`.
+        """
         for packet in self.read(first):
             try:
                 frames = packet.decode()

@@ -63,6 +63,7 @@ OTHERS = [
     ("av1.mp4", "libsvtav1", {"g": "12", "preset": "12", "crf": "30"}, {}),
     ("mpeg2.mpg", "mpeg2video", MPEG, {}),
     ("mpeg1.mpg", "mpeg1video", MPEG, {}),
+    ("interlaced.mpg", "mpeg2video", {**MPEG, "flags": "+ildct+ilme"}, {}),
     ("mpeg2.vob", "mpeg2video", MPEG, {"container": "vob"}),
     ("mpeg2.ts", "mpeg2video", MPEG, {}),
     ("mpeg2.mxf", "mpeg2video", MPEG, {"container": "mxf"}),
@@ -110,6 +111,7 @@ def wrong_frames(path: Path, expected: list[np.ndarray], frames_kept: int) -> di
     return {order: numbers for order, numbers in wrong.items() if numbers}
 
 
+@pytest.mark.filterwarnings("ignore:.*is interlaced")
 @pytest.mark.parametrize(
     ("name", "codec", "options", "more"), H264 + OTHERS + RATES, ids=lambda v: str(v)[:20]
 )
@@ -183,6 +185,14 @@ def test_a_copy_without_its_first_packets(tmp_path, name, codec, lost):
     assert Video(path).stream.left_out == left_out
 
 
+def test_joined_recordings_are_refused(tmp_path):
+    """Their times begin again in the middle."""
+    path = encode(tmp_path / "a.ts", moving(COUNT), options=B_FRAMES)
+    path.write_bytes(path.read_bytes() * 2)
+    with pytest.raises(InputError, match="does not say when each of its frames is shown"):
+        VideoFile(path)
+
+
 def test_frames_that_only_others_are_predicted_from(tmp_path):
     """VP8's alternate references are packets of their own, and are not shown."""
 
@@ -208,7 +218,7 @@ def test_a_cover_is_not_a_film(tmp_path):
     with av.open(str(path), "w", format="mp4") as output:
         sound, cover = output.add_stream("aac", rate=16000), output.add_stream("mjpeg", rate=25)
         cover.height, cover.width, cover.pix_fmt = 48, 64, "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = av.stream.Disposition.attached_pic.value
         image = av.VideoFrame.from_ndarray(moving(1)[0], "rgb24").reformat(format="yuvj420p")
         samples = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), "fltp", "mono")
         samples.sample_rate = 16000

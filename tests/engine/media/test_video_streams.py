@@ -156,7 +156,7 @@ def shown_by_ffmpeg(rgb: np.ndarray, matrix: tuple[float, ...], angle: float) ->
         graph.add_buffer(width=width, height=height, format="rgb24", time_base=Fraction(1, 25))
     ]
     nodes += [graph.add(name, arguments) for name, arguments in filters]
-    nodes.append(graph.add("buffersink"))
+    nodes += [graph.add("copy"), graph.add("buffersink")]  # vflip only counts rows the other way
     for one, other in pairwise(nodes):
         one.link_to(other)
     graph.configure()
