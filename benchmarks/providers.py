@@ -161,6 +161,11 @@ def unavailable(runtime: str, device: torch.device) -> str | None:
             return runner.NO_GPU
         if not (find_spec("tensorrt") or find_spec("tensorrt_rtx")):
             return "TensorRT is not installed"
+    if runtime == "openvino":
+        if device.type == "cuda":
+            return "it runs on CPUs"
+        if not find_spec("openvino"):
+            return "OpenVINO is not installed"
     if runtime == "onnxruntime":
         if not find_spec("onnxruntime"):
             return "ONNX Runtime is not installed"

@@ -400,7 +400,7 @@ def test_figures_of_a_render_agree_with_each_other(quick_pipeline):
         for row in results["measured"]
         if row["batch"] == results["compared at batch"]
     }
-    ours = rates.pop("viseme, ONNX Runtime")
+    ours = max(rates.pop(name) for name in list(rates) if name.startswith("viseme, "))
     ratios = {row["provider"]: row["speed-up"] for row in pipeline.speed_ups(results)}
     assert ratios == {name: pytest.approx(ours / rate) for name, rate in rates.items()}
 
@@ -520,7 +520,8 @@ def test_pytorch_networks_are_opened_once_for_all_providers(scene, monkeypatch):
 def test_the_jobs_of_the_pipeline_on_a_gpu(scene):
     """Only the list of jobs is made here."""
     scenes = [scene, replace(scene, width=181)]
-    chosen = pipeline.choose_providers(CUDA, list(RUNTIMES), "torch")
+    available = [runtime for runtime in RUNTIMES if runtime != "openvino"]  # of CPUs only
+    chosen = pipeline.choose_providers(CUDA, available, "torch")
     for provider in chosen:
         assert (provider.device.type == "cpu") == provider.name.startswith("CPU, ")
         assert provider.compiled == provider.name.endswith("compiled")

@@ -125,8 +125,8 @@ def test_an_edit_list_and_boxes(own):
         (25, Fraction(25), Fraction(25), None),
         (29.97, Fraction(30000, 1001), Fraction(30000, 1001), None),
         (30, Fraction(30000, 1001), Fraction(30), None),  # 0.004 of a frame in four
-        (25, Fraction(50), Fraction(25), "25 frames a second by its folder and 50 by frames.mp4"),
-        (30, Fraction(24), Fraction(30), "30 frames a second by its folder and 24 by frames.mp4"),
+        (25, Fraction(50), Fraction(25), "has 50; 25 are used"),
+        (30, Fraction(24), Fraction(30), "has 24; 30 are used"),
     ],
 )
 def test_the_rate_of_the_folder_and_of_the_video(own, given, own_rate, used, said):

@@ -326,7 +326,8 @@ def test_choices(networks):
     with pytest.raises(InputError, match="the torch runtime takes checkpoints"):
         open_network(GENERATOR, networks["generator"], device=CPU, runtime="torch")
     with pytest.raises(
-        InputError, match="runtime is 'mxnet'; expected one of: tensorrt, onnxruntime, torch"
+        InputError,
+        match="runtime is 'mxnet'; expected one of: tensorrt, onnxruntime, openvino, torch",
     ):
         open_network(GENERATOR, networks["generator"], device=CPU, runtime="mxnet")
 
