@@ -104,8 +104,12 @@ class Video:
 
     def damaged_frames(self) -> list[int]:
         """Decode all frames, and return the numbers of those that are broken or lost, and of those
-        that are decoded after them up to the next keyframe, which may be predicted from them."""
-        sound = {number for number, frame in self.frames() if not self.is_damaged(number, frame)}
+        that are decoded after them up to the next keyframe, which may be predicted from them.
+
+        The file is opened again for it: an iterator over `frames` goes on where it was.
+        """
+        scan = Video(self.path)
+        sound = {number for number, frame in scan.frames() if not scan.is_damaged(number, frame)}
         damaged: set[int] = set()
         packets = self._index.packets
         for first in self.keyframes:
