@@ -31,7 +31,7 @@ class Avatar:
         fps: exact frames a second, a Fraction.
         height, width: of every frame, pixels.
         pixel_aspect: width of a pixel, divided by its height, as it is to be shown: a Fraction,
-            1 for images. Boxes and frames are in stored pixels.
+            1 for images. Frames and boxes count pixels, however wide they are shown.
         boxes: (F, 4) int32 face boxes on `device`.
         generator, audio_encoder: paths of the networks' files, None where it has none.
         device: where `batch` puts frames: decoded as needed for the CPU; all held on a GPU.

@@ -170,6 +170,8 @@ class VideoFile:
         start = self._start_for(number)
         self._decoder = self._video.frames(start)
         self._peek()
+        if self._next > start == 0:
+            self._tell_damage()
         return start
 
     def _advance(self) -> tuple[int, Any]:
@@ -186,11 +188,10 @@ class VideoFile:
         self._next = len(self) if self._peeked is None else self._peeked[0]
 
     def _tell_damage(self) -> None:
-        if self._damage_told:
-            return
-        self._damage_told = True
-        damaged = type(self._video)(self._path).damaged_frames()  # this one's decoder goes on
-        self._policy.judge_damage(self._path, damaged, len(self), "avatar")
+        if not self._damage_told:
+            self._damage_told = True
+            damaged = self._video.damaged_frames()
+            self._policy.judge_damage(self._path, damaged, len(self), "avatar")
 
 
 class FrameCache:

@@ -28,7 +28,8 @@ POLICY: dict[str, dict[Purpose, str]] = {
     "interlaced": {"avatar": WARN, "film": WARN},
     "damaged": {"avatar": WARN, "film": WARN},
     "begins in the middle": {"avatar": WARN, "film": WARN},
-    # Carried by the mp4 of a render, as boxes are in stored pixels; `prepare` makes them square.
+    # An avatar's boxes count stored pixels, so the mp4 of a render says how wide they are shown;
+    # `prepare` makes them square.
     "wide pixels": {"avatar": TAKE, "film": TAKE},
     # Applied by `Video`, as are edit lists.
     "turned or mirrored": {"avatar": TAKE, "film": TAKE},

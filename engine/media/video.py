@@ -56,7 +56,7 @@ class Video:
         return len(self._index.times)
 
     def frames(self, start: int = 0) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Decode from the last keyframe on that frame `start` can be decoded from.
+        """Decode from the last keyframe that gives frame `start` on.
 
         Returns:
             An iterator over numbers, ascending, and frames as decoded: as stored, not yet as shown.
@@ -104,8 +104,12 @@ class Video:
 
     def damaged_frames(self) -> list[int]:
         """Decode all frames, and return the numbers of those that are broken or lost, and of those
-        that are decoded after them up to the next keyframe, which may be predicted from them."""
-        sound = {number for number, frame in self.frames() if not self.is_damaged(number, frame)}
+        that are decoded after them up to the next keyframe, which may be predicted from them.
+
+        The file is opened again for it: an iterator over `frames` goes on where it was.
+        """
+        scan = Video(self.path)
+        sound = {number for number, frame in scan.frames() if not scan.is_damaged(number, frame)}
         damaged: set[int] = set()
         packets = self._index.packets
         for first in self.keyframes:
@@ -131,10 +135,10 @@ class VideoWriter:
         audio_track: which audio track of the file, as in `read_speech`.
 
     Attributes:
-        held: how often the last frame was written again at the end, so that the picture does not
-            end a frame or more before the sound. A render's frames end up to 0.2 s before: the
-            audio encoder hears 0.2 s for one frame, of which four frames' worth is made up for,
-            which is 0.16 s at 25 frames a second and less at higher rates.
+        held: how many times the last frame was repeated at the end, so that the picture ends no
+            more than a frame before the sound. The frames of a render cover the speech up to its
+            last mel window, of 0.2 s, and four frames more: 0.16 s of the window at 25 frames a
+            second, but 0.03 s at 120.
 
     Raises:
         InputError: the path cannot be written, or the speech cannot be read.
@@ -222,7 +226,7 @@ class VideoWriter:
         self._written += 1
 
     def _hold(self, until: float) -> None:
-        """Repeat the last frame until it ends less than a frame before `until`, in seconds."""
+        """Repeat the last frame until it ends no more than a frame before `until`, in seconds."""
         until -= 1e-9  # a float
         while self._last is not None and (self._written + 1) / self._fps < until:
             self._encode(self._last)

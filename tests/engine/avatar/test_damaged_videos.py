@@ -142,6 +142,19 @@ def test_a_first_keyframe_that_is_broken(tmp_path):
     assert all(np.array_equal(frames[n], sound[n + second]) for n in range(COUNT - second))
 
 
+def test_first_frames_that_are_lost(tmp_path):
+    """The container says that they are there."""
+    path = encode(tmp_path / "a.webm", textured(), "libvpx-vp9", options={"g": "10", "crf": "30"})
+    sound = plain_decode(path)
+    end = Video(path).keyframes[1]
+    change_packet(path, 0, emptied)
+    frames, (message,) = read_all(path, [*range(COUNT)])
+    assert sorted(frames) == [*range(end, COUNT)] and named(message) == {*range(end)}
+    assert all(np.array_equal(frames[n], sound[n]) for n in frames)
+    assert read_all(path, [end + 3])[1] == []  # what is damaged is not needed
+    assert read_all(path, [1]) == ({}, [message])
+
+
 def test_nothing_is_said_of_a_sound_video_or_of_a_part_that_is_not_read(tmp_path):
     path = encode(tmp_path / "a.mp4", textured(), options=OPTIONS)
     assert read_all(path, [*range(COUNT)])[1] == []
