@@ -289,7 +289,7 @@ def test_stages_are_measured_one_by_one(stand_ins, held, short):
     stages = ["log_mel", "windows", "audio encoder", "face_input", "generator", "composite"]
     assert list(stopwatch.seconds()) == stages
     measured = pipeline.stats(seconds=0.5)
-    assert list(measured) == stages and all(0 < s < 1 for s in measured.values())
+    assert list(measured) == stages and all(s > 0 for s in measured.values())
 
 
 def test_frames_of_a_cpus_avatar_are_not_held(native):
