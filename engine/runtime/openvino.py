@@ -1,5 +1,6 @@
 """OpenVINO: on a CPU, in bfloat16 where the CPU multiplies it (AVX512_BF16 or AMX), or float32."""
 
+import os
 from collections import deque
 from functools import cache
 from pathlib import Path
@@ -96,7 +97,12 @@ class _Compiled:
             "NUM_STREAMS": "1",
             "INFERENCE_NUM_THREADS": str(threads),
         }
-        self._model = core.compile_model(model, "CPU", config)
+        try:
+            self._model = core.compile_model(model, "CPU", config)
+        except Exception as error:
+            raise InputError(
+                f"{path} cannot be compiled by OpenVINO in {precision}: {one_line(error)}"
+            ) from error
         self._idle: deque[openvino.InferRequest] = deque()
 
     def run(self, inputs: list[Tensor], out: Tensor, first: int) -> None:
@@ -127,5 +133,8 @@ class _Value:
 
 @cache
 def has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware."""
+    """Whether this CPU multiplies bfloat16 in hardware, and oneDNN may use it."""
+    isa = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    if isa not in ("", "ALL", "DEFAULT") and "BF16" not in isa and "AMX" not in isa:
+        return False  # OpenVINO does not ask, and fails when it compiles a network
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

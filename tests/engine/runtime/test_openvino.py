@@ -141,3 +141,14 @@ def test_a_render(native, bf16, speech):
     (expected,) = Pipeline(Avatar.load(native)).render(speech[:3200])
     difference = (frames.int() - expected.int()).abs().float()
     assert 0 < difference.mean() < 3  # of a network with random weights, which rounds more
+
+
+@pytest.mark.parametrize("isa", ["AVX2", "avx512_core"])
+def test_bf16_that_onednn_must_not_use(networks, monkeypatch, isa):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
+    openvino_runtime.has_bf16.cache_clear()
+    try:
+        with pytest.raises(InputError, match="expected fp32"):
+            open_network(GENERATOR, networks["generator"], device=CPU, precision="bf16")
+    finally:
+        openvino_runtime.has_bf16.cache_clear()
