@@ -96,6 +96,21 @@ def feature_windows(features: Tensor, start: int, out: Tensor) -> Tensor:
     return out.copy_(windows.view(out.shape))
 
 
+def ring_mel_windows(mel: Tensor, rows: Tensor, sources: Tensor, out: Tensor) -> Tensor:
+    row = rows[:, None] + torch.arange(MEL_WINDOW_ROWS, device=mel.device)
+    out[:, 0] = mel[sources[:, None], row % mel.shape[1]].transpose(1, 2)
+    return out
+
+
+def ring_feature_windows(features: Tensor, frames: Tensor, sources: Tensor, out: Tensor) -> Tensor:
+    half = FEATURES_PER_FRAME // 2
+    row = frames[:, None] + torch.arange(-half, half, device=features.device)
+    # Row r of P = E[0], E[0], E[1], ... is E[r - 1], clamped at the beginning only.
+    windows = features[sources[:, None], (row - 1).clamp_(min=0) % features.shape[1]]
+    windows = torch.where((row >= 0)[..., None], windows, 0)
+    return out.copy_(windows.view(out.shape))
+
+
 # --- sampling ------------------------------------------------------------------------------------
 
 
