@@ -10,8 +10,9 @@ from fractions import Fraction
 import numpy as np
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import DeviceError, InputError
 from .features import FeatureStream, first_sample
+from .job import Renderer
 from .stream import BoundFrame, SpeechStream
 
 CLOCKS = ("wall", "taken")
@@ -59,9 +60,11 @@ class Counts:
 
 
 class SessionState:
-    """A session as the scheduler sees it. `lock` guards all of it.
+    """A session as the scheduler sees it. `lock` guards all of it but the features, which are the
+    scheduler's.
 
     Args:
+        renderer: makes its features and frames.
         stream: the session's speech.
         features: of that speech.
         picture: makes the avatar's frame number out of a frame's number.
@@ -73,6 +76,7 @@ class SessionState:
 
     def __init__(
         self,
+        renderer: Renderer,
         stream: SpeechStream,
         features: FeatureStream,
         picture: Callable[[int], int],
@@ -84,9 +88,11 @@ class SessionState:
         wake: Callable[[], None],
     ):
         self.lock = threading.RLock()
-        self.stream, self.features, self.picture = stream, features, picture
+        self.renderer, self.stream, self.features = renderer, stream, features
+        self.picture = picture
         self.fps, self.clock, self.begin, self.ahead, self._wake = fps, clock, begin, ahead, wake
         self.counts, self.generation, self.closed = Counts(), 0, False
+        self.failure: BaseException | None = None  # why it is closed, if nobody wanted that
         self.queue: deque[Piece] = deque()
         self.last_taken = begin
         self.taken = 0  # the first frame that nobody got
@@ -142,8 +148,8 @@ class SessionState:
         self.queue.clear()
         self.stream.interrupt(self.taken)
 
-    def close(self) -> None:
-        self.closed = True
+    def close(self, failure: BaseException | None = None) -> None:
+        self.closed, self.failure = True, failure
         self.queue.clear()
         self._notify()
         self._wake()
@@ -151,7 +157,6 @@ class SessionState:
     def forget(self) -> None:
         """Drop what no frame needs any more, even after an interruption."""
         self.stream.forget(self.taken, first_sample(self.taken, self.fps))
-        self.features.forget(self.taken)
 
     def _notify(self) -> None:
         self._arrived.notify_all()
@@ -240,12 +245,20 @@ class Session:
         return position
 
     def take(self, timeout: float | None = None) -> Piece | None:
-        """Wait for the next piece. None after `timeout` seconds, or when the session is closed."""
+        """Wait for the next piece. None after `timeout` seconds, or when the session is closed.
+
+        Raises:
+            InputError, DeviceError: the session ended because nobody took its pieces for too long,
+                a network returned NaN, a frame could not be decoded, or the device failed.
+        """
         state = self._state
         with state.lock:
             state._wake()
             while not state.queue:
-                if state.closed or not state.wait(timeout):
+                if state.closed:
+                    self._raise_failure()
+                    return None
+                if not state.wait(timeout):
                     return None
             return state.take(self._now())
 
@@ -271,6 +284,7 @@ class Session:
             with state.lock:
                 piece = state.take(self._now())
                 if piece is None and state.closed:
+                    self._raise_failure()
                     return
                 future = state.waiter(loop) if piece is None else None
             if piece is not None:
@@ -281,7 +295,16 @@ class Session:
 
     def _check_open(self) -> None:
         if self._state.closed:
+            self._raise_failure()
             raise InputError("the session is closed")
+
+    def _raise_failure(self) -> None:
+        """Raise why the session ended, if nobody closed it."""
+        failure = self._state.failure
+        if isinstance(failure, InputError | DeviceError):
+            raise type(failure)(str(failure)) from failure
+        if failure is not None:
+            raise DeviceError(f"live sessions failed: {failure!r}") from failure
 
 
 def _as_float(sound: np.ndarray | Tensor, channels: int) -> np.ndarray:
