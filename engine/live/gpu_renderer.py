@@ -122,8 +122,9 @@ class GpuRenderer(LiveRenderer):
 
     def _idle(self, pictures: list[int]) -> Rendered:
         tensors = self._slots.tensors
-        rows = [self._rows.pop(picture) for picture in pictures]
-        self._rows.update(zip(pictures, rows, strict=True))
+        for picture in dict.fromkeys(pictures):  # two sessions may show the same one
+            self._rows[picture] = self._rows.pop(picture)
+        rows = [self._rows[picture] for picture in pictures]
         copy_to_device(torch.tensor(rows), tensors["idle rows"])
         batch = self._frames(pictures)
         size = len(batch.index)

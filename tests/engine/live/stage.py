@@ -1,5 +1,6 @@
 """Live sessions without networks: a renderer that remembers what it was asked for, and a clock."""
 
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -8,11 +9,18 @@ import torch
 import kernels
 from engine.live.convert import SpeechConverter
 from engine.live.features import RING_ROWS, FeatureStream, Window
-from engine.live.job import Job, Rendered
+from engine.live.job import Job, Rendered, Renderer
 from engine.live.rings import SILENT_FRAME, SILENT_SLOT, FeatureRings
 from engine.live.scheduler import Scheduler
 from engine.live.session import Piece, Session, SessionState
 from engine.live.stream import SpeechStream
+
+
+def voice(seed: int, count: int) -> np.ndarray:
+    """Noise with a changing level: nothing in it repeats."""
+    random = np.random.default_rng(seed)
+    level = 0.5 + 0.5 * np.sin(np.arange(count) / 1700 + seed)
+    return (0.3 * level * random.standard_normal(count)).astype(np.float32)
 
 
 def encode(windows: np.ndarray) -> np.ndarray:
@@ -28,6 +36,7 @@ class FakeRenderer:
         self.batch_size, self.jobs, self.batches = batch_size, list[Job](), list[int]()
         self.audio, self.heard = list[torch.Tensor](), 0
         self._seconds, self._clock = seconds, clock
+        self.wait: Callable[[], object] | None = None  # for frames that come later, as a GPU's
         windows = torch.empty(5, 1, kernels.MEL_BANDS, kernels.MEL_WINDOW_ROWS)
         self.rings = FeatureRings(
             torch.full((100, RING_ROWS, kernels.FEATURE_DIM), torch.nan),
@@ -49,7 +58,8 @@ class FakeRenderer:
         self.jobs += jobs
         if self._clock is not None:
             self._clock.time += self._seconds * len(jobs)
-        return Rendered([torch.tensor(first + n).view(1, 1, 1, 1) for n in range(len(jobs))])
+        frames = [torch.tensor(first + n).view(1, 1, 1, 1) for n in range(len(jobs))]
+        return Rendered(frames, self.wait)
 
 
 class Clock:
@@ -63,9 +73,16 @@ class Clock:
 class Stage:
     """A scheduler that tests step by hand."""
 
-    def __init__(self, *, batch_size: int = 8, seconds: float = 0.0, abandoned: float = 10.0):
+    def __init__(
+        self,
+        renderer: Renderer | None = None,
+        *,
+        batch_size: int = 8,
+        seconds: float = 0.0,
+        abandoned: float = 10.0,
+    ):
         self.clock = Clock()
-        self.renderer = FakeRenderer(batch_size, seconds, self.clock)
+        self.renderer = renderer or FakeRenderer(batch_size, seconds, self.clock)
         self.scheduler = Scheduler(now=self.clock, abandoned=abandoned)
 
     def open(
@@ -77,6 +94,7 @@ class Stage:
         prebuffer: float = 0.45,
         clock: str = "taken",
         ahead: int = 3,
+        picture: Callable[[int], int] = lambda number: number,
     ) -> Session:
         stream = SpeechStream(
             fps,
@@ -91,7 +109,7 @@ class Stage:
             self.renderer,
             stream,
             FeatureStream(fps, slot),
-            lambda number: number,
+            picture,
             fps=fps,
             clock=clock,
             begin=self.clock() + ahead / float(fps),

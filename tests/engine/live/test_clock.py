@@ -12,8 +12,7 @@ import pytest
 from engine.errors import DeviceError, InputError
 from engine.live.session import Session
 from engine.live.timing import first_feature_of, first_row, rows_needed, samples_needed
-from tests.engine.live.stage import Stage
-from tests.engine.live.test_exactness import voice
+from tests.engine.live.stage import Stage, voice
 
 
 def test_a_frame_depends_on_this_much_speech():
@@ -232,10 +231,12 @@ def test_no_more_than_ten_minutes_wait():
 # --- threads and coroutines ----------------------------------------------------------------------
 
 
-@pytest.fixture
-def running():
-    """A scheduler at work in its thread; as-taken sessions need no real time."""
+@pytest.fixture(params=["made at once", "made meanwhile"])
+def running(request):
+    """A scheduler at work in its threads; as-taken sessions need no real time."""
     stage = Stage()
+    if request.param == "made meanwhile":
+        stage.renderer.wait = lambda: None
     stage.scheduler.start()
     stage.wake = stage.scheduler.wake
     yield stage
@@ -346,6 +347,42 @@ def test_fifty_sessions_come_and_go(running):
 def _close(state) -> None:
     with state.lock:
         state.close()
+
+
+def test_frames_are_handed_out_in_order_once_they_are_there(running):
+    """The scheduler goes on while a GPU works, and an interruption drops what it works on."""
+    there = threading.Event()
+    running.renderer.wait = there.wait
+    session = opened(running)
+    session.push(voice(1, 40_000))
+    assert session.take(0.2) is None  # asked for, and not there
+    made = len(running.renderer.jobs)
+    assert 1 <= made <= 4  # no more than an interruption may cost
+    session.interrupt()
+    session.push(voice(2, 20_000))
+    session.flush()
+    there.set()
+    pieces = []
+    for piece in session:
+        pieces.append(piece)
+        if piece.end:
+            break
+    assert [piece.number for piece in pieces] == list(range(len(pieces)))
+    assert np.array_equal(pieces[1].sound[0], voice(2, 20_000)[640:1280])
+    assert all(int(piece.frames) >= made for piece in pieces)
+
+
+def test_a_failure_while_a_gpu_works_ends_the_sessions(running, capfd):
+    session = opened(running)
+
+    def broken():
+        raise RuntimeError("a launch failed")
+
+    running.renderer.wait = broken
+    session.push(voice(1, 20_000))
+    with pytest.raises(DeviceError, match="a launch failed"):
+        session.take(30)
+    assert "a launch failed" in capfd.readouterr().err
 
 
 def test_a_failure_ends_the_sessions_and_says_so(running, capfd):

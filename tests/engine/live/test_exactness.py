@@ -8,16 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.live.timing import frame_start, samples_needed
-from tests.engine.live.stage import Stage, expected_audio
+from tests.engine.live.stage import Stage, expected_audio, voice
 
 RATES = [Fraction(25), Fraction(30000, 1001), Fraction(24), Fraction(50)]
-
-
-def voice(seed: int, count: int) -> np.ndarray:
-    """Noise with a changing level: nothing in it repeats."""
-    random = np.random.default_rng(seed)
-    level = 0.5 + 0.5 * np.sin(np.arange(count) / 1700 + seed)
-    return (0.3 * level * random.standard_normal(count)).astype(np.float32)
 
 
 class Recorded:
