@@ -10,8 +10,7 @@ import torch
 
 from engine import Avatar
 from engine.errors import DeviceError, InputError
-from engine.live import Live
-from engine.live import renderer
+from engine.live import Live, renderer
 from tests.engine.live.stage import Clock, voice
 from tests.engine.live.test_renderers import NETWORKS, tiny  # noqa: F401 (a fixture)
 
