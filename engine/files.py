@@ -1,28 +1,40 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all."""
 
 import secrets
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-def partial_path(path: Path) -> Path:
-    """Return a new name beside `path` to write under before renaming.
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a new name beside `path` to write a file or a folder under.
 
-    The name is random, because processes of two containers may have the same number, and ends as
-    the path's does, because libraries choose the format by it.
+    If the block ends well, what was written there is renamed to `path`; otherwise it is removed
+    and `path` stays as it was. The name is random, because processes of two containers may have
+    the same number, and ends as the path's does, because libraries choose the format by it.
+
+    Raises:
+        OSError: it cannot be renamed.
     """
-    return path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
+    partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            with suppress(OSError):  # usually there is nothing to remove
+                partial.unlink()
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` write to a temporary name beside `path`, then rename it to `path`.
+    """Write a file by one call, `write(name)`, as in `whole`.
 
     Raises:
         OSError: the folder or the disk does not allow it; `path` is as it was.
     """
-    partial = partial_path(path)
-    try:
+    with whole(path) as partial:
         write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, Protocol
 import av
 import numpy as np
 from av.video.frame import PictureType
-from av.video.reformatter import Colorspace, VideoReformatter
 from PIL import Image
+
+from .h264 import LIVE, H264Input
 
 
 class EncodedFrame(NamedTuple):
@@ -50,31 +51,16 @@ class H264Encoder:
     """
 
     def __init__(self, height: int, width: int, fps: Fraction, *, crf: int = 23):
-        self._pad = (height % 2, width % 2)
-        self._converter = VideoReformatter()
+        self._input = H264Input(height, width)
         codec: Any = av.CodecContext.create("libx264", "w")
-        codec.height, codec.width = height + self._pad[0], width + self._pad[1]
-        codec.pix_fmt, codec.framerate, codec.time_base = "yuv420p", fps, 1 / fps
-        codec.gop_size, codec.thread_count = max(round(fps), 1), 1
-        codec.colorspace = codec.color_primaries = codec.color_trc = 1  # BT.709
-        codec.color_range = 1  # limited
-        codec.options = {
-            "preset": "ultrafast",
-            "tune": "zerolatency",
-            "profile": "baseline",
-            "crf": str(crf),
-        }
+        self._input.configure(codec, fps, threads=1)
+        codec.gop_size = max(round(fps), 1)
+        codec.options = {**LIVE, "profile": "baseline", "crf": str(crf)}
         codec.open()
         self._codec, self._number = codec, 0
 
     def encode(self, rgb: np.ndarray, *, keyframe: bool = False) -> EncodedFrame:
-        if any(self._pad):
-            rgb = np.pad(rgb, ((0, self._pad[0]), (0, self._pad[1]), (0, 0)), mode="edge")
-        frame = self._converter.reformat(
-            av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(rgb), "rgb24"),
-            format="yuv420p",
-            dst_colorspace=Colorspace.ITU709,
-        )
+        frame = self._input.convert(rgb)
         frame.pts, frame.time_base = self._number, self._codec.time_base
         frame.pict_type = PictureType.I if keyframe else PictureType.NONE
         (packet,) = self._codec.encode(frame)
