@@ -94,8 +94,9 @@ def _stages(budget: Budget) -> Iterator[Stage]:
             yield stages.resize(batch, *size)
             yield stages.convert_color(batch, *size)
     for size in budget.sizes:
-        yield stages.composite(budget.main, *size, "nv12")
-        yield stages.convert_color(budget.main, *size, "nv12")
+        for layout in ("nv12", "i420"):
+            yield stages.composite(budget.main, *size, layout)
+            yield stages.convert_color(budget.main, *size, layout)
 
 
 @lru_cache(maxsize=1)  # the providers of a stage are measured one after another

@@ -18,6 +18,7 @@ from torch import Tensor
 import kernels
 from benchmarks import frame_loop
 from kernels import CROP_SIZE, FEATURE_DIM, MEL_BANDS, ROI_SIZE, SAMPLE_RATE, reference
+from kernels.checks import byte_shape
 
 Inputs = SimpleNamespace  # with the tensor `out`, which Viseme and the reference write to
 Provider = Callable[[Inputs], Tensor]
@@ -238,9 +239,9 @@ def face_input(batch: int, width: int, height: int) -> Stage:
 
 
 def composite(batch: int, width: int, height: int, layout: str = "rgb") -> Stage:
-    """Return the stage for a batch of generated faces; `layout` is the output's, rgb or nv12."""
+    """Return the stage for a batch of generated faces; `layout` is the output's."""
     rgb = layout == "rgb"
-    shape = (batch, height, width, 3) if rgb else (batch, height * 3 // 2, width)
+    shape = byte_shape(layout, batch, height, width)
 
     def inputs(device: torch.device) -> Inputs:
         x = _faces(batch, width, height, device)
@@ -323,9 +324,9 @@ def resize(batch: int, width: int, height: int) -> Stage:
 
 
 def convert_color(batch: int, width: int, height: int, target: str = "bgr") -> Stage:
-    """Return the stage for a batch of RGB images; `target` is bgr or nv12."""
+    """Return the stage for a batch of RGB images; `target` is bgr, nv12 or i420."""
     bgr = target == "bgr"
-    shape = (batch, height, width, 3) if bgr else (batch, height * 3 // 2, width)
+    shape = byte_shape(target, batch, height, width)
     code = cv2.COLOR_RGB2BGR if bgr else cv2.COLOR_RGB2YUV_I420
 
     def cv_cuda(x: Inputs) -> Tensor:

@@ -82,7 +82,8 @@ def pipeline_cases() -> Iterator[Case]:
             yield Case("resize", variant, partial(_resize, mode, old, new))
     conversions: tuple[tuple[ColorFormat, ColorFormat], ...] = (
         ("planar_bgr", "rgba"), ("rgb", "bgr"), ("rgb", "rgba"), ("rgb", "nv12"),
-        ("nv12", "rgb"), ("rgb", "planar_bgr"),
+        ("rgb", "i420"), ("nv12", "rgb"), ("i420", "rgb"), ("nv12", "i420"), ("i420", "nv12"),
+        ("rgb", "planar_bgr"),
     )  # fmt: skip
     for source, target in conversions:
         planar = "planar_bgr" in (source, target)

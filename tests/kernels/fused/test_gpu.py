@@ -46,6 +46,7 @@ def test_forty_full_frames(height, width):
     assert_close(crops, want[1], INPUT)
     assert_close((inputs.float() * 255).round(), (want[0].float() * 255).round(), INPUT)
     for mode in kernels.COMPOSITE_MODES:
+        finished = {}
         for format in kernels.COMPOSITE_FORMATS:
             got = kernels.composite(
                 frames, boxes, index, crops, generated, mode=mode, format=format
@@ -53,6 +54,10 @@ def test_forty_full_frames(height, width):
             expected = torch.empty_like(got)
             reference.composite(frames, boxes, index, crops, generated, mode, format, expected)
             assert_close(got, expected, COMPOSITE)
+            finished[format] = got
+        assert torch.equal(
+            finished["i420"], kernels.convert_color(finished["nv12"], "nv12", "i420")
+        )
 
 
 def test_ten_minutes_of_speech(speech):
