@@ -53,8 +53,8 @@ def test_h264(size):
 def test_planes_are_encoded_as_they_are(format):
     """FFmpeg converts the same frames: the same packets, or nearly the same frames."""
     frames, size = pictures(8, 64, 96), (64, 96)
-    of_rgb = H264Encoder(*size, Fraction(25), codec="libx264")
-    of_planes = H264Encoder(*size, Fraction(25), format=format, codec="libx264")
+    of_rgb = H264Encoder(*size, Fraction(25), crf=5, codec="libx264")
+    of_planes = H264Encoder(*size, Fraction(25), crf=5, format=format, codec="libx264")
     packets: list[list[bytes]] = [[], []]
     for frame in frames:
         reference = av.VideoFrame.from_ndarray(frame, "rgb24")
@@ -66,7 +66,7 @@ def test_planes_are_encoded_as_they_are(format):
     if format == "i420":
         assert packets[0] == packets[1]
     for one, two in zip(*map(decode, packets), strict=True):
-        assert np.abs(one.astype(int) - two).mean() < 0.5
+        assert np.abs(one.astype(int) - two).mean() < 1
 
 
 def test_nvenc_only_where_there_is_one(monkeypatch):
