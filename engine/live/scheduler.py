@@ -1,6 +1,7 @@
 """Many sessions of a device, one batch: which frames are made when."""
 
 import heapq
+import itertools
 import math
 import sys
 import threading
@@ -17,11 +18,13 @@ import torch
 from ..errors import DeviceError, InputError
 from .costs import BatchCosts
 from .job import Job, Rendered, Renderer
-from .session import SessionState, piece_of
+from .session import SessionState, Waiter, finish, piece_of
 from .stream import BoundFrame
 
 ABANDONED = 10.0  # seconds without a take, unless told
 MARGIN = 0.005  # seconds between the end of a frame's making and the time it is due
+GATHER = 0.01  # seconds for which a batch that is not full waits for more frames
+SWEEP = 1.0  # seconds between two looks for sessions that were abandoned
 
 
 class _Work(NamedTuple):
@@ -49,6 +52,9 @@ class Scheduler:
     one avatar. Where frames are made while the thread goes on, on a GPU, a second thread hands them
     out. `step` does one round of the first one's work.
 
+    A session is looked at when it has a frame to make, or when something happened to it: so the
+    work does not grow with sessions that have nothing to do.
+
     Args:
         now: the clock, seconds.
         abandoned: seconds without a take after which a session is closed.
@@ -57,10 +63,16 @@ class Scheduler:
     def __init__(self, *, now: Callable[[], float] = time.monotonic, abandoned: float = ABANDONED):
         self.now, self._abandoned = now, abandoned
         self._nothing = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
-        self._sessions: list[SessionState] = []
+        self._sessions: dict[SessionState, None] = {}
+        self._stirred: dict[SessionState, None] = {}  # something happened to these
+        self._alarm = False  # the thread is to look at them now
+        # when the next frame of a session should be made, see `_when`; those whose turn is over too
+        self._plan: list[tuple[float, int, SessionState]] = []
+        self._turns: dict[SessionState, int] = {}  # which entry of a session is the one that counts
+        self._turn = itertools.count()
+        self._next_sweep = -math.inf
         self._costs: WeakKeyDictionary[Renderer, BatchCosts] = WeakKeyDictionary()
         self._changed = threading.Condition()
-        self._stirred = False  # something happened since the last step began
         self._threads: list[threading.Thread] = []
         self._made: SimpleQueue[_Batch | None] = SimpleQueue()
         self._last_made = 0.0
@@ -73,11 +85,13 @@ class Scheduler:
             self._threads.append(threading.Thread(target=work, name=name, daemon=True))
             self._threads[-1].start()
 
-    def wake(self) -> None:
-        """Look again at what there is to do."""
+    def wake(self, state: SessionState, now: bool = True) -> None:
+        """Look at a session again: now, or when the thread looks at others."""
         with self._changed:
-            self._stirred = True
-            self._changed.notify()
+            self._stirred[state] = None
+            if now and not self._alarm:
+                self._alarm = True
+                self._changed.notify()
 
     def add(self, state: SessionState) -> None:
         """Take a session.
@@ -88,8 +102,8 @@ class Scheduler:
         with self._changed:
             if self._closed:
                 raise InputError("live sessions are closed")
-            self._sessions.append(state)
-        self.wake()
+            self._sessions[state] = None
+        self.wake(state)
 
     def __len__(self) -> int:
         with self._changed:
@@ -153,14 +167,14 @@ class Scheduler:
 
     def _loop(self) -> None:
         try:
-            while True:
-                with self._changed:
-                    self._stirred = False
-                if self._closed:
-                    return
+            while not self._closed:
                 delay = self.step()
+                if delay == 0:
+                    continue
                 with self._changed:
-                    if not self._stirred and not self._closed and delay != 0:
+                    if self._sessions:  # whose speech comes without an alarm
+                        delay = GATHER if delay is None else min(delay, GATHER)
+                    if not self._alarm and not self._closed:
                         self._changed.wait(delay)
         except BaseException as error:
             self._fail(error)
@@ -183,12 +197,12 @@ class Scheduler:
         with self._changed:
             self._closed = True
             sessions = list(self._sessions)
+            self._changed.notify()
         for state in sessions:
             with state.lock:
                 if not state.closed:
                     state.close(failure)
         self._made.put(None)
-        self.wake()
 
     def step(self) -> float | None:
         """Make the next batch of frames that are due.
@@ -198,40 +212,56 @@ class Scheduler:
             session can change that.
         """
         now = self.now()
-        due: list[tuple[float, int, SessionState]] = []
-        later: float | None = None
-        sessions = self._open_sessions()
-        for order, state in enumerate(sessions):
-            with state.lock:
-                if state.closed:
-                    continue
-                if now - state.last_taken > self._abandoned and state.queue:
-                    state.close(InputError(f"nobody took a piece for {self._abandoned:g} s"))
-                    continue
-                when = self._when(state, len(sessions))
-            if when is None:
-                continue
-            if when <= now:
-                due.append((when, order, state))
-            else:
-                later = when if later is None else min(later, when)
-        if not due:
-            return None if later is None else later - now
-        self._make(due, now, len(sessions))
+        with self._changed:
+            stirred, self._stirred, self._alarm = self._stirred, {}, False
+            if now >= self._next_sweep:
+                self._next_sweep = now + SWEEP
+                stirred = dict(self._sessions)
+        for state in stirred:
+            self._look_at(state, now)
+        plan = self._plan
+        while plan and self._turns.get(plan[0][2]) != plan[0][1]:
+            heapq.heappop(plan)
+        if not plan:
+            return None
+        if (delay := self._delay(now)) > 0:
+            return delay
+        self._make(now)
         return 0.0
 
-    def _open_sessions(self) -> list[SessionState]:
-        """Forget sessions that were closed, and return the others."""
+    def _look_at(self, state: SessionState, now: float) -> None:
+        """Plan a session's next frame; forget a session that is closed."""
+        with state.lock:
+            if not state.closed and state.queue and now - state.last_taken > self._abandoned:
+                state.close(InputError(f"nobody took a piece for {self._abandoned:g} s"))
+            if not state.closed:
+                self._plan_next(state)
+                return
+        self._turns.pop(state, None)
         with self._changed:
-            closed = [state for state in self._sessions if state.closed]
-            if closed:
-                self._sessions = [state for state in self._sessions if not state.closed]
-            sessions = self._sessions
-        for state in closed:
-            state.renderer.rings.close(state.features.slot)
-        return sessions
+            if state not in self._sessions:
+                return
+            del self._sessions[state]
+        state.renderer.rings.close(state.features.slot)
 
-    def _when(self, state: SessionState, sessions: int) -> float | None:
+    def _plan_next(self, state: SessionState) -> None:
+        when = self._when(state)
+        if when is None:
+            self._turns.pop(state, None)
+            return
+        self._turns[state] = turn = next(self._turn)
+        heapq.heappush(self._plan, (when, turn, state))
+
+    def _delay(self, now: float) -> float:
+        """Return how long the next batch may wait, for more frames to be in it."""
+        when, _, state = self._plan[0]
+        costs = self._costs_of(state.renderer)
+        if len(self._turns) > 1 and state.renderer.batch_size > 1 and when > -math.inf:
+            latest = state.due(state.stream.frame) - costs.seconds(len(self._turns)) - MARGIN
+            when = max(min(when + GATHER, latest), when)
+        return max(when - now, 0.0)
+
+    def _when(self, state: SessionState) -> float | None:
         """Return the time from which a session's next frame should be made, None for not now."""
         stream = state.stream
         if state.clock == "taken":
@@ -240,15 +270,15 @@ class Scheduler:
             return -math.inf if state.wanted or stream.waiting else None
         due = state.due(stream.frame)
         if stream.ready():
-            return due - state.ahead / float(state.fps)
+            return due - state.seconds_ahead
         # Speech may still come, until the frame has to be begun.
-        return due - self._costs_of(state.renderer).seconds(sessions) - MARGIN
+        return due - self._costs_of(state.renderer).seconds(len(self._turns)) - MARGIN
 
     # --- one batch -------------------------------------------------------------------------------
 
-    def _make(self, due: list[tuple[float, int, SessionState]], now: float, sessions: int) -> None:
+    def _make(self, now: float) -> None:
         begin = time.perf_counter()
-        work = self._bind_batch(due, now, sessions)
+        work = self._bind_batch(now)
         if not work:
             return
         renderer, windows, jobs = work[0].state.renderer, [], []
@@ -266,25 +296,25 @@ class Scheduler:
         else:
             self._made.put(batch)
 
-    def _bind_batch(
-        self, due: list[tuple[float, int, SessionState]], now: float, sessions: int
-    ) -> list[_Work]:
-        """Bind the frames that are due first, several of a session where there is room, of the
-        avatar whose frame is the first."""
-        heapq.heapify(due)
-        renderer = due[0][2].renderer
+    def _bind_batch(self, now: float) -> list[_Work]:
+        """Bind the frames whose turn it is, first come first, several of a session where there is
+        room, of the avatar whose frame is the first."""
+        plan, others = self._plan, []
+        renderer = plan[0][2].renderer
         work: list[_Work] = []
-        while due and len(work) < renderer.batch_size:
-            _, order, state = heapq.heappop(due)
+        while plan and plan[0][0] <= now and len(work) < renderer.batch_size:
+            when, turn, state = heapq.heappop(plan)
+            if self._turns.get(state) != turn:
+                continue
             if state.renderer is not renderer:
+                others.append((when, turn, state))
                 continue
             with state.lock:
-                if state.closed:
-                    continue
-                self._bind(state, work)
-                when = self._when(state, sessions)
-            if when is not None and when <= now:
-                heapq.heappush(due, (when, order, state))
+                if not state.closed:
+                    self._bind(state, work)
+                    self._plan_next(state)
+        for entry in others:
+            heapq.heappush(plan, entry)
         return work
 
     def _bind(self, state: SessionState, work: list[_Work]) -> None:
@@ -294,28 +324,31 @@ class Scheduler:
         changed = state.stream.changed()
         if changed is not None:
             state.features.invalidate(changed)
-        if state.clock == "taken" or late <= state.ahead / float(state.fps):
+        if state.clock == "taken" or late <= state.seconds_ahead:
             state.in_flight += 1
             silent = state.features.is_silent(bound.number, state.stream.last_voiced)
             work.append(_Work(state, bound, state.generation, silent))
         else:
             state.counts.skipped += 1
-            state.deliver(piece_of(bound, self._nothing, state.fps), self.now())
+            finish(state.deliver(piece_of(bound, self._nothing, state.fps), self.now()))
 
     def _deliver(self, batch: _Batch) -> None:
         """Hand out the frames of a batch, once they are there."""
         renderer, work, rendered, begin = batch
         if rendered.wait is not None:
             rendered.wait()
-        now = self.now()
+        now, waiters = self.now(), list[Waiter]()
         for (state, bound, generation, _), frame in zip(work, rendered.frames, strict=True):
             with state.lock:
                 state.in_flight -= 1
-                if generation == state.generation and not state.closed:
-                    state.deliver(piece_of(bound, frame, state.fps), now)
+                if state.closed:
+                    continue
+                if generation == state.generation:
+                    waiters += state.deliver(piece_of(bound, frame, state.fps), now)
                     state.forget()
-        if rendered.wait is not None:
-            self.wake()
+                else:  # interrupted: there is room for another
+                    state.wake()
+        finish(waiters)
         speaking = sum(not item.silent for item in work)
         made = time.perf_counter()
         if speaking:

@@ -114,7 +114,7 @@ class Stage:
             clock=clock,
             begin=self.clock() + ahead / float(fps),
             ahead=ahead,
-            wake=lambda: None,
+            wake=self.scheduler.wake,
         )
         self.scheduler.add(state)
         return Session(state, sample_rate=sample_rate, channels=channels, now=self.clock)

@@ -183,7 +183,7 @@ def test_a_client_that_is_slow_loses_pictures_and_never_sound():
 def test_who_never_takes_is_closed():
     stage = Stage(abandoned=5.0)
     left, other = stage.open(clock="wall"), stage.open(clock="wall")
-    for _ in range(60):
+    for _ in range(62):  # it is looked for once a second
         stage.advance(0.1, step=0.02)
         stage.take(other, 100)
     assert len(stage.scheduler) == 1
@@ -203,6 +203,35 @@ def test_the_first_due_come_first():
     for session in sessions:
         assert session.counts.late == session.counts.skipped == 0
         assert session.counts.frames == pytest.approx(100, abs=4)
+
+
+def test_frames_of_many_sessions_share_batches():
+    """Due at 40 different times: they wait 10 ms for each other, and none is late."""
+    stage = Stage(batch_size=16, seconds=0.0001)
+    sessions = []
+    for _ in range(40):
+        sessions.append(stage.open(clock="wall"))
+        stage.clock.time += 0.001
+    stage.renderer.batches.clear()
+    for _ in range(50):
+        stage.advance(0.04, step=0.001)
+        for session in sessions:
+            stage.take(session, 100)
+    sizes = stage.renderer.batches
+    assert sum(sizes) >= 40 * 49 and 9 <= np.median(sizes) <= 16
+    assert all(s.counts.late == s.counts.skipped == 0 for s in sessions)
+
+
+def test_frames_that_are_due_together_fill_batches():
+    stage = Stage(batch_size=4)
+    sessions = [stage.open(clock="wall") for _ in range(12)]
+    stage.settle()
+    assert stage.renderer.batches == []
+    stage.clock.time += 0.01  # when the first may wait no longer, all are there
+    stage.settle()
+    assert stage.renderer.batches == [4, 4, 4]
+    for session in sessions:
+        assert [piece.number for piece in stage.take(session, 100)] == [0]
 
 
 @pytest.mark.parametrize(
@@ -238,16 +267,13 @@ def running(request):
     if request.param == "made meanwhile":
         stage.renderer.wait = lambda: None
     stage.scheduler.start()
-    stage.wake = stage.scheduler.wake
     yield stage
     stage.scheduler.close()
     assert not any(thread.name.startswith("viseme-") for thread in threading.enumerate())
 
 
 def opened(stage: Stage, **options) -> Session:
-    session = stage.open(**options)
-    session._state._wake = stage.scheduler.wake
-    return session
+    return stage.open(**options)
 
 
 def talk(session: Session, seed: int) -> np.ndarray:
@@ -274,7 +300,6 @@ def test_from_threads(running):
     for thread in clients:
         thread.join(60)
     assert all(np.array_equal(results[n], voice(n, 20_000)) for n in range(20))
-    running.scheduler.step()
     assert len(running.scheduler) == 0
 
 
@@ -338,7 +363,7 @@ def test_fifty_sessions_come_and_go(running):
     assert np.array_equal(talk(stays, 99), voice(99, 20_000))
     stays.close()
     running.scheduler.close()
-    running.scheduler.step()
+    running.scheduler.step()  # in this thread, as the other one has ended
     gc.collect()
     assert len(running.scheduler) == 0
     assert not any(state() for state in states)
