@@ -134,24 +134,25 @@ def idle(lives: Lives, name: str, budget: LiveBudget) -> dict:
     live = lives.get(name)
     count = max(round(budget.taken * float(live.avatar.fps)), 10)
     with live.open(clock="taken") as session:
-        for _ in range(2 * len(live.avatar) + 20):  # forth and back: every mouth at rest is known
-            session.take()
-        begin = time.process_time()
-        for _ in range(count):
-            session.take()
-        silent = (time.process_time() - begin) / count
+        _take(session, 2 * len(live.avatar) + 20)  # forth and back: every mouth at rest is known
+        silent = _take(session, count)
         session.push(clients.speech_for(0, budget.taken + 1))
-        while not session.take().speaking:
-            pass
-        begin = time.process_time()
-        for _ in range(count):
-            session.take()
-        speaking = (time.process_time() - begin) / count
+        _take(session, clients.AHEAD + 1)  # those that were made before
+        speaking = _take(session, count)
     return {
         "batch": live.pipeline.batch_size,
         "CPU s a frame": {"idle": silent, "speaking": speaking},
         "idle over speaking": silent / speaking,
     }
+
+
+def _take(session: Any, count: int) -> float:
+    """Take some frames; return the process's CPU seconds for each."""
+    begin = time.process_time()
+    for number in range(count):
+        if session.take() is None:
+            raise RuntimeError(f"the session ended after {number} of {count} frames")
+    return (time.process_time() - begin) / count
 
 
 # --- precisions of the generator on a CPU --------------------------------------------------------
