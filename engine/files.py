@@ -1,8 +1,11 @@
 """Files that appear whole or not at all."""
 
+import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
+
+from .errors import InputError
 
 
 def partial_path(path: Path) -> Path:
@@ -12,6 +15,22 @@ def partial_path(path: Path) -> Path:
     the path's does, because libraries choose the format by it.
     """
     return path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
+
+
+def check_output(
+    output: Path, speech: str | os.PathLike[str], avatar: str | os.PathLike[str]
+) -> None:
+    """Check that an output does not overwrite what is read.
+
+    Raises:
+        InputError: it does.
+    """
+    if not output.exists():
+        return
+    if Path(speech).exists() and output.samefile(speech):
+        raise InputError(f"{output} is the speech itself")
+    if output.resolve().is_relative_to(Path(avatar).resolve()):
+        raise InputError(f"{output} is a file of the avatar")
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

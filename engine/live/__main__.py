@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ from tqdm import tqdm
 from ..avatar import Avatar
 from ..command import Parser, program, run
 from ..errors import InputError, printable
-from ..files import partial_path
+from ..files import check_output, partial_path
 from ..media.files import media_url
 from ..media.speech import audio_blocks, audio_frame
+from ..runtime import PRECISIONS
 from .live import PREBUFFER, Live
 from .session import Counts, Piece, Session
 
@@ -39,13 +41,18 @@ def talk(options: argparse.Namespace) -> str:
     """
     if Path(options.output).suffix.lower() != ".mp4":
         raise InputError(f"{options.output} does not end in .mp4")
+    if options.utterance is not None and not options.utterance >= 0.1:
+        raise InputError(f"utterance is {options.utterance}; expected at least 0.1 seconds")
+    if not 0 <= options.pause <= 600:
+        raise InputError(f"pause is {options.pause}; expected 0 to 600 seconds")
+    check_output(Path(options.output), options.audio, options.avatar)
     source = _stdin(options) if options.audio == "-" else _file(options.audio)
     rate, channels = next(source)
     avatar = Avatar.load(
         options.avatar, generator=options.generator, audio_encoder=options.audio_encoder
     )
     with (
-        Live(avatar) as live,
+        Live(avatar, precision=options.precision) as live,
         live.open(sample_rate=rate, channels=channels, prebuffer=options.prebuffer) as session,
         _Writer(Path(options.output), avatar, rate, channels) as writer,
     ):
@@ -53,28 +60,40 @@ def talk(options: argparse.Namespace) -> str:
         feeder = _Feeder(session, source, options.utterance, options.pause)
         feeder.start()
         arrivals = _receive(session, feeder, writer, options.progress)
+        if arrivals is None:
+            raise (
+                live.scheduler.failure
+                or feeder.failure
+                or InputError("the session was closed: frames could not be written in time")
+            )
         counts = session.counts
     return _summary(options.output, session, counts, feeder, arrivals)
 
 
 def _receive(
     session: Session, feeder: "_Feeder", writer: "_Writer", progress: bool
-) -> list[tuple[Piece, float]]:
-    """Write pieces until the last utterance has been spoken; return when each came."""
+) -> list[tuple[Piece, float]] | None:
+    """Write pieces until the last utterance has been spoken.
+
+    Returns:
+        When each came; None if the session was closed before.
+    """
     arrivals: list[tuple[Piece, float]] = []
     ends = 0
-    with tqdm(unit=" frames", disable=None if progress else True) as bar:
+    # In a thread of its own, because PyAV may swallow what a signal raises: Ctrl-C would be lost.
+    with (
+        tqdm(unit=" frames", disable=None if progress else True) as bar,
+        ThreadPoolExecutor(1, "viseme-write") as writing,
+    ):
         for piece in session:
-            writer.write(piece)
+            writing.submit(writer.write, piece).result()
             piece.frames = piece.frames[:0]
             arrivals.append((piece, time.monotonic()))
             bar.update()
             ends += piece.end
-            if feeder.failure is not None:
-                raise feeder.failure
             if feeder.done and ends >= feeder.utterances:
-                break
-    return arrivals
+                return arrivals
+    return None
 
 
 def _summary(
@@ -115,7 +134,7 @@ class _Feeder(threading.Thread):
     ):
         super().__init__(daemon=True)
         self._session, self._blocks, self._pause = session, blocks, pause
-        self._most = round(utterance * session.sample_rate) if utterance else None
+        self._most = round(utterance * session.sample_rate) if utterance else sys.maxsize
         self.begins: list[float] = []
         self.utterances, self.done = 0, False
         self.failure: BaseException | None = None
@@ -132,18 +151,21 @@ class _Feeder(threading.Thread):
         rate, step = self._session.sample_rate, int(STEP * self._session.sample_rate)
         due, spoken = time.monotonic(), 0
         for block in self._blocks:
-            for first in range(0, block.shape[1], step):
-                part = block[:, first : first + step]
+            while block.shape[1]:
+                most = min(step, self._most - spoken)
+                part, block = block[:, :most], block[:, most:]
                 if spoken == 0:
                     self.begins.append(time.monotonic())
                     self.utterances += 1
                 self._session.push(part)
                 spoken += part.shape[1]
                 due += part.shape[1] / rate
-                if self._most is not None and spoken >= self._most:
+                if spoken == self._most:
                     self._session.flush()
                     spoken, due = 0, due + self._pause
                 time.sleep(max(due - time.monotonic(), 0))
+        if not self.utterances:
+            raise InputError("the speech has 0 samples")
         self._session.flush()
 
 
@@ -178,6 +200,9 @@ class _Writer:
 
     def __init__(self, path: Path, avatar: Avatar, rate: int, channels: int):
         self._path, self._partial, self._rate = path, partial_path(path), rate
+        self._time_base = (
+            1 / avatar.fps
+        )  # the stream's becomes the muxer's own with the first packet
         try:
             self._partial.touch()
         except OSError as error:
@@ -190,7 +215,7 @@ class _Writer:
         self._video: Any = self._container.add_stream("libx264", rate=avatar.fps, options=options)
         self._video.height = avatar.height + self._pad[0]
         self._video.width = avatar.width + self._pad[1]
-        self._video.pix_fmt, self._video.time_base = "yuv420p", 1 / avatar.fps
+        self._video.pix_fmt, self._video.time_base = "yuv420p", self._time_base
         self._video.thread_count = 1
         context = self._video.codec_context
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
@@ -209,7 +234,7 @@ class _Writer:
                 dst_colorspace=Colorspace.ITU709,
             )
         if self._last is not None:
-            self._last.pts, self._last.time_base = piece.number, self._video.time_base
+            self._last.pts, self._last.time_base = piece.number, self._time_base
             self._container.mux(self._video.encode(self._last))
         self._container.mux(self._audio.encode(audio_frame(piece.sound, self._rate, self._samples)))
         self._samples += piece.sound.shape[1]
@@ -240,6 +265,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("-o", "--output", required=True, metavar="OUT.mp4")
     add("--generator", metavar="FILE", help="use this generator instead of the avatar's")
     add("--audio-encoder", metavar="FILE", help="use this encoder instead of the avatar's")
+    add("--precision", choices=PRECISIONS, help="of the generator (bf16 where the CPU has it)")
     add("--sample-rate", type=int, default=16000, metavar="HZ", help="of stdin (default: 16000)")
     add("--channels", type=int, choices=(1, 2), default=1, help="of stdin (default: 1)")
     add("--prebuffer", type=float, default=PREBUFFER, metavar="S", help="see the docs (0.45)")
