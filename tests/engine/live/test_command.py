@@ -265,9 +265,8 @@ def test_utterances(avatars, tmp_path, capsys):
     assert np.abs(sound[rest + 2048 : begins[1] - 2048]).max() < 0.01
 
 
-@pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted(avatars, tmp_path, kind, code):
-    """Ctrl-C, and a service manager's stop, in the middle of a session."""
+def test_interrupted(avatars, tmp_path):
+    """Ctrl-C in the middle of a session."""
     command = [sys.executable, "-m", "engine.live", "--avatar", str(avatars[25]), "--no-progress"]
     command += ["--audio", str(DEMO / "speech.wav"), "-o", str(tmp_path / "o.mp4")]
     with subprocess.Popen(
@@ -277,11 +276,11 @@ def test_interrupted(avatars, tmp_path, kind, code):
         while not any(path.stat().st_size for path in tmp_path.glob(".o.*.partial.mp4")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
-        os.kill(process.pid, kind)
+        os.kill(process.pid, signal.SIGINT)
         out, error = process.communicate(timeout=300)
-    assert process.returncode == code
+    assert process.returncode == 130
+    assert error.endswith("interrupted: nothing was written\n")
     assert "Traceback" not in error and out == ""
-    assert ("interrupted: nothing was written\n" in error) == (code == 130)
     assert list(tmp_path.iterdir()) == []
 
 
