@@ -1,10 +1,13 @@
 """Files and folders that appear whole or not at all."""
 
+import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from .errors import InputError
 
 
 @contextmanager
@@ -28,6 +31,22 @@ def whole(path: Path) -> Iterator[Path]:
         else:
             with suppress(OSError):  # usually there is nothing to remove
                 partial.unlink()
+
+
+def check_output(
+    output: Path, speech: str | os.PathLike[str], avatar: str | os.PathLike[str]
+) -> None:
+    """Check that an output does not overwrite what is read.
+
+    Raises:
+        InputError: it does.
+    """
+    if not output.exists():
+        return
+    if Path(speech).exists() and output.samefile(speech):
+        raise InputError(f"{output} is the speech itself")
+    if output.resolve().is_relative_to(Path(avatar).resolve()):
+        raise InputError(f"{output} is a file of the avatar")
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
