@@ -139,7 +139,7 @@ def assert_close(
     size = expected.abs().nan_to_num(0)
     allowed = tolerance.relative * size + tolerance.scaled * size.max()
     excess = off - allowed
-    further = (excess > tolerance.largest).sum()
+    further = (~(excess <= tolerance.largest)).sum()
     assert further <= tolerance.beyond * off.numel(), f"{excess.max()} off: {tolerance}"
     differing, most = int((off > 0).sum()), max(at_least, tolerance.share * off.numel())
     assert differing <= most, f"{differing} of {off.numel()} values differ: {tolerance}"

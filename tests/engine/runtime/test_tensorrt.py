@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from engine import Avatar, InputError, Pipeline
-from engine.avatar.avatar import RESERVED, reserved_bytes
 from engine.build import main
 from engine.errors import DeviceError
 from engine.plans.check import check_plan
@@ -19,6 +18,7 @@ from engine.plans.edition import EDITIONS, gpu_architecture, logger
 from engine.runtime import open as open_module
 from engine.runtime import open_network
 from engine.runtime import tensorrt as tensorrt_module
+from engine.runtime.reserve import RESERVED, reserved_bytes
 from engine.runtime.signature import AUDIO_ENCODER, GENERATOR
 from models import checkpoint
 from tests.engine import onnx_files
