@@ -18,6 +18,7 @@ from torch import Tensor
 import kernels
 from benchmarks import frame_loop
 from kernels import CROP_SIZE, FEATURE_DIM, MEL_BANDS, ROI_SIZE, SAMPLE_RATE, reference
+from kernels.spec import ByteFormat
 
 Inputs = SimpleNamespace  # with the tensor `out`, which Viseme and the reference write to
 Provider = Callable[[Inputs], Tensor]
@@ -177,7 +178,7 @@ def face_input(batch: int, width: int, height: int) -> Stage:
     )  # fmt: skip
 
 
-def composite(batch: int, width: int, height: int, layout: str = "rgb") -> Stage:
+def composite(batch: int, width: int, height: int, layout: ByteFormat = "rgb") -> Stage:
     """Return the stage for a batch of generated faces; `layout` is the output's, rgb or nv12."""
     rgb = layout == "rgb"
     shape = (batch, height, width, 3) if rgb else (batch, height * 3 // 2, width)
@@ -262,7 +263,7 @@ def resize(batch: int, width: int, height: int) -> Stage:
     )  # fmt: skip
 
 
-def convert_color(batch: int, width: int, height: int, target: str = "bgr") -> Stage:
+def convert_color(batch: int, width: int, height: int, target: ByteFormat = "bgr") -> Stage:
     """Return the stage for a batch of RGB images; `target` is bgr or nv12."""
     bgr = target == "bgr"
     shape = (batch, height, width, 3) if bgr else (batch, height * 3 // 2, width)
