@@ -43,7 +43,7 @@ class Lives:
         options: arguments of `Live` by the name of a provider.
     """
 
-    def __init__(self, avatar: Avatar, options: dict[str, dict[str, str]]):
+    def __init__(self, avatar: Avatar, options: dict[str, dict[str, Any]]):
         self.avatar, self.names = avatar, list(options)
         self._options, self._opened = options, dict[str, Any]()
         self._exits = ExitStack()

@@ -227,7 +227,7 @@ class _Stream:
 
     def _take(self, frames: int | None) -> np.ndarray:
         """Take so many frames, or those up to the end of an utterance; return their sound."""
-        parts = []
+        parts: list[np.ndarray] = []
         while frames is None or len(parts) < frames:
             piece = self._session.take()
             if piece is None:

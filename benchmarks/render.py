@@ -172,10 +172,15 @@ def _render(pipeline: Pipeline, pcm: Tensor, spent: dict[str, float]) -> int:
 
 def _render_mp4(pipeline: Pipeline, pcm: Tensor, audio: str) -> int:
     avatar, frames = pipeline.avatar, 0
-    size = {"height": avatar.height, "width": avatar.width}
     with (
         tempfile.TemporaryDirectory() as folder,
-        VideoWriter(Path(folder) / "out.mp4", **size, fps=avatar.fps, speech=audio) as writer,
+        VideoWriter(
+            Path(folder) / "out.mp4",
+            height=avatar.height,
+            width=avatar.width,
+            fps=avatar.fps,
+            speech=audio,
+        ) as writer,
     ):
         for batch in pipeline.render(pcm):
             writer.write(batch.cpu().numpy())

@@ -182,7 +182,8 @@ def parse_parts(
     chosen = options.parse_args()
     # with an index, as tensors have it: open networks are shared by the name of their device
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    torch._logging.set_logs(all=logging.ERROR)  # no warnings about operations that it cannot fuse
+    # No warnings about operations that it cannot fuse. It is documented, but not in `__all__`.
+    torch._logging.set_logs(all=logging.ERROR)  # type: ignore[attr-defined]
     cv2.setNumThreads(1)  # the CPU providers spread frames over threads
     return chosen, device, quick if chosen.quick else gpu if device.type == "cuda" else cpu
 

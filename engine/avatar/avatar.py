@@ -12,14 +12,12 @@ from torch import Tensor
 from kernels import FPS, MAX_SIDE
 
 from ..errors import DeviceError, InputError, shortened
-from ..plans.record import read_record
+from ..runtime.reserve import reserved_bytes
 from .boxes import boxes_from_json, boxes_from_landmarks, check_boxes
 from .frames import CACHE_BYTES, FrameCache, ImageFolder, Source, VideoFile
 from .layouts import IMAGE_SUFFIXES, Parts, choose_networks, find_layout, numbered
 from .pairing import Numbers, first_of_both
 
-RESERVED = 2 << 30  # bytes of a GPU that the avatar's frames leave, at least, to what follows
-BUFFERS = 1 << 30  # of these, for buffers and weights where a plan says what it takes besides
 MAX_RATE_ERROR = 0.01  # of the rate that a folder gives, relative to its video's own
 
 
@@ -196,18 +194,6 @@ class Avatar:
             source.read(part.tolist(), staging[: len(part)].numpy())
             frames[part[0] : part[-1] + 1] = staging[: len(part)]
         return frames
-
-
-def reserved_bytes(generator: Path | None) -> int:
-    """Bytes of a GPU that an avatar's frames leave to its networks and to the buffers of a render:
-    more where the generator has a plan, given or beside it, that takes much to run."""
-    if generator is None:
-        return RESERVED
-    try:
-        scratch = read_record(generator.with_suffix(".plan")).scratch_bytes or 0
-    except InputError:
-        scratch = 0
-    return max(RESERVED, BUFFERS + scratch)
 
 
 def _compare_rates(parts: Parts, video: VideoFile) -> None:

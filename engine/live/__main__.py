@@ -56,7 +56,7 @@ def talk(options: argparse.Namespace) -> str:
     with (
         Live(avatar, precision=options.precision) as live,
         live.open(sample_rate=rate, channels=channels, prebuffer=options.prebuffer) as session,
-        _Writer(options.output, avatar, rate, channels) as writer,
+        _Writer(Path(options.output), avatar, rate, channels) as writer,
     ):
         print(printable(f"{avatar.name}: {live.description}"), file=sys.stderr)
         feeder = _Feeder(session, source, options.utterance, options.pause)
@@ -181,7 +181,7 @@ def _stdin(options: argparse.Namespace) -> Iterator[Any]:
 class _Writer(Mp4Writer):
     """Writes pieces to an mp4. A skipped picture repeats the last one."""
 
-    def __init__(self, path: str, avatar: Avatar, rate: int, channels: int):
+    def __init__(self, path: Path, avatar: Avatar, rate: int, channels: int):
         super().__init__(
             path,
             height=avatar.height,

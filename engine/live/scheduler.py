@@ -32,7 +32,7 @@ _running: "WeakSet[Scheduler]" = WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    # A thread that is inside OpenVINO or CUDA while they are unloaded ends the process with a signal.
+    # A thread inside OpenVINO or CUDA while they are unloaded ends the process with a signal.
     for scheduler in list(_running):
         scheduler.close()
 
