@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Write files atomically: under a temporary name, then renamed."""
 
 import secrets
 from collections.abc import Callable
@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def partial_path(path: Path) -> Path:
-    """Return a new name beside `path` to write under before renaming.
+    """Return a temporary name beside `path`.
 
-    The name is random, because processes of two containers may have the same number, and ends as
-    the path's does, because libraries choose the format by it.
+    It is random, because processes in two containers may have the same ID. It has the suffix of
+    `path`, because libraries choose the format by the suffix.
     """
     return path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
 
@@ -18,7 +18,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Have `write` write to a temporary name beside `path`, then rename it to `path`.
 
     Raises:
-        OSError: the folder or the disk does not allow it; `path` is as it was.
+        OSError: the file cannot be written; `path` is unchanged.
     """
     partial = partial_path(path)
     try:

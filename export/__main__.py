@@ -1,4 +1,4 @@
-"""The command: python -m export generator|audio-encoder CHECKPOINT -o FILE.onnx"""
+"""`python -m export`: export a checkpoint to an ONNX file, and compare it with PyTorch."""
 
 import argparse
 import io
@@ -11,13 +11,13 @@ from export.onnx import ExportError, export, printable
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {printable(message)}\n")  # one line, where argparse adds its usage
+        self.exit(2, f"error: {printable(message)}\n")  # one line, without argparse's usage
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m export",
-        description="Exports a checkpoint to an ONNX file and checks it against PyTorch.",
+        description="Export a checkpoint to an ONNX file, and compare it with PyTorch.",
     )
     parser.add_argument("network", choices=["generator", "audio-encoder"])
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".pth, .pt or .safetensors")
@@ -26,15 +26,15 @@ def _parser() -> argparse.ArgumentParser:
         "--precision",
         choices=["fp16", "fp32"],
         default="fp16",
-        help="of the weights, inputs and outputs (default: fp16, for speed on a GPU; "
-        "a CPU runs both at the same speed)",
+        help="precision of weights, inputs and outputs (default: fp16, which is faster on a GPU; "
+        "on a CPU, the speed is the same)",
     )
     parser.add_argument(
         "--max-batch",
         metavar="N",
         type=int,
         default=64,
-        help="the batch is free from 1 to N; 1 fixes it (default: 64)",
+        help="largest batch; with 1, the batch is fixed (default: 64)",
     )
     return parser
 
@@ -73,5 +73,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # of names that the locale lacks
+            stream.reconfigure(errors="backslashreplace")  # for names that the locale cannot print
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Checkpoint -> ONNX file that has been checked against PyTorch."""
+"""Export a checkpoint to an ONNX file, and compare the file with PyTorch."""
 
 import contextlib
 import copy
@@ -21,8 +21,8 @@ from torch import nn
 from models import checkpoint
 from models.batch_norm import fold_batch_norms
 
-# The lowest opset that PyTorch's exporter writes without converting, so that the file runs on the
-# oldest runtimes it can.
+# The lowest opset that PyTorch's exporter writes without a conversion, so that old runtimes can run
+# the file.
 _OPSET = 18
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -36,26 +36,32 @@ _NAMES = {
 # is 5e-4 of a value, rounded once per layer, in weights and activations: 13 layers that add up like
 # noise give 2e-3; 5e-3 leaves room for the cancellation in them. A trained generator has sharp
 # edges, where single pixels differ by more: the demo's by 1.2e-2 on the inputs here (PSNR 69.6 dB),
-# by 4.4e-3 on its faces (73.6 dB; 99.99% of the values within 2.1e-3). What holds it is the PSNR.
+# by 4.4e-3 on its faces (73.6 dB; 99.99% of the values within 2.1e-3). The PSNR bounds it tighter.
 _TOLERANCES = {
     ("generator", "fp16"): 3e-2,
     ("generator", "fp32"): 1e-4,
     ("audio_encoder", "fp16"): 5e-3,
     ("audio_encoder", "fp32"): 1e-4,
 }
-_MIN_PSNR = 55.0  # dB, of the float16 generator
+_MIN_PSNR = 55.0  # dB, for the float16 generator
 
 
 class ExportError(RuntimeError):
-    """The exported network does not compute what the checkpoint computes. One line."""
+    """The exported network differs from the checkpoint. The message is one line."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was exported, and how close it is to PyTorch float32.
+    """The exported file, and how close it is to PyTorch in float32.
 
-    max_difference: largest |difference|, in the output's own units; relative_difference: the same
-    over the output's scale (1 for the generator); psnr: dB, None for the audio encoder.
+    Attributes:
+        file: the ONNX file.
+        bytes: its size.
+        nodes: number of nodes in its graph.
+        precision: "fp16" or "fp32".
+        max_difference: largest |difference|, in the output's own units.
+        relative_difference: the same divided by the output's scale (1 for the generator).
+        psnr: PSNR in dB; None for the audio encoder.
     """
 
     file: Path
@@ -75,35 +81,44 @@ def export(
     precision: str = "fp16",
     max_batch: int = 64,
 ) -> Report:
-    """Exports a checkpoint, checks the file in ONNX Runtime, and only then gives it its name.
+    """Export a checkpoint to ONNX, and compare the file in ONNX Runtime with PyTorch in float32.
 
-    kind: "generator" or "audio_encoder". precision: "fp16" or "fp32", of the weights, the inputs
-    and the outputs. max_batch: the batch dimension is free from 1 to this; 1 fixes it.
-    Batch norms are folded into the convolutions before them, and the weights are in the file.
+    Batch norms are folded into the convolutions before them, and the weights are in the file. The
+    comparison uses random inputs of realistic scale, in batches of 1 and 3. The file gets its name
+    only after the comparison. After an error, an existing output is unchanged, and no partial file
+    stays.
 
-    The check compares with PyTorch float32 on random inputs of realistic scale, in batches of 1
-    and 3. Raises `ExportError` when it fails, `models.checkpoint.CheckpointError` for a checkpoint
-    that does not fit, `OSError` for an output that cannot be written, `ValueError` for the rest;
-    whatever is raised, an existing output stays as it was and no other file is left.
+    Args:
+        kind: "generator" or "audio_encoder".
+        checkpoint_path: the checkpoint, see `models.checkpoint.load`.
+        output: name of the ONNX file, which ends in .onnx.
+        precision: precision of weights, inputs and outputs, "fp16" or "fp32".
+        max_batch: largest batch. With 1, the batch is fixed; otherwise it is free.
+
+    Raises:
+        ExportError: the exported network differs from the checkpoint.
+        models.checkpoint.CheckpointError: the checkpoint cannot be used.
+        OSError: the output cannot be written.
+        ValueError: an argument is out of range.
     """
     if kind not in _NAMES:
-        raise ValueError(f"kind is {kind!r}, must be one of {', '.join(_NAMES)}")
+        raise ValueError(f"kind is {kind!r}; expected one of: {', '.join(_NAMES)}")
     if precision not in _DTYPES:
-        raise ValueError(f"precision is {precision!r}, must be one of {', '.join(_DTYPES)}")
+        raise ValueError(f"precision is {precision!r}; expected one of: {', '.join(_DTYPES)}")
     if max_batch < 1:
-        raise ValueError(f"max_batch is {max_batch}, must be at least 1")
+        raise ValueError(f"max_batch is {max_batch}; expected at least 1")
     output = Path(output)
     if output.suffix != ".onnx":
-        raise ValueError(f"{output}: the output's name must end in .onnx")
+        raise ValueError(f"output is {output}; expected a name that ends in .onnx")
     if output.is_dir():
         raise IsADirectoryError(f"{output}: is a folder")
 
     part = output.with_name(f".{output.name}.{os.getpid()}.part")
     try:
-        # Before the long work: is there a folder, and may one write there?
+        # Check before the long work that the folder exists and can be written.
         part.touch()
     except OSError as error:
-        raise type(error)(f"{output.parent}: cannot be written to: {error.strerror}") from None
+        raise type(error)(f"{output.parent}: cannot be written: {error.strerror}") from None
     try:
         _progress(printable(f"loading {checkpoint_path}"))
         reference = checkpoint.load(checkpoint_path, kind)
@@ -112,7 +127,7 @@ def export(
         network.to(_DTYPES[precision])
         for name, weight in network.named_parameters():
             if not torch.isfinite(weight).all():
-                raise ExportError(f"{name} is not finite in {precision} once its norm is folded in")
+                raise ExportError(f"{name} is not finite in {precision} after its norm is folded")
 
         _progress(f"exporting to {precision}")
         model = _to_onnx(kind, network, max_batch)
@@ -137,7 +152,7 @@ def _to_onnx(kind: str, network: nn.Module, max_batch: int) -> onnx.ModelProto:
     inputs, outputs = _NAMES[kind]
     dtype = next(network.parameters()).dtype
     free = max_batch > 1
-    # The exporter would take a batch of 1 for a constant.
+    # The exporter would make a batch of 1 a constant.
     example = tuple(torch.from_numpy(x).to(dtype) for x in _random_inputs(kind, 2 if free else 1))
     batch = torch.export.Dim("batch", min=1, max=max_batch) if free else None
     with _silence():
@@ -151,9 +166,9 @@ def _to_onnx(kind: str, network: nn.Module, max_batch: int) -> onnx.ModelProto:
             opset_version=_OPSET,
             verbose=False,
         )
-    assert program is not None  # only without `dynamo`
+    assert program is not None  # None only without `dynamo`
     model = program.model_proto
-    # The exporter's notes hold stack traces, with the paths of the machine they were made on.
+    # The exporter's metadata has stack traces with the paths of this machine.
     for node in model.graph.node:
         del node.metadata_props[:]
         node.ClearField("doc_string")
@@ -168,7 +183,7 @@ def _to_onnx(kind: str, network: nn.Module, max_batch: int) -> onnx.ModelProto:
 def _check(
     kind: str, reference: nn.Module, path: Path, precision: str, max_batch: int
 ) -> tuple[float, float, float | None]:
-    """Largest difference, the same relative to the output's scale, PSNR. Raises ExportError."""
+    """Return the largest difference, the same relative to the output's scale, and the PSNR."""
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     dtype = np.float16 if precision == "fp16" else np.float32
     largest, scale, squares, count = 0.0, 0.0, 0.0, 0
@@ -176,19 +191,19 @@ def _check(
         inputs = _random_inputs(kind, n)
         expected, peak = _run_reference(reference, inputs)
         if precision == "fp16" and peak > torch.finfo(torch.float16).max:
-            # ONNX Runtime computes in float32 on a CPU and would not notice; a GPU would.
+            # ONNX Runtime on a CPU computes in float32, so only a GPU would overflow.
             raise ExportError(
-                f"values inside the network reach {peak:.3g}, beyond float16's 65504: use fp32"
+                f"values inside the network reach {peak:.3g}, beyond float16's 65504; use fp32"
             )
         feeds = {i.name: x.astype(dtype) for i, x in zip(session.get_inputs(), inputs, strict=True)}
         (actual,) = session.run(None, feeds)
         if actual.shape != expected.shape or actual.dtype != dtype:
             raise ExportError(
-                f"the exported network gives {actual.dtype} {actual.shape} "
-                f"instead of {np.dtype(dtype)} {expected.shape}"
+                f"the exported network returns {actual.dtype} {actual.shape}; "
+                f"expected {np.dtype(dtype)} {expected.shape}"
             )
         error = np.abs(actual.astype(np.float64) - expected)
-        # np.max keeps NaN, which the comparison below then refuses.
+        # np.max propagates NaN, which fails the comparison below.
         largest = float(np.max([largest, error.max()]))
         scale = max(scale, float(np.abs(expected).max()))
         squares += float((error**2).sum())
@@ -198,25 +213,29 @@ def _check(
     tolerance = _TOLERANCES[kind, precision]
     if not relative <= tolerance:
         raise ExportError(
-            f"the exported network differs from PyTorch by {relative:.2g}, more than {tolerance:g}"
+            f"the exported network differs from PyTorch by {relative:.2g}; expected at most "
+            f"{tolerance:g}"
         )
     if kind != "generator":
         return largest, relative, None
     psnr = 10 * math.log10(count / squares) if squares else math.inf
     if precision == "fp16" and psnr < _MIN_PSNR:
-        raise ExportError(f"the exported network's PSNR is {psnr:.1f} dB, under {_MIN_PSNR:g}")
+        raise ExportError(
+            f"the exported network's PSNR is {psnr:.1f} dB; expected at least {_MIN_PSNR:g}"
+        )
     return largest, relative, psnr
 
 
 def _run_reference(reference: nn.Module, inputs: list[np.ndarray]) -> tuple[np.ndarray, float]:
-    """The output in float32, and the largest |value| of any layer's output on the way."""
+    """Return the output in float32, and the largest |value| of any layer's output."""
     peak = 0.0
 
     def note_peak(module: nn.Module, args: object, output: torch.Tensor) -> None:
         nonlocal peak
         peak = max(peak, output.abs().max().item())
 
-    # A batch norm's input does not exist in the exported network, hence no hook on its conv.
+    # No hooks on convolutions: their outputs do not exist in the exported network, where the batch
+    # norms are folded into them.
     hooks = [
         module.register_forward_hook(note_peak)
         for module in reference.modules()
@@ -232,23 +251,23 @@ def _run_reference(reference: nn.Module, inputs: list[np.ndarray]) -> tuple[np.n
 
 
 def _random_inputs(kind: str, n: int) -> list[np.ndarray]:
-    """Inputs with the scale and the structure of real ones, float32."""
+    """Return float32 inputs with the scale and the structure of real ones."""
     rng = np.random.default_rng(n)
     if kind == "audio_encoder":
         return [rng.uniform(-4, 4, (n, 1, 80, 16)).astype(np.float32)]
-    # Smooth with some noise, as a face is, and with the mouth of channels 3-5 masked.
+    # Smooth with some noise, like a face; the mouth in channels 3-5 is masked.
     blocks = rng.random((n, 3, 10, 10), dtype=np.float32).repeat(32, axis=2).repeat(32, axis=3)
     roi = 0.8 * blocks + 0.2 * rng.random((n, 3, 320, 320), dtype=np.float32)
     masked = roi.copy()
     masked[:, :, 5:310, 5:315] = 0
-    # Features come out of a ReLU.
+    # Features are the output of a ReLU.
     audio = np.maximum(rng.standard_normal((n, 32, 16, 16), dtype=np.float32), 0)
     return [np.concatenate((roi, masked), axis=1), audio]
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keeps the exporter's prints, warnings and log lines from the user."""
+    """Suppress the exporter's prints, warnings and log lines."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -264,7 +283,7 @@ def _silence() -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """The text as one line, with newlines and whatever else cannot be printed escaped."""
+    """Return the text as one line, with newlines and other unprintable characters escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 

@@ -1,5 +1,7 @@
 """The pages say what is so: links, commands, options, figures, and the Python in them."""
 
+import importlib
+import inspect
 import json
 import re
 import runpy
@@ -16,6 +18,8 @@ from typing import Any
 import pytest
 import torch
 
+import engine.live
+import kernels
 from engine import InputError
 from engine.pipeline import frame_numbers
 from tests.conftest import DEMO, ROOT
@@ -85,7 +89,7 @@ def test_links_and_anchors_are_found():
 
 
 @every_page
-def test_links_lead_somewhere(page):
+def test_link_targets_exist(page):
     for target in links(page):
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
@@ -196,6 +200,27 @@ def test_make_targets_exist(page):
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M)
     code = "\n".join([*blocks(page, "bash"), *code_spans(page)])
     assert set(re.findall(r"^make ([\w-]+)", code, re.M)) <= set(targets)
+
+
+# --- the API -------------------------------------------------------------------------------------
+
+
+def test_the_api_is_that_of_the_docstrings():
+    """If it is not: make docs."""
+    assert (DOCS / "api.md").read_text() == runpy.run_path(str(DOCS / "api.py"))["page"]()
+
+
+def test_the_api_has_what_can_be_imported():
+    text = (DOCS / "api.md").read_text()
+    documented = set(re.findall(r"^### ([\w.]+)$", text, re.M))
+    for module in (engine, engine.live, kernels):
+        for name in module.__all__:
+            found = getattr(module, name)
+            if inspect.isclass(found) or inspect.isfunction(found):
+                assert f"{module.__name__}.{name}" in documented
+    for name in documented:
+        module, _, attribute = name.rpartition(".")
+        assert getattr(importlib.import_module(module), attribute).__doc__, name
 
 
 # --- figures -------------------------------------------------------------------------------------
@@ -348,7 +373,7 @@ def test_the_native_avatar_is_the_demos():
     assert all(box in json.loads((DEMO / "boxes.json").read_text()) for box in boxes)
 
 
-def test_the_error_is_what_is_said():
+def test_the_documented_error_is_raised():
     with pytest.raises(InputError) as caught:
         frame_numbers(250, start=250)
     assert blocks(DOCS / "rendering.md", "text") == [f"error: {caught.value}\n"]

@@ -92,7 +92,7 @@ def test_imports(path):
         assert not modules & ABOVE_FOLDERS
 
 
-def test_there_are_files_to_look_at():
+def test_the_files_are_found():
     assert len(FILES) > 30
     assert all((ROOT / "engine" / folder / "__init__.py").exists() for folder in FOLDERS)
     graph = import_graph(ROOT, FILES)
@@ -100,7 +100,7 @@ def test_there_are_files_to_look_at():
     assert graph["engine.runtime.open"] >= {"engine.plans.record", "engine.runtime.tensorrt"}
 
 
-def test_no_file_imports_itself_by_way_of_others():
+def test_there_are_no_import_cycles():
     assert cycle(import_graph(ROOT, FILES)) == []
 
 
@@ -137,7 +137,7 @@ def test_every_package_is_installed():
     assert packages == installed
 
 
-def test_what_runs_on_a_gpu_host_loads_with_what_it_has():
+def test_gpu_tests_import_without_optional_packages():
     """benchmarks/on_gpu.sh says what that is; without the rest, nothing may fail to be collected."""
     code = (
         "import sys, importlib\n"

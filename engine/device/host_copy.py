@@ -1,4 +1,4 @@
-"""Copies of finished frames on the host, made while the GPU renders the next ones."""
+"""Copy finished frames to the host while the GPU renders the next ones."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any

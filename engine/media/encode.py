@@ -1,4 +1,4 @@
-"""Frames of live sessions as H.264 packets or JPEG files, made in a pool of threads."""
+"""Encode frames of live sessions as H.264 packets or JPEG files, in a pool of threads."""
 
 import io
 import os
@@ -17,7 +17,7 @@ from PIL import Image
 
 
 class EncodedFrame(NamedTuple):
-    """A frame, encoded.
+    """An encoded frame.
 
     Attributes:
         number: the frame's number, from 0.
@@ -32,20 +32,21 @@ class EncodedFrame(NamedTuple):
 
 
 class FrameEncoder(Protocol):
-    """Encodes frames one after another; for one thread at a time."""
+    """Encodes frames one after another, for one thread at a time."""
 
     def encode(self, rgb: np.ndarray, *, keyframe: bool = False) -> EncodedFrame:
-        """Encode a frame, (H, W, 3) uint8 RGB. `keyframe` asks for one."""
+        """Encode a frame, (H, W, 3) uint8 RGB; with `keyframe`, as a keyframe."""
         ...
 
 
 class H264Encoder:
-    """H.264 without delay: every frame comes out when it goes in (x264 ultrafast, zerolatency).
+    """Encodes H.264 without delay: a packet for every frame (x264 ultrafast, zerolatency).
 
-    A keyframe comes at least once a second. Odd sizes repeat their last row or column.
+    There is a keyframe at least once a second. An odd size is made even by repeating the last row
+    or column.
 
     Args:
-        fps: frames a second.
+        fps: frames per second.
         crf: x264's quality, 0 (lossless) to 51.
     """
 
@@ -57,7 +58,7 @@ class H264Encoder:
         codec.pix_fmt, codec.framerate, codec.time_base = "yuv420p", fps, 1 / fps
         codec.gop_size, codec.thread_count = max(round(fps), 1), 1
         codec.colorspace = codec.color_primaries = codec.color_trc = 1  # BT.709
-        codec.color_range = 1  # limited
+        codec.color_range = 1  # limited range
         codec.options = {
             "preset": "ultrafast",
             "tune": "zerolatency",
@@ -83,7 +84,7 @@ class H264Encoder:
 
 
 class JpegEncoder:
-    """JPEG files; each frame is a keyframe.
+    """Encodes JPEG files. Every frame is a keyframe.
 
     Args:
         quality: 1 to 100.
@@ -102,10 +103,10 @@ class JpegEncoder:
 class EncoderPool:
     """Threads that encode the frames of many sessions. FFmpeg and Pillow release the GIL.
 
-    A context manager: at its end, what was submitted is encoded.
+    A context manager. At its end it waits for the submitted frames.
 
     Args:
-        threads: by default, as many as there are cores.
+        threads: number of threads; by default the number of cores.
     """
 
     def __init__(self, threads: int | None = None):
@@ -126,7 +127,7 @@ class EncoderPool:
 
 
 class EncoderQueue:
-    """Frames of one session, encoded in order by the threads of a pool."""
+    """Encodes the frames of one session in order, in the threads of a pool."""
 
     def __init__(self, encoder: FrameEncoder, pool: ThreadPoolExecutor):
         self._encoder, self._pool = encoder, pool
@@ -134,7 +135,7 @@ class EncoderQueue:
         self._lock, self._running = Lock(), False
 
     def submit(self, rgb: np.ndarray, *, keyframe: bool = False) -> Future[EncodedFrame]:
-        """Encode a frame, (H, W, 3) uint8 RGB, which must not change until that is done."""
+        """Encode a frame, (H, W, 3) uint8 RGB, which must not change until the future is done."""
         future: Future[EncodedFrame] = Future()
         with self._lock:
             self._tasks.append((future, lambda: self._encoder.encode(rgb, keyframe=keyframe)))

@@ -1,4 +1,4 @@
-"""Verify in ONNX Runtime, on a CPU, that a converted ONNX graph still computes the same."""
+"""Verify in ONNX Runtime, on a CPU, that a converted ONNX graph computes the same results."""
 
 import numpy as np
 import onnx
@@ -16,7 +16,7 @@ _TOLERANCES = {
     ("audio_encoder", "fp16"): 5e-3,
     ("audio_encoder", "fp32"): 1e-4,
 }
-_MIN_PSNR = 55.0  # dB, of the generator's output
+_MIN_PSNR = 55.0  # dB, for the generator's output
 
 
 def compare(graph: OnnxGraph, original: onnx.ModelProto, precision: str, changes: str) -> float:
@@ -25,11 +25,11 @@ def compare(graph: OnnxGraph, original: onnx.ModelProto, precision: str, changes
     Args:
         graph: the converted graph.
         original: the graph before.
-        precision: the lower one of the two graphs' precisions.
-        changes: what was changed, for people.
+        precision: the lower of the two graphs' precisions.
+        changes: the conversions, for errors.
 
     Raises:
-        InputError: it does not run, or differs by more than the precision explains.
+        InputError: it does not run, or differs by more than the tolerance.
     """
     before = open_session(graph, original.SerializeToString())
     after = open_session(graph, graph.data)
@@ -43,11 +43,11 @@ def compare(graph: OnnxGraph, original: onnx.ModelProto, precision: str, changes
     subject = f"{graph.path}, {changes},"
     try:
         actual = after.run([graph.output], _feeds(graph, after, 3))[0].astype(np.float64)
-    except Exception as error:  # ONNX Runtime has no common base for what it raises
+    except Exception as error:  # ONNX Runtime's exceptions have no common base
         raise InputError(f"{subject} does not run: {one_line(error)}") from error
     if actual.shape != expected.shape:
         raise InputError(
-            f"{subject} gives {list(actual.shape)} for a batch of 3; export it with a free batch"
+            f"{subject} returns {list(actual.shape)} for a batch of 3; export it with a free batch"
         )
     scale = 1.0 if graph.signature.kind == "generator" else max(np.abs(expected).max(), 1e-30)
     difference = float(np.abs(actual - expected).max() / scale)
@@ -55,12 +55,14 @@ def compare(graph: OnnxGraph, original: onnx.ModelProto, precision: str, changes
     remedy = "use --precision fp32" if "to fp16" in changes else "export it with a free batch"
     if not difference <= tolerance:
         raise InputError(
-            f"{subject} differs by {difference:.2g}, more than {tolerance:g}; {remedy}"
+            f"{subject} differs by {difference:.2g}; expected at most {tolerance:g}; {remedy}"
         )
     squares = float(np.square(actual - expected).mean())
     if graph.signature.kind == "generator" and squares > 10 ** (-_MIN_PSNR / 10):
         psnr = -10 * np.log10(squares)
-        raise InputError(f"{subject} has a PSNR of {psnr:.1f} dB, under {_MIN_PSNR:g}; {remedy}")
+        raise InputError(
+            f"{subject} has a PSNR of {psnr:.1f} dB; expected at least {_MIN_PSNR:g}; {remedy}"
+        )
     return difference
 
 
@@ -71,7 +73,7 @@ def open_session(
     options.log_severity_level = 4
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime has no common base for what it raises
+    except Exception as error:  # ONNX Runtime's exceptions have no common base
         raise InputError(
             f"{graph.path} cannot be opened by ONNX Runtime: {one_line(error)}"
         ) from error
@@ -80,7 +82,7 @@ def open_session(
 def _feeds(
     graph: OnnxGraph, session: onnxruntime.InferenceSession, n: int
 ) -> dict[str, np.ndarray]:
-    """Make random inputs of realistic scale, in the types that the session takes."""
+    """Return random inputs of realistic scale, in the types that the session takes."""
     rng = np.random.default_rng(0)
     if graph.signature.kind == "audio_encoder":
         values = [rng.uniform(-4, 4, (n, 1, 80, 16))]
@@ -99,11 +101,11 @@ def _feeds(
 def check_fp16_range(graph: OnnxGraph) -> None:
     """Check that no tensor's values exceed float16's range.
 
-    They are computed in float32: ONNX Runtime on a CPU computes float16 graphs in float32 too, so
-    an overflow would not show there.
+    Every tensor of the graph is computed in float32 and its peak compared with 65504. Running the
+    float16 graph would not show an overflow, because ONNX Runtime on a CPU computes it in float32.
 
     Raises:
-        InputError: a value beyond 65504; how large, and at which node.
+        InputError: a value exceeds 65504. The message has the value and the node.
     """
     probe = onnx.ModelProto()
     probe.CopyFrom(graph.model)

@@ -106,7 +106,7 @@ def test_one_architecture(trt, halves, tmp_path, kind, architecture):
 @pytest.mark.parametrize("form", ["free", "fixed"])
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 @pytest.mark.parametrize("kind", SIGNATURES)
-def test_what_tensorrt_reads(trt, sources, kind, precision, form):
+def test_the_parsed_network_and_profile(trt, sources, kind, precision, form):
     """The network itself and the profile, asked of TensorRT."""
     graph = load_graph(SIGNATURES[kind], sources[kind, precision, form])
     convert(graph, precision)
@@ -204,7 +204,7 @@ def test_inspect(trt, halves, tmp_path, capsys):
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == f"{plan}: {len(lines) - 3} layers as parsed"
         assert sum("CONVOLUTION" in line for line in lines) == 13
-        assert lines[-2].startswith(f"{plan}: the layers as built can be seen on SM121; ")
+        assert lines[-2].startswith(f"{plan}: the layers as built can only be read on SM121; ")
         assert lines[-1].startswith(f"{plan}: {state}, ")
 
 
@@ -233,7 +233,7 @@ def again(source: Path, *options) -> int:
     return build("audio-encoder", source, "--arch", "86,89", *(options or BATCH))
 
 
-def test_a_second_build_is_served(built, capsys, monkeypatch):
+def test_a_second_build_keeps_the_plan(built, capsys, monkeypatch):
     source, plan = built
     before = plan.read_bytes(), plan.with_suffix(".json").read_bytes()
     with monkeypatch.context() as patch:
@@ -325,17 +325,21 @@ def text(path: Path) -> None:
         ("a.onnx", Path.mkdir, "a.onnx is not a file"),
         ("a.onnx", text, "a.onnx is not an ONNX file"),
         ("a.onnx", empty, "a.onnx is not an ONNX file"),
-        ("a.engine", text, "a.engine must end in one of .onnx, .pth, .pt, .safetensors"),
+        (
+            "a.engine",
+            text,
+            "a.engine ends in '.engine'; expected one of .onnx, .pth, .pt, .safetensors",
+        ),
         ("a.onnx", onnx_files.strange, "rejected by tensorrt_rtx: node strange (Lipsync): "),
     ],
 )
-def test_files_of_no_use(trt, tmp_path, capsys, name, make, message):
+def test_unusable_files(trt, tmp_path, capsys, name, make, message):
     if make:
         make(tmp_path / name)
     assert message in refused(capsys, tmp_path, "generator", tmp_path / name, "--arch", 86)
 
 
-def test_a_checkpoint_of_no_use(trt, tmp_path, capsys):
+def test_an_unusable_checkpoint(trt, tmp_path, capsys):
     text(tmp_path / "a.pth")
     assert build("generator", tmp_path / "a.pth", "--arch", 86) == 2
     notice, line = capsys.readouterr().err.splitlines()
@@ -347,7 +351,7 @@ def test_another_network(trt, halves, tmp_path, capsys):
     source = tmp_path / "a.onnx"
     shutil.copy(halves["audio_encoder"], source)
     line = refused(capsys, tmp_path, "generator", source, "--arch", 86)
-    assert "generator; it has mel_spectrogram ['?', 1, 80, 16] tensor(float16), expected" in line
+    assert "generator; it has mel_spectrogram ['?', 1, 80, 16] tensor(float16); expected" in line
 
 
 @pytest.mark.parametrize(
@@ -357,7 +361,7 @@ def test_another_network(trt, halves, tmp_path, capsys):
         (onnx_files.baked_flatten, ["--precision", "fp32"], "for a batch of 3; export it with"),
     ],
 )
-def test_graphs_that_cannot_be_made_ready(trt, networks, tmp_path, capsys, make, options, message):
+def test_graphs_that_cannot_be_converted(trt, networks, tmp_path, capsys, make, options, message):
     source = make(networks["audio_encoder"], tmp_path / "a.onnx")
     line = refused(capsys, tmp_path, "audio-encoder", source, "--arch", 86, *options)
     assert message in line and str(source) in line
@@ -366,22 +370,28 @@ def test_graphs_that_cannot_be_made_ready(trt, networks, tmp_path, capsys, make,
 def test_a_fixed_batch_of_4(trt, halves, tmp_path, capsys):
     source = onnx_files.fixed_batch(halves["audio_encoder"], tmp_path / "a.onnx", 4)
     line = refused(capsys, tmp_path, "audio-encoder", source, "--arch", 86)
-    assert "has a fixed batch of 4: TensorRT needs one that is free or 1." in line
+    assert "has a fixed batch of 4; expected a free batch or 1." in line
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--arch", "90"], "does not build for SM90, only for SM75, SM80, SM86, SM89, SM120"),
-        (["--arch", "8.6"], "'8.6' is not a list of compute capabilities without dots"),
+        (["--arch", "8.6"], "architectures are '8.6'; expected compute capabilities without dots"),
         (["--arch", "86", "--batch", "1", "4", "2"], "batch is 1 4 2; expected 1 <= MIN <= OPT"),
         (["--arch", "86", "--batch", "0", "1", "2"], "batch is 0 1 2"),
         (["--arch", "86", "--batch", "1", "1", "300"], "MAX <= 256"),
-        (["--arch", "86", "-o", "a.engine"], "a.engine: the output's name must end in .plan"),
+        (
+            ["--arch", "86", "-o", "a.engine"],
+            "output is a.engine; expected a name that ends in .plan",
+        ),
         (["--arch", "86", "-o", "no/a.plan"], "no/a.plan cannot be written: No such file"),
         (["--arch", "86", "-o", "/proc/a.plan"], "/proc/a.plan cannot be written: "),
-        (["--arch", "86", "-o", "boxes.plan"], "boxes.json is not the record of a plan"),
-        (["--arch", "86", "-o", "avatar.plan"], "avatar.json is not the record of a plan"),
+        (["--arch", "86", "-o", "boxes.plan"], "boxes.json exists and is not the record of a plan"),
+        (
+            ["--arch", "86", "-o", "avatar.plan"],
+            "avatar.json exists and is not the record of a plan",
+        ),
         (["--arch", "86", "--avatar", "."], "expected a network and its file, or --avatar DIR"),
     ],
 )
@@ -407,20 +417,20 @@ def test_no_gpu_and_no_architecture(trt, halves, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("gpu", "installed", "options", "message"),
     [
-        (None, [], [], "TensorRT is not installed: pip install tensorrt-rtx (for GeForce and"),
-        (None, [], ["--edition", "tensorrt"], "is not installed: pip install tensorrt-cu13"),
+        (None, [], [], "TensorRT is not installed; pip install tensorrt-rtx (for GeForce and"),
+        (None, [], ["--edition", "tensorrt"], "is not installed; pip install tensorrt-cu13"),
         (90, ["tensorrt_rtx"], [], "does not build for SM90, only for "),
-        (90, ["tensorrt_rtx"], [], "tensorrt is not installed: pip install tensorrt-cu13"),
-        (90, ["tensorrt"], ["--arch", "86"], "only on such a GPU, and the one here is SM90"),
+        (90, ["tensorrt_rtx"], [], "tensorrt is not installed; pip install tensorrt-cu13"),
+        (90, ["tensorrt"], ["--arch", "86"], "only on such a GPU; the one here is SM90"),
         (
             None,
             ["tensorrt"],
             ["--arch", "90"],
-            "tensorrt builds for SM90 only on such a GPU, which",
+            "tensorrt builds for SM90 only on such a GPU; there",
         ),
     ],
 )
-def test_no_tensorrt_that_can(
+def test_no_installed_edition_can_build(
     trt, halves, tmp_path, capsys, monkeypatch, gpu, installed, options, message
 ):
     monkeypatch.setattr("engine.build.gpu_architecture", lambda: gpu)
@@ -441,7 +451,7 @@ def test_no_tensorrt_that_can(
         (None, [80, 89], 80, "tensorrt_rtx"),
     ],
 )
-def test_which_tensorrt(trt, monkeypatch, name, architectures, gpu, edition):
+def test_the_edition_is_chosen(trt, monkeypatch, name, architectures, gpu, edition):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
     chosen, wanted = choose_edition(name, architectures, gpu)
     assert chosen.name == edition and wanted == (architectures or [gpu])

@@ -63,7 +63,7 @@ def test_a_relative_path_is_ignored(folders, monkeypatch, value):
 def test_a_cache_that_cannot_be_made_where_the_environment_says(folders, monkeypatch):
     (folders / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folders / "file"))
-    with pytest.raises(InputError, match="file/viseme/.* cannot be made: Not a directory"):
+    with pytest.raises(InputError, match="file/viseme/.* cannot be created: Not a directory"):
         cache_folder()
 
 
@@ -87,7 +87,7 @@ def test_no_home(folders, monkeypatch):
 
 def test_a_relative_home(folders, monkeypatch):
     monkeypatch.setenv("HOME", "some/where")
-    with pytest.warns(UserWarning, match="HOME is 'some/where', no absolute path"):
+    with pytest.warns(UserWarning, match="HOME is 'some/where', which is not an absolute path"):
         assert cache_folder().is_relative_to(folders / "tmp")
 
 
@@ -116,12 +116,12 @@ def test_a_temporary_folder_of_others_is_refused(folders, monkeypatch, prepare):
     no_home(monkeypatch, folders)
     private = folders / "tmp" / f"viseme-{os.getuid()}"
     prepare(folders, private)
-    with pytest.raises(InputError, match="is not a folder that only this user can enter.*XDG_CACHE_HOME"):  # fmt: skip
+    with pytest.raises(InputError, match="is not a private folder of this user.*XDG_CACHE_HOME"):  # fmt: skip
         cache_folder()
     assert not list(private.iterdir())
 
 
-def test_no_room_at_all(folders, monkeypatch):
+def test_no_writable_folder(folders, monkeypatch):
     no_home(monkeypatch, folders)
     (folders / "tmp" / f"viseme-{os.getuid()}").write_text("")
     with pytest.raises(InputError, match="cannot be written, and .*File exists.*XDG_CACHE_HOME"):

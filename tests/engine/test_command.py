@@ -26,7 +26,7 @@ ESCAPED = {
 }
 
 
-def test_a_file_is_whole_or_what_it_was(tmp_path):
+def test_files_are_written_atomically(tmp_path):
     path = tmp_path / "figures.json"
     path.write_text("before")
 
@@ -71,7 +71,7 @@ def test_an_error_is_one_line(name, capsys):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_printing_does_not_fail(monkeypatch, encoding):
+def test_unprintable_output_does_not_fail(monkeypatch, encoding):
     streams = {}
     for name in ("stdout", "stderr"):
         streams[name] = io.TextIOWrapper(io.BytesIO(), encoding)

@@ -44,16 +44,16 @@ def noise() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def expected(native, gentle, short) -> dict[str, torch.Tensor]:
+def expected(native, fp16_safe_checkpoints, short) -> dict[str, torch.Tensor]:
     """What the CPU renders, in both modes."""
-    pipeline = Pipeline(Avatar.load(native, **gentle))
+    pipeline = Pipeline(Avatar.load(native, **fp16_safe_checkpoints))
     return {mode: finished(pipeline, short, mode=mode) for mode in kernels.COMPOSITE_MODES}
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)
-def make(request, native, gentle, halves, tmp_path_factory):
+def make(request, native, fp16_safe_checkpoints, halves, tmp_path_factory):
     """batch size -> a pipeline of the runtime; all share an avatar."""
-    files = dict(gentle)
+    files = dict(fp16_safe_checkpoints)
     if request.param == "tensorrt":
         files = _plans(halves, tmp_path_factory.mktemp("plans"))
     avatar = Avatar.load(native, device="cuda", **files)
@@ -104,7 +104,7 @@ def psnr(one: torch.Tensor, two: torch.Tensor) -> float:
 # leaves a rest of 2, and is the largest
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 25, 40])
 @pytest.mark.parametrize("mode", kernels.COMPOSITE_MODES)
-def test_the_cpus_frames(make, expected, short, batch_size, mode):
+def test_frames_equal_the_cpus(make, expected, short, batch_size, mode):
     pipeline = make(batch_size)
     frames = finished(pipeline, short, mode=mode)
     face = inside(pipeline, len(frames))
@@ -121,7 +121,7 @@ def test_batch_size_does_not_change_frames(make, short):
         assert difference.max() <= 2 and (difference == 0).float().mean() >= 0.99
 
 
-def test_twice_the_same(make, short):
+def test_renders_are_reproducible(make, short):
     pipeline = make(25)
     first = finished(pipeline, short)
     assert torch.equal(finished(pipeline, short), first)
@@ -161,7 +161,7 @@ def test_nothing_is_allocated_or_waited_for(make, noise):
         batches.close()
 
 
-def test_a_render_waits_for_nothing_from_its_speech_on(make, short):
+def test_the_host_never_waits_during_a_render(make, short):
     """Its upload is from pinned memory: from any other the host would wait."""
     pipeline = make(16)
     if not pipeline.generator.capturable:
@@ -177,7 +177,7 @@ def test_a_render_waits_for_nothing_from_its_speech_on(make, short):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_ranges_are_the_cpus(dtype):
+def test_ranges_equal_the_cpus(dtype):
     torch.manual_seed(1)
     for shape, rows in [((25, 3, 320, 320), (25, 3)), ((32, 512), (32,))]:
         output = torch.randn(shape).to(dtype)
@@ -207,7 +207,7 @@ class Breaks:
         return out.copy_(torch.where(loud, torch.nan, picture[:, :3]))
 
 
-def test_nan_is_found_where_it_begins(native, monkeypatch):
+def test_nan_is_found_in_the_frame_where_it_begins(native, monkeypatch):
     """On a GPU without waiting, in the frame that a CPU finds; and the buffers can be used again."""
     monkeypatch.setattr("engine.pipeline.open_network", lambda s, *_, **__: Breaks(s.kind))
     noise = torch.randn(32000, generator=torch.Generator().manual_seed(4)).clamp_(-1, 1) / 4
@@ -303,7 +303,7 @@ def test_an_error_during_a_capture_leaves_nothing_behind():
     assert counted.item() == WARM_UPS + 3 and len(graphs) == 1
 
 
-def test_what_does_not_fit_is_refused_early(make):
+def test_buffers_that_do_not_fit_are_an_early_error(make):
     with pytest.raises(DeviceError, match="the buffers of a render need .* a smaller batch size"):
         make(1_000_000)
 

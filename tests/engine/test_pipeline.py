@@ -120,14 +120,14 @@ def test_threads_render_as_if_alone(native, avatar, pipeline, short, rendered):
             assert torch.equal(frames, rendered)
 
 
-def test_frames_are_the_callers(pipeline, short, rendered):
+def test_the_caller_may_change_frames(pipeline, short, rendered):
     for frames in pipeline.render(short):
         frames.zero_()
     kept = list(pipeline.render(short))
     assert torch.equal(torch.cat(kept), rendered)
 
 
-def test_a_render_can_be_left(pipeline, short, rendered):
+def test_a_render_can_be_abandoned(pipeline, short, rendered):
     render = pipeline.render(short)
     next(render)
     render.close()
@@ -219,7 +219,7 @@ def test_loop_and_start(pipeline, folders, short):
         (lambda p, s: Pipeline(p.avatar, runtime="x"), "runtime is 'x'"),
     ],
 )
-def test_bad_input_is_said_at_once(pipeline, short, call, message):
+def test_bad_input_is_an_immediate_error(pipeline, short, call, message):
     with pytest.raises(InputError, match=message):
         call(pipeline, short)
 

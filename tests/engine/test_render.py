@@ -86,7 +86,7 @@ def test_the_command_is_a_function(native, audio, tmp_path, capsys):
     assert len(list((tmp_path / "frames").iterdir())) == 14 and out.exists()
 
 
-def test_what_is_said_of_the_runtimes():
+def test_the_runtimes_are_printed():
     """Both, where they differ; and the memory that is taken."""
     generator = SimpleNamespace(description="tensorrt 11, cuda", reason="generator.plan fits")
     encoder = SimpleNamespace(description="ONNX Runtime 2, cuda", reason="there is no plan")
@@ -170,7 +170,7 @@ def test_a_warning_is_one_line(own, audio, tmp_path, capsys):
     assert render("--avatar", root, "--audio", audio, "-o", tmp_path / "o.mp4") == 0
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert warnings == [
-        "warning: avatar 'native' has 4 frames and 2 boxes: the first 2 of both are used"
+        "warning: avatar 'native' has 4 frames and 2 boxes; the first 2 of both are used"
     ]
 
 
@@ -224,10 +224,10 @@ def test_bad_speech(native, tmp_path, capsys, make, message):
         (["--start-frame", "99"], "start frame is 99; expected 0 to 11"),
         (["--generator", "no.onnx"], "no.onnx (generator) does not exist"),
         (["--runtime", "torch"], "the torch runtime takes checkpoints"),
-        (["--frames", "."], "exists and is not an empty folder"),
+        (["--frames", "."], "exists; expected a new name or an empty folder"),
         (["--frames", "no/folder"], "cannot be made"),
-        (["--jpeg", "."], "exists and is not an empty folder"),
-        (["--jpeg", "images", "--quality", "0"], "quality is 0, it must be 1 to 100"),
+        (["--jpeg", "."], "exists; expected a new name or an empty folder"),
+        (["--jpeg", "images", "--quality", "0"], "quality is 0; expected 1 to 100"),
     ],
 )
 def test_bad_options(native, audio, tmp_path, monkeypatch, capsys, options, message):
@@ -256,14 +256,14 @@ def test_no_gpu(native, audio, tmp_path, capsys):
         ["--frames", "a", "--jpeg", "b"],
     ],
 )
-def test_bad_words(native, audio, capsys, options):
+def test_invalid_choices(native, audio, capsys, options):
     with pytest.raises(SystemExit) as caught:
         render("--avatar", native, "--audio", audio, "-o", "o.mp4", *options)
     (said,) = capsys.readouterr().err.splitlines()
     assert caught.value.code == 2 and said.startswith("error: ") and options[1] in said
 
 
-def test_what_is_read_is_not_overwritten(own, audio, tmp_path, capsys):
+def test_inputs_are_not_overwritten(own, audio, tmp_path, capsys):
     root = own.native(video=True)
     film = root / "frames.mp4"
     spoken = write_audio(tmp_path / "speech.mp4", np.zeros((1, 9600)), RATE, "aac")
@@ -273,7 +273,7 @@ def test_what_is_read_is_not_overwritten(own, audio, tmp_path, capsys):
         assert message in capsys.readouterr().err and out.read_bytes() == before
 
 
-def test_what_the_system_refuses_is_one_line(native, audio, tmp_path, capsys, monkeypatch):
+def test_system_errors_are_one_line(native, audio, tmp_path, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -285,7 +285,7 @@ def test_what_the_system_refuses_is_one_line(native, audio, tmp_path, capsys, mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_fault_in_the_middle(own, audio, tmp_path, capsys):
+def test_an_error_in_the_middle_of_a_render(own, audio, tmp_path, capsys):
     """A frame that shows its damage only when it is decoded, after frames were written."""
     root = own.native()
     path = root / "frames" / "00003.jpg"
@@ -316,7 +316,7 @@ def test_interrupted(native, tmp_path, kind, code):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_says_everything():
+def test_help_describes_every_option():
     done = subprocess.run(
         [sys.executable, "-m", "engine.render", "--help"],
         capture_output=True,

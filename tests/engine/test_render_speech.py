@@ -48,7 +48,7 @@ def test_no_such_track(native, tmp_path, capsys):
     path = CASES / "eight_channels.opus"
     options = ["-o", tmp_path / "o.mp4", "--audio-track", 1]
     assert render("--avatar", native, "--audio", path, *options) == 2
-    assert capsys.readouterr().err == f"error: audio track is 1. {path} has 1, from 0 on: 0\n"
+    assert capsys.readouterr().err == f"error: audio track is 1; {path} has 1, from 0: 0\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -59,6 +59,6 @@ def test_a_warning_is_one_line_and_once(native, tmp_path, capsys):
     assert render("--avatar", native, "--audio", path, "-o", tmp_path / "o.mp4") == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert said == [
-        f"warning: {path}: mixed to mono, its channels keep 0.0% of the energy of channel 0. "
-        "The speech is taken from channel 0 alone"
+        f"warning: {path}: the mono mix keeps 0.0% of the energy of channel 0, the loudest; "
+        "channel 0 is used alone"
     ]

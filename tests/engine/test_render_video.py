@@ -61,10 +61,10 @@ def test_wide_pixels_stay_wide(own, audio, tmp_path, capsys, turn):
     assert Video(out).stream.pixel_aspect == aspect
     assert render(*arguments, "--frames", tmp_path / "frames") == 0
     (said,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
-    assert f"shown {float(aspect):.3g} times as wide as high" in said and "cannot" in said
+    assert f"has a pixel aspect ratio of {float(aspect):.3g}" in said and "cannot" in said
 
 
-def test_square_pixels_need_no_word(own, audio, tmp_path, capsys):
+def test_no_warning_for_square_pixels(own, audio, tmp_path, capsys):
     root = film_avatar(own)
     assert Avatar.load(root).pixel_aspect == Avatar.load(own.native("images")).pixel_aspect == 1
     options = ["--frames", tmp_path / "frames"]
@@ -139,17 +139,17 @@ def test_the_rate_of_the_folder_and_of_the_video(own, given, own_rate, used, sai
 
 
 @pytest.mark.parametrize("rate", [Fraction(1, 5), Fraction(1000)])
-def test_one_rule_for_rates(own, rate):
+def test_the_same_rates_are_allowed_everywhere(own, rate):
     """Those that avatar.json may not give, a video may not have."""
     root = film_avatar(own, rate=rate)
     with pytest.raises(InputError, match="frames a second; 1 to 240 are allowed"):
         Avatar.load(root)
     root = own.native("with_rate", fps=float(rate))
-    with pytest.raises(InputError, match="it must be a number from 1 to 240"):
+    with pytest.raises(InputError, match="expected a number from 1 to 240"):
         Avatar.load(root)
 
 
-def test_a_rate_that_nobody_gives(own):
+def test_the_default_rate(own):
     """A single frame of no known rate: 25, as for images."""
     root = film_avatar(own)
     encode(root / "full_body_video.mp4", own.frames[:1], rate=Fraction(1, 5))

@@ -180,7 +180,7 @@ def test_boundaries_are_where_they_are_heard(held_out):
     assert max(map(abs, lags)) <= 20
 
 
-def test_what_espeak_cannot_say(monkeypatch):
+def test_text_that_espeak_cannot_speak(monkeypatch):
     with pytest.raises(ValueError, match="no voice 'xx\\+f4'"):
         speak("hello", voice="xx")
     with pytest.raises(ValueError, match="no variant 'f99'"):

@@ -44,7 +44,7 @@ def test_names_shapes_and_types(exported, kind):
         assert value.type.tensor_type.elem_type == TENSOR_TYPE[exported.report.precision]
 
 
-def test_only_nodes_that_do_something(exported, kind):
+def test_no_redundant_nodes(exported, kind):
     model = onnx.load(exported.file)
     assert (
         collections.Counter(node.op_type for node in model.graph.node)
@@ -71,7 +71,7 @@ def test_weights_are_in_the_file_in_its_precision(exported):
     assert exported.file.stat().st_size == exported.report.bytes
 
 
-def test_nothing_tells_where_it_was_made(exported):
+def test_files_contain_no_paths(exported):
     model = onnx.load(exported.file)
     for weights in model.graph.initializer:
         weights.ClearField("raw_data")  # fifty random megabytes spell ".py" by themselves

@@ -165,7 +165,7 @@ WRONG = {
     "both networks": (
         lambda g, a: {"generator": g, "audio_encoder": a},
         None,
-        ["holds both networks"],
+        ["has both networks"],
     ),
     "mis-shaped": (
         lambda g, a: wider(a, "12.conv_block.0.bias"),
@@ -204,12 +204,12 @@ WRONG = {
     "unknown": (
         lambda g, a: {"layer1.weight": torch.zeros(3), "fc.weight": torch.zeros(2)},
         None,
-        ["not a network of Viseme", "no network that Viseme knows", "unexpected: layer1.weight"],
+        ["not a network of Viseme", "an unknown network", "unexpected: layer1.weight"],
     ),
     "optimizer only": (
         lambda g, a: {"epoch": 3, "optimizer": stepped_adam().state_dict()},
         None,
-        ["holds no weights", "the state of an optimizer"],
+        ["has no weights", "the state of an optimizer"],
     ),
     "no tensors": (lambda g, a: {"epoch": 3, "loss": 0.1}, None, ["no weights", "epoch, loss"]),
     "not a number": (
@@ -245,8 +245,8 @@ def test_wrong_content(tmp_path, generator, audio_encoder, case):
         ("lfs.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
         ("page.pth", b"\n<!DOCTYPE html><html>Sign in", "is a web page"),
         ("text.pth", b"not a checkpoint", "not a checkpoint file"),
-        ("x.onnx", b"\x08\x0a\x12\x07pytorch", "an ONNX file is already exported"),
-        ("x.plan", b"ftrt\x00\x00", "a TensorRT plan is already built"),
+        ("x.onnx", b"\x08\x0a\x12\x07pytorch", "an ONNX file needs no export"),
+        ("x.plan", b"ftrt\x00\x00", "it is a TensorRT plan"),
         ("x.pth", b"\x80\x02}", "broken or truncated"),
         ("x.safetensors", b'\x09\0\0\0\0\0\0\0{"a":1}!!', "broken safetensors"),
     ],
@@ -289,7 +289,9 @@ def test_torchscript_is_named(tmp_path):
 
 
 def test_unknown_kind(tmp_path):
-    with pytest.raises(ValueError, match="kind is 'decoder', must be one of generator, audio_enc"):
+    with pytest.raises(
+        ValueError, match="kind is 'decoder'; expected one of: generator, audio_enc"
+    ):
         load(tmp_path / "x.pth", "decoder")
 
 
@@ -323,9 +325,11 @@ def test_other_python_objects_are_named(tmp_path, audio_encoder):
     content = {"loss": np.float64(1), "config": Config(), "state_dict": audio_encoder.state_dict()}
     torch.save(content, tmp_path / "x.pth")
     message = refusal(tmp_path / "x.pth")
-    assert f"refused: it holds {__name__}.Config, " in message
+    assert f"refused, because it contains {__name__}.Config, " in message
     torch.save(AudioEncoder(), tmp_path / "x.pth")
-    assert "refused: it holds models.audio_encoder.AudioEncoder" in refusal(tmp_path / "x.pth")
+    assert "refused, because it contains models.audio_encoder.AudioEncoder" in refusal(
+        tmp_path / "x.pth"
+    )
 
 
 def test_other_pickle_protocols_are_named(tmp_path, audio_encoder):
@@ -466,12 +470,14 @@ def test_quantized_weights_are_refused(tmp_path, audio_encoder, case):
     message = refusal(tmp_path / "x.pth", "audio_encoder")
     assert "0.conv_block.0.weight is " in message and case.strip() in message
     if case.strip() not in ("sparse_coo", "meta"):
-        assert f"is torch.{case.strip()}, and weights must be floating point; save" in message
+        assert f"is torch.{case.strip()}; expected floating point; save" in message
 
 
 def test_quantized_safetensors_are_refused(tmp_path, audio_encoder):
     safetensors.torch.save_file(int8_and_scales(audio_encoder.state_dict()), tmp_path / "x.pth")
-    assert "0.conv_block.0.weight is torch.int8, and weights" in refusal(tmp_path / "x.pth")
+    assert "0.conv_block.0.weight is torch.int8; expected floating point" in refusal(
+        tmp_path / "x.pth"
+    )
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])

@@ -84,7 +84,7 @@ def test_audio_track_is_chosen(tmp_path, capsys):
     arguments += ["--steps", "1", "--batch", "2"]
     assert main([*arguments, "--audio-track", "7"]) == 2
     assert capsys.readouterr().err == (
-        f"error: audio track is 7. {film} has 2, from 0 on: 0, 1 (default)\n"
+        f"error: audio track is 7; {film} has 2, from 0: 0, 1 (default)\n"
     )
     assert main(["--data", "a:b", "--audio-track", "1", "-o", output]) == 2
     assert "--audio-track is given with --data, which has speech" in capsys.readouterr().err

@@ -19,7 +19,7 @@ TOLERANCE = 5e-3  # over the largest value: rounding weights and values to float
 
 
 @pytest.fixture(scope="module")
-def expected(gentle):
+def expected(fp16_safe_checkpoints):
     """kind -> 3 inputs, and what PyTorch makes of them in float32."""
     generator = torch.Generator().manual_seed(5)
     inputs = {
@@ -32,7 +32,7 @@ def expected(gentle):
     found = {}
     with torch.inference_mode():
         for kind, tensors in inputs.items():
-            found[kind] = tensors, checkpoint.load(gentle[kind])(*tensors)
+            found[kind] = tensors, checkpoint.load(fp16_safe_checkpoints[kind])(*tensors)
     return found
 
 
@@ -84,7 +84,7 @@ def test_conversion(halves, older, expected, tmp_path, kind, precision, freed, m
         assert not wrong.intersection(data), node.name
 
 
-def test_what_fits_is_left_alone(halves):
+def test_matching_graphs_are_not_converted(halves):
     for kind, signature in SIGNATURES.items():
         graph = load_graph(signature, halves[kind])
         convert(graph, "fp16")
@@ -148,7 +148,7 @@ def test_a_batch_norm_whose_variance_is_beyond_float16(tmp_path):
     assert np.abs(y - wanted.flatten(1)[:, :512].numpy()).max() < 1e-2
 
 
-def test_floats_that_only_shape_stay(tmp_path):
+def test_floats_of_shapes_stay_float32(tmp_path):
     """Sizes computed in float32, as older exporters do, next to data in float16."""
     nodes = [
         helper.make_node("Shape", ["x"], ["shape"]),
@@ -181,7 +181,7 @@ def test_floats_that_only_shape_stay(tmp_path):
     ("gain", "message"),
     [(1e5, r"g16 is not finite in fp16|values reach"), (2e4, r"values reach 8e\+04 at loud")],
 )
-def test_what_float16_cannot_hold(tmp_path, gain, message):
+def test_values_beyond_float16_are_refused(tmp_path, gain, message):
     nodes = [
         helper.make_node("Mul", ["x", "g16"], ["l"], "loud"),
         helper.make_node("Div", ["l", "g16"], ["q"], "quiet"),
@@ -196,6 +196,6 @@ def test_what_float16_cannot_hold(tmp_path, gain, message):
 
 def test_small_errors_everywhere_are_refused(networks, monkeypatch):
     monkeypatch.setattr("engine.plans.verify._MIN_PSNR", 200.0)
-    said = r"to fp16, has a PSNR of \d\d\.\d dB, under 200; use --precision fp32"
+    said = r"to fp16, has a PSNR of \d\d\.\d dB; expected at least 200; use --precision fp32"
     with pytest.raises(InputError, match=said):
         convert(load_graph(GENERATOR, networks["generator"]), "fp16")

@@ -108,12 +108,16 @@ def test_pipelines_share_a_network(networks):
         (
             {"precision": "bf16", "runtime": "onnxruntime"},
             "cpu",
-            "bf16, which the onnxruntime runtime has not; use openvino",
+            "bf16, but the runtime is onnxruntime; expected openvino",
         ),
-        ({"runtime": "openvino"}, "cuda", "the openvino runtime runs on the CPU"),
+        (
+            {"runtime": "openvino"},
+            "cuda",
+            "runtime is openvino, but the device is cuda; expected cpu",
+        ),
     ],
 )
-def test_what_cannot_be(networks, options, device, message):
+def test_unsupported_combinations(networks, options, device, message):
     with pytest.raises(InputError, match=message):
         open_network(GENERATOR, networks["generator"], device=torch.device(device), **options)
 
@@ -124,7 +128,7 @@ def test_a_cpu_without_bf16(networks, monkeypatch):
         open_network(GENERATOR, networks["generator"], device=CPU, precision="bf16")
 
 
-def test_files_of_no_use(networks, tmp_path):
+def test_unusable_files(networks, tmp_path):
     (tmp_path / "a.onnx").write_text("no network")
     with pytest.raises(InputError, match=r"a\.onnx cannot be read by OpenVINO"):
         open_network(GENERATOR, tmp_path / "a.onnx", device=CPU, runtime="openvino")

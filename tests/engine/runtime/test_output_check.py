@@ -30,7 +30,7 @@ def short(speech) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("shape", [(5, 512), (3, 3, 320, 320), (1, 3, 320, 320)])
-def test_ranges_are_pytorchs(shape, dtype):
+def test_ranges_equal_pytorchs(shape, dtype):
     torch.manual_seed(1)
     output = torch.randn(shape).to(dtype)
     flat = output.flatten(1)
@@ -136,7 +136,7 @@ def events(monkeypatch) -> list[Event]:
     return made
 
 
-def test_nothing_is_waited_for_before_the_end(events):
+def test_no_wait_before_the_end(events):
     watched = check(rows=12)
     watched.measure(frames(4))
     watched.measure(broken(4, 1, NAN))
@@ -158,7 +158,7 @@ def test_the_end_waits(events):
     assert all(event.waited for event in events)
 
 
-def test_the_first_network_is_blamed(events):
+def test_the_error_names_the_first_network(events):
     """What it breaks makes the next one break, and both arrive at once."""
     encoder = check(AUDIO_ENCODER, rows=8)
     generator = check(rows=8, before=encoder)
@@ -224,7 +224,7 @@ def taken(pipeline: Pipeline, speech: torch.Tensor) -> tuple[list[torch.Tensor],
 
 
 @pytest.mark.parametrize(("frame", "came"), [(0, 0), (7, 0), (8, 1), (23, 2)])
-def test_a_generator_that_breaks_on_the_way(pipeline, short, frame, came):
+def test_a_generator_that_fails_in_the_middle(pipeline, short, frame, came):
     good, error = taken(pipeline, short)
     assert len(good) == 3 and error == ""
     pipeline.generator.bad = {frame: NAN}
@@ -238,7 +238,7 @@ def test_a_generator_that_breaks_on_the_way(pipeline, short, frame, came):
     assert error == "" and torch.equal(torch.cat(again), torch.cat(good))
 
 
-def test_an_audio_encoder_that_breaks_on_the_way(pipeline, short):
+def test_an_audio_encoder_that_fails_in_the_middle(pipeline, short):
     pipeline.audio_encoder.bad = {9: INF}
     pipeline.generator.bad = {0: NAN}
     batches, error = taken(pipeline, short)
@@ -246,7 +246,7 @@ def test_an_audio_encoder_that_breaks_on_the_way(pipeline, short):
     assert " feature 9 (stand-in)" in error and batches == []
 
 
-def test_rows_that_fill_a_batch_up_do_not_count(pipeline, short):
+def test_padding_rows_do_not_count(pipeline, short):
     """24 frames, 22 features: on a GPU the encoder's batch is padded to 32, and 12 frames are a
     batch of 8 and one of 4 that the 8 fill."""
     if not pipeline.avatar.frames_on_device:
@@ -279,7 +279,7 @@ def test_nan_that_arrives_late(pipeline, short, events):
 
 
 @pytest.mark.parametrize("name", ["identity", "meter"])
-def test_plain_generators_that_work(native, speech, name):
+def test_simple_generators_are_accepted(native, speech, name):
     """One gives its picture back; the other shows how loud it is, one constant for each frame."""
     files = {"generator": CASES / f"{name}.onnx", "audio_encoder": CASES / "loudness_encoder.onnx"}
     pipeline = Pipeline(Avatar.load(native, **files))

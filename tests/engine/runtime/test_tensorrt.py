@@ -85,7 +85,7 @@ AGAIN = "build it again: python -m engine.build audio-encoder "
             r"is damaged \(it has 5000 bytes",
         ),
         (lambda plan: plan.write_bytes(b""), rf"is damaged \(it has 0 bytes.*{AGAIN}.* --force$"),
-        (flip, rf"is damaged \(its bytes are not those of its record\); {AGAIN}.* --force$"),
+        (flip, rf"is damaged \(its hash differs from that in its record\); {AGAIN}.* --force$"),
         (lambda plan: plan.with_suffix(".json").unlink(), "has no record .encoder.json beside it"),
         (
             lambda plan: plan.with_suffix(".json").write_text("[1, 2]"),
@@ -99,26 +99,26 @@ AGAIN = "build it again: python -m engine.build audio-encoder "
         (alter(batch=None), "encoder.json is not the record of a TensorRT plan"),
         (
             alter(network="generator"),
-            r"is the plan of a\(n\) generator, expected that of a\(n\) audio encoder; build one with "
+            r"is the plan of a\(n\) generator; expected that of a\(n\) audio encoder, built with "
             "python -m engine.build audio-encoder FILE$",
         ),
         (
             alter(version="1.6.0.1"),
-            rf"was built by tensorrt_rtx 1\.6\.0\.1 and runs with no other, installed is .*{AGAIN}",
+            rf"was built by tensorrt_rtx 1\.6\.0\.1 and runs with no other version; .* is installed; {AGAIN}",
         ),
         (
             alter(edition="tensorrt"),
-            "needs tensorrt .*, which is not installed: pip install tensorrt-cu13",
+            "needs tensorrt .*, which is not installed; pip install tensorrt-cu13",
         ),
         (alter(edition="openvino"), "was built by 'openvino'; expected tensorrt or tensorrt_rtx"),
         (
             alter(architectures=[75, 120]),
-            rf"is for SM75, SM120, the GPU here is SM89; {AGAIN}.*encoder.onnx -o .*encoder.plan "
+            rf"is for SM75, SM120, but the GPU here is SM89; {AGAIN}.*encoder.onnx -o .*encoder.plan "
             "--precision fp16 --batch 2 3 4$",
         ),
     ],
 )
-def test_plans_of_no_use(plan, monkeypatch, change, message):
+def test_unusable_plans(plan, monkeypatch, change, message):
     on_gpu(monkeypatch, 89)
     assert check_plan(plan, AUDIO_ENCODER, CUDA).key.architectures == [86, 89]
     monkeypatch.setattr(
@@ -166,9 +166,9 @@ def test_a_plan_that_fits_comes_first(plan, opened):
     assert found[0][2] == "encoder.plan fits this GPU"
 
 
-def test_a_checkpoint_has_a_plan_too(trt, gentle, halves, tmp_path, opened):
+def test_a_checkpoint_has_a_plan_too(trt, fp16_safe_checkpoints, halves, tmp_path, opened):
     source = tmp_path / "encoder.safetensors"
-    shutil.copy(gentle["audio_encoder"], source)
+    shutil.copy(fp16_safe_checkpoints["audio_encoder"], source)
     assert main(["audio-encoder", str(source), "--arch", "86"]) == 0
     open_network(AUDIO_ENCODER, source, device=CUDA)
     assert opened[0][0][:2] == ("tensorrt", "encoder.plan")
@@ -195,7 +195,7 @@ def test_a_plan_that_does_not_fit(plan, opened, change, reason):
         open_network(AUDIO_ENCODER, plan.with_suffix(".onnx"), device=CUDA, runtime="tensorrt")
 
 
-def test_what_comes_after_tensorrt(plan, gentle, opened):
+def test_fallbacks_after_tensorrt(plan, fp16_safe_checkpoints, opened):
     found, broken = opened
     broken["tensorrt"] = InputError("the plan is for SM75")
     broken["onnxruntime"] = DeviceError("no CUDA provider")
@@ -204,12 +204,12 @@ def test_what_comes_after_tensorrt(plan, gentle, opened):
     assert [runtime for runtime, *_ in found] == ["tensorrt", "onnxruntime"]
     assert found[-1][2] == "the plan is for SM75"
     found.clear()
-    open_network(AUDIO_ENCODER, gentle["audio_encoder"], device=CUDA)
+    open_network(AUDIO_ENCODER, fp16_safe_checkpoints["audio_encoder"], device=CUDA)
     assert [runtime for runtime, *_ in found] == ["onnxruntime", "torch"]
     assert found[-1][2].startswith("there is no ") and found[-1][2].endswith("no CUDA provider")
 
 
-def test_a_given_plan_has_no_second(plan, opened):
+def test_a_given_plan_has_no_fallback(plan, opened):
     found, broken = opened
     broken["tensorrt"] = InputError("the plan is for SM75")
     with pytest.raises(InputError, match="the plan is for SM75"):
@@ -217,21 +217,23 @@ def test_a_given_plan_has_no_second(plan, opened):
     assert len(found) == 1
 
 
-def test_a_cpu_has_no_plans(plan, opened):
+def test_plans_need_a_gpu(plan, opened):
     found, _ = opened
     open_network(AUDIO_ENCODER, plan.with_suffix(".onnx"), device=CPU)
     assert found == [("onnxruntime", "encoder.onnx", "the default on a CPU")]
     with pytest.raises(
-        InputError, match="is a TensorRT plan, which needs a GPU, and the device is cpu"
+        InputError, match="is a TensorRT plan, which needs a GPU, but the device is cpu"
     ):
         open_network(AUDIO_ENCODER, plan, device=CPU)
-    with pytest.raises(InputError, match="tensorrt needs a GPU, and the device is cpu"):
+    with pytest.raises(InputError, match="tensorrt needs a GPU, but the device is cpu"):
         open_network(AUDIO_ENCODER, plan.with_suffix(".onnx"), device=CPU, runtime="tensorrt")
-    with pytest.raises(InputError, match="a TensorRT plan, which the torch runtime does not take"):
+    with pytest.raises(
+        InputError, match="runtime is torch; expected tensorrt for the TensorRT plan"
+    ):
         open_network(AUDIO_ENCODER, plan, device=CUDA, runtime="torch")
 
 
-def test_what_a_plan_takes_is_left_to_it(plan):
+def test_scratch_memory_of_a_plan_is_reserved(plan):
     """Of a GPU's memory, by the frames of an avatar: float32 at batch 25 takes more than usual."""
     for file in (plan, plan.with_suffix(".onnx"), plan.with_suffix(".pth")):
         assert reserved_bytes(file) == RESERVED
@@ -306,7 +308,7 @@ def test_any_batch_in_any_memory(plan, recorder, n, batches, dtype, offset):
     assert torch.equal(out, (windows.half().flatten(1)[:, :512] + 1).to(dtype))
 
 
-def test_rows_apart(plan, recorder):
+def test_non_contiguous_tensors(plan, recorder):
     """An output that is not contiguous, and inputs that are not."""
     network = tensorrt_module.TensorRTNetwork(AUDIO_ENCODER, plan, CPU)
     windows = torch.randn(1, 80, 16, 3).half().permute(3, 0, 1, 2)
@@ -428,7 +430,7 @@ def test_addresses_are_bound_once(calls, simulated):
     assert calls(windows, other) == calls(windows[:3], out[:3]) == RUN
 
 
-def test_after_a_failure_nothing_is_taken_for_bound(calls, simulated):
+def test_bindings_are_renewed_after_a_failure(calls, simulated):
     windows, out = torch.zeros(4, 1, 80, 16).half(), torch.zeros(4, 512).half()
     calls(windows, out)
     simulated.fails = "set_tensor_address"
@@ -442,7 +444,7 @@ def test_after_a_failure_nothing_is_taken_for_bound(calls, simulated):
         calls(windows, out)
 
 
-def test_a_recordings_context_is_never_touched_again(calls, simulated):
+def test_the_context_of_a_captured_call_is_not_reused(calls, simulated):
     """And while recording, nothing is made that an earlier call would not have made."""
     windows, out = torch.zeros(7, 1, 80, 16).half(), torch.zeros(7, 512).half()  # 4 and 3
     calls(windows, out)
@@ -489,7 +491,7 @@ def test_compiled_kernels_are_kept(plan, simulated, monkeypatch, tmp_path):
         ),
     ],
 )
-def test_tensorrt_refuses(plan, simulated, fails, message):
+def test_errors_of_tensorrt(plan, simulated, fails, message):
     alter(version="1.2.3")(plan)
     simulated.fails = fails
     with pytest.raises(InputError, match=message):
@@ -524,7 +526,7 @@ def random_inputs(n: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.gpu
-def test_what_the_engine_says(on_this_gpu):
+def test_the_engine_matches_the_record(on_this_gpu):
     """Inputs, outputs, types and profile, read back from the plan."""
     edition, folder = on_this_gpu
     trt = edition.module()
@@ -550,11 +552,11 @@ def test_what_the_engine_says(on_this_gpu):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("n", [1, 4, 6, 13])
-def test_computes_what_pytorch_computes(on_this_gpu, gentle, n):
+def test_computes_what_pytorch_computes(on_this_gpu, fp16_safe_checkpoints, n):
     _, folder = on_this_gpu
     inputs = random_inputs(n)
     with torch.inference_mode():
-        expected = checkpoint.load(gentle["generator"])(*inputs)
+        expected = checkpoint.load(fp16_safe_checkpoints["generator"])(*inputs)
     network = open_network(GENERATOR, folder / "generator.onnx", device=CUDA)
     assert network.reason == "generator.plan fits this GPU"
     for dtype in (torch.float16, torch.float32):
