@@ -1,4 +1,5 @@
-"""TensorRT plans: built for GPUs that are not there, from every kind of file, or refused."""
+"""Building TensorRT plans, for GPUs that are not present: from all kinds of files, and the
+errors."""
 
 import hashlib
 import json
@@ -56,7 +57,7 @@ def named(kind: str) -> str:
     return kind.replace("_", "-")
 
 
-# --- what is built -------------------------------------------------------------------------------
+# --- builds -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["checkpoint", "free", "fixed"])
@@ -107,7 +108,7 @@ def test_one_architecture(trt, halves, tmp_path, kind, architecture):
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 @pytest.mark.parametrize("kind", SIGNATURES)
 def test_the_parsed_network_and_profile(trt, sources, kind, precision, form):
-    """The network itself and the profile, asked of TensorRT."""
+    """The network and the profile are read from TensorRT's objects."""
     graph = load_graph(SIGNATURES[kind], sources[kind, precision, form])
     convert(graph, precision)
     parsed = parse(EDITIONS["tensorrt_rtx"], graph)
@@ -135,17 +136,19 @@ def test_the_architectures_reach_tensorrt(trt, halves):
     found = [config.get_compute_capability(i) for i in range(config.num_compute_capabilities)]
     assert found == [trt.ComputeCapability.SM86, trt.ComputeCapability.SM120]
     assert not config.get_flag(trt.BuilderFlag.TF32)  # float32 is float32
-    assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # a graph can hold its calls
+    assert config.get_flag(
+        trt.BuilderFlag.REQUIRE_USER_ALLOCATION
+    )  # CUDA graphs can capture its calls
 
 
 def test_timings_are_kept(tmp_path, monkeypatch):
-    """What TensorRT measured on a GPU, with a stand-in for its configuration."""
+    """The timing cache is saved and loaded, with a fake configuration."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("engine.plans.edition.gpu_architecture", lambda: 90)
     monkeypatch.setattr("engine.plans.edition.TensorRTEdition.version", lambda self: "11.4.0")
 
     class Config:
-        """A builder's configuration whose timing cache is the bytes themselves."""
+        """A fake builder's configuration, whose timing cache is its bytes."""
 
         def create_timing_cache(self, data):
             return None if data == b"spoilt" else SimpleNamespace(serialize=lambda: data + b"more ")
@@ -188,7 +191,7 @@ def test_an_avatar(trt, own, halves, tmp_path, capsys):
     made = [record_of(root / f"{kind}.plan")["key"] for kind in SIGNATURES]
     assert [m["network"] for m in made] == ["generator", "audio_encoder"]
     assert [m["batch"] for m in made] == [[1, 2, 4], [1, 32, 32]]  # frames; windows
-    # an avatar.json that names the plans: they are built from what they were built from
+    # if avatar.json names plans, they are built from the files in their records
     avatar = json.loads((root / "avatar.json").read_text())
     avatar |= {"generator": "generator.plan", "audio_encoder": "audio_encoder.plan"}
     (root / "avatar.json").write_text(json.dumps(avatar))
@@ -216,7 +219,7 @@ def test_verbose(trt, halves, tmp_path, capsys):
     assert "tensorrt_rtx: Total Activation Memory" in capsys.readouterr().err
 
 
-# --- what is built again -------------------------------------------------------------------------
+# --- repeated builds -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -296,11 +299,11 @@ def test_weights_beside_the_file_count(trt, halves, tmp_path, capsys):
     assert line.startswith(f"error: {source} cannot be read: ")
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 
 def refused(capsys, folder: Path, *arguments) -> str:
-    """The one line of a failed build that leaves the folder as it was."""
+    """Return the error line of a failed build, which must leave the folder unchanged."""
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     code = build(*arguments)
     out, err = capsys.readouterr()
@@ -443,7 +446,7 @@ def test_no_installed_edition_can_build(
     ("name", "architectures", "gpu", "edition"),
     [
         (None, None, 90, "tensorrt"),
-        (None, None, 80, "tensorrt"),  # both can: it is a data-centre GPU
+        (None, None, 80, "tensorrt"),  # both can; it is a data-centre GPU
         (None, None, 89, "tensorrt_rtx"),
         ("tensorrt", None, 89, "tensorrt"),
         ("tensorrt_rtx", None, 80, "tensorrt_rtx"),
@@ -467,7 +470,7 @@ def test_a_library_that_does_not_load(trt, halves, tmp_path, capsys, monkeypatch
 
 
 def test_tensorrt_fails_to_build(trt, halves, tmp_path, capsys, monkeypatch):
-    """A capability that is the GPU's own where there is no GPU: what --arch saves people from."""
+    """Without a GPU, TensorRT cannot build for "the GPU here"; --arch avoids this."""
     target = {86: trt.ComputeCapability.CURRENT}
     monkeypatch.setattr("engine.plans.edition._capabilities", lambda module: target)
     source = halves["audio_encoder"]
@@ -479,7 +482,7 @@ def test_tensorrt_fails_to_build(trt, halves, tmp_path, capsys, monkeypatch):
 
 
 def test_a_full_disk(trt, built, capsys):
-    """The operating system stops the file in its middle; the plan that was there stays."""
+    """The disk is full in the middle of the file. The existing plan is unchanged."""
     source, plan = built
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))

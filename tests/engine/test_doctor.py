@@ -1,4 +1,4 @@
-"""The report on a machine: complete where all is well, and complete where something is broken."""
+"""The report on a machine is complete, also if something is broken."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ SUBJECTS = [
 
 @pytest.fixture
 def findings(tmp_path, monkeypatch, capsys):
-    """Run the command; return its findings by subject."""
+    """Run the command, and return its findings by subject."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
     def run() -> dict[str, str]:

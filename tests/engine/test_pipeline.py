@@ -1,4 +1,5 @@
-"""The whole way: against a frame-by-frame loop, and against itself in every other arrangement."""
+"""The whole pipeline against a frame-by-frame loop, and with other batch sizes, layouts and
+threads."""
 
 import subprocess
 import sys
@@ -32,7 +33,7 @@ def finished(pipeline: Pipeline, speech, **options) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def short(speech) -> torch.Tensor:
-    """0.75 s from the middle."""
+    """0.75 s from the middle of the speech."""
     return speech[16000:28000]
 
 
@@ -42,10 +43,10 @@ def rendered(pipeline, short) -> torch.Tensor:
 
 
 def test_parity_with_the_frame_loop(folders, native, checkpoints, speech, monkeypatch):
-    """50 frames and more, both modes: librosa, OpenCV and PyTorch alone, one after another."""
+    """More than 50 frames in both modes, against librosa, OpenCV and PyTorch, frame by frame."""
     pcm = speech[: int(2.1 * 16000)]
     encoder, generator = (checkpoint.load(checkpoints[k]) for k in ("audio_encoder", "generator"))
-    generated = {}  # the same in both modes, and slow
+    generated = {}  # kept, because it is the same in both modes, and slow
 
     def once(picture, audio):
         key = (picture.numpy().tobytes(), audio.numpy().tobytes())
@@ -64,7 +65,7 @@ def test_parity_with_the_frame_loop(folders, native, checkpoints, speech, monkey
         assert ours.shape == theirs.shape and len(ours) >= 50
         difference = np.abs(ours.astype(int) - theirs)
         assert (difference <= 1).mean() >= 0.999
-        # and the mouths were worth comparing: they differ from the frames, and move
+        # the comparison is meaningful: the mouths differ from the frames, and move
         numbers = [n for n, _ in zip(frame_numbers(12), ours, strict=False)]
         assert (ours != folders.frames[numbers]).any(axis=(1, 2, 3)).all()
         outside = np.ones(ours.shape[1:3], bool)
@@ -113,7 +114,7 @@ def test_a_bounded_cache_does_not_change_frames(native, short, rendered):
 
 
 def test_threads_render_as_if_alone(native, avatar, pipeline, short, rendered):
-    """One pipeline used by two threads, one sharing its avatar, one of its own."""
+    """Two threads use one pipeline, one uses a pipeline with the same avatar, one has its own."""
     pipelines = [pipeline, pipeline, Pipeline(avatar, batch_size=3), Pipeline(Avatar.load(native))]
     with ThreadPoolExecutor(4) as threads:
         for frames in threads.map(lambda one: finished(one, short), pipelines):
@@ -246,5 +247,5 @@ def test_memory_does_not_grow_with_the_speech(native):
         command = [sys.executable, "-c", STUB, str(native), str(seconds)]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
         peaks.append(int(done.stdout) / 1e6)
-    # a minute of finished frames alone would be 880 MB; two runs of the same differ by up to 60
+    # a minute of finished frames would be 880 MB; two equal runs differ by up to 60
     assert peaks[1] - peaks[0] < 150

@@ -1,4 +1,4 @@
-"""The command, and the speech it is given: the mp4's sound is what the mouth speaks."""
+"""The command and its speech: the mp4 has the sound that the mouth speaks."""
 
 import av
 import numpy as np
@@ -25,7 +25,7 @@ def sound_of(path) -> tuple[np.ndarray, int]:
 
 
 def test_a_track_of_a_film(native, tmp_path):
-    """With a gap in it, and later than the picture."""
+    """The track has a gap, and begins after the picture."""
     tracks = [bursts([0.2], 0.6, 48000), bursts([0.1, 0.4], 0.6, 48000)]
     film = write_sound(
         tmp_path / "film.mkv", *tracks, picture="libx264", at=0.12, frames=20, default=0,

@@ -1,4 +1,4 @@
-"""Whatever goes wrong: one line, exit code 2, and no file."""
+"""Errors of the export: one line, exit code 2, and no file."""
 
 import importlib
 import os
@@ -15,13 +15,13 @@ from export import ExportError, export
 from export.__main__ import main
 from models import AudioEncoder, checkpoint
 
-# `export.export` is the function; this is the file it is in.
+# `export.export` is the function; this is its module.
 onnx_module = importlib.import_module("export.onnx")
 
 
 @pytest.fixture
 def existing(tmp_path):
-    """An earlier export, which a failing one must leave as it is."""
+    """An earlier export, which a failing one must not change."""
     file = tmp_path / "out" / "a.onnx"
     file.parent.mkdir()
     file.write_bytes(b"the one before")
@@ -55,7 +55,8 @@ def test_psnr_of_the_generator(monkeypatch, generator_checkpoint, existing):
 
 
 def encoder_scaled(tmp_path, factor):
-    """The same features up to float32 rounding, through values `factor` times as large."""
+    """Return an encoder with the same features, up to float32 rounding, and inner values `factor`
+    times as large."""
     torch.manual_seed(0)
     network = AudioEncoder().eval()
     norm, conv = network[0].conv_block[1], network[1].conv_block[0]
@@ -127,7 +128,7 @@ def _umask():
 
 
 def failing(capsys, *arguments):
-    """The one line that the command's failure leaves on stderr, after its progress."""
+    """Return the error line of a failing command, after its progress lines."""
     try:
         code = main([str(a) for a in arguments])
     except SystemExit as error:  # argparse
@@ -147,7 +148,7 @@ def test_command_errors(capsys, generator_checkpoint, existing, tmp_path):
     assert "not an audio encoder: it is a generator" in line
     line, before = failing(capsys, "generator", path, "-o", tmp_path / "no" / "a.onnx")
     assert line == f"error: {tmp_path}/no: cannot be written: No such file or directory"
-    assert before == []  # found out before the long work
+    assert before == []  # an error before the long work
     line, before = failing(capsys, "generator", path, "-o", existing.with_name("a.plan"))
     assert line.endswith("a.plan; expected a name that ends in .onnx") and before == []
     line, _ = failing(capsys, "generator", path, "-o", existing, "--max-batch", "0")
@@ -167,7 +168,9 @@ def test_command_refuses_quantized_weights(capsys, audio_encoder_checkpoint, exi
             weights[name] = (tensor * 20).round().clamp(-128, 127).to(torch.int8)
     torch.save(weights, tmp_path / "int8.pth")
     line, _ = failing(capsys, "audio-encoder", tmp_path / "int8.pth", "-o", existing)
-    assert line.startswith(f"error: {tmp_path}/int8.pth: 0.conv_block.0.weight is torch.int8, and ")
+    assert line.startswith(
+        f"error: {tmp_path}/int8.pth: 0.conv_block.0.weight is torch.int8; expected"
+    )
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")

@@ -1,4 +1,4 @@
-"""The exported files: what is in them, and what they compute."""
+"""The exported files: their content and their results."""
 
 import collections
 
@@ -74,7 +74,7 @@ def test_weights_are_in_the_file_in_its_precision(exported):
 def test_files_contain_no_paths(exported):
     model = onnx.load(exported.file)
     for weights in model.graph.initializer:
-        weights.ClearField("raw_data")  # fifty random megabytes spell ".py" by themselves
+        weights.ClearField("raw_data")  # fifty random megabytes contain ".py" by chance
     content = model.SerializeToString()
     assert len(content) < 200_000
     assert b".py" not in content and b"/models/" not in content

@@ -1,4 +1,4 @@
-"""Every form a checkpoint comes in, and every way in which a file is not one."""
+"""Checkpoints in every form, and files that are not checkpoints."""
 
 import argparse
 import datetime
@@ -221,7 +221,7 @@ WRONG = {
 
 
 def refusal(path, kind=None):
-    """The message, which must be one line and name the file."""
+    """Return the message, which must be one line with the file's name."""
     with pytest.raises(CheckpointError) as error:
         load(path, kind)
     message = str(error.value)
@@ -337,7 +337,7 @@ def test_other_pickle_protocols_are_named(tmp_path, audio_encoder):
     assert "a pickle of another protocol" in refusal(tmp_path / "x.pth")
 
 
-# --- what trainers keep beside the weights -------------------------------------------------------
+# --- other objects beside the weights ------------------------------------------------------------
 
 BESIDE_WEIGHTS = {
     "epoch": np.int64(3),
@@ -372,7 +372,7 @@ def optimizer_state():
 
 
 def with_globals(path, replace):
-    """Rewrite the names of classes in a file of torch.save's: `replace` maps lines of its pickle."""
+    """Rename classes in a file of torch.save; `replace` maps lines of its pickle."""
     parts = {}
     with zipfile.ZipFile(path) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
@@ -405,7 +405,8 @@ def test_a_training_checkpoint(tmp_path, audio_encoder, zipped):
 
 
 def test_a_checkpoint_of_another_python_and_numpy(tmp_path, audio_encoder):
-    """NumPy 1 called its core otherwise; a Windows path cannot be made here; 3.13 moved them."""
+    """NumPy 1 has another module name, Windows paths cannot be created here, and Python 3.13 moved
+    paths."""
     weights = audio_encoder.state_dict()
     content = {
         "epoch": np.int64(3),
@@ -422,14 +423,14 @@ def test_a_checkpoint_of_another_python_and_numpy(tmp_path, audio_encoder):
 
 
 def test_threads_read_training_checkpoints(tmp_path):
-    """PyTorch's list of safe classes is the process's."""
+    """PyTorch's list of safe classes is shared by all threads of the process."""
     torch.save({**BESIDE_WEIGHTS, "log": [np.float64(x) for x in range(2000)]}, tmp_path / "a.pth")
     with ThreadPoolExecutor(4) as threads:
         read = list(threads.map(read_pickle, [tmp_path / "a.pth"] * 8))
     assert all(len(content["log"]) == 2000 for content in read)
 
 
-# --- weights that are no floating-point numbers --------------------------------------------------
+# --- weights that are not floating point ---------------------------------------------------------
 
 
 def converted(weights, convert):

@@ -15,12 +15,12 @@ from models import checkpoint
 from tests.engine import onnx_files
 
 SIGNATURES = {"generator": GENERATOR, "audio_encoder": AUDIO_ENCODER}
-TOLERANCE = 5e-3  # over the largest value: rounding weights and values to float16
+TOLERANCE = 5e-3  # relative to the largest value, for weights and values in float16
 
 
 @pytest.fixture(scope="module")
 def expected(fp16_safe_checkpoints):
-    """kind -> 3 inputs, and what PyTorch makes of them in float32."""
+    """kind -> 3 inputs, and PyTorch's outputs in float32."""
     generator = torch.Generator().manual_seed(5)
     inputs = {
         "generator": [
@@ -76,7 +76,7 @@ def test_conversion(halves, older, expected, tmp_path, kind, precision, freed, m
     assert output.dtype == dtype and output.shape == tuple(wanted.shape)
     difference = np.abs(output.astype(np.float64) - wanted.numpy()).max()
     assert difference < TOLERANCE * wanted.abs().max()
-    # every weight is of the precision, but for a Resize's region and scales: those are float32
+    # every weight has the precision, except a Resize's region and scales, which are float32
     inner, other = graph.model.graph, {"fp16": TensorProto.FLOAT, "fp32": TensorProto.FLOAT16}
     wrong = {tensor.name for tensor in inner.initializer if tensor.data_type == other[precision]}
     for node in inner.node:
@@ -92,7 +92,7 @@ def test_matching_graphs_are_not_converted(halves):
 
 
 def audio_encoder(tmp_path, nodes, weights):
-    """An ONNX file with an audio encoder's input and output around these nodes, float32."""
+    """Make a float32 ONNX file of these nodes, with an audio encoder's input and output."""
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         nodes,
@@ -108,7 +108,7 @@ def audio_encoder(tmp_path, nodes, weights):
 
 
 def first_512(inputs):
-    """Nodes that flatten a tensor and take the first 512 of it, as "y"."""
+    """Return nodes that flatten a tensor and take its first 512 values as "y"."""
     return [
         helper.make_node("Flatten", [inputs], ["flat"]),
         helper.make_node("Slice", ["flat", "zero", "end", "one"], ["y"]),
@@ -123,7 +123,7 @@ SLICE = {
 
 
 def test_a_batch_norm_whose_variance_is_beyond_float16(tmp_path):
-    """It goes into the convolution before it while both are float32."""
+    """It is folded into the convolution before it in float32."""
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
         helper.make_node("BatchNormalization", ["c", "scale", "bias", "mean", "var"], ["b"]),
@@ -149,7 +149,7 @@ def test_a_batch_norm_whose_variance_is_beyond_float16(tmp_path):
 
 
 def test_floats_of_shapes_stay_float32(tmp_path):
-    """Sizes computed in float32, as older exporters do, next to data in float16."""
+    """Older exporters compute sizes in float32, also in a float16 network."""
     nodes = [
         helper.make_node("Shape", ["x"], ["shape"]),
         helper.make_node("Cast", ["shape"], ["sizes"], to=TensorProto.FLOAT),

@@ -1,4 +1,4 @@
-"""OpenVINO next to ONNX Runtime: what it computes, whatever the batch; who may ask for what."""
+"""OpenVINO against ONNX Runtime: results for any batch, and unsupported combinations."""
 
 import json
 import threading
@@ -21,7 +21,7 @@ SIGNATURES = {"generator": GENERATOR, "audio_encoder": AUDIO_ENCODER}
 
 @pytest.fixture(scope="module")
 def faces(person) -> tuple[torch.Tensor, torch.Tensor]:
-    """Five faces of the demo, and audio as it comes out of a ReLU."""
+    """Five faces of the demo, and audio like the output of a ReLU."""
     boxes = torch.tensor(json.loads((DEMO / "boxes.json").read_text())[:50:10], dtype=torch.int32)
     pictures, _ = kernels.face_input(person[:5], boxes, torch.arange(5), dtype=torch.float32)
     audio = torch.randn(5, 32, 16, 16, generator=torch.Generator().manual_seed(0)).clamp_(min=0)
@@ -54,7 +54,7 @@ def bf16():
 
 
 def test_bf16_is_close_to_float32(faces, bf16, export_cache, monkeypatch):
-    """The bound is numerics.md's: a PSNR of 55 dB, of the demo's trained generator on faces."""
+    """The bound is a PSNR of 55 dB, for the demo's trained generator on faces."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(export_cache))
     trained = DEMO / "generator.safetensors"
     expected = run(open_network(GENERATOR, trained, device=CPU), faces, GENERATOR)
@@ -62,7 +62,7 @@ def test_bf16_is_close_to_float32(faces, bf16, export_cache, monkeypatch):
     assert "bfloat16" in network.description
     squares = (run(network, faces, GENERATOR) - expected).square().mean()
     assert -10 * torch.log10(squares) >= 55
-    assert squares > 0  # it is another precision
+    assert squares > 0  # the precision differs
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -137,14 +137,14 @@ def test_unusable_files(networks, tmp_path):
 
 
 def test_a_render(native, bf16, speech):
-    """The generator alone changes: what it hears stays float32."""
+    """Only the generator is bfloat16; the audio encoder stays float32."""
     pipeline = Pipeline(Avatar.load(native), precision="bf16")
     assert "bfloat16" in pipeline.generator.description
     assert "ONNX Runtime" in pipeline.audio_encoder.description
     (frames,) = pipeline.render(speech[:3200])
     (expected,) = Pipeline(Avatar.load(native)).render(speech[:3200])
     difference = (frames.int() - expected.int()).abs().float()
-    assert 0 < difference.mean() < 3  # of a network with random weights, which rounds more
+    assert 0 < difference.mean() < 3  # random weights round more
 
 
 @pytest.mark.parametrize("isa", ["AVX2", "avx512_core"])

@@ -1,4 +1,4 @@
-"""The runtimes: any ONNX file in the wild, checkpoints, and what is neither."""
+"""The runtimes: all kinds of ONNX files, checkpoints, and invalid files."""
 
 import os
 import shutil
@@ -74,7 +74,7 @@ def test_half_precision(fp16_safe_checkpoints, halves, inputs):
         expected = checkpoint.load(fp16_safe_checkpoints["generator"])(*inputs)
     network = open_network(GENERATOR, halves["generator"], device=CPU)
     assert network.dtype == torch.float16
-    for dtype in (torch.float32, torch.float16):  # of what it is given and asked for
+    for dtype in (torch.float32, torch.float16):  # of inputs and output
         out = run(network, [t.to(dtype) for t in inputs], dtype)
         assert (out.float() - expected).abs().max() < 2e-3
 
@@ -132,7 +132,7 @@ def test_batch_norms_are_folded(checkpoints, inputs, expected):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """A module as on a GPU, but for the compiler, which only traces; and the sizes traced."""
+    """A module compiled as on a GPU, by a compiler that only traces, and the traced sizes."""
     sizes = []
 
     def backend(graph, examples):
@@ -194,7 +194,7 @@ def test_a_checkpoint_is_exported_once(checkpoints, inputs, expected, tmp_path, 
 
 @pytest.mark.parametrize("search", [None, "", "."])
 def test_the_export_runs_no_code_of_the_working_folder(tmp_path, monkeypatch, search):
-    """Which may be where a server keeps what it was sent."""
+    """The working folder may be where a server keeps uploads."""
     folder = tmp_path / "uploads"
     (folder / "models").mkdir(parents=True)
     for name in ("export.py", "onnx.py", "torch.py", "models/__init__.py", "sitecustomize.py"):
@@ -220,7 +220,7 @@ def test_an_export_without_a_file(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("room", ["engine", "export"])
 def test_onnx_runtime_sends_no_telemetry(tmp_path, room):
-    """It would write a device's number into the cache folder, and send it."""
+    """Telemetry would write a device ID into the cache folder, and send it."""
     code = (
         f"import {room}, onnxruntime, sys\n"
         "onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
@@ -238,7 +238,7 @@ def test_networks_share_a_session(networks):
 
 
 def test_networks_share_a_module(checkpoints, tmp_path):
-    """One that a GPU compiled for minutes, too; until the file is another."""
+    """They share it, also if a GPU compiled it for minutes, until the file changes."""
     path = tmp_path / "encoder.safetensors"
     shutil.copy(checkpoints["audio_encoder"], path)
     opened = partial(open_network, AUDIO_ENCODER, path, device=CPU, runtime="torch")
@@ -259,7 +259,7 @@ def test_a_changed_file_is_opened_anew(networks, tmp_path):
     shutil.copy(networks["generator"], path)
     first = open_network(GENERATOR, path, device=CPU)
     shutil.copy(networks["audio_encoder"], path)
-    open_network(AUDIO_ENCODER, path, device=CPU)  # not the generator's session again
+    open_network(AUDIO_ENCODER, path, device=CPU)  # not the generator's session
     assert first._session.get_inputs()[0].name == "input"
 
 
@@ -323,7 +323,7 @@ def test_onnx_of_another_network(networks):
 
 
 def test_runtime_choices(networks):
-    with pytest.raises(InputError, match="the torch runtime takes checkpoints"):
+    with pytest.raises(InputError, match="cannot run in PyTorch; expected a checkpoint"):
         open_network(GENERATOR, networks["generator"], device=CPU, runtime="torch")
     with pytest.raises(
         InputError,
@@ -345,7 +345,7 @@ def test_on_a_gpu(fp16_safe_checkpoints, inputs, runtime):
     except DeviceError as error:
         if runtime != "onnxruntime":
             raise
-        pytest.skip(str(error))  # a CPU build of ONNX Runtime will do on a GPU host
+        pytest.skip(str(error))  # a GPU host may have a CPU build of ONNX Runtime
     out = torch.empty(5, 3, 320, 320, device=cuda)
     network(*(tensor.to(cuda) for tensor in inputs), out=out)
     assert (out.cpu() - expected).abs().max() < 2e-3

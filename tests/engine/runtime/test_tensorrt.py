@@ -1,4 +1,4 @@
-"""Plans at work: which ones are loaded, which runtime is chosen, and, on a GPU, what they compute."""
+"""TensorRT plans: which ones are loaded, the choice of the runtime, and the results on a GPU."""
 
 import contextlib
 import json
@@ -145,7 +145,7 @@ def test_the_command_that_an_error_gives_builds_the_plan(plan, monkeypatch, caps
 
 @pytest.fixture
 def opened(monkeypatch):
-    """The runtimes that were opened, in order; those in `broken` raise what it says."""
+    """The runtimes that were opened, in order. Those in `broken` raise its errors."""
     found, broken = [], {}
 
     def open_(runtime, signature, path, device, reason):
@@ -191,7 +191,7 @@ def test_a_plan_that_does_not_fit(plan, opened, change, reason):
     open_network(AUDIO_ENCODER, plan.with_suffix(".onnx"), device=CUDA)
     ((runtime, name, said),) = found
     assert (runtime, name) == ("onnxruntime", "encoder.onnx") and reason in said
-    with pytest.raises(InputError, match=reason):  # asked for, it is an error
+    with pytest.raises(InputError, match=reason):  # requested, it is an error
         open_network(AUDIO_ENCODER, plan.with_suffix(".onnx"), device=CUDA, runtime="tensorrt")
 
 
@@ -199,7 +199,7 @@ def test_fallbacks_after_tensorrt(plan, fp16_safe_checkpoints, opened):
     found, broken = opened
     broken["tensorrt"] = InputError("the plan is for SM75")
     broken["onnxruntime"] = DeviceError("no CUDA provider")
-    with pytest.raises(DeviceError):  # PyTorch takes no ONNX files: the render goes to the CPU
+    with pytest.raises(DeviceError):  # PyTorch runs no ONNX files, so the CPU has to render
         open_network(AUDIO_ENCODER, plan.with_suffix(".onnx"), device=CUDA)
     assert [runtime for runtime, *_ in found] == ["tensorrt", "onnxruntime"]
     assert found[-1][2] == "the plan is for SM75"
@@ -234,7 +234,7 @@ def test_plans_need_a_gpu(plan, opened):
 
 
 def test_scratch_memory_of_a_plan_is_reserved(plan):
-    """Of a GPU's memory, by the frames of an avatar: float32 at batch 25 takes more than usual."""
+    """An avatar's frames leave it free: float32 at batch 25 needs more than usual."""
     for file in (plan, plan.with_suffix(".onnx"), plan.with_suffix(".pth")):
         assert reserved_bytes(file) == RESERVED
         alter(scratch_bytes=25 * 128_000_000)(plan)
@@ -256,7 +256,7 @@ def test_an_avatar_may_name_a_plan(own, plan):
         Pipeline(avatar)
 
 
-# --- what is run, with a stand-in for the engine -------------------------------------------------
+# --- calls, with a fake engine -------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -268,7 +268,7 @@ def recorder(monkeypatch):
 
 
 class Recorder:
-    """Computes 512 numbers of each window and notes the batches it is given."""
+    """Computes 512 numbers of each window, and records its batches."""
 
     def __init__(self):
         self.batches = []
@@ -309,7 +309,7 @@ def test_any_batch_in_any_memory(plan, recorder, n, batches, dtype, offset):
 
 
 def test_non_contiguous_tensors(plan, recorder):
-    """An output that is not contiguous, and inputs that are not."""
+    """Neither the output nor the inputs are contiguous."""
     network = tensorrt_module.TensorRTNetwork(AUDIO_ENCODER, plan, CPU)
     windows = torch.randn(1, 80, 16, 3).half().permute(3, 0, 1, 2)
     out = torch.zeros(3, 1024).half()
@@ -318,7 +318,7 @@ def test_non_contiguous_tensors(plan, recorder):
 
 
 class Stream:
-    """A CUDA stream that notes that it waits for another."""
+    """A fake CUDA stream that records its waits."""
 
     cuda_stream = 7
 
@@ -342,7 +342,7 @@ class Log:
 
 
 class TensorRT:
-    """The part of TensorRT's Python API that runs plans. Notes the calls."""
+    """A fake of TensorRT's Python API for running plans, which records the calls."""
 
     device_memory_size_v2 = 1000
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="the user's")
@@ -364,7 +364,7 @@ class TensorRT:
 
 @pytest.fixture
 def simulated(monkeypatch, export_cache):
-    """A GPU and TensorRT that only note what they are told."""
+    """A fake GPU and a fake TensorRT, which record their calls."""
     trt = TensorRT()
     monkeypatch.setattr("engine.plans.edition.TensorRTEdition.module", lambda self: trt)
     monkeypatch.setattr("engine.plans.edition.gpu_architecture", lambda: 89)
@@ -382,7 +382,7 @@ def simulated(monkeypatch, export_cache):
 
 @pytest.fixture
 def calls(plan, simulated):
-    """What TensorRT is told when the network is called: (windows, out) -> its calls."""
+    """A function of (windows, out) that calls the network and returns TensorRT's calls."""
     alter(version="1.2.3")(plan)
     network = tensorrt_module.TensorRTNetwork(AUDIO_ENCODER, plan, CPU)
     assert network.capturable
@@ -399,7 +399,7 @@ RUN = [("wait", "engine"), ("execute_async_v3", 7), ("wait", "caller")]
 
 
 def new_context(calls) -> bool:
-    """Whether they begin with a new context, that is given the scratch memory."""
+    """Return whether the calls begin with a new context that gets the scratch memory."""
     names = [name for name, *_ in calls[:2]]
     assert ("set_device_memory" in names) == ("create_execution_context" in names)
     if "set_device_memory" in names:
@@ -409,7 +409,7 @@ def new_context(calls) -> bool:
 
 
 def bound(windows, out) -> list[tuple]:
-    """All that a new context has to be told."""
+    """Return the bindings of a new context."""
     return [
         ("set_input_shape", "mel_spectrogram", tuple(windows.shape)),
         ("set_tensor_address", "mel_spectrogram", windows.data_ptr()),
@@ -424,7 +424,7 @@ def test_addresses_are_bound_once(calls, simulated):
     assert calls(windows, out) == RUN
     other = torch.zeros_like(out)
     assert calls(windows, other) == [bound(windows, other)[2], *RUN]
-    # another batch size has a context of its own, and the first one stays as it is
+    # another batch size has another context, and the first one stays unchanged
     second = calls(windows[:3], out[:3])
     assert new_context(second) and second[2:] == bound(windows[:3], out[:3]) + RUN
     assert calls(windows, other) == calls(windows[:3], out[:3]) == RUN
@@ -445,17 +445,17 @@ def test_bindings_are_renewed_after_a_failure(calls, simulated):
 
 
 def test_the_context_of_a_captured_call_is_not_reused(calls, simulated):
-    """And while recording, nothing is made that an earlier call would not have made."""
+    """And no context is created during a capture if an earlier call has created it."""
     windows, out = torch.zeros(7, 1, 80, 16).half(), torch.zeros(7, 512).half()  # 4 and 3
     calls(windows, out)
     simulated.capturing = True
     assert calls(windows, out) == RUN + RUN
     simulated.capturing = False
-    assert calls(windows, out) == RUN + RUN  # the same again may use it: that changes nothing
+    assert calls(windows, out) == RUN + RUN  # the same call may use it, because its bindings stay
     other = torch.zeros_like(out)
     for call in (calls(windows[:4], other[:4]), calls(windows[4:], other[4:])):
         assert new_context(call)
-    # two parts of one size: each has its own before the recording begins
+    # two chunks of one size have a context each before the capture
     windows, out = torch.zeros(8, 1, 80, 16).half(), torch.zeros(8, 512).half()
     calls(windows, out)
     simulated.capturing = True
@@ -527,7 +527,7 @@ def random_inputs(n: int) -> list[torch.Tensor]:
 
 @pytest.mark.gpu
 def test_the_engine_matches_the_record(on_this_gpu):
-    """Inputs, outputs, types and profile, read back from the plan."""
+    """Inputs, outputs, types and profile are read from the plan."""
     edition, folder = on_this_gpu
     trt = edition.module()
     for kind in ("generator", "audio_encoder"):
@@ -567,7 +567,7 @@ def test_computes_what_pytorch_computes(on_this_gpu, fp16_safe_checkpoints, n):
 
 @pytest.mark.gpu
 def test_threads_and_streams(on_this_gpu):
-    """Calls of several threads, each on a stream of its own, do not mix."""
+    """Concurrent calls on several streams give the right results."""
     _, folder = on_this_gpu
     one, two = (open_network(GENERATOR, folder / "generator.plan", device=CUDA) for _ in range(2))
     assert one._engine is two._engine
@@ -599,7 +599,7 @@ def test_threads_and_streams(on_this_gpu):
 
 @pytest.mark.gpu
 def test_caches_are_kept(on_this_gpu, tmp_path, monkeypatch):
-    """What was measured while building, or compiled while running, is there the next time."""
+    """The measurements of a build, and the kernels compiled by a run, are kept."""
     edition, folder = on_this_gpu
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     shutil.copytree(folder, tmp_path / "plans")
