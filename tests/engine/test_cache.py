@@ -35,7 +35,7 @@ def quiet() -> Path:
 
 
 def no_home(monkeypatch, folders: Path) -> None:
-    """HOME is below a file, so that even root cannot create it."""
+    """Set HOME to a path below a file, so that even root cannot create it."""
     (folders / "file").write_text("")
     monkeypatch.setenv("HOME", str(folders / "file" / "home"))
 

@@ -115,7 +115,7 @@ def test_every_kind_of_jpeg(tmp_path, picture, mode, options, levels):
 
 
 def exif(orientation: int, order: str = "<", kind: int = 3, count: int = 1) -> bytes:
-    """EXIF data with one tag, of SHORT by default."""
+    """Return EXIF data with one tag, by default of type SHORT."""
     head = b"II*\0" if order == "<" else b"MM\0*"
     entry = struct.pack(order + "HHIHH", 0x0112, kind, count, orientation, 0)
     return head + struct.pack(order + "IH", 8, 1) + entry + bytes(4)

@@ -26,7 +26,8 @@ def reader(times: list[int], rate: Fraction | None = Fraction(25)) -> SimpleName
 
 
 def guessed(count: int, early: dict[int, int]) -> list[int]:
-    """`early`: from which frame on the guess is how many frames off."""
+    """Return timestamps as FFmpeg guesses them. `early` maps a frame to the error, in frames, of the
+    guesses from it on."""
     off, times = 0, []
     for number in range(count):
         off = early.get(number, off)

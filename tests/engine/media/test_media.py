@@ -236,7 +236,7 @@ def test_bad_video(tmp_path, make, message):
 
 
 def probe(path) -> tuple[list[Fraction], np.ndarray, int]:
-    """Times of the frames in seconds, the audio, its rate."""
+    """Return the times of the frames in seconds, the audio, and its rate."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         times = [frame.pts * stream.time_base for frame in container.decode(stream)]

@@ -228,7 +228,7 @@ KR_KB = {
 
 
 def rgb_by_hand(y, u, v, matrix: int, full: bool, bits: int) -> np.ndarray:
-    """ITU-T H.273, equations 41 to 43 and 20 to 25."""
+    """Convert to RGB by ITU-T H.273, equations 41 to 43 and 20 to 25."""
     kr, kb = KR_KB[matrix]
     step = 1 << (bits - 8)
     if full:
