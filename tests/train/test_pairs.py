@@ -99,6 +99,6 @@ def test_warning_of_the_reader_is_one_line(tmp_path, capsys):
     arguments = ["--avatar", str(folder), "--audio", str(path), "-o", str(tmp_path / "person.pth")]
     assert main(arguments) == 2
     warning, error = capsys.readouterr().err.splitlines()
-    assert warning.startswith(f"warning: {path}: mixed to mono")
+    assert warning.startswith(f"warning: {path}: the mono mix keeps")
     assert error.startswith(f"error: {path} has 9.00 s of speech for 4.00 s of frames")
     assert len(read_speech(path)) == 9 * RATE
