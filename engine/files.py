@@ -1,28 +1,40 @@
-"""Write files atomically: under a temporary name, then renamed."""
+"""Write files and folders atomically: under a temporary name, then renamed."""
 
 import secrets
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-def partial_path(path: Path) -> Path:
-    """Return a temporary name beside `path`.
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path` for a file or a folder.
 
-    It is random, because processes in two containers may have the same ID. It has the suffix of
-    `path`, because libraries choose the format by the suffix.
+    If the block ends without an exception, the file or folder is renamed to `path`. Otherwise it is
+    removed, and `path` is unchanged. The name is random, because processes in two containers may
+    have the same ID. It has the suffix of `path`, because libraries choose the format by it.
+
+    Raises:
+        OSError: it cannot be renamed.
     """
-    return path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
+    partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            with suppress(OSError):  # usually there is nothing to remove
+                partial.unlink()
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` write to a temporary name beside `path`, then rename it to `path`.
+    """Write a file atomically, see `whole`. `write` is called with the temporary name.
 
     Raises:
         OSError: the file cannot be written; `path` is unchanged.
     """
-    partial = partial_path(path)
-    try:
+    with whole(path) as partial:
         write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,21 +1,46 @@
 """`python -m export`: export a checkpoint to an ONNX file, and compare it with PyTorch."""
 
 import argparse
-import io
-import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-from export.onnx import ExportError, export, printable
+from engine.command import Parser, program, run
+from engine.errors import InputError, printable
 
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {printable(message)}\n")  # one line, without argparse's usage
+from .onnx import ExportError, export
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parse(arguments)
+
+    def work() -> None:
+        try:
+            print(printable(_export(options)))
+        except (ValueError, ExportError) as error:
+            raise InputError(error) from error
+
+    return run(work, interrupted="nothing was written")
+
+
+def _export(options: argparse.Namespace) -> str:
+    """Export, and return a line that describes the result."""
+    report = export(
+        options.network.replace("-", "_"),
+        options.checkpoint,
+        options.output,
+        precision=options.precision,
+        max_batch=options.max_batch,
+    )
+    line = (
+        f"{report.file}: {report.bytes / 1e6:.1f} MB, {report.nodes} nodes, {report.precision}, "
+        f"largest difference {report.max_difference:.2g}"
+    )
+    if report.psnr is not None:
+        return f"{line}, PSNR {report.psnr:.1f} dB"
+    return f"{line} ({report.relative_difference:.2g} of the largest feature)"
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(
         prog="python -m export",
         description="Export a checkpoint to an ONNX file, and compare it with PyTorch.",
     )
@@ -36,42 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         default=64,
         help="largest batch; with 1, the batch is fixed (default: 64)",
     )
-    return parser
-
-
-def _error(message: str) -> int:
-    print("error:", printable(message), file=sys.stderr)
-    return 2
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
-    try:
-        report = export(
-            arguments.network.replace("-", "_"),
-            arguments.checkpoint,
-            arguments.output,
-            precision=arguments.precision,
-            max_batch=arguments.max_batch,
-        )
-    except KeyboardInterrupt:
-        return 130
-    except (ValueError, OSError, ExportError) as error:
-        return _error(str(error))
-    line = (
-        f"{report.file}: {report.bytes / 1e6:.1f} MB, {report.nodes} nodes, {report.precision}, "
-        f"largest difference {report.max_difference:.2g}"
-    )
-    if report.psnr is not None:
-        line += f", PSNR {report.psnr:.1f} dB"
-    else:
-        line += f" ({report.relative_difference:.2g} of the largest feature)"
-    print(printable(line))
-    return 0
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # for names that the locale cannot print
-    sys.exit(main())
+    program(main)

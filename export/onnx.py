@@ -4,7 +4,6 @@ import contextlib
 import copy
 import io
 import logging
-import math
 import os
 import sys
 import warnings
@@ -18,6 +17,9 @@ import onnxruntime
 import torch
 from torch import nn
 
+from engine.errors import printable
+from engine.files import whole
+from engine.plans.comparison import Difference, measure, random_inputs
 from models import checkpoint
 from models.batch_norm import fold_batch_norms
 
@@ -30,20 +32,6 @@ _NAMES = {
     "generator": (["input", "audio"], ["output"]),
     "audio_encoder": (["mel_spectrogram"], ["audio_features"]),
 }
-
-# The largest |difference| allowed, and what it is relative to: 1 for the generator's pixels, the
-# largest feature for the audio encoder, whose scale depends on its training. Half an ulp of float16
-# is 5e-4 of a value, rounded once per layer, in weights and activations: 13 layers that add up like
-# noise give 2e-3; 5e-3 leaves room for the cancellation in them. A trained generator has sharp
-# edges, where single pixels differ by more: the demo's by 1.2e-2 on the inputs here (PSNR 69.6 dB),
-# by 4.4e-3 on its faces (73.6 dB; 99.99% of the values within 2.1e-3). The PSNR bounds it tighter.
-_TOLERANCES = {
-    ("generator", "fp16"): 3e-2,
-    ("generator", "fp32"): 1e-4,
-    ("audio_encoder", "fp16"): 5e-3,
-    ("audio_encoder", "fp32"): 1e-4,
-}
-_MIN_PSNR = 55.0  # dB, for the float16 generator
 
 
 class ExportError(RuntimeError):
@@ -113,13 +101,12 @@ def export(
     if output.is_dir():
         raise IsADirectoryError(f"{output}: is a folder")
 
-    part = output.with_name(f".{output.name}.{os.getpid()}.part")
-    try:
-        # Check before the long work that the folder exists and can be written.
-        part.touch()
-    except OSError as error:
-        raise type(error)(f"{output.parent}: cannot be written: {error.strerror}") from None
-    try:
+    with whole(output) as part:
+        try:
+            # Check before the long work that the folder exists and can be written.
+            part.touch()
+        except OSError as error:
+            raise type(error)(f"{output.parent}: cannot be written: {error.strerror}") from None
         _progress(printable(f"loading {checkpoint_path}"))
         reference = checkpoint.load(checkpoint_path, kind)
         network = copy.deepcopy(reference)
@@ -133,18 +120,15 @@ def export(
         model = _to_onnx(kind, network, max_batch)
         onnx.save(model, part)
         _progress("checking against PyTorch")
-        difference, relative, psnr = _check(kind, reference, part, precision, max_batch)
-        part.replace(output)
-    finally:
-        part.unlink(missing_ok=True)
+        difference = _check(kind, reference, part, precision, max_batch)
     return Report(
         file=output,
         bytes=output.stat().st_size,
         nodes=len(model.graph.node),
         precision=precision,
-        max_difference=difference,
-        relative_difference=relative,
-        psnr=psnr,
+        max_difference=difference.largest,
+        relative_difference=difference.relative,
+        psnr=difference.psnr,
     )
 
 
@@ -153,7 +137,7 @@ def _to_onnx(kind: str, network: nn.Module, max_batch: int) -> onnx.ModelProto:
     dtype = next(network.parameters()).dtype
     free = max_batch > 1
     # The exporter would make a batch of 1 a constant.
-    example = tuple(torch.from_numpy(x).to(dtype) for x in _random_inputs(kind, 2 if free else 1))
+    example = tuple(torch.from_numpy(x).to(dtype) for x in random_inputs(kind, 2 if free else 1))
     batch = torch.export.Dim("batch", min=1, max=max_batch) if free else None
     with _silence():
         program = torch.onnx.export(
@@ -182,13 +166,14 @@ def _to_onnx(kind: str, network: nn.Module, max_batch: int) -> onnx.ModelProto:
 
 def _check(
     kind: str, reference: nn.Module, path: Path, precision: str, max_batch: int
-) -> tuple[float, float, float | None]:
-    """Return the largest difference, the same relative to the output's scale, and the PSNR."""
+) -> Difference:
+    """Compare the file with PyTorch, and raise ExportError if it differs too much."""
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     dtype = np.float16 if precision == "fp16" else np.float32
-    largest, scale, squares, count = 0.0, 0.0, 0.0, 0
+    outputs: list[np.ndarray] = []
+    references: list[np.ndarray] = []
     for n in sorted({1, min(3, max_batch)}):
-        inputs = _random_inputs(kind, n)
+        inputs = random_inputs(kind, n)
         expected, peak = _run_reference(reference, inputs)
         if precision == "fp16" and peak > torch.finfo(torch.float16).max:
             # ONNX Runtime on a CPU computes in float32, so only a GPU would overflow.
@@ -202,28 +187,12 @@ def _check(
                 f"the exported network returns {actual.dtype} {actual.shape}; "
                 f"expected {np.dtype(dtype)} {expected.shape}"
             )
-        error = np.abs(actual.astype(np.float64) - expected)
-        # np.max propagates NaN, which fails the comparison below.
-        largest = float(np.max([largest, error.max()]))
-        scale = max(scale, float(np.abs(expected).max()))
-        squares += float((error**2).sum())
-        count += error.size
-
-    relative = largest if kind == "generator" else largest / max(scale, 1e-30)
-    tolerance = _TOLERANCES[kind, precision]
-    if not relative <= tolerance:
-        raise ExportError(
-            f"the exported network differs from PyTorch by {relative:.2g}; expected at most "
-            f"{tolerance:g}"
-        )
-    if kind != "generator":
-        return largest, relative, None
-    psnr = 10 * math.log10(count / squares) if squares else math.inf
-    if precision == "fp16" and psnr < _MIN_PSNR:
-        raise ExportError(
-            f"the exported network's PSNR is {psnr:.1f} dB; expected at least {_MIN_PSNR:g}"
-        )
-    return largest, relative, psnr
+        outputs.append(actual)
+        references.append(expected)
+    difference = measure(kind, outputs, references)
+    if excess := difference.excess(precision):
+        raise ExportError(f"the exported network, compared with PyTorch, {excess}")
+    return difference
 
 
 def _run_reference(reference: nn.Module, inputs: list[np.ndarray]) -> tuple[np.ndarray, float]:
@@ -250,21 +219,6 @@ def _run_reference(reference: nn.Module, inputs: list[np.ndarray]) -> tuple[np.n
     return output.numpy(), peak
 
 
-def _random_inputs(kind: str, n: int) -> list[np.ndarray]:
-    """Return float32 inputs with the scale and the structure of real ones."""
-    rng = np.random.default_rng(n)
-    if kind == "audio_encoder":
-        return [rng.uniform(-4, 4, (n, 1, 80, 16)).astype(np.float32)]
-    # Smooth with some noise, like a face; the mouth in channels 3-5 is masked.
-    blocks = rng.random((n, 3, 10, 10), dtype=np.float32).repeat(32, axis=2).repeat(32, axis=3)
-    roi = 0.8 * blocks + 0.2 * rng.random((n, 3, 320, 320), dtype=np.float32)
-    masked = roi.copy()
-    masked[:, :, 5:310, 5:315] = 0
-    # Features are the output of a ReLU.
-    audio = np.maximum(rng.standard_normal((n, 32, 16, 16), dtype=np.float32), 0)
-    return [np.concatenate((roi, masked), axis=1), audio]
-
-
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """Suppress the exporter's prints, warnings and log lines."""
@@ -280,11 +234,6 @@ def _silence() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-
-
-def printable(text: str) -> str:
-    """Return the text as one line, with newlines and other unprintable characters escaped."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _progress(line: str) -> None:

@@ -1,6 +1,5 @@
 """What the machine code (SASS) of a compiled kernel shows: registers, spills, access widths."""
 
-import os
 import re
 import subprocess
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import triton
 from triton.compiler import CompiledKernel
+from triton.runtime.cache import get_cache_manager
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,15 @@ def read_machine_code(kernel: CompiledKernel) -> MachineCode:
 
 def _listing(kernel: CompiledKernel) -> str:
     """Return cuobjdump's text, which is kept beside the kernel in Triton's cache."""
-    (cubin,) = (path for name, path in kernel.metadata_group.items() if name.endswith(".cubin"))
-    listing = Path(cubin).with_suffix(".sass")
-    if not listing.exists():
+    cache, name = get_cache_manager(kernel.hash), f"{kernel.name}.sass"
+    listing = cache.get_file(name)
+    if listing is None:
+        (cubin,) = (path for file, path in kernel.metadata_group.items() if file.endswith(".cubin"))
         tool = triton.knobs.nvidia.cuobjdump.path
         command = [tool, "--dump-resource-usage", "--dump-sass", cubin]
         listed = subprocess.run(command, check=True, capture_output=True)
-        part = listing.with_name(
-            f"{listing.name}.{os.getpid()}"
-        )  # other processes may write it too
-        part.write_bytes(listed.stdout)
-        part.replace(listing)
-    return listing.read_text()
+        listing = cache.put(listed.stdout, name)  # whole, whoever else writes it too
+    return Path(listing).read_text()
 
 
 def _widths(operations: Sequence[str], kinds: Sequence[str]) -> tuple[int, ...]:

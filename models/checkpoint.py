@@ -3,6 +3,7 @@
 import functools
 import os
 import pickle
+import secrets
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -103,7 +104,8 @@ def save(module: nn.Module, path: str | os.PathLike[str], *, precision: str = "f
             raise ValueError(f"{name} is not finite in {precision}")
         tensors[name] = tensor.contiguous()
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # As `engine.files.whole`, which the networks cannot import: they stand alone.
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         part.write_bytes(safetensors.torch.save(tensors))
         part.replace(path)

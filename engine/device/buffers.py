@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import kernels
+from kernels.checks import byte_shape
 
 from .batch_sizes import ENCODER_BATCH_SIZES, batch_sizes, round_up_to
 from .executor import CpuExecutor, CudaExecutor, Executor
@@ -37,13 +38,15 @@ class Frames:
     index: Tensor
     """(m,) int64 into both, m >= n. The rows from n on are padding."""
     finished: Tensor
-    """(m, H, W, 3) uint8, the output. May be `frames`."""
+    """(m, H, W, 3) uint8, or the shape of `format`: the output. May be `frames`."""
     slot: int
     """Number of `finished` in the ring; 0 if there is no ring."""
+    format: kernels.ByteFormat = "rgb"
+    """The format of `finished`."""
 
 
 class Buffers(Protocol):
-    """The buffers of one render at a time."""
+    """The buffers of the networks, for one render or for all live sessions, one batch at a time."""
 
     tensors: dict[str, Tensor]
     """The tensors between the stages, by the names in `buffer_shapes`."""
@@ -51,6 +54,14 @@ class Buffers(Protocol):
     """Runs the stages on the tensors."""
     encoder_batch_sizes: tuple[int, ...]
     """Mel windows per call of the audio encoder."""
+
+    def padded(self, m: int) -> int:
+        """Return how many windows a call of the audio encoder runs for `m` of them."""
+        ...
+
+
+class SpeechBuffers(Buffers, Protocol):
+    """What a render uses, one at a time."""
 
     def start(self, pcm: Tensor, numbers: list[int]) -> Tensor:
         """Begin a render.
@@ -62,10 +73,6 @@ class Buffers(Protocol):
         Returns:
             The PCM on the device.
         """
-        ...
-
-    def padded(self, m: int) -> int:
-        """Return the batch size of an audio encoder's call for `m` windows."""
         ...
 
     def next_frames(self, n: int, stopwatch: Stopwatch) -> Frames:
@@ -96,11 +103,14 @@ def buffer_shapes(batch_size: int, *, generator: torch.dtype, audio_encoder: tor
     }
 
 
-def ring_shapes(batch_size: int, height: int, width: int) -> Shapes:
-    """Return the shapes of a batch's index and of the ring's slots, (batch_size, H, W, 3) each."""
+def ring_shapes(
+    batch_size: int, height: int, width: int, format: kernels.ByteFormat = "rgb"
+) -> Shapes:
+    """Return the shapes of a batch's index and of the ring's slots, `batch_size` frames each."""
     shapes: Shapes = {"index": ((batch_size,), torch.int64)}
+    frames = byte_shape(format, batch_size, height, width)
     for slot in range(RING):
-        shapes[f"finished {slot}"] = ((batch_size, height, width, 3), torch.uint8)
+        shapes[f"finished {slot}"] = (frames, torch.uint8)
     return shapes
 
 
@@ -112,6 +122,7 @@ class RenderBuffers:
     Args:
         shapes: from `buffer_shapes` and `ring_shapes`.
         frames, boxes: all of the avatar, on the device.
+        format: format of the finished frames, as given to `ring_shapes`.
 
     Attributes:
         batch_sizes: the batch sizes that run.
@@ -123,12 +134,14 @@ class RenderBuffers:
 
     encoder_batch_sizes: tuple[int, ...] = ENCODER_BATCH_SIZES
 
-    def __init__(self, shapes: Shapes, frames: Tensor, boxes: Tensor):
+    def __init__(
+        self, shapes: Shapes, frames: Tensor, boxes: Tensor, format: kernels.ByteFormat = "rgb"
+    ):
         device = boxes.device
         memory, self.tensors = allocate(shapes, device)
         self.bytes = memory.numel()
         self.executor: Executor = CudaExecutor(memory) if memory.is_cuda else CpuExecutor()
-        self._frames, self._boxes = frames, boxes
+        self._frames, self._boxes, self._format = frames, boxes, format
         self._ring = [self.tensors[f"finished {slot}"] for slot in range(RING)]
         self._slot = RING - 1
         self._batch_size = len(self.tensors["index"])
@@ -160,7 +173,7 @@ class RenderBuffers:
         size = round_up_to(self.batch_sizes, n)
         self._slot = (self._slot + 1) % RING
         index, finished = self.tensors["index"][:size], self._ring[self._slot][:size]
-        return Frames(self._frames, self._boxes, index, finished, self._slot)
+        return Frames(self._frames, self._boxes, index, finished, self._slot, self._format)
 
 
 class BufferPool:
@@ -206,17 +219,32 @@ class BufferPool:
                 self._free.append(buffers)
 
 
-class ReadAheadBuffers:
+class HostBuffers:
+    """Buffers on a CPU. Batches are not padded.
+
+    Args:
+        shapes: from `buffer_shapes`.
+    """
+
+    encoder_batch_sizes: tuple[int, ...] = ENCODER_BATCH_SIZES[-1:]
+
+    def __init__(self, shapes: Shapes):
+        _, self.tensors = allocate(shapes, torch.device("cpu"))
+        self.executor: Executor = CpuExecutor()
+
+    def padded(self, m: int) -> int:
+        return m
+
+
+class ReadAheadBuffers(HostBuffers):
     """Buffers on a CPU for one render. A thread decodes the next frames while the generator runs.
 
-    Batches are not padded. `composite` works in place.
+    `composite` works in place.
 
     Args:
         shapes: from `buffer_shapes`.
         read: `Avatar.batch`.
     """
-
-    encoder_batch_sizes: tuple[int, ...] = ENCODER_BATCH_SIZES[-1:]
 
     def __init__(
         self,
@@ -224,8 +252,7 @@ class ReadAheadBuffers:
         read: Callable[[list[int]], tuple[Tensor, Tensor, Tensor]],
         thread: ThreadPoolExecutor,
     ):
-        _, self.tensors = allocate(shapes, torch.device("cpu"))
-        self.executor: Executor = CpuExecutor()
+        super().__init__(shapes)
         self._read, self._thread = read, thread
         self._batch_size = len(self.tensors["audio"])
 
@@ -243,9 +270,6 @@ class ReadAheadBuffers:
         self._numbers = iter(numbers)
         self._ahead = self._submit()
         return pcm
-
-    def padded(self, m: int) -> int:
-        return m
 
     def next_frames(self, n: int, stopwatch: Stopwatch) -> Frames:
         with stopwatch.stage("frames", host=True):

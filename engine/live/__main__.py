@@ -9,17 +9,15 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-from av.video.reformatter import Colorspace, VideoReformatter
 from tqdm import tqdm
 
 from ..avatar import Avatar
 from ..command import Parser, program, run
 from ..errors import InputError, printable
-from ..files import partial_path
-from ..media.files import media_url
-from ..media.speech import audio_blocks, audio_frame
+from ..media import h264
+from ..media.mp4 import Mp4Writer
+from ..media.speech import audio_blocks
 from .live import PREBUFFER, Live
 from .session import Counts, Piece, Session
 
@@ -47,7 +45,7 @@ def talk(options: argparse.Namespace) -> str:
     with (
         Live(avatar) as live,
         live.open(sample_rate=rate, channels=channels, prebuffer=options.prebuffer) as session,
-        _Writer(Path(options.output), avatar, rate, channels) as writer,
+        _Writer(options.output, avatar, rate, channels) as writer,
     ):
         print(printable(f"{avatar.name}: {live.description}"), file=sys.stderr)
         feeder = _Feeder(session, source, options.utterance, options.pause)
@@ -173,59 +171,25 @@ def _stdin(options: argparse.Namespace) -> Iterator[Any]:
         yield np.ascontiguousarray(samples.T).astype(np.int16)
 
 
-class _Writer:
-    """Writes pieces to an mp4, whole or not at all. A skipped picture repeats the last one."""
+class _Writer(Mp4Writer):
+    """Writes pieces to an mp4. A skipped picture repeats the last one."""
 
-    def __init__(self, path: Path, avatar: Avatar, rate: int, channels: int):
-        self._path, self._partial, self._rate = path, partial_path(path), rate
-        try:
-            self._partial.touch()
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror}") from error
-        self._pad = (avatar.height % 2, avatar.width % 2)
-        self._converter, self._samples, self._number = VideoReformatter(), 0, 0
-        self._last: av.VideoFrame | None = None
-        self._container = av.open(media_url(self._partial), "w", format="mp4")
-        options = {"preset": "ultrafast", "tune": "zerolatency", "crf": "20"}
-        self._video: Any = self._container.add_stream("libx264", rate=avatar.fps, options=options)
-        self._video.height = avatar.height + self._pad[0]
-        self._video.width = avatar.width + self._pad[1]
-        self._video.pix_fmt, self._video.time_base = "yuv420p", 1 / avatar.fps
-        self._video.thread_count = 1
-        context = self._video.codec_context
-        context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
-        context.color_range = 1  # limited
-        self._audio: Any = self._container.add_stream("aac", rate=rate)
-        self._audio.layout = "mono" if channels == 1 else "stereo"
+    def __init__(self, path: str, avatar: Avatar, rate: int, channels: int):
+        super().__init__(
+            path,
+            height=avatar.height,
+            width=avatar.width,
+            fps=avatar.fps,
+            x264={**h264.LIVE, "crf": "20"},
+            threads=1,
+            sound=(channels, rate),
+        )
+        self._heard = 0  # samples
 
     def write(self, piece: Piece) -> None:
-        if len(piece.frames):
-            rgb = piece.frames[0].numpy()
-            if any(self._pad):
-                rgb = np.pad(rgb, ((0, self._pad[0]), (0, self._pad[1]), (0, 0)), mode="edge")
-            self._last = self._converter.reformat(
-                av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(rgb), "rgb24"),
-                format="yuv420p",
-                dst_colorspace=Colorspace.ITU709,
-            )
-        if self._last is not None:
-            self._last.pts, self._last.time_base = piece.number, self._video.time_base
-            self._container.mux(self._video.encode(self._last))
-        self._container.mux(self._audio.encode(audio_frame(piece.sound, self._rate, self._samples)))
-        self._samples += piece.sound.shape[1]
-
-    def __enter__(self) -> "_Writer":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                for stream in (self._video, self._audio):
-                    self._container.mux(stream.encode(None))
-                self._container.close()
-                self._partial.replace(self._path)
-        finally:
-            self._partial.unlink(missing_ok=True)
+        self.write_frame(piece.frames[0].numpy() if len(piece.frames) else None)
+        self.write_sound(piece.sound, self._heard)
+        self._heard += piece.sound.shape[1]
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -7,13 +7,17 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from threading import Lock
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import av
 import numpy as np
 from av.video.frame import PictureType
-from av.video.reformatter import Colorspace, VideoReformatter
 from PIL import Image
+
+from ..errors import InputError
+from .h264 import LIVE, NVENC_LIVE, H264Input, PixelFormat, has_nvenc
+
+H264Codec = Literal["libx264", "h264_nvenc"]
 
 
 class EncodedFrame(NamedTuple):
@@ -35,47 +39,66 @@ class FrameEncoder(Protocol):
     """Encodes frames one after another, for one thread at a time."""
 
     def encode(self, rgb: np.ndarray, *, keyframe: bool = False) -> EncodedFrame:
-        """Encode a frame, (H, W, 3) uint8 RGB; with `keyframe`, as a keyframe."""
+        """Encode a frame, (H, W, 3) uint8 RGB or planes; with `keyframe`, as a keyframe."""
         ...
 
 
 class H264Encoder:
-    """Encodes H.264 without delay: a packet for every frame (x264 ultrafast, zerolatency).
+    """Encodes H.264 without delay: a packet for every frame.
 
     There is a keyframe at least once a second. An odd size is made even by repeating the last row
     or column.
 
     Args:
         fps: frames per second.
-        crf: x264's quality, 0 (lossless) to 51.
+        crf: quality, 0 (the best) to 51.
+        format: format of the frames.
+        codec: "libx264" (ultrafast, zerolatency) or "h264_nvenc" (a GPU's own encoder). By default
+            NVENC if a GPU has it and accepts another stream, else x264.
+
+    Attributes:
+        codec: the one in use.
+
+    Raises:
+        InputError: the codec cannot be opened.
     """
 
-    def __init__(self, height: int, width: int, fps: Fraction, *, crf: int = 23):
-        self._pad = (height % 2, width % 2)
-        self._converter = VideoReformatter()
-        codec: Any = av.CodecContext.create("libx264", "w")
-        codec.height, codec.width = height + self._pad[0], width + self._pad[1]
-        codec.pix_fmt, codec.framerate, codec.time_base = "yuv420p", fps, 1 / fps
-        codec.gop_size, codec.thread_count = max(round(fps), 1), 1
-        codec.colorspace = codec.color_primaries = codec.color_trc = 1  # BT.709
-        codec.color_range = 1  # limited range
-        codec.options = {
-            "preset": "ultrafast",
-            "tune": "zerolatency",
-            "profile": "baseline",
-            "crf": str(crf),
-        }
-        codec.open()
-        self._codec, self._number = codec, 0
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        fps: Fraction,
+        *,
+        crf: int = 23,
+        format: PixelFormat = "rgb",
+        codec: H264Codec | None = None,
+    ):
+        self._input, self._number = H264Input(height, width, format), 0
+        found = None
+        if codec == "h264_nvenc" or (codec is None and has_nvenc()):
+            options = NVENC_LIVE | {"rc": "constqp", "qp": str(crf)}
+            found = self._open("h264_nvenc", fps, options)
+        self.codec: H264Codec = "h264_nvenc" if found else "libx264"
+        if found is None and codec != "h264_nvenc":
+            found = self._open("libx264", fps, LIVE | {"crf": str(crf)})
+        if found is None:
+            raise InputError(f"FFmpeg cannot open {codec or 'libx264'} for {width} x {height}")
+        self._codec = found
+
+    def _open(self, name: str, fps: Fraction, options: dict[str, str]) -> Any:
+        """Return a codec context; None if it cannot be opened."""
+        try:
+            codec: Any = av.CodecContext.create(name, "w")
+            self._input.configure(codec, fps, threads=1)
+            codec.gop_size = max(round(fps), 1)
+            codec.options = options | {"profile": "baseline"}
+            codec.open()
+        except (av.FFmpegError, ValueError):  # ValueError: FFmpeg was built without it
+            return None
+        return codec
 
     def encode(self, rgb: np.ndarray, *, keyframe: bool = False) -> EncodedFrame:
-        if any(self._pad):
-            rgb = np.pad(rgb, ((0, self._pad[0]), (0, self._pad[1]), (0, 0)), mode="edge")
-        frame = self._converter.reformat(
-            av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(rgb), "rgb24"),
-            format="yuv420p",
-            dst_colorspace=Colorspace.ITU709,
-        )
+        frame = self._input.convert(rgb)
         frame.pts, frame.time_base = self._number, self._codec.time_base
         frame.pict_type = PictureType.I if keyframe else PictureType.NONE
         (packet,) = self._codec.encode(frame)

@@ -1,7 +1,6 @@
 """Write finished frames as numbered images; JPEGs are encoded on the GPU if nvImageCodec can."""
 
 import os
-import shutil
 import warnings
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError
+from ..files import whole
 
 IMAGE_FORMATS = ("png", "jpg")
 QUALITY = 95
@@ -43,7 +43,8 @@ class ImageWriter:
         self._encoder: _GpuEncoder | None = None
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise InputError(f"{folder} exists; expected a new name or an empty folder")
-        self._partial = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.partial")
+        self._whole = whole(self.folder)
+        self._partial = self._whole.__enter__()
         try:
             self._partial.mkdir()
         except OSError as error:
@@ -69,12 +70,8 @@ class ImageWriter:
     def __enter__(self) -> "ImageWriter":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            if kind is None:
-                self._partial.replace(self.folder)
-        finally:
-            shutil.rmtree(self._partial, ignore_errors=True)
+    def __exit__(self, *raised: Any) -> None:
+        self._whole.__exit__(*raised)
 
 
 @cache

@@ -2,25 +2,24 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import Colorspace, VideoReformatter
+from av.video.reformatter import VideoReformatter
 
 from ..errors import InputError
-from .files import media_url, reading
+from . import h264
+from .files import reading
 from .frame_index import index_frames
+from .mp4 import Mp4Writer
 from .packets import PacketReader
-from .speech import audio_blocks, audio_frame
+from .speech import audio_blocks
 from .stream import Orientation, VideoStream, describe
 
 # The encoder's threads work ahead of the render; with few cores, they would slow it down.
 SPARE_CORES = (os.cpu_count() or 1) > 4
-AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
 
 
 class Video:
@@ -123,12 +122,8 @@ class Video:
         return sorted(damaged)
 
 
-class VideoWriter:
-    """Writes an mp4: H.264 yuv420p (BT.709) with the speech as AAC.
-
-    A context manager. The file gets its name when the block ends without an exception; otherwise
-    nothing of it stays. An odd size, which yuv420p does not allow, is made even by repeating the
-    last row or column.
+class VideoWriter(Mp4Writer):
+    """Writes an mp4 of rendered frames with the speech as its sound, see `Mp4Writer`.
 
     Args:
         path: a name that ends in .mp4, in a folder that exists.
@@ -159,110 +154,42 @@ class VideoWriter:
         speech: str | os.PathLike | None = None,
         audio_track: int | None = None,
     ):
-        self.path = Path(path)
-        if self.path.suffix.lower() != ".mp4":
-            raise InputError(f"{path} does not end in .mp4")
-        if self.path.is_dir():
-            raise InputError(f"{path} is a folder")
-        self._partial = self.path.with_name(f".{self.path.stem}.{os.getpid()}.partial.mp4")
-        self._pad = (height % 2, width % 2)
-        self._fps, self._pixel_aspect = Fraction(fps), Fraction(pixel_aspect)
-        self._written = self.repeated = 0
-        self._last: av.VideoFrame | None = None
-        self._converter = VideoReformatter()
-        try:
-            # Created here, because FFmpeg would raise the error only at the first frame.
-            self._partial.touch()
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror}") from error
-        try:
-            self._open(height, width, speech, audio_track)
-        except BaseException:
-            self._discard()
-            raise
-
-    def _open(
-        self, height: int, width: int, speech: str | os.PathLike | None, audio_track: int | None
-    ) -> None:
-        self._container = av.open(
-            media_url(self._partial), "w", format="mp4", options={"movflags": "+faststart"}
-        )
-        self._video: Any = self._container.add_stream(
-            "libx264", rate=self._fps, options={"crf": "18", "preset": "veryfast"}
-        )
-        self._video.height, self._video.width = height + self._pad[0], width + self._pad[1]
-        self._video.pix_fmt = "yuv420p"
-        self._video.time_base = 1 / self._fps
-        self._video.thread_count = 0 if SPARE_CORES else 1
-        context = self._video.codec_context
-        context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
-        context.color_range = 1  # limited range
-        if self._pixel_aspect != 1:
-            context.sample_aspect_ratio = self._pixel_aspect
         self._blocks = iter(()) if speech is None else audio_blocks(speech, track=audio_track)
         self._block = next(self._blocks, None)
-        self._heard = 0.0  # seconds of audio written
-        if self._block is not None:
-            channels, rate, _ = self._block
-            self._audio: Any = self._container.add_stream(
-                "aac", rate=next((r for r in AAC_RATES if r >= rate), AAC_RATES[-1])
-            )
-            self._audio.layout = "mono" if channels.shape[0] == 1 else "stereo"
-            self._audio.bit_rate = 96000 * channels.shape[0]
+        self._heard = 0.0  # seconds of sound written
+        self.repeated = 0
+        super().__init__(
+            path,
+            height=height,
+            width=width,
+            fps=fps,
+            x264=h264.FILE,
+            threads=0 if SPARE_CORES else 1,
+            pixel_aspect=pixel_aspect,
+            sound=None if self._block is None else (len(self._block[0]), self._block[1]),
+        )
 
     def write(self, frames: np.ndarray) -> None:
-        """Append frames, (n, H, W, 3) uint8 RGB, and the audio up to their end."""
+        """Append frames, (n, H, W, 3) uint8 RGB, and the speech up to their end."""
         for rgb in frames:
-            if any(self._pad):
-                rgb = np.pad(rgb, ((0, self._pad[0]), (0, self._pad[1]), (0, 0)), mode="edge")
-            frame = self._converter.reformat(
-                av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(rgb), "rgb24"),
-                format="yuv420p",
-                dst_colorspace=Colorspace.ITU709,
-            )
-            self._encode(frame)
-        self._write_audio(until=float(self._written / self._fps))
+            self.write_frame(rgb)
+        self._write_speech(until=float(self._written / self._fps))
 
-    def _encode(self, frame: av.VideoFrame) -> None:
-        frame.pts, frame.time_base = self._written, 1 / self._fps
-        self._container.mux(self._video.encode(frame))
-        self._last = frame
-        self._written += 1
+    def _write_speech(self, until: float) -> None:
+        while self._block is not None and self._heard < until:
+            samples, rate, first = self._block
+            self.write_sound(samples, first)
+            self._heard = (first + samples.shape[1]) / rate
+            self._block = next(self._blocks, None)
 
     def _repeat_last(self, until: float) -> None:
         """Repeat the last frame until the picture ends at most one frame before `until` seconds."""
         until -= 1e-9  # for rounding errors
-        while self._last is not None and (self._written + 1) / self._fps < until:
-            self._encode(self._last)
+        while self._written > 0 and (self._written + 1) / self._fps < until:
+            self.write_frame(None)
             self.repeated += 1
 
-    def _write_audio(self, until: float) -> None:
-        while self._block is not None and self._heard < until:
-            channels, rate, first = self._block
-            self._container.mux(self._audio.encode(audio_frame(channels, rate, first)))
-            self._heard = (first + channels.shape[1]) / rate
-            self._block = next(self._blocks, None)
-
-    def __enter__(self) -> "VideoWriter":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._discard()
-            return
-        try:
-            self._write_audio(until=float("inf"))
-            self._repeat_last(until=self._heard)
-            streams: Any = self._container.streams
-            for stream in streams:
-                self._container.mux(stream.encode(None))
-            self._container.close()
-            self._partial.replace(self.path)
-        except BaseException:
-            self._discard()
-            raise
-
-    def _discard(self) -> None:
-        with suppress(Exception):  # writing the trailer may fail if there was no frame
-            self._container.close()
-        self._partial.unlink(missing_ok=True)
+    def _flush(self) -> None:
+        self._write_speech(until=float("inf"))
+        self._repeat_last(until=self._heard)
+        super()._flush()

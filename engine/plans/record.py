@@ -1,12 +1,13 @@
 """The record beside a TensorRT plan: its sources, options, GPUs, sizes and hashes."""
 
 import json
+import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import partial_path
+from ..files import whole
 from .digest import sha256
 
 FORMAT = 3  # format of the record; also raised if plans are built differently
@@ -155,19 +156,14 @@ def write_plan(plan: Path, data: bytes, record: PlanRecord) -> None:
     lines = (f'  "{name}": {json.dumps(value)}' for name, value in asdict(record).items())
     text = "{\n" + ",\n".join(lines) + "\n}\n"
     path = record_path(plan)
-    partials = {file: partial_path(file) for file in (plan, path)}
     try:
-        partials[plan].write_bytes(data)
-        partials[path].write_text(text)
-        # If the process dies between the two renames, the plan does not match its record and the
-        # next build replaces it.
-        for file, partial in partials.items():
-            partial.replace(file)
+        # The plan is renamed first. If the process dies before its record is, the two do not match
+        # and the next build replaces them.
+        with whole(path) as partial_record, whole(plan) as partial_plan:
+            partial_plan.write_bytes(data)
+            partial_record.write_text(text)
     except OSError as error:
         raise InputError(f"{plan} cannot be written: {error.strerror}") from error
-    finally:
-        for partial in partials.values():
-            partial.unlink(missing_ok=True)
 
 
 def check_output_path(plan: Path) -> None:
@@ -188,10 +184,11 @@ def check_output_path(plan: Path) -> None:
         raise InputError(
             f"{path} exists and is not the record of a plan; give another name with -o"
         ) from None
-    partial = partial_path(plan)
     try:
-        partial.touch()
-        partial.unlink()
+        with tempfile.NamedTemporaryFile(
+            dir=plan.parent, prefix=f".{plan.stem}.", suffix=".partial.plan"
+        ):
+            pass
     except OSError as error:
         raise InputError(f"{plan} cannot be written: {error.strerror}") from error
 

@@ -6,17 +6,8 @@ import onnxruntime
 from onnx import TensorProto, helper
 
 from ..errors import InputError, one_line
+from .comparison import measure, random_inputs
 from .onnx_graph import OnnxGraph
-
-# Largest |difference| allowed, relative to 1 for the generator's pixels and to the largest feature
-# for the audio encoder. The values are those of python -m export, for the same reasons.
-_TOLERANCES = {
-    ("generator", "fp16"): 3e-2,
-    ("generator", "fp32"): 1e-4,
-    ("audio_encoder", "fp16"): 5e-3,
-    ("audio_encoder", "fp32"): 1e-4,
-}
-_MIN_PSNR = 55.0  # dB, for the generator's output
 
 
 def compare(graph: OnnxGraph, original: onnx.ModelProto, precision: str, changes: str) -> float:
@@ -39,31 +30,20 @@ def compare(graph: OnnxGraph, original: onnx.ModelProto, precision: str, changes
         before.run([graph.output], {name: value[i : i + step] for name, value in feeds.items()})[0]
         for i in range(0, 3, step)
     ]
-    expected = np.concatenate(parts).astype(np.float64)
     subject = f"{graph.path}, {changes},"
     try:
-        actual = after.run([graph.output], _feeds(graph, after, 3))[0].astype(np.float64)
+        actual = after.run([graph.output], _feeds(graph, after, 3))[0]
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         raise InputError(f"{subject} does not run: {one_line(error)}") from error
-    if actual.shape != expected.shape:
+    if len(actual) != 3 or actual.shape[1:] != parts[0].shape[1:]:
         raise InputError(
             f"{subject} returns {list(actual.shape)} for a batch of 3; export it with a free batch"
         )
-    scale = 1.0 if graph.signature.kind == "generator" else max(np.abs(expected).max(), 1e-30)
-    difference = float(np.abs(actual - expected).max() / scale)
-    tolerance = _TOLERANCES[graph.signature.kind, precision]
-    remedy = "use --precision fp32" if "to fp16" in changes else "export it with a free batch"
-    if not difference <= tolerance:
-        raise InputError(
-            f"{subject} differs by {difference:.2g}; expected at most {tolerance:g}; {remedy}"
-        )
-    squares = float(np.square(actual - expected).mean())
-    if graph.signature.kind == "generator" and squares > 10 ** (-_MIN_PSNR / 10):
-        psnr = -10 * np.log10(squares)
-        raise InputError(
-            f"{subject} has a PSNR of {psnr:.1f} dB; expected at least {_MIN_PSNR:g}; {remedy}"
-        )
-    return difference
+    difference = measure(graph.signature.kind, [actual], parts)
+    if excess := difference.excess(precision):
+        remedy = "use --precision fp32" if "to fp16" in changes else "export it with a free batch"
+        raise InputError(f"{subject} {excess}; {remedy}")
+    return difference.relative
 
 
 def open_session(
@@ -82,19 +62,12 @@ def open_session(
 def _feeds(
     graph: OnnxGraph, session: onnxruntime.InferenceSession, n: int
 ) -> dict[str, np.ndarray]:
-    """Return random inputs of realistic scale, in the types that the session takes."""
-    rng = np.random.default_rng(0)
-    if graph.signature.kind == "audio_encoder":
-        values = [rng.uniform(-4, 4, (n, 1, 80, 16))]
-    else:
-        blocks = rng.random((n, 6, 10, 10)).repeat(32, axis=2).repeat(32, axis=3)
-        blocks[:, 3:, 5:310, 5:315] = 0  # the mouth is masked
-        values = [blocks, np.maximum(rng.standard_normal((n, 32, 16, 16)), 0)]
+    """Return random inputs in the types that the session takes."""
     types = {v.name: v.type for v in session.get_inputs()}
     dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
     return {
         name: value.astype(dtypes[types[name]])
-        for name, value in zip(graph.inputs, values, strict=True)
+        for name, value in zip(graph.inputs, random_inputs(graph.signature.kind, n), strict=True)
     }
 
 

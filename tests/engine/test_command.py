@@ -13,7 +13,6 @@ import pytest
 
 from engine.command import Parser, program, run
 from engine.errors import DeviceError, InputError, printable
-from engine.files import write_whole
 from tests.conftest import ROOT
 
 ESCAPED = {
@@ -24,23 +23,6 @@ ESCAPED = {
     "\x7f\x85\u2028\u202e": r"\x7f\x85\u2028\u202e",  # the last one reverses the text direction
     os.fsdecode(b"\xff.wav"): r"\udcff.wav",
 }
-
-
-def test_files_are_written_atomically(tmp_path):
-    path = tmp_path / "figures.json"
-    path.write_text("before")
-
-    def fail(partial):
-        partial.write_text("half")
-        raise OSError("the disk is full")
-
-    with pytest.raises(OSError, match="the disk is full"):
-        write_whole(path, fail)
-    assert path.read_text() == "before"
-    assert list(tmp_path.iterdir()) == [path]
-    write_whole(path, lambda partial: partial.write_text(f"as {partial.suffix}"))
-    assert path.read_text() == "as .json"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 # --- printing ------------------------------------------------------------------------------------
@@ -157,8 +139,8 @@ def test_errors_whose_names_cannot_be_printed(command, tmp_path, ascii_only):
 
 
 def test_every_command_is_run_as_a_program():
-    """`export` may not import `engine`, and `kernels.compile` prints no file names."""
-    own = {ROOT / "export" / "__main__.py", ROOT / "kernels" / "compile.py"}
+    """Except `kernels.compile`, which may not import `engine`, and prints no file names."""
+    own = {ROOT / "kernels" / "compile.py"}
     rooms = ("kernels", "export", "engine", "train", "benchmarks", "examples")
     files = {path for room in rooms for path in (ROOT / room).rglob("*.py")}
     starts = {path: path.read_text().partition('if __name__ == "__main__":')[2] for path in files}
@@ -166,4 +148,3 @@ def test_every_command_is_run_as_a_program():
     assert len(commands) > 8 and own < commands
     for path in commands - own:
         assert "program(main)" in starts[path], path
-    assert 'stream.reconfigure(errors="backslashreplace")' in starts[ROOT / "export/__main__.py"]

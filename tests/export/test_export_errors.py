@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from engine.plans import comparison
 from export import ExportError, export
 from export.__main__ import main
 from models import AudioEncoder, checkpoint
@@ -31,8 +32,8 @@ def existing(tmp_path):
 
 
 def test_over_the_tolerance(monkeypatch, audio_encoder_checkpoint, existing):
-    monkeypatch.setitem(onnx_module._TOLERANCES, ("audio_encoder", "fp32"), 1e-12)
-    with pytest.raises(ExportError, match=r"differs from PyTorch by .*; expected at most 1e-12"):
+    monkeypatch.setitem(comparison.TOLERANCES, ("audio_encoder", "fp32"), 1e-12)
+    with pytest.raises(ExportError, match=r"with PyTorch, differs by .*; expected at most 1e-12"):
         export("audio_encoder", audio_encoder_checkpoint[1], existing, precision="fp32")
 
 
@@ -44,13 +45,13 @@ def test_a_wrong_weight_is_noticed(monkeypatch, audio_encoder_checkpoint, existi
 
     to_onnx = onnx_module._to_onnx
     monkeypatch.setattr(onnx_module, "_to_onnx", export_badly)
-    with pytest.raises(ExportError, match="differs from PyTorch by"):
+    with pytest.raises(ExportError, match="compared with PyTorch, differs by"):
         export("audio_encoder", audio_encoder_checkpoint[1], existing, precision="fp16")
 
 
 def test_psnr_of_the_generator(monkeypatch, generator_checkpoint, existing):
-    monkeypatch.setattr(onnx_module, "_MIN_PSNR", 200.0)
-    with pytest.raises(ExportError, match=r"PSNR is \d+\.\d dB; expected at least 200"):
+    monkeypatch.setattr(comparison, "MIN_PSNR", 200.0)
+    with pytest.raises(ExportError, match=r"has a PSNR of \d+\.\d dB; expected at least 200"):
         export("generator", generator_checkpoint[1], existing, max_batch=1)
 
 
@@ -192,7 +193,7 @@ def test_ctrl_c_leaves_nothing(generator_checkpoint, existing):
 
 
 def test_check_inputs_are_those_of_the_pipeline():
-    image, audio = onnx_module._random_inputs("generator", 3)
+    image, audio = comparison.random_inputs("generator", 3)
     assert image.shape == (3, 6, 320, 320) and audio.shape == (3, 32, 16, 16)
     assert image.min() >= 0 and image.max() <= 1 and image.dtype == audio.dtype == np.float32
     masked = np.zeros((320, 320), bool)
@@ -200,5 +201,5 @@ def test_check_inputs_are_those_of_the_pipeline():
     assert not image[:, 3:, masked].any()
     assert np.array_equal(image[:, 3:, ~masked], image[:, :3, ~masked])
     assert image[:, :3, masked].any()
-    (mel,) = onnx_module._random_inputs("audio_encoder", 3)
+    (mel,) = comparison.random_inputs("audio_encoder", 3)
     assert mel.shape == (3, 1, 80, 16) and mel.min() < -3.9 and mel.max() > 3.9

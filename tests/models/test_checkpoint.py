@@ -256,6 +256,15 @@ def test_files_that_are_no_checkpoint(tmp_path, name, content, phrase):
     assert phrase in refusal(tmp_path / name)
 
 
+def test_saved_by_two_at_once(tmp_path, audio_encoder):
+    """One name for both would be renamed by the one and missed by the other."""
+    path = tmp_path / "a.safetensors"
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda _: save(audio_encoder, path), range(30)))
+    assert list(tmp_path.iterdir()) == [path]
+    assert torch.equal(load(path)[0].conv_block[0].weight, audio_encoder[0].conv_block[0].weight)
+
+
 @pytest.mark.parametrize("name", ["a.pth", "old.pth", "a.safetensors"])
 @pytest.mark.parametrize("kept", [0.01, 0.5, 0.999])
 def test_truncated_files(tmp_path, audio_encoder, name, kept):

@@ -142,3 +142,15 @@ def test_nothing_is_tried_for_frames_on_a_cpu(tmp_path, pixels, monkeypatch):
     with ImageWriter(tmp_path / "a", "jpg") as writer:
         writer.write(torch.from_numpy(pixels), pixels)
     assert len(list((tmp_path / "a").iterdir())) == 3
+
+
+def test_two_writers_of_one_folder(tmp_path, pixels):
+    """The first that is finished gets the name; of the other nothing stays."""
+    frames = torch.from_numpy(pixels)
+    with pytest.raises(OSError, match="not empty"), ImageWriter(tmp_path / "a", "png") as slow:
+        slow.write(frames[:1], pixels[:1])
+        with ImageWriter(tmp_path / "a", "png") as quick:
+            quick.write(frames, pixels)
+        slow.write(frames, pixels)
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+    assert len(list((tmp_path / "a").iterdir())) == 3

@@ -1,5 +1,6 @@
 """Read audio and video; write video."""
 
+import resource
 from fractions import Fraction
 
 import av
@@ -297,6 +298,34 @@ def test_no_partial_video_after_an_error(tmp_path):
         raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["v.mp4"]
     assert (tmp_path / "v.mp4").read_bytes() == b"what was there before"
+
+
+def test_a_full_disk_leaves_no_video(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (50, 128, 128, 3), np.uint8)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        writer = VideoWriter(tmp_path / "v.mp4", height=128, width=128, fps=Fraction(25))
+        with pytest.raises(OSError, match="File too large"), writer:
+            writer.write(noise)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_videos_of_one_name_at_once(tmp_path):
+    """The one that is finished last stays, whole."""
+    size = {"height": 48, "width": 64, "fps": Fraction(25)}
+    bright = np.full((60, 48, 64, 3), 200, np.uint8)  # more than the encoder holds back
+    with VideoWriter(tmp_path / "v.mp4", **size) as last:
+        last.write(bright)
+        with VideoWriter(tmp_path / "v.mp4", **size) as first:
+            first.write(np.zeros((50, 48, 64, 3), np.uint8))
+        assert len(Video(tmp_path / "v.mp4")) == 50
+        last.write(bright)
+    video = Video(tmp_path / "v.mp4")
+    assert len(video) == 120 and [path.name for path in tmp_path.iterdir()] == ["v.mp4"]
+    assert all(abs(int(video.pixels(frame).mean()) - 200) < 3 for _, frame in video.frames())
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ def test_values_beyond_float16_are_refused(tmp_path, gain, message):
 
 
 def test_small_errors_everywhere_are_refused(networks, monkeypatch):
-    monkeypatch.setattr("engine.plans.verify._MIN_PSNR", 200.0)
+    monkeypatch.setattr("engine.plans.comparison.MIN_PSNR", 200.0)
     said = r"to fp16, has a PSNR of \d\d\.\d dB; expected at least 200; use --precision fp32"
     with pytest.raises(InputError, match=said):
         convert(load_graph(GENERATOR, networks["generator"]), "fp16")
