@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python -m
 DEMO := examples/demo
 SPEECH := $(DEMO)/speech.wav
 
-.PHONY: demo test lint bench bench-kernels bench-pipeline bench-live clean
+.PHONY: demo docs test lint bench bench-kernels bench-pipeline bench-live clean
 
 demo: $(VENV)/.ready ## render the demo avatar to out/demo.mp4
 	@mkdir -p out
@@ -20,6 +20,9 @@ lint: $(VENV)/.ready
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+
+docs: $(VENV)/.ready ## write docs/api.md from the docstrings
+	$(VENV)/bin/python docs/api.py
 
 bench: $(VENV)/.ready ## frames a second on this machine, next to a frame-by-frame loop
 	$(RUN) benchmarks.render

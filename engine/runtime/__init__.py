@@ -1,4 +1,4 @@
-"""Inference runtimes: one file each, one interface."""
+"""Inference runtimes: one file for each, with one interface."""
 
 from .network import Network
 from .open import PRECISIONS, RUNTIMES, open_network
