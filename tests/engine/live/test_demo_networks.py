@@ -16,14 +16,14 @@ TAIL = 4  # silent frames after the speech
 
 
 @pytest.fixture(scope="module")
-def avatar(small, made_once, tmp_path_factory) -> Avatar:
+def avatar(small, shared_folder, tmp_path_factory) -> Avatar:
     """12 frames of the demo, with its networks in ONNX files."""
 
     def make(folder):
         for kind, path in network_files().items():
             export(kind, path, folder / f"{kind}.onnx", precision="fp32")
 
-    folder = made_once("demo networks", make)
+    folder = shared_folder("demo networks", make)
     networks = {kind: folder / f"{kind}.onnx" for kind in network_files()}
     folders = Folders(tmp_path_factory.mktemp("avatars"), *small, networks)
     return Avatar.load(folders.native(), device="cpu")

@@ -23,8 +23,8 @@ BATCH = 8
 
 
 @pytest.fixture(scope="module")
-def pipeline(native, gentle) -> Pipeline:
-    return Pipeline(Avatar.load(native, device="cuda", **gentle), batch_size=BATCH)
+def pipeline(native, fp16_safe_checkpoints) -> Pipeline:
+    return Pipeline(Avatar.load(native, device="cuda", **fp16_safe_checkpoints), batch_size=BATCH)
 
 
 def shown(stage: Stage, avatar: Avatar, speech: np.ndarray, count: int) -> torch.Tensor:
@@ -54,12 +54,14 @@ class GpuStage(Stage):
             super().settle()
 
 
-def test_the_cpus_frames(native, gentle, pipeline, speech):
+def test_the_cpus_frames(native, fp16_safe_checkpoints, pipeline, speech):
     pcm = speech[16000:43200].numpy()
     count = len(pcm) // 640 + 20  # and some in which nobody speaks
     frames = shown(GpuStage(GpuRenderer(pipeline)), pipeline.avatar, pcm, count)
     whole = torch.cat([torch.from_numpy(pcm), torch.zeros(32000)])
-    wanted = torch.cat(list(Pipeline(Avatar.load(native, **gentle)).render(whole)))[:count]
+    wanted = torch.cat(list(Pipeline(Avatar.load(native, **fp16_safe_checkpoints)).render(whole)))[
+        :count
+    ]
     face = inside(pipeline, count)
     assert torch.equal(frames[~face], wanted[~face])
     assert psnr(frames[face], wanted[face]) >= 50
@@ -67,8 +69,8 @@ def test_the_cpus_frames(native, gentle, pipeline, speech):
 
 @pytest.mark.parametrize("on_host", [True, False])
 @pytest.mark.parametrize("format", ["rgb", "i420", "nv12"])
-def test_formats_and_places(native, gentle, speech, format, on_host):
-    avatar = Avatar.load(native, device="cuda", **gentle)
+def test_formats_and_places(native, fp16_safe_checkpoints, speech, format, on_host):
+    avatar = Avatar.load(native, device="cuda", **fp16_safe_checkpoints)
     avatar.height -= avatar.height % 2
     avatar._frames = avatar.frames[:, : avatar.height].contiguous()
     pipeline, pcm = Pipeline(avatar, batch_size=BATCH), speech[16000:30000].numpy()
@@ -133,9 +135,9 @@ def test_nothing_is_allocated_or_waited_for(pipeline):
         assert after[what] == before[what], what
 
 
-def test_many_sessions_from_threads(native, gentle):
+def test_many_sessions_from_threads(native, fp16_safe_checkpoints):
     """As fast as they are taken, each with its own sound and its own frames."""
-    avatar = Avatar.load(native, device="cuda", **gentle)
+    avatar = Avatar.load(native, device="cuda", **fp16_safe_checkpoints)
     results: dict[int, tuple[np.ndarray, torch.Tensor]] = {}
 
     def client(live: Live, number: int, seed: int) -> None:
