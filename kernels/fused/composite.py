@@ -137,7 +137,7 @@ def _plane(
         across = tl.cdiv((end_chunk - first_chunk) * WIDTH, BYTES)
         tiles = tl.where(visible, across * tl.cdiv(end_row - first_row, ROWS), 0)
         for number in range(job, tiles * PLANES, PASTERS):
-            second = number // tiles if PLANES == 2 else 0
+            second = (number >= tiles).to(tl.int32) if PLANES == 2 else 0
             tile = number - second * tiles
             # Computed in four parts one after the other, which takes a quarter of the registers,
             # and stored as one, so that each thread stores 16 bytes.
