@@ -86,14 +86,17 @@ def _stages(budget: Budget) -> Iterator[Stage]:
         yield stages.log_mel(batch, budget.speech)
         yield stages.mel_windows(batch)
         yield stages.feature_windows(batch)
+        yield stages.ring_mel_windows(batch)
+        yield stages.ring_feature_windows(batch)
         for size in budget.sizes:
             yield stages.face_input(batch, *size)
             yield stages.composite(batch, *size)
             yield stages.resize(batch, *size)
             yield stages.convert_color(batch, *size)
     for size in budget.sizes:
-        yield stages.composite(budget.main, *size, "nv12")
-        yield stages.convert_color(budget.main, *size, "nv12")
+        for layout in ("nv12", "i420"):
+            yield stages.composite(budget.main, *size, layout)
+            yield stages.convert_color(budget.main, *size, layout)
 
 
 @lru_cache(maxsize=1)  # the providers of a stage are measured one after another

@@ -18,6 +18,7 @@ from torch import Tensor
 import kernels
 from benchmarks import frame_loop
 from kernels import CROP_SIZE, FEATURE_DIM, MEL_BANDS, ROI_SIZE, SAMPLE_RATE, reference
+from kernels.checks import byte_shape
 from kernels.spec import ByteFormat
 
 Inputs = SimpleNamespace  # with the tensor `out`, which Viseme and the reference write to
@@ -123,6 +124,66 @@ def feature_windows(batch: int) -> Stage:
     )  # fmt: skip
 
 
+def ring_mel_windows(batch: int) -> Stage:
+    """Return the stage for a batch of mel windows of as many streams, at random places."""
+    rows = 96
+
+    def inputs(device: torch.device) -> Inputs:
+        x = _ring_places(batch, device)
+        x.mel = torch.rand(batch, rows, MEL_BANDS, device=device) * 8 - 4
+        x.out = torch.empty(batch, 1, MEL_BANDS, 16, device=device)
+        return x
+
+    def cpu(x: Inputs) -> Items:
+        mel, places = x.mel.numpy(), zip(x.source_list, x.number_list, strict=True)
+        return [partial(_ring_rows, mel[source], first) for source, first in places]
+
+    return Stage(
+        "ring_mel_windows", batch, None, inputs, cpu=cpu,
+        viseme=lambda x: kernels.ring_mel_windows(x.mel, x.numbers, x.sources, out=x.out),
+        reference=lambda x: reference.ring_mel_windows(x.mel, x.numbers, x.sources, x.out),
+        bytes=lambda x: 2 * x.out.nbytes,
+    )  # fmt: skip
+
+
+def ring_feature_windows(batch: int) -> Stage:
+    """Return the stage for a batch of feature windows of as many streams, at random places."""
+    rows = 32
+
+    def inputs(device: torch.device) -> Inputs:
+        x = _ring_places(batch, device)
+        x.features = torch.randn(batch, rows, FEATURE_DIM, device=device).half()
+        x.out = torch.empty(batch, 32, 16, 16, dtype=torch.float16, device=device)
+        return x
+
+    def cpu(x: Inputs) -> Items:
+        features, places = x.features.numpy(), zip(x.source_list, x.number_list, strict=True)
+        return [partial(_ring_rows, features[source], frame - 9) for source, frame in places]
+
+    return Stage(
+        "ring_feature_windows", batch, None, inputs, cpu=cpu,
+        viseme=lambda x: kernels.ring_feature_windows(x.features, x.numbers, x.sources, out=x.out),
+        reference=lambda x: reference.ring_feature_windows(x.features, x.numbers, x.sources, x.out),
+        bytes=lambda x: 2 * x.out.nbytes,
+    )  # fmt: skip
+
+
+def _ring_places(batch: int, device: torch.device) -> Inputs:
+    """Choose one window of each of `batch` streams, in random order."""
+    numbers, sources = torch.randint(100, 10_000, (batch,)), torch.randperm(batch)
+    return Inputs(
+        numbers=numbers.to(device),
+        sources=sources.to(device),
+        number_list=numbers.tolist(),
+        source_list=sources.tolist(),
+    )
+
+
+def _ring_rows(ring: np.ndarray, first: int) -> np.ndarray:
+    """Copy 16 rows of a ring."""
+    return ring.take(range(first, first + 16), axis=0, mode="wrap")
+
+
 # --- faces ---------------------------------------------------------------------------------------
 
 
@@ -179,9 +240,9 @@ def face_input(batch: int, width: int, height: int) -> Stage:
 
 
 def composite(batch: int, width: int, height: int, layout: ByteFormat = "rgb") -> Stage:
-    """Return the stage for a batch of generated faces; `layout` is the output's, rgb or nv12."""
+    """Return the stage for a batch of generated faces; `layout` is the output's."""
     rgb = layout == "rgb"
-    shape = (batch, height, width, 3) if rgb else (batch, height * 3 // 2, width)
+    shape = byte_shape(layout, batch, height, width)
 
     def inputs(device: torch.device) -> Inputs:
         x = _faces(batch, width, height, device)
@@ -264,9 +325,9 @@ def resize(batch: int, width: int, height: int) -> Stage:
 
 
 def convert_color(batch: int, width: int, height: int, target: ByteFormat = "bgr") -> Stage:
-    """Return the stage for a batch of RGB images; `target` is bgr or nv12."""
+    """Return the stage for a batch of RGB images; `target` is bgr, nv12 or i420."""
     bgr = target == "bgr"
-    shape = (batch, height, width, 3) if bgr else (batch, height * 3 // 2, width)
+    shape = byte_shape(target, batch, height, width)
     code = cv2.COLOR_RGB2BGR if bgr else cv2.COLOR_RGB2YUV_I420
 
     def cv_cuda(x: Inputs) -> Tensor:

@@ -20,10 +20,12 @@ from .device.buffers import (
     Buffers,
     Frames,
     ReadAheadBuffers,
+    SpeechBuffers,
     buffer_shapes,
     ring_shapes,
 )
 from .device.executor import Part
+from .device.memory import Shapes
 from .device.stopwatch import Stopwatch
 from .errors import InputError, shortened
 from .runtime import Network, open_network
@@ -85,11 +87,8 @@ class Pipeline:
         )
         self._pool: BufferPool | None = None
         if avatar.frames_on_device:
-            shapes = buffer_shapes(
-                self.batch_size,
-                generator=self.generator.dtype,
-                audio_encoder=self.audio_encoder.dtype,
-            ) | ring_shapes(self.batch_size, avatar.height, avatar.width)
+            shapes = self.buffer_shapes()
+            shapes |= ring_shapes(self.batch_size, avatar.height, avatar.width)
             self._pool = BufferPool(shapes, avatar.frames, avatar.boxes)
 
     @property
@@ -97,6 +96,14 @@ class Pipeline:
         """Bytes of the GPU that the buffers take, besides the avatar's frames and the networks; 0
         on a CPU, where each render allocates its own."""
         return self._pool.bytes if self._pool else 0
+
+    def buffer_shapes(self, batch_size: int | None = None) -> Shapes:
+        """Return the buffers for batches of up to this size, the pipeline's unless told."""
+        return buffer_shapes(
+            batch_size or self.batch_size,
+            generator=self.generator.dtype,
+            audio_encoder=torch.float32 if self.device.type == "cpu" else self.audio_encoder.dtype,
+        )
 
     def frame_count(self, speech: Tensor) -> int:
         """Return the number of video frames in the render of (S,) samples."""
@@ -167,11 +174,11 @@ class Pipeline:
             for buffers in [taken.enter_context(self._pool.take()) for _ in range(renders)]:
                 taken.enter_context(buffers.executor.on_current_stream())
                 for size in reversed(ENCODER_BATCH_SIZES):
-                    self._encode(buffers, size, stopwatch)
+                    self.encode(buffers, size, stopwatch)
                 for size in reversed(buffers.batch_sizes):  # the smaller ones fit its memory
                     for _ in range(RING):
                         frames = buffers.next_slot(size)
-                        self._finish(buffers, frames, size, mode, stopwatch)
+                        self.finish(buffers, frames, size, mode, stopwatch)
 
     def stats(self, *, seconds: float = 4.0) -> dict[str, float]:
         """Return the device seconds that each stage takes for one video frame of a long render.
@@ -189,7 +196,7 @@ class Pipeline:
     ) -> Iterator[Tensor]:
         """Yield finished frames: PCM -> mel -> features -> generated mouths -> frames."""
         total, fps = len(numbers), float(self.avatar.fps)
-        encoder_check, generator_check = self._checks(total)
+        encoder_check, generator_check = self.checks(total)
         encoded = 0
         with self._take_buffers(total) as buffers:
             tensors, executor = buffers.tensors, buffers.executor
@@ -212,7 +219,7 @@ class Pipeline:
                         with stopwatch.stage("windows"):
                             windows = tensors["windows"][:m]
                             kernels.mel_windows(mel, fps=fps, start=encoded, count=m, out=windows)
-                        new, ranges = self._encode(buffers, m, stopwatch)
+                        new, ranges = self.encode(buffers, m, stopwatch)
                         encoder_check.add(*ranges)
                         with stopwatch.stage("windows"):
                             features[encoded : encoded + m] = new
@@ -221,14 +228,12 @@ class Pipeline:
                         audio = tensors["audio"][:n]
                         kernels.feature_windows(features, start=first, count=n, out=audio)
                     frames = buffers.next_frames(n, stopwatch)
-                    finished, ranges = self._finish(buffers, frames, n, mode, stopwatch)
+                    finished, ranges = self.finish(buffers, frames, n, mode, stopwatch)
                     generator_check.add(*ranges)
                 yield finished
             generator_check.look(wait=True)
 
-    def _encode(
-        self, buffers: Buffers, m: int, stopwatch: Stopwatch
-    ) -> tuple[Tensor, list[Tensor]]:
+    def encode(self, buffers: Buffers, m: int, stopwatch: Stopwatch) -> tuple[Tensor, list[Tensor]]:
         """Run the audio encoder on the first `m` windows in the buffers.
 
         Returns:
@@ -243,14 +248,24 @@ class Pipeline:
         buffers.executor.run((size,), [part], stopwatch)
         return encoded[:m], [low[:m], high[:m]]
 
-    def _finish(
-        self, buffers: Buffers, batch: Frames, n: int, mode: CompositeMode, stopwatch: Stopwatch
+    def finish(
+        self,
+        buffers: Buffers,
+        batch: Frames,
+        n: int,
+        mode: CompositeMode,
+        stopwatch: Stopwatch,
+        *,
+        generate: Part | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Put the mouths for the first `n` feature windows in the buffers into frames.
 
+        Args:
+            generate: what fills the buffer "generated" instead of the generator.
+
         Returns:
-            (n, H, W, 3) finished frames, and the smallest and the largest value that was
-            generated for each channel of each, (n, 3).
+            (n, H, W, 3) finished frames, or what the batch's format makes of that, and the
+            smallest and the largest value that was generated for each channel of each, (n, 3).
         """
         size = len(batch.index)
         audio, inputs, crops, generated, low, high = (
@@ -260,37 +275,40 @@ class Pipeline:
             )
         )  # fmt: skip
         frames, boxes, index, finished = batch.frames, batch.boxes, batch.index, batch.finished
+        if generate is None:
+            generate = _network(
+                "generator", self.generator, [inputs, audio], generated, [low, high]
+            )
         parts = [
             Part(
                 "face_input",
                 lambda: kernels.face_input(frames, boxes, index, out=(inputs, crops)),
             ),
-            _network("generator", self.generator, [inputs, audio], generated, [low, high]),
+            generate,
             Part(
                 "composite",
                 lambda: kernels.composite(
-                    frames, boxes, index, crops, generated, mode=mode, out=finished
+                    frames, boxes, index, crops, generated,
+                    mode=mode, format=batch.format, out=finished,
                 ),
             ),
-        ]
+        ]  # fmt: skip
         buffers.executor.run((size, batch.slot, mode), parts, stopwatch)
         return finished[:n], [low[:n], high[:n]]
 
-    def _take_buffers(self, total: int) -> AbstractContextManager[Buffers]:
+    def _take_buffers(self, total: int) -> AbstractContextManager[SpeechBuffers]:
         """Return the context in which a render of `total` frames has buffers."""
         if self._pool is not None:
             return self._pool.take()
-        shapes = buffer_shapes(
-            min(self.batch_size, total),
-            generator=self.generator.dtype,
-            audio_encoder=torch.float32,
-        )
+        shapes = self.buffer_shapes(min(self.batch_size, total))
         return ReadAheadBuffers.open(shapes, self.avatar.batch)
 
-    def _checks(self, total: int) -> tuple[OutputCheck, OutputCheck]:
-        """Return the checks of both networks' outputs in a render of `total` frames."""
+    def checks(self, total: int | None) -> tuple[OutputCheck, OutputCheck]:
+        """Return the checks of both networks' outputs in a render of `total` frames, or in live
+        sessions without end (None)."""
         encoder, generator = self._files
-        first = OutputCheck(AUDIO_ENCODER, self.audio_encoder, encoder, total - 2, self.device)
+        features = None if total is None else total - 2
+        first = OutputCheck(AUDIO_ENCODER, self.audio_encoder, encoder, features, self.device)
         second = OutputCheck(GENERATOR, self.generator, generator, total, self.device, before=first)
         return first, second
 

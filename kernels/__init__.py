@@ -16,7 +16,13 @@ rows in all, and more).
 """
 
 from . import reference
-from .audio import feature_windows, log_mel, mel_windows
+from .audio import (
+    feature_windows,
+    log_mel,
+    mel_windows,
+    ring_feature_windows,
+    ring_mel_windows,
+)
 from .faces import composite, face_input
 from .images import convert_color, resize
 from .spec import (
@@ -79,4 +85,6 @@ __all__ = [
     "mel_windows",
     "reference",
     "resize",
+    "ring_feature_windows",
+    "ring_mel_windows",
 ]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .checks import check_tensor, item_count, make_output
+from .checks import check_no_overlap, check_tensor, item_count, make_output
 from .dispatch import implementation
 from .spec import (
     FEATURE_DIM,
@@ -119,3 +119,83 @@ def feature_windows(
         with implementation(features) as stages:
             stages.feature_windows(features, start, out)
     return out
+
+
+def ring_mel_windows(
+    mel: Tensor, rows: Tensor, sources: Tensor, *, out: Tensor | None = None
+) -> Tensor:
+    """Cut mel windows out of the rings of many endless streams, each where its entry says.
+
+    A ring holds the newest R rows of a stream's mel: row t is at t mod R. Window k is rows
+    rows[k] to rows[k] + 15 of stream sources[k].
+
+    The values of `rows` and `sources` are not checked, because they may be on the device; one that
+    is out of range reads memory that is not the ring's. An entry that only fills up a batch needs
+    a valid stream too.
+
+    Args:
+        mel: (B, R, 80) float32, R >= 16: the rings of B streams.
+        rows: (n,) int64, at least 0: first mel row of each window, counted from the beginning of
+            its stream.
+        sources: (n,) int64, 0 to B - 1: stream of each window.
+        out: (n, 1, 80, 16) float32 to write into.
+
+    Returns:
+        (n, 1, 80, 16) float32.
+    """
+    check_tensor("mel", mel, ("B", "R", MEL_BANDS), (torch.float32,))
+    _check_rings("mel", mel, MEL_WINDOW_ROWS, "rows", rows, sources)
+    n = rows.shape[0]
+    out = make_output(out, (n, 1, MEL_BANDS, MEL_WINDOW_ROWS), torch.float32, mel.device)
+    check_no_overlap(out, "mel", mel)
+    if n:
+        with implementation(mel) as stages:
+            stages.ring_mel_windows(mel, rows, sources, out)
+    return out
+
+
+def ring_feature_windows(
+    features: Tensor, frames: Tensor, sources: Tensor, *, out: Tensor | None = None
+) -> Tensor:
+    """Gather the generator's audio inputs for frames of many endless streams.
+
+    A ring holds the newest R features of a stream: feature f is at f mod R. As in
+    `feature_windows`, but without an end: with P = E[0], E[0], E[1], E[2], ..., frame i gets rows
+    i - 8 to i + 7 of P, so E[i - 9] to E[i + 6], where rows before P[0] are zeros.
+
+    The values of `frames` and `sources` are not checked, because they may be on the device; one
+    that is out of range reads memory that is not the ring's. An entry that only fills up a batch
+    needs a valid stream too.
+
+    Args:
+        features: (B, R, 512) float32, float16 or bfloat16, R >= 16: the rings of B streams.
+        frames: (n,) int64, at least 0: video frame of each window, counted from the beginning of
+            its stream.
+        sources: (n,) int64, 0 to B - 1: stream of each window.
+        out: (n, 32, 16, 16) to write into, of the features' dtype.
+
+    Returns:
+        (n, 32, 16, 16) of the features' dtype.
+    """
+    floats = (torch.float32, torch.float16, torch.bfloat16)
+    check_tensor("features", features, ("B", "R", FEATURE_DIM), floats)
+    _check_rings("features", features, FEATURES_PER_FRAME, "frames", frames, sources)
+    shape = (frames.shape[0], FEATURE_DIM * FEATURES_PER_FRAME // 256, 16, 16)
+    out = make_output(out, shape, features.dtype, features.device)
+    check_no_overlap(out, "features", features)
+    if out.numel():
+        with implementation(features) as stages:
+            stages.ring_feature_windows(features, frames, sources, out)
+    return out
+
+
+def _check_rings(
+    what: str, rings: Tensor, window: int, name: str, numbers: Tensor, sources: Tensor
+) -> None:
+    """Check (B, R, ...) rings, and the numbers and streams of the windows wanted of them."""
+    if rings.shape[1] < window:
+        raise ValueError(f"{what} has rings of {rings.shape[1]} rows; expected at least {window}")
+    check_tensor(name, numbers, ("n",), (torch.int64,), rings.device)
+    check_tensor("sources", sources, (numbers.shape[0],), (torch.int64,), rings.device)
+    if rings.shape[0] == 0 and numbers.numel():
+        raise ValueError(f"{what} has 0 streams; sources selects {numbers.numel()}")

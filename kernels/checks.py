@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .spec import MAX_SIDE
+from .spec import MAX_SIDE, YUV_FORMATS
 
 
 def check_tensor(
@@ -97,8 +97,8 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
 
 def byte_shape(format: str, n: int, height: int, width: int) -> tuple[int, ...]:
     """Return the shape of n images in a format of bytes."""
-    if format != "nv12":
+    if format not in YUV_FORMATS:
         return n, height, width, 4 if format == "rgba" else 3
     if height % 2 or width % 2:
-        raise ValueError(f"images are {height} x {width}; nv12 needs an even height and width")
+        raise ValueError(f"images are {height} x {width}; {format} needs an even height and width")
     return n, height * 3 // 2, width

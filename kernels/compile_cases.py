@@ -28,6 +28,7 @@ from .spec import (
 )
 
 FLOATS = (torch.float32, torch.float16)
+RING_FLOATS = (*FLOATS, torch.bfloat16)
 SIZES = ((1280, 720), (720, 1280), (1920, 1080), (1080, 1920))  # height and width of a frame
 
 
@@ -56,6 +57,13 @@ def pipeline_cases() -> Iterator[Case]:
     for dtype, start, n in product(FLOATS, (0, 25), (1, 25)):
         variant = f"{_name(dtype)} start={start} n={n}"
         yield Case("feature_windows", variant, partial(_feature_windows, dtype, start, n))
+    for streams, rows in product((1, 200), (96, 101)):
+        variant = f"float32 B={streams} R={rows}"
+        yield Case("ring_mel_windows", variant, partial(_ring_mel_windows, streams, rows))
+    for dtype, streams, rows in product(RING_FLOATS, (1, 200), (32, 37)):
+        variant = f"{_name(dtype)} B={streams} R={rows}"
+        launch = partial(_ring_feature_windows, dtype, streams, rows)
+        yield Case("ring_feature_windows", variant, launch)
 
     for dtype, (height, width), n in product(FLOATS, SIZES, (1, 25)):
         variant = f"{_name(dtype)} {width}x{height} n={n}"
@@ -74,7 +82,8 @@ def pipeline_cases() -> Iterator[Case]:
             yield Case("resize", variant, partial(_resize, mode, old, new))
     conversions: tuple[tuple[ColorFormat, ColorFormat], ...] = (
         ("planar_bgr", "rgba"), ("rgb", "bgr"), ("rgb", "rgba"), ("rgb", "nv12"),
-        ("nv12", "rgb"), ("rgb", "planar_bgr"),
+        ("rgb", "i420"), ("nv12", "rgb"), ("i420", "rgb"), ("nv12", "i420"), ("i420", "nv12"),
+        ("rgb", "planar_bgr"),
     )  # fmt: skip
     for source, target in conversions:
         planar = "planar_bgr" in (source, target)
@@ -99,6 +108,17 @@ def _feature_windows(dtype: torch.dtype, start: int, n: int) -> None:
     features = torch.empty(309, FEATURE_DIM, dtype=dtype)
     out = torch.empty(n, 32, 16, 16, dtype=dtype)
     stages.feature_windows(features, start, out)
+
+
+def _ring_mel_windows(streams: int, rows: int) -> None:
+    mel, out = torch.empty(streams, rows, MEL_BANDS), torch.empty(25, 1, MEL_BANDS, MEL_WINDOW_ROWS)
+    stages.ring_mel_windows(mel, torch.zeros(25).long(), torch.zeros(25).long(), out)
+
+
+def _ring_feature_windows(dtype: torch.dtype, streams: int, rows: int) -> None:
+    features = torch.empty(streams, rows, FEATURE_DIM, dtype=dtype)
+    out = torch.empty(25, 32, 16, 16, dtype=dtype)
+    stages.ring_feature_windows(features, torch.zeros(25).long(), torch.zeros(25).long(), out)
 
 
 def _faces(n: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

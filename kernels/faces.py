@@ -82,13 +82,14 @@ def composite(
         crops: (n, 328, 328, 3) uint8 RGB, the second result of `face_input`.
         generated: (n, 3, 320, 320) float32 or float16, planes B, G, R in [0, 1].
         mode: "crop" or "direct".
-        format: of the finished frames, as in `convert_color`: "rgb", "bgr", "rgba" or "nv12".
+        format: of the finished frames, as in `convert_color`: "rgb", "bgr", "rgba", "nv12"
+            or "i420".
         out: tensor to write the result into. It may be `frames` itself, to paste in place, if the
             format is "rgb" and `index` is 0, 1, ..., F - 1. Otherwise it must not overlap frames.
 
     Returns:
         The finished frames: (n, H, W, 3) uint8 for "rgb" and "bgr", (n, H, W, 4) for "rgba",
-        (n, H * 3 / 2, W) for "nv12", which needs an even H and W.
+        (n, H * 3 / 2, W) for "nv12" and "i420", which need an even H and W.
     """
     check_faces(frames, boxes, index)
     n = index.shape[0]

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .checks import byte_shape, check_choice, check_no_overlap, check_tensor, make_output
 from .dispatch import implementation
-from .spec import COLOR_FORMATS, MAX_SIDE, RESIZE_MODES, ColorFormat, ResizeMode
+from .spec import COLOR_FORMATS, MAX_SIDE, RESIZE_MODES, YUV_FORMATS, ColorFormat, ResizeMode
 
 
 def resize(
@@ -53,9 +53,13 @@ def convert_color(
 ) -> Tensor:
     """Convert images between colour orders and memory layouts.
 
-    The formats are "rgb" and "bgr": (n, H, W, 3) uint8; "rgba": (n, H, W, 4) uint8; "nv12":
-    (n, H * 3 / 2, W) uint8 with H and W even, H rows of Y and then H / 2 rows of U and V
-    interleaved, BT.709 in limited range; "planar_bgr": (n, 3, H, W) float32 or float16 in [0, 1].
+    The formats are "rgb" and "bgr": (n, H, W, 3) uint8; "rgba": (n, H, W, 4) uint8; "nv12" and
+    "i420": (n, H * 3 / 2, W) uint8 with H and W even, BT.709 in limited range; "planar_bgr":
+    (n, 3, H, W) float32 or float16 in [0, 1].
+
+    "nv12" is H rows of Y, then H / 2 rows of U and V interleaved. "i420" (FFmpeg's yuv420p) has the
+    same bytes as three planes one after another: H rows of Y, then H / 2 rows of W / 2 bytes of U,
+    then as many of V.
 
     Floats become bytes as floor(clip(255 v, 0, 255)), with 0 for NaN; bytes become floats over
     255. U and V are those of the mean of 2 x 2 pixels, and on the way back are used for all four.
@@ -75,13 +79,13 @@ def convert_color(
     if source == "planar_bgr":
         check_tensor("images", images, ("n", 3, "H", "W"), (torch.float32, torch.float16))
         n, _, height, width = images.shape
-    elif source == "nv12":
+    elif source in YUV_FORMATS:
         check_tensor("images", images, ("n", "H * 3 / 2", "W"), (torch.uint8,))
         n, rows, width = images.shape
         height = rows * 2 // 3
         if rows % 3 or width % 2:
             raise ValueError(
-                f"images has shape {(*images.shape,)}; nv12 needs rows divisible by 3 "
+                f"images has shape {(*images.shape,)}; {source} needs rows divisible by 3 "
                 "and an even width"
             )
     else:

@@ -29,6 +29,7 @@ from .spec import (
     V_RGB,
     WIN_LENGTH,
     Y_RGB,
+    YUV_FORMATS,
     YUV_SHIFT,
     ByteFormat,
     ColorFormat,
@@ -93,6 +94,21 @@ def feature_windows(features: Tensor, start: int, out: Tensor) -> Tensor:
     # Row r of P = E[0], E[0], E[1], ..., E[M-1], E[M-1] is E[r - 1], clamped.
     windows = features[(row - 1).clamp_(0, m - 1)]
     windows = torch.where(inside[..., None], windows, 0)
+    return out.copy_(windows.view(out.shape))
+
+
+def ring_mel_windows(mel: Tensor, rows: Tensor, sources: Tensor, out: Tensor) -> Tensor:
+    row = rows[:, None] + torch.arange(MEL_WINDOW_ROWS, device=mel.device)
+    out[:, 0] = mel[sources[:, None], row % mel.shape[1]].transpose(1, 2)
+    return out
+
+
+def ring_feature_windows(features: Tensor, frames: Tensor, sources: Tensor, out: Tensor) -> Tensor:
+    half = FEATURES_PER_FRAME // 2
+    row = frames[:, None] + torch.arange(-half, half, device=features.device)
+    # Row r of P = E[0], E[0], E[1], ... is E[r - 1], clamped at the beginning only.
+    windows = features[sources[:, None], (row - 1).clamp_(min=0) % features.shape[1]]
+    windows = torch.where((row >= 0)[..., None], windows, 0)
     return out.copy_(windows.view(out.shape))
 
 
@@ -235,26 +251,36 @@ def _levels(values: Tensor, out: Tensor) -> Tensor:
     return out.nan_to_num_(nan=0.0, posinf=255.0, neginf=0.0).clamp_(0, 255).floor_()
 
 
-def _to_nv12(rgb: Tensor, out: Tensor) -> None:
-    """Convert (n, H, W, 3) to (n, H * 3 / 2, W): Y, then U and V interleaved, of 2 x 2 pixels."""
+def _chroma(images: Tensor, format: ColorFormat) -> Tensor:
+    """View U and V of contiguous (n, H * 3 / 2, W) images: (n, H / 2, W / 2, 2)."""
+    n, rows, width = images.shape
+    height = rows * 2 // 3
+    chroma = images[:, height:]
+    if format == "i420":
+        return chroma.view(n, 2, height // 2, width // 2).permute(0, 2, 3, 1)
+    return chroma.view(n, height // 2, width // 2, 2)
+
+
+def _to_yuv(rgb: Tensor, format: ColorFormat, out: Tensor) -> None:
+    """Convert (n, H, W, 3) to (n, H * 3 / 2, W): Y, then U and V of 2 x 2 pixels."""
     n, height, width, _ = rgb.shape
     half = 1 << (YUV_SHIFT - 1)
     whole = rgb.int()
     luma = sum(weight * whole[..., channel] for channel, weight in enumerate(Y_RGB))
     out[:, :height] = (luma + half >> YUV_SHIFT) + 16
     sums = whole.view(n, height // 2, 2, width // 2, 2, 3).sum(dim=(2, 4), dtype=torch.int32)
-    chroma = out[:, height:].view(n, height // 2, width // 2, 2)
+    chroma = _chroma(out, format)
     for place, weights in enumerate((U_RGB, V_RGB)):
         value = sum(weight * sums[..., channel] for channel, weight in enumerate(weights))
         chroma[..., place] = (value + 4 * half >> YUV_SHIFT + 2) + 128
 
 
-def _from_nv12(images: Tensor) -> Tensor:
+def _from_yuv(images: Tensor, format: ColorFormat) -> Tensor:
     """Convert (n, H * 3 / 2, W) to (n, H, W, 3); 2 x 2 pixels share one U and V."""
     n, rows, width = images.shape
     height = rows * 2 // 3
     luma = RGB_Y * (images[:, :height].int() - 16) + (1 << (YUV_SHIFT - 1))
-    chroma = images[:, height:].int().view(n, height // 2, 1, width // 2, 1, 2) - 128
+    chroma = _chroma(images, format).int()[:, :, None, :, None] - 128
     chroma = chroma.expand(-1, -1, 2, -1, 2, -1).reshape(n, height, width, 2)
     u, v = chroma.unbind(-1)
     rgb = torch.stack([luma + R_V * v, luma + G_U * u + G_V * v, luma + B_U * u], dim=-1)
@@ -262,17 +288,22 @@ def _from_nv12(images: Tensor) -> Tensor:
 
 
 def convert_color(images: Tensor, source: ColorFormat, target: ColorFormat, out: Tensor) -> Tensor:
-    if source == target == "nv12":
-        return out.copy_(images)
-    if source == "nv12":
-        rgb = _from_nv12(images)
+    if source in YUV_FORMATS:
+        images = images.contiguous()
+    if source in YUV_FORMATS and target in YUV_FORMATS:
+        height = images.shape[1] * 2 // 3
+        out[:, :height] = images[:, :height]
+        _chroma(out, target).copy_(_chroma(images, source))
+        return out
+    if source in YUV_FORMATS:
+        rgb = _from_yuv(images, source)
     elif source == "planar_bgr":
         rgb = _levels(images, torch.empty_like(images, dtype=torch.float32)).byte()
         rgb = rgb.flip(1).permute(0, 2, 3, 1)
     else:
         rgb = images.flip(3) if source == "bgr" else images[..., :3]
-    if target == "nv12":
-        _to_nv12(rgb, out)
+    if target in YUV_FORMATS:
+        _to_yuv(rgb, target, out)
         return out
     if target == "planar_bgr":
         return out.copy_(rgb.flip(3).permute(0, 3, 1, 2).float() / 255)

@@ -23,12 +23,13 @@ MIN_SAMPLES = (MEL_WINDOW_ROWS - 1) * HOP_LENGTH  # the shortest speech with one
 
 CompositeMode = Literal["crop", "direct"]
 ResizeMode = Literal["bilinear", "bicubic", "direct"]
-ByteFormat = Literal["rgb", "bgr", "rgba", "nv12"]
+ByteFormat = Literal["rgb", "bgr", "rgba", "nv12", "i420"]
 ColorFormat = Literal[ByteFormat, "planar_bgr"]
 COMPOSITE_MODES: tuple[CompositeMode, ...] = get_args(CompositeMode)
 RESIZE_MODES: tuple[ResizeMode, ...] = get_args(ResizeMode)
 COMPOSITE_FORMATS: tuple[ByteFormat, ...] = get_args(ByteFormat)
 COLOR_FORMATS: tuple[ColorFormat, ...] = get_args(ColorFormat)
+YUV_FORMATS: tuple[ByteFormat, ...] = ("nv12", "i420")  # the same bytes in another order
 
 # BT.709, limited range (Y 16-235, U and V 16-240), as integers over 65536, so that every
 # implementation rounds alike. Y_RGB, U_RGB and V_RGB weigh R, G and B; the others go back.

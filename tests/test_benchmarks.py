@@ -277,6 +277,7 @@ def test_bytes_of_the_face_stages():
         (stages.face_input, box + crop + 2 * 2 * roi),
         (stages.composite, frame - box + crop - roi + 2 * roi + frame),
         (partial(stages.composite, layout="nv12"), frame - box + crop - roi + 2 * roi + frame / 2),
+        (partial(stages.composite, layout="i420"), frame - box + crop - roi + 2 * roi + frame / 2),
     ):
         stage = make(2, 720, 1280)
         assert stage.bytes(stage.inputs(CPU)) / 2 == pytest.approx(expected, rel=0.015)

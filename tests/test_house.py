@@ -144,7 +144,7 @@ def test_what_runs_on_a_gpu_host_loads_with_what_it_has():
         "absent = 'av librosa scipy hypothesis matplotlib tensorrt tensorrt_rtx'.split()\n"
         "sys.modules.update(dict.fromkeys(absent))\n"
         "names = 'test_on_gpu device.test_buffers runtime.test_tensorrt runtime.test_runtime'\n"
-        "for name in [*names.split(), 'avatar.test_avatar']:\n"
+        "for name in [*names.split(), 'avatar.test_avatar', 'live.test_live_on_gpu']:\n"
         "    importlib.import_module(f'tests.engine.{name}')\n"
         "import tests.train.test_train_on_gpu\n"
         "import tests.engine.conftest, benchmarks.pipeline, benchmarks.kernels\n"

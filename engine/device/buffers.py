@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import kernels
+from kernels.checks import byte_shape
 
 from .batch_sizes import ENCODER_BATCH_SIZES, batch_sizes, round_up_to
 from .executor import CpuExecutor, CudaExecutor, Executor
@@ -37,13 +38,15 @@ class Frames:
     index: Tensor
     """(m,) int64 into both, m >= n: the rows from n on are padding."""
     finished: Tensor
-    """(m, H, W, 3) uint8, to write into. May be `frames`."""
+    """(m, H, W, 3) uint8, or what `format` makes of that, to write into. May be `frames`."""
     slot: int
     """Number of this `finished` in the ring; 0 without one."""
+    format: kernels.ByteFormat = "rgb"
+    """Of `finished`."""
 
 
 class Buffers(Protocol):
-    """What a render uses, one at a time."""
+    """What the networks of one render, or of all live sessions, work on, one batch at a time."""
 
     tensors: dict[str, Tensor]
     """By the names in `buffer_shapes`."""
@@ -51,6 +54,14 @@ class Buffers(Protocol):
     """Runs the work on the tensors."""
     encoder_batch_sizes: tuple[int, ...]
     """Mel windows per call of the audio encoder."""
+
+    def padded(self, m: int) -> int:
+        """Return how many windows a call of the audio encoder runs for `m` of them."""
+        ...
+
+
+class SpeechBuffers(Buffers, Protocol):
+    """What a render uses, one at a time."""
 
     def start(self, pcm: Tensor, numbers: list[int]) -> Tensor:
         """Begin a render.
@@ -62,10 +73,6 @@ class Buffers(Protocol):
         Returns:
             The PCM on the device.
         """
-        ...
-
-    def padded(self, m: int) -> int:
-        """Return how many windows a call of the audio encoder runs for `m` of them."""
         ...
 
     def next_frames(self, n: int, stopwatch: Stopwatch) -> Frames:
@@ -95,11 +102,14 @@ def buffer_shapes(batch_size: int, *, generator: torch.dtype, audio_encoder: tor
     }
 
 
-def ring_shapes(batch_size: int, height: int, width: int) -> Shapes:
-    """Return the index of a batch and the ring of finished frames, (batch_size, H, W, 3) each."""
+def ring_shapes(
+    batch_size: int, height: int, width: int, format: kernels.ByteFormat = "rgb"
+) -> Shapes:
+    """Return the index of a batch and the ring of finished frames, `batch_size` each."""
     shapes: Shapes = {"index": ((batch_size,), torch.int64)}
+    frames = byte_shape(format, batch_size, height, width)
     for slot in range(RING):
-        shapes[f"finished {slot}"] = ((batch_size, height, width, 3), torch.uint8)
+        shapes[f"finished {slot}"] = (frames, torch.uint8)
     return shapes
 
 
@@ -111,6 +121,7 @@ class RenderBuffers:
     Args:
         shapes: from `buffer_shapes` and `ring_shapes`.
         frames, boxes: all of the avatar, on the device.
+        format: of the finished frames, that of `ring_shapes`.
 
     Attributes:
         batch_sizes: the sizes of batches that are run.
@@ -122,12 +133,14 @@ class RenderBuffers:
 
     encoder_batch_sizes: tuple[int, ...] = ENCODER_BATCH_SIZES
 
-    def __init__(self, shapes: Shapes, frames: Tensor, boxes: Tensor):
+    def __init__(
+        self, shapes: Shapes, frames: Tensor, boxes: Tensor, format: kernels.ByteFormat = "rgb"
+    ):
         device = boxes.device
         memory, self.tensors = allocate(shapes, device)
         self.bytes = memory.numel()
         self.executor: Executor = CudaExecutor(memory) if memory.is_cuda else CpuExecutor()
-        self._frames, self._boxes = frames, boxes
+        self._frames, self._boxes, self._format = frames, boxes, format
         self._ring = [self.tensors[f"finished {slot}"] for slot in range(RING)]
         self._slot = RING - 1
         self._batch_size = len(self.tensors["index"])
@@ -158,7 +171,7 @@ class RenderBuffers:
         size = round_up_to(self.batch_sizes, n)
         self._slot = (self._slot + 1) % RING
         index, finished = self.tensors["index"][:size], self._ring[self._slot][:size]
-        return Frames(self._frames, self._boxes, index, finished, self._slot)
+        return Frames(self._frames, self._boxes, index, finished, self._slot, self._format)
 
 
 class BufferPool:
@@ -203,17 +216,32 @@ class BufferPool:
                 self._free.append(buffers)
 
 
-class ReadAheadBuffers:
+class HostBuffers:
+    """Buffers on a CPU. Batches are not padded.
+
+    Args:
+        shapes: from `buffer_shapes`.
+    """
+
+    encoder_batch_sizes: tuple[int, ...] = ENCODER_BATCH_SIZES[-1:]
+
+    def __init__(self, shapes: Shapes):
+        _, self.tensors = allocate(shapes, torch.device("cpu"))
+        self.executor: Executor = CpuExecutor()
+
+    def padded(self, m: int) -> int:
+        return m
+
+
+class ReadAheadBuffers(HostBuffers):
     """Buffers of one render on a CPU. A thread decodes the next frames while the generator runs.
 
-    Batches are not padded. Frames are finished in place.
+    Frames are finished in place.
 
     Args:
         shapes: from `buffer_shapes`.
         read: `Avatar.batch`.
     """
-
-    encoder_batch_sizes: tuple[int, ...] = ENCODER_BATCH_SIZES[-1:]
 
     def __init__(
         self,
@@ -221,8 +249,7 @@ class ReadAheadBuffers:
         read: Callable[[list[int]], tuple[Tensor, Tensor, Tensor]],
         thread: ThreadPoolExecutor,
     ):
-        _, self.tensors = allocate(shapes, torch.device("cpu"))
-        self.executor: Executor = CpuExecutor()
+        super().__init__(shapes)
         self._read, self._thread = read, thread
         self._batch_size = len(self.tensors["audio"])
 
@@ -240,9 +267,6 @@ class ReadAheadBuffers:
         self._numbers = iter(numbers)
         self._ahead = self._submit()
         return pcm
-
-    def padded(self, m: int) -> int:
-        return m
 
     def next_frames(self, n: int, stopwatch: Stopwatch) -> Frames:
         with stopwatch.stage("frames", host=True):

@@ -1,4 +1,4 @@
-"""Copies of finished frames on the host, made while the GPU renders the next ones."""
+"""Copies between the host and a GPU that make neither of them wait."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -6,6 +6,18 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+
+def copy_to_device(values: Tensor, out: Tensor) -> Tensor:
+    """Copy (n, ...) values from the host into the first n rows of `out`, in order with the current
+    stream.
+
+    Returns:
+        These rows.
+    """
+    rows = out[: len(values)]
+    # PyTorch keeps the pinned memory until the copy is done, and then uses it again.
+    return rows.copy_(values.pin_memory() if out.is_cuda else values, non_blocking=True)
 
 
 def copy_to_host(batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, NDArray[Any]]]:

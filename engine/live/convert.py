@@ -1,11 +1,8 @@
 """The sound of an utterance, converted as it comes to what the networks hear."""
 
-import av
 import numpy as np
 
 import kernels
-
-from ..media.speech import audio_frame
 
 
 class SpeechConverter:
@@ -16,25 +13,15 @@ class SpeechConverter:
     """
 
     def __init__(self, sample_rate: int):
-        self._rate, self._first = sample_rate, 0
-        self._resampler: av.AudioResampler | None = None
+        self._resampler = None
         if sample_rate != kernels.SAMPLE_RATE:
-            self._resampler = av.AudioResampler("flt", "mono", kernels.SAMPLE_RATE)
+            from ..media.resampling import Resampler  # late, because 16 kHz needs no FFmpeg
+
+            self._resampler = Resampler(sample_rate)
 
     def __call__(self, sound: np.ndarray) -> np.ndarray:
         mono = sound.mean(axis=0, dtype=np.float32)
-        if self._resampler is None or not len(mono):
-            return mono
-        frame = audio_frame(mono[None], self._rate, self._first)
-        self._first += len(mono)
-        return self._joined(self._resampler.resample(frame))
+        return mono if self._resampler is None else self._resampler(mono)
 
     def flush(self) -> np.ndarray:
-        if self._resampler is None or not self._first:
-            return np.empty(0, np.float32)
-        return self._joined(self._resampler.resample(None))
-
-    @staticmethod
-    def _joined(frames: list[av.AudioFrame]) -> np.ndarray:
-        parts = [frame.to_ndarray()[0] for frame in frames]
-        return np.concatenate(parts) if parts else np.empty(0, np.float32)
+        return np.empty(0, np.float32) if self._resampler is None else self._resampler.flush()

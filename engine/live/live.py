@@ -1,5 +1,6 @@
 """Live sessions with one avatar."""
 
+import math
 import time
 import weakref
 from collections.abc import Callable
@@ -11,13 +12,17 @@ from ..errors import DeviceError, InputError
 from ..pipeline import Loop, Pipeline, frame_numbers
 from .convert import SpeechConverter
 from .features import FeatureStream
-from .renderer import CpuRenderer
-from .scheduler import ABANDONED, Job, Scheduler
+from .gpu_renderer import GpuRenderer
+from .job import Job
+from .renderer import SLOTS, CpuRenderer, LiveRenderer
+from .rings import SILENT_FRAME, SILENT_SLOT
+from .scheduler import ABANDONED, Scheduler
 from .session import CLOCKS, Session, SessionState
 from .stream import SpeechStream
 
 RATES = (8000, 192000)  # Hz, of sound
 AHEAD = 3  # frames
+GPU_BATCH = 40  # frames
 PREBUFFER = 0.45  # seconds: a frame's mouth depends on speech up to 0.452 s later
 
 
@@ -28,44 +33,66 @@ class Live:
 
     Args:
         avatar: decides the device too.
-        batch_size: frames made at once; 1 on a CPU unless told.
+        batch_size: the most frames made at once; unless told, 1 on a CPU and 40 on a GPU.
         runtime: as in `Pipeline`.
         precision: as in `Pipeline`; unless told, bf16 where the CPU and OpenVINO can.
         mode: how the mouth is pasted, see `kernels.composite`.
+        format: of the frames, as in `kernels.composite`; on a CPU "rgb".
+        on_host: whether frames of a GPU are copied to pinned memory of the host, for an encoder
+            there. Otherwise they stay on the GPU, ready on its default stream.
+        beside: another avatar's, on the same device. Both share its scheduler, which knows what the
+            device has time for.
         abandoned: seconds after which a session of which nobody takes a frame is closed.
         now: the clock, seconds. For tests.
-        start: whether a thread makes frames; without one, `scheduler.step` does. For tests.
+        start: whether threads make frames; without them, `scheduler.step` does. For tests.
 
     Raises:
-        InputError, DeviceError: as `Pipeline`.
+        InputError, DeviceError: as `Pipeline`, or an argument that does not go with the device.
     """
 
     def __init__(
         self,
         avatar: Avatar,
         *,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         runtime: str | None = None,
         precision: str | None = None,
         mode: kernels.CompositeMode = "crop",
+        format: kernels.ByteFormat = "rgb",
+        on_host: bool = True,
+        beside: "Live | None" = None,
         abandoned: float = ABANDONED,
         now: Callable[[], float] = time.monotonic,
         start: bool = True,
     ):
-        if avatar.device.type != "cpu":
-            raise DeviceError(
-                "live sessions run on the CPU so far; load the avatar with device cpu"
+        on_gpu = avatar.device.type == "cuda"
+        if beside is not None and beside.avatar.device != avatar.device:
+            raise InputError(
+                f"the avatars are on {beside.avatar.device} and {avatar.device}; "
+                "expected one device"
             )
-        self.avatar = avatar
-        if precision is None and runtime in (None, "openvino") and _has_bf16():
+        if not on_gpu and format != "rgb":
+            raise InputError(f"format is {format!r}; expected 'rgb' on a CPU")
+        self.avatar: Avatar = avatar
+        if precision is None and runtime in (None, "openvino") and not on_gpu and _has_bf16():
             precision = "bf16"
+        if batch_size is None:
+            batch_size = GPU_BATCH if on_gpu else 1
         self.pipeline = Pipeline(
             avatar, batch_size=batch_size, runtime=runtime, precision=precision
         )
-        self._renderer = CpuRenderer(self.pipeline, mode=mode)
-        self.scheduler = Scheduler(self._renderer, now=now, abandoned=abandoned)
-        self._warm_up()
-        if start:
+        self._renderer: LiveRenderer
+        if on_gpu:
+            self._renderer = GpuRenderer(self.pipeline, mode=mode, format=format, on_host=on_host)
+        else:
+            self._renderer = CpuRenderer(self.pipeline, mode=mode)
+        self._renderer.warm_up()
+        self._shares = beside is not None
+        self.scheduler: Scheduler = (
+            beside.scheduler if beside else Scheduler(now=now, abandoned=abandoned)
+        )
+        self.scheduler.measure(self._renderer, Job(SILENT_SLOT, SILENT_FRAME, 0, silent=False))
+        if start and beside is None:
             self.scheduler.start()
 
     def open(
@@ -104,11 +131,14 @@ class Live:
             raise InputError(f"clock is {clock!r}; expected one of: {', '.join(CLOCKS)}")
         if not 0 <= ahead <= 25:
             raise InputError(f"ahead is {ahead}; expected 0 to 25 frames")
-        frame_numbers(len(self.avatar), loop, start_frame)  # checks both
+        pictures = _picture_numbers(len(self.avatar), loop, start_frame)
         if clock == "wall":
             self._admit()
-        fps = self.avatar.fps
+        fps, slot = self.avatar.fps, self._renderer.rings.open()
+        if slot is None:
+            raise DeviceError(f"{len(self.scheduler)} sessions are open; expected fewer")
         state = SessionState(
+            self._renderer,
             SpeechStream(
                 fps,
                 sample_rate,
@@ -116,8 +146,8 @@ class Live:
                 prebuffer=prebuffer,
                 converter=lambda: SpeechConverter(sample_rate),
             ),
-            FeatureStream(fps, self._renderer.silence),
-            _picture_numbers(len(self.avatar), loop, start_frame),
+            FeatureStream(fps, slot),
+            pictures,
             fps=fps,
             clock=clock,
             begin=self.scheduler.now() + ahead / float(fps),
@@ -135,13 +165,18 @@ class Live:
         return f"generator in {self.pipeline.generator.description}, room for {self.capacity()}"
 
     def capacity(self) -> int:
-        """Return how many sessions the device can serve in real time, by the measured cost."""
-        cost = self.scheduler.seconds_per_frame or 0.0
-        return max(int(1 / (cost * float(self.avatar.fps))) if cost else 1, 1)
+        """Return how many sessions in real time the device has time for at most, by the measured
+        cost of a frame; beside those of other avatars. At least one on a device without any."""
+        room = self.scheduler.room(self._renderer, self.avatar.fps)
+        there = self.scheduler.count(self._renderer)
+        return min(max(there + math.floor(room + 1e-6), 0 if len(self.scheduler) else 1), SLOTS - 1)
 
     def close(self) -> None:
-        """Close all sessions."""
-        self.scheduler.close()
+        """Close all sessions; beside another avatar's, those of this one only."""
+        if self._shares:
+            self.scheduler.close_sessions(self._renderer)
+        else:
+            self.scheduler.close()
 
     def __enter__(self) -> "Live":
         return self
@@ -150,21 +185,12 @@ class Live:
         self.close()
 
     def _admit(self) -> None:
-        there, room = len(self.scheduler), self.capacity()
-        if there >= room:
+        there, capacity = self.scheduler.count(self._renderer), self.capacity()
+        if there >= capacity:
             raise DeviceError(
-                f"{there} sessions are open, and {self.avatar.device} has room for {room} "
-                f"at {float(self.avatar.fps):g} frames a second"
+                f"{there} sessions of this avatar are open, and {self.avatar.device} has time for "
+                f"{capacity} at {float(self.avatar.fps):g} frames a second"
             )
-
-    def _warm_up(self) -> None:
-        silence = FeatureStream(self.avatar.fps, self._renderer.silence).feature_window(0)
-        took = []
-        for _ in range(3):
-            begin = time.perf_counter()
-            self._renderer.render([Job(0, silence)])
-            took.append(time.perf_counter() - begin)
-        self.scheduler.seconds_per_frame = min(took)
 
 
 def _has_bf16() -> bool:

@@ -1,91 +1,166 @@
-"""Features and frames for the scheduler, on a CPU."""
+"""Features and frames of live sessions with one avatar, for the scheduler."""
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import kernels
 
+from ..device.buffers import Buffers, Frames, HostBuffers
+from ..device.stopwatch import Stopwatch
 from ..pipeline import Pipeline
-from .features import SILENT
-from .scheduler import Job
+from .features import RING_ROWS, Window
+from .job import Job, Rendered
+from .rings import SILENT_FRAME, SILENT_SLOT, FeatureRings
 
+SLOTS = 512  # sessions of an avatar, and one more for silence
 IDLE_BYTES = 128 << 20  # memory for the boxes of frames in which nobody speaks
 
 
-class CpuRenderer:
-    """Makes features and frames with a pipeline's networks.
+class LiveRenderer(ABC):
+    """Makes features and frames with a pipeline's networks. For one thread at a time.
 
-    The mouth of a frame in which nobody speaks depends on the avatar's frame alone. Its face box is
-    generated once and then copied: the same bits, at the cost of reading the frame.
+    The mouth of a frame in which nobody speaks depends on the avatar's frame alone. It is generated
+    once and kept: the same bits at little cost.
 
     Args:
         pipeline: the networks and the avatar.
+        buffers: what the networks work on.
+        rings: (slots, R, 512) to keep features in, of the generator's dtype.
         mode: how the mouth is pasted, see `kernels.composite`.
 
     Attributes:
-        silence: (512,) the feature of a silent window.
+        batch_size: the most frames at once.
+        rings: the features of the sessions.
+    """
+
+    def __init__(
+        self, pipeline: Pipeline, buffers: Buffers, rings: Tensor, mode: kernels.CompositeMode
+    ):
+        self._pipeline, self._buffers, self._mode = pipeline, buffers, mode
+        self._stopwatch = Stopwatch.off(pipeline.device)
+        self.batch_size = pipeline.batch_size
+        self._encoder_check, self._generator_check = pipeline.checks(None)
+        windows = buffers.tensors["windows"]
+        self.rings = FeatureRings(rings, windows, self._encode, batch_size=self.batch_size)
+
+    def hear(self, windows: list[Window]) -> None:
+        """Compute features.
+
+        Raises:
+            InputError: the audio encoder returned NaN or infinity.
+        """
+        self.rings.compute(windows)
+
+    def render(self, jobs: list[Job]) -> Rendered:
+        """Make frames, (1, H, W, 3) uint8 RGB each or what the format makes of that.
+
+        Args:
+            jobs: at most `batch_size`. Their features are in the rings, but for silent ones.
+
+        Raises:
+            InputError: the generator returned NaN or infinity, or a frame cannot be decoded.
+        """
+        known = [job.silent and self._knows(job.picture) for job in jobs]
+        generate = [job for job, is_known in zip(jobs, known, strict=True) if not is_known]
+        copy = [job.picture for job, is_known in zip(jobs, known, strict=True) if is_known]
+        # What is known first, because what is new may take its place.
+        parts = [self._idle(copy) if copy else Rendered([])]
+        parts.append(self._speak(generate) if generate else Rendered([]))
+        copied, generated = (iter(part.frames) for part in parts)
+        waits = [part.wait for part in parts if part.wait is not None]
+        return Rendered(
+            [next(copied if is_known else generated) for is_known in known],
+            (lambda: [wait() for wait in waits]) if waits else None,
+        )
+
+    @abstractmethod
+    def warm_up(self) -> None:
+        """Run everything once, so that no frame waits for a compiler or a capture later."""
+
+    @abstractmethod
+    def _frames(self, pictures: list[int]) -> Frames:
+        """Return the avatar's frames for a batch, and where to finish it."""
+
+    @abstractmethod
+    def _hand_out(self, finished: Tensor, slot: int) -> Rendered:
+        """Return finished frames, n in one tensor, as the caller's own."""
+
+    @abstractmethod
+    def _knows(self, picture: int) -> bool:
+        """Whether the mouth of an avatar's frame in which nobody speaks is kept."""
+
+    @abstractmethod
+    def _keep(self, pictures: dict[int, int], finished: Tensor) -> None:
+        """Keep mouths of the last batch in which nobody speaks: picture -> row of the batch."""
+
+    @abstractmethod
+    def _idle(self, pictures: list[int]) -> Rendered:
+        """Make frames whose mouths are kept."""
+
+    def _speak(self, jobs: list[Job]) -> Rendered:
+        slots = [SILENT_SLOT if job.silent else job.slot for job in jobs]
+        frames = [SILENT_FRAME if job.silent else job.frame for job in jobs]
+        n = len(jobs)
+        self.rings.audio(slots, frames, out=self._buffers.tensors["audio"][:n])
+        batch = self._frames([job.picture for job in jobs])
+        finished, ranges = self._pipeline.finish(
+            self._buffers, batch, n, self._mode, self._stopwatch
+        )
+        self._generator_check.add(*ranges)
+        silent = {job.picture: row for row, job in enumerate(jobs) if job.silent}
+        if silent:
+            self._keep(silent, finished)
+        return self._hand_out(finished, batch.slot)
+
+    def _encode(self, n: int) -> Tensor:
+        features, ranges = self._pipeline.encode(self._buffers, n, self._stopwatch)
+        self._encoder_check.add(*ranges)
+        return features
+
+
+class CpuRenderer(LiveRenderer):
+    """Makes features and frames on a CPU. Of idle frames it keeps the pixels of the face box.
+
+    Args:
+        pipeline, mode: as in `LiveRenderer`.
     """
 
     def __init__(self, pipeline: Pipeline, *, mode: kernels.CompositeMode = "crop"):
-        self._pipeline, self._mode, self.batch_size = pipeline, mode, pipeline.batch_size
-        shape = (1, 1, kernels.MEL_BANDS, kernels.MEL_WINDOW_ROWS)
-        self.silence = self.encode(np.full(shape, SILENT, np.float32))[0]
-        self._silent_audio = np.tile(self.silence, (kernels.FEATURES_PER_FRAME, 1)).reshape(
-            32, 16, 16
-        )
-        self._idle: OrderedDict[int, Tensor] = OrderedDict()
-        self._idle_bytes = 0
+        rings = torch.empty(SLOTS, RING_ROWS, kernels.FEATURE_DIM, dtype=pipeline.generator.dtype)
+        super().__init__(pipeline, HostBuffers(pipeline.buffer_shapes()), rings, mode)
+        self._boxes: OrderedDict[int, Tensor] = OrderedDict()
+        self._bytes = 0
 
-    def encode(self, windows: np.ndarray) -> np.ndarray:
-        out = torch.empty(len(windows), kernels.FEATURE_DIM)
-        return self._pipeline.audio_encoder(torch.from_numpy(windows), out=out).numpy()
+    def warm_up(self) -> None:
+        self.render([Job(SILENT_SLOT, SILENT_FRAME, 0, silent=False)])
 
-    def render(self, jobs: list[Job]) -> list[Tensor]:
-        known = [job.audio is None and job.picture in self._idle for job in jobs]
-        generated = self._generate([job for job, k in zip(jobs, known, strict=True) if not k])
-        copied = self._copy([job.picture for job, k in zip(jobs, known, strict=True) if k])
-        frames = []
-        for job, is_known in zip(jobs, known, strict=True):
-            frame = (copied if is_known else generated).pop(0)
-            if job.audio is None and not is_known:
-                self._keep(job.picture, frame)
-            frames.append(frame)
-        return frames
+    def _frames(self, pictures: list[int]) -> Frames:
+        frames, boxes, index = self._pipeline.avatar.batch(pictures)
+        return Frames(frames, boxes, index, frames, 0)
 
-    def _generate(self, jobs: list[Job]) -> list[Tensor]:
-        if not jobs:
-            return []
-        pipeline = self._pipeline
-        windows = [self._silent_audio if job.audio is None else job.audio for job in jobs]
-        audio = torch.from_numpy(np.stack(windows))
-        frames, boxes, index = pipeline.avatar.batch([job.picture for job in jobs])
-        inputs, crops = kernels.face_input(frames, boxes, index, dtype=pipeline.generator.dtype)
-        generated = torch.empty(
-            len(jobs), 3, kernels.ROI_SIZE, kernels.ROI_SIZE, dtype=inputs.dtype
-        )
-        pipeline.generator(inputs, audio, out=generated)
-        kernels.composite(frames, boxes, index, crops, generated, mode=self._mode, out=frames)
-        return list(frames.split(1))
+    def _hand_out(self, finished: Tensor, slot: int) -> Rendered:
+        return Rendered(list(finished.split(1)))
 
-    def _copy(self, pictures: list[int]) -> list[Tensor]:
-        if not pictures:
-            return []
+    def _knows(self, picture: int) -> bool:
+        return picture in self._boxes
+
+    def _keep(self, pictures: dict[int, int], finished: Tensor) -> None:
+        for picture, row in pictures.items():
+            if picture not in self._boxes:
+                self._boxes[picture] = self._box(finished[row], picture).clone()
+                self._bytes += self._boxes[picture].numel()
+        while self._bytes > IDLE_BYTES and len(self._boxes) > 1:
+            self._bytes -= self._boxes.popitem(last=False)[1].numel()
+
+    def _idle(self, pictures: list[int]) -> Rendered:
         frames, _, _ = self._pipeline.avatar.batch(pictures)
         for frame, picture in zip(frames, pictures, strict=True):
-            self._box(frame, picture)[...] = self._idle[picture]
-            self._idle.move_to_end(picture)
-        return list(frames.split(1))
-
-    def _keep(self, picture: int, frame: Tensor) -> None:
-        if picture in self._idle:
-            return
-        self._idle[picture] = self._box(frame[0], picture).clone()
-        self._idle_bytes += self._idle[picture].numel()
-        while self._idle_bytes > IDLE_BYTES and len(self._idle) > 1:
-            self._idle_bytes -= self._idle.popitem(last=False)[1].numel()
+            self._box(frame, picture)[...] = self._boxes[picture]
+            self._boxes.move_to_end(picture)
+        return Rendered(list(frames.split(1)))
 
     def _box(self, frame: Tensor, picture: int) -> Tensor:
         x0, y0, x1, y1 = self._pipeline.avatar.boxes[picture].tolist()

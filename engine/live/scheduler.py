@@ -1,57 +1,30 @@
 """Many sessions of a device, one batch: which frames are made when."""
 
 import heapq
+import itertools
 import math
 import sys
 import threading
 import time
 import traceback
-from collections import defaultdict
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from fractions import Fraction
+from queue import SimpleQueue
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
-from torch import Tensor
 
-import kernels
-
-from .features import CONTEXT
-from .session import SessionState, piece_of
+from ..errors import DeviceError, InputError
+from .costs import BatchCosts
+from .job import Job, Rendered, Renderer
+from .session import SessionState, Waiter, finish, piece_of
 from .stream import BoundFrame
 
 ABANDONED = 10.0  # seconds without a take, unless told
 MARGIN = 0.005  # seconds between the end of a frame's making and the time it is due
-
-
-class Job(NamedTuple):
-    """A frame to make.
-
-    Attributes:
-        picture: number of the avatar's frame.
-        audio: (32, 16, 16) the generator's audio input; None where nobody speaks.
-    """
-
-    picture: int
-    audio: np.ndarray | None
-
-
-class Renderer(Protocol):
-    """Makes features and frames of one avatar.
-
-    Attributes:
-        batch_size: the most frames at once.
-    """
-
-    batch_size: int
-
-    def encode(self, windows: np.ndarray) -> np.ndarray:
-        """Encode (n, 1, 80, 16) mel windows to (n, 512) features."""
-        ...
-
-    def render(self, jobs: list[Job]) -> list[Tensor]:
-        """Make frames, (1, H, W, 3) uint8 RGB each, which are the caller's to keep."""
-        ...
+GATHER = 0.01  # seconds for which a batch that is not full waits for more frames
+SWEEP = 1.0  # seconds between two looks for sessions that were abandoned
 
 
 class _Work(NamedTuple):
@@ -60,86 +33,176 @@ class _Work(NamedTuple):
     state: SessionState
     bound: BoundFrame
     generation: int
+    silent: bool
+
+
+class _Batch(NamedTuple):
+    """A batch that is being made."""
+
+    renderer: Renderer
+    work: list[_Work]
+    rendered: Rendered
+    begin: float
 
 
 class Scheduler:
-    """Makes the frames of all sessions of one avatar, earliest deadline first.
+    """Makes the frames of all sessions of a device, earliest deadline first.
 
-    One thread makes frames; it never waits for a client. `step` does one round of its work.
+    One thread makes frames; it never waits for a client. A batch holds frames of any sessions of
+    one avatar. Where frames are made while the thread goes on, on a GPU, a second thread hands them
+    out. `step` does one round of the first one's work.
+
+    A session is looked at when it has a frame to make, or when something happened to it: so the
+    work does not grow with sessions that have nothing to do.
 
     Args:
-        renderer: makes features and frames.
         now: the clock, seconds.
         abandoned: seconds without a take after which a session is closed.
     """
 
-    def __init__(
-        self,
-        renderer: Renderer,
-        *,
-        now: Callable[[], float] = time.monotonic,
-        abandoned: float = ABANDONED,
-    ):
-        self._renderer, self.now, self._abandoned = renderer, now, abandoned
+    def __init__(self, *, now: Callable[[], float] = time.monotonic, abandoned: float = ABANDONED):
+        self.now, self._abandoned = now, abandoned
         self._nothing = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
-        self._sessions: list[SessionState] = []
+        self._sessions: dict[SessionState, None] = {}
+        self._stirred: dict[SessionState, None] = {}  # something happened to these
+        self._alarm = False  # the thread is to look at them now
+        # when the next frame of a session should be made, see `_when`; those whose turn is over too
+        self._plan: list[tuple[float, int, SessionState]] = []
+        self._turns: dict[SessionState, int] = {}  # which entry of a session is the one that counts
+        self._turn = itertools.count()
+        self._next_sweep = -math.inf
+        self._costs: WeakKeyDictionary[Renderer, BatchCosts] = WeakKeyDictionary()
         self._changed = threading.Condition()
-        self._stirred = False  # something happened since the last step began
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
+        self._made: SimpleQueue[_Batch | None] = SimpleQueue()
+        self._last_made = 0.0
         self._closed = False
-        self.seconds_per_frame: float | None = None
         self.failure: BaseException | None = None
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._loop, name="viseme-live", daemon=True)
-        self._thread.start()
+        """Begin to make frames."""
+        for name, work in (("viseme-live", self._loop), ("viseme-hand-out", self._hand_out)):
+            self._threads.append(threading.Thread(target=work, name=name, daemon=True))
+            self._threads[-1].start()
 
-    def wake(self) -> None:
+    def wake(self, state: SessionState, now: bool = True) -> None:
+        """Look at a session again: now, or when the thread looks at others."""
         with self._changed:
-            self._stirred = True
-            self._changed.notify()
+            self._stirred[state] = None
+            if now and not self._alarm:
+                self._alarm = True
+                self._changed.notify()
 
     def add(self, state: SessionState) -> None:
+        """Take a session.
+
+        Raises:
+            InputError: the scheduler is closed.
+        """
         with self._changed:
-            self._sessions.append(state)
-        self.wake()
+            if self._closed:
+                raise InputError("live sessions are closed")
+            self._sessions[state] = None
+        self.wake(state)
 
     def __len__(self) -> int:
         with self._changed:
             return sum(not state.closed for state in self._sessions)
 
-    def close(self) -> None:
-        """Close all sessions and end the thread."""
+    def count(self, renderer: Renderer) -> int:
+        """Return how many sessions in real time there are of an avatar."""
+        return sum(state.renderer is renderer for state in self._in_real_time())
+
+    def close_sessions(self, renderer: Renderer) -> None:
+        """Close the sessions of an avatar."""
         with self._changed:
-            self._closed = True
-            sessions = list(self._sessions)
+            sessions = [state for state in self._sessions if state.renderer is renderer]
         for state in sessions:
             with state.lock:
-                state.close()
-        self.wake()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+                if not state.closed:
+                    state.close()
+
+    def close(self) -> None:
+        """Close all sessions and end the threads."""
+        self._end(None)
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
+
+    # --- what it costs ---------------------------------------------------------------------------
+
+    def measure(self, renderer: Renderer, job: Job, *, times: int = 3) -> None:
+        """Learn what batches of one frame, and of as many as there may be, cost."""
+        for frames in {1, renderer.batch_size}:
+            took = []
+            for _ in range(times):
+                begin = time.perf_counter()
+                rendered = renderer.render([job] * frames)
+                if rendered.wait is not None:
+                    rendered.wait()
+                took.append(time.perf_counter() - begin)
+            self._costs_of(renderer).add(frames, min(took))
+
+    def seconds_per_frame(self, renderer: Renderer) -> float:
+        """Return what a frame costs in batches of the best size, 0 if nothing was measured."""
+        return self._costs_of(renderer).seconds_per_frame
+
+    def room(self, renderer: Renderer, fps: Fraction) -> float:
+        """Return how many more sessions in real time the device has time for."""
+        load = sum(
+            float(state.fps) * self.seconds_per_frame(state.renderer)
+            for state in self._in_real_time()
+        )
+        cost = float(fps) * self.seconds_per_frame(renderer)
+        return max((1 - load) / cost, 0.0) if cost else math.inf
+
+    def _in_real_time(self) -> list[SessionState]:
+        with self._changed:
+            return [s for s in self._sessions if not s.closed and s.clock == "wall"]
+
+    def _costs_of(self, renderer: Renderer) -> BatchCosts:
+        return self._costs.setdefault(renderer, BatchCosts(renderer.batch_size))
+
+    # --- the threads -----------------------------------------------------------------------------
 
     def _loop(self) -> None:
         try:
-            while True:
-                with self._changed:
-                    self._stirred = False
-                if self._closed:
-                    return
+            while not self._closed:
                 delay = self.step()
+                if delay == 0:
+                    continue
                 with self._changed:
-                    if not self._stirred and not self._closed and delay != 0:
+                    if self._sessions:  # whose speech comes without an alarm
+                        delay = GATHER if delay is None else min(delay, GATHER)
+                    if not self._alarm and not self._closed:
                         self._changed.wait(delay)
-        except BaseException as error:  # the sessions end, and say why
-            self.failure = error
-            traceback.print_exc(file=sys.stderr)
+        except BaseException as error:
+            self._fail(error)
+
+    def _hand_out(self) -> None:
+        try:
+            while (batch := self._made.get()) is not None:
+                self._deliver(batch)
+        except BaseException as error:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """End all sessions, and say why."""
+        self.failure = error
+        if not isinstance(error, InputError | DeviceError):
+            traceback.print_exception(error, file=sys.stderr)
+        self._end(error)
+
+    def _end(self, failure: BaseException | None) -> None:
+        with self._changed:
             self._closed = True
-            with self._changed:
-                sessions = list(self._sessions)
-            for state in sessions:
-                with state.lock:
-                    state.close()
+            sessions = list(self._sessions)
+            self._changed.notify()
+        for state in sessions:
+            with state.lock:
+                if not state.closed:
+                    state.close(failure)
+        self._made.put(None)
 
     def step(self) -> float | None:
         """Make the next batch of frames that are due.
@@ -149,29 +212,54 @@ class Scheduler:
             session can change that.
         """
         now = self.now()
-        due: list[tuple[float, int, SessionState]] = []
-        later: float | None = None
         with self._changed:
-            self._sessions = [state for state in self._sessions if not state.closed]
-            sessions = self._sessions
-        for order, state in enumerate(sessions):
-            with state.lock:
-                if state.closed:
-                    continue
-                if now - state.last_taken > self._abandoned and state.queue:
-                    state.close()
-                    continue
-                when = self._when(state)
-            if when is None:
-                continue
-            if when <= now:
-                due.append((when, order, state))
-            else:
-                later = when if later is None else min(later, when)
-        if not due:
-            return None if later is None else later - now
-        self._make(due, now)
+            stirred, self._stirred, self._alarm = self._stirred, {}, False
+            if now >= self._next_sweep:
+                self._next_sweep = now + SWEEP
+                stirred = dict(self._sessions)
+        for state in stirred:
+            self._look_at(state, now)
+        plan = self._plan
+        while plan and self._turns.get(plan[0][2]) != plan[0][1]:
+            heapq.heappop(plan)
+        if not plan:
+            return None
+        if (delay := self._delay(now)) > 0:
+            return delay
+        self._make(now)
         return 0.0
+
+    def _look_at(self, state: SessionState, now: float) -> None:
+        """Plan a session's next frame; forget a session that is closed."""
+        with state.lock:
+            if not state.closed and state.queue and now - state.last_taken > self._abandoned:
+                state.close(InputError(f"nobody took a piece for {self._abandoned:g} s"))
+            if not state.closed:
+                self._plan_next(state)
+                return
+        self._turns.pop(state, None)
+        with self._changed:
+            if state not in self._sessions:
+                return
+            del self._sessions[state]
+        state.renderer.rings.close(state.features.slot)
+
+    def _plan_next(self, state: SessionState) -> None:
+        when = self._when(state)
+        if when is None:
+            self._turns.pop(state, None)
+            return
+        self._turns[state] = turn = next(self._turn)
+        heapq.heappush(self._plan, (when, turn, state))
+
+    def _delay(self, now: float) -> float:
+        """Return how long the next batch may wait, for more frames to be in it."""
+        when, _, state = self._plan[0]
+        costs = self._costs_of(state.renderer)
+        if len(self._turns) > 1 and state.renderer.batch_size > 1 and when > -math.inf:
+            latest = state.due(state.stream.frame) - costs.seconds(len(self._turns)) - MARGIN
+            when = max(min(when + GATHER, latest), when)
+        return max(when - now, 0.0)
 
     def _when(self, state: SessionState) -> float | None:
         """Return the time from which a session's next frame should be made, None for not now."""
@@ -182,87 +270,88 @@ class Scheduler:
             return -math.inf if state.wanted or stream.waiting else None
         due = state.due(stream.frame)
         if stream.ready():
-            return due - state.ahead / float(state.fps)
+            return due - state.seconds_ahead
         # Speech may still come, until the frame has to be begun.
-        return due - (self.seconds_per_frame or 0.0) - MARGIN
+        return due - self._costs_of(state.renderer).seconds(len(self._turns)) - MARGIN
 
     # --- one batch -------------------------------------------------------------------------------
 
-    def _make(self, due: list[tuple[float, int, SessionState]], now: float) -> None:
+    def _make(self, now: float) -> None:
         begin = time.perf_counter()
-        work = self._bind_batch(due, now)
-        self._hear(work)
-        jobs = [self._job(item) for item in work]
-        frames = self._renderer.render(jobs) if jobs else []
-        now = self.now()
-        for item, frame in zip(work, frames, strict=True):
-            state = item.state
-            with state.lock:
-                state.in_flight -= 1
-                if item.generation == state.generation and not state.closed:
-                    state.deliver(piece_of(item.bound, frame, state.fps), now)
-                    state.forget()
-        speaking = sum(job.audio is not None for job in jobs)
-        if speaking:
-            took = (time.perf_counter() - begin) / speaking
-            before = self.seconds_per_frame
-            self.seconds_per_frame = took if before is None else 0.9 * before + 0.1 * took
+        work = self._bind_batch(now)
+        if not work:
+            return
+        renderer, windows, jobs = work[0].state.renderer, [], []
+        for state, bound, _, silent in work:
+            if not silent:
+                with state.lock:  # an interruption may cut the stream
+                    windows += state.features.windows(bound.number, state.stream.pcm)
+            picture = state.picture(bound.number)
+            jobs.append(Job(state.features.slot, bound.number, picture, silent))
+        if windows:
+            renderer.hear(windows)
+        batch = _Batch(renderer, work, renderer.render(jobs), begin)
+        if batch.rendered.wait is None:
+            self._deliver(batch)
+        else:
+            self._made.put(batch)
 
-    def _bind_batch(self, due: list[tuple[float, int, SessionState]], now: float) -> list[_Work]:
-        """Bind the frames that are due first, several of a session where there is room."""
-        heapq.heapify(due)
+    def _bind_batch(self, now: float) -> list[_Work]:
+        """Bind the frames whose turn it is, first come first, several of a session where there is
+        room, of the avatar whose frame is the first."""
+        plan, others = self._plan, []
+        renderer = plan[0][2].renderer
         work: list[_Work] = []
-        while due and len(work) < self._renderer.batch_size:
-            _, order, state = heapq.heappop(due)
+        while plan and plan[0][0] <= now and len(work) < renderer.batch_size:
+            when, turn, state = heapq.heappop(plan)
+            if self._turns.get(state) != turn:
+                continue
+            if state.renderer is not renderer:
+                others.append((when, turn, state))
+                continue
             with state.lock:
-                if state.closed or not self._bind(state, work):
-                    continue
-                when = self._when(state)
-            if when is not None and when <= now:
-                heapq.heappush(due, (when, order, state))
+                if not state.closed:
+                    self._bind(state, work)
+                    self._plan_next(state)
+        for entry in others:
+            heapq.heappush(plan, entry)
         return work
 
-    def _bind(self, state: SessionState, work: list[_Work]) -> bool:
+    def _bind(self, state: SessionState, work: list[_Work]) -> None:
         """Fix the next frame of a session. One that is much too late has sound only."""
         late = self.now() - state.due(state.stream.frame)
         bound = state.stream.bind()
         changed = state.stream.changed()
         if changed is not None:
             state.features.invalidate(changed)
-        if state.clock == "taken" or late <= state.ahead / float(state.fps):
+        if state.clock == "taken" or late <= state.seconds_ahead:
             state.in_flight += 1
-            work.append(_Work(state, bound, state.generation))
+            silent = state.features.is_silent(bound.number, state.stream.last_voiced)
+            work.append(_Work(state, bound, state.generation, silent))
         else:
             state.counts.skipped += 1
-            state.deliver(piece_of(bound, self._nothing, state.fps), self.now())
-        return True
+            finish(state.deliver(piece_of(bound, self._nothing, state.fps), self.now()))
 
-    def _hear(self, work: list[_Work]) -> None:
-        """Compute the mel rows and the features that the frames need, of all sessions at once."""
-        last = {id(item.state): item for item in work}.values()  # of several frames of a session
-        slices = defaultdict(list)
-        for item in last:
-            with item.state.lock:
-                part = item.state.features.mel_slice(item.bound.number, item.state.stream.pcm)
-            if part is not None:
-                slices[part.rows].append((item.state, part))
-        for count, parts in slices.items():
-            pcm = torch.from_numpy(np.stack([part.samples for _, part in parts]))
-            mel = kernels.log_mel(pcm)[:, CONTEXT : CONTEXT + count].numpy()
-            for (state, part), rows in zip(parts, mel, strict=True):
-                state.features.set_mel(part.first, rows)
-        needed = [(item.state, *item.state.features.windows(item.bound.number)) for item in last]
-        needed = [entry for entry in needed if len(entry[2])]
-        if not needed:
-            return
-        features = self._renderer.encode(np.concatenate([windows for _, _, windows in needed]))
-        taken = 0
-        for state, first, windows in needed:
-            state.features.set_features(first, features[taken : taken + len(windows)])
-            taken += len(windows)
-
-    def _job(self, item: _Work) -> Job:
-        number, features = item.bound.number, item.state.features
-        silent = features.is_silent(number)
-        audio = None if silent else features.feature_window(number)
-        return Job(item.state.picture(number), audio)
+    def _deliver(self, batch: _Batch) -> None:
+        """Hand out the frames of a batch, once they are there."""
+        renderer, work, rendered, begin = batch
+        if rendered.wait is not None:
+            rendered.wait()
+        now, waiters = self.now(), list[Waiter]()
+        for (state, bound, generation, _), frame in zip(work, rendered.frames, strict=True):
+            with state.lock:
+                state.in_flight -= 1
+                if state.closed:
+                    continue
+                if generation == state.generation:
+                    waiters += state.deliver(piece_of(bound, frame, state.fps), now)
+                    state.forget()
+                else:  # interrupted: there is room for another
+                    state.wake()
+        finish(waiters)
+        speaking = sum(not item.silent for item in work)
+        made = time.perf_counter()
+        if speaking:
+            # Batches overlap on a GPU: one takes the time since the one before it was made.
+            self._costs_of(renderer).add(speaking, made - max(begin, self._last_made))
+        self._last_made = made

@@ -4,20 +4,24 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import DeviceError, InputError
 from .features import FeatureStream, first_sample
+from .job import Renderer
 from .stream import BoundFrame, SpeechStream
 
 CLOCKS = ("wall", "taken")
 
+Waiter = tuple[asyncio.AbstractEventLoop, asyncio.Future]
 
-@dataclass
+
+@dataclass(slots=True)
 class Piece:
     """A frame with the sound that belongs to it.
 
@@ -26,7 +30,7 @@ class Piece:
         frames: (1, H, W, 3) uint8 RGB on the avatar's device; (0, H, W, 3) where the picture was
             skipped because it would have been too late, or because nobody took it in time.
         sound: (C, n) float32, the frame's samples at the session's own rate.
-        time: seconds from the session's beginning to the frame's, exactly number / fps.
+        fps: frames a second.
         speaking: whether the frame plays samples of an utterance.
         end: whether it plays the last samples of an utterance.
     """
@@ -34,9 +38,14 @@ class Piece:
     number: int
     frames: Tensor
     sound: np.ndarray
-    time: Fraction
+    fps: Fraction
     speaking: bool
     end: bool
+
+    @property
+    def time(self) -> Fraction:
+        """Seconds from the session's beginning to the frame's, exactly number / fps."""
+        return self.number / self.fps
 
 
 @dataclass
@@ -59,20 +68,24 @@ class Counts:
 
 
 class SessionState:
-    """A session as the scheduler sees it. `lock` guards all of it.
+    """A session as the scheduler sees it. `lock` guards all of it but the features, which are the
+    scheduler's.
 
     Args:
+        renderer: makes its features and frames.
         stream: the session's speech.
         features: of that speech.
         picture: makes the avatar's frame number out of a frame's number.
         clock: "wall" or "taken".
         begin: time at which frame 0 is due.
         ahead: frames that may be made before they are due or asked for.
-        wake: called when the scheduler may have something to do.
+        wake: called with the session when the scheduler may have something to do for it, and
+            whether at once.
     """
 
     def __init__(
         self,
+        renderer: Renderer,
         stream: SpeechStream,
         features: FeatureStream,
         picture: Callable[[int], int],
@@ -81,26 +94,38 @@ class SessionState:
         clock: str,
         begin: float,
         ahead: int,
-        wake: Callable[[], None],
+        wake: Callable[["SessionState", bool], None],
     ):
         self.lock = threading.RLock()
-        self.stream, self.features, self.picture = stream, features, picture
+        self.renderer, self.stream, self.features = renderer, stream, features
+        self.picture = picture
         self.fps, self.clock, self.begin, self.ahead, self._wake = fps, clock, begin, ahead, wake
+        self.seconds_ahead = ahead / float(fps)
         self.counts, self.generation, self.closed = Counts(), 0, False
+        self.failure: BaseException | None = None  # why it is closed, if nobody wanted that
         self.queue: deque[Piece] = deque()
         self.last_taken = begin
         self.taken = 0  # the first frame that nobody got
         self._arrived = threading.Condition(self.lock)
-        self._waiters: deque[tuple[asyncio.AbstractEventLoop, asyncio.Future]] = deque()
+        self._waiters: list[Waiter] = []
         self.wanted = 0  # takers that wait
         self.in_flight = 0  # frames that are bound and not delivered
 
     def due(self, frame: int) -> float:
         """Return the time at which a frame is to be handed out."""
-        return self.begin + float(frame / self.fps)
+        return self.begin + frame * self.fps.denominator / self.fps.numerator
 
-    def deliver(self, piece: Piece, now: float) -> None:
-        """Queue a piece; a client that is slow loses pictures, never sound."""
+    def wake(self, *, now: bool = True) -> None:
+        """Let the scheduler look at this session, now or when it looks again anyway: with a
+        session in real time, a few milliseconds later."""
+        self._wake(self, now)
+
+    def deliver(self, piece: Piece, now: float) -> "list[Waiter]":
+        """Queue a piece; a client that is slow loses pictures, never sound.
+
+        Returns:
+            Who waits for it, to be called by `finish`.
+        """
         self.queue.append(piece)
         if self.clock == "wall" and now > self.due(piece.number):
             self.counts.late += 1
@@ -109,7 +134,7 @@ class SessionState:
             old = self.queue[extra - 1]
             old.frames = old.frames[:0]
             self.counts.skipped += 1
-        self._notify()
+        return self._notify()
 
     def take(self, now: float) -> Piece | None:
         """Return the next piece, None if there is none yet."""
@@ -118,12 +143,15 @@ class SessionState:
         piece = self.queue.popleft()
         self.taken, self.last_taken = piece.number + 1, now
         self.counts.frames += 1
-        self._wake()
+        if self.clock == "taken":
+            self.wake()
         return piece
 
     def wait(self, timeout: float | None) -> bool:
         """Wait until there is a piece or the session is closed."""
         self.wanted += 1
+        if self.clock == "taken":
+            self.wake()
         try:
             return self._arrived.wait_for(lambda: self.closed or bool(self.queue), timeout)
         finally:
@@ -132,6 +160,8 @@ class SessionState:
     def waiter(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future:
         future = loop.create_future()
         self.wanted += 1
+        if self.clock == "taken":
+            self.wake()
         self._waiters.append((loop, future))
         return future
 
@@ -142,31 +172,38 @@ class SessionState:
         self.queue.clear()
         self.stream.interrupt(self.taken)
 
-    def close(self) -> None:
-        self.closed = True
+    def close(self, failure: BaseException | None = None) -> None:
+        self.closed, self.failure = True, failure
         self.queue.clear()
-        self._notify()
-        self._wake()
+        finish(self._notify())
+        self.wake()
 
     def forget(self) -> None:
         """Drop what no frame needs any more, even after an interruption."""
         self.stream.forget(self.taken, first_sample(self.taken, self.fps))
-        self.features.forget(self.taken)
 
-    def _notify(self) -> None:
+    def _notify(self) -> "list[Waiter]":
         self._arrived.notify_all()
-        while self._waiters:
-            loop, future = self._waiters.popleft()
-            self.wanted -= 1
-            try:
-                loop.call_soon_threadsafe(_finish, future)
-            except RuntimeError:  # the loop is closed, and so is whoever waited
-                continue
+        waiters = list(self._waiters)
+        self._waiters.clear()
+        self.wanted -= len(waiters)
+        return waiters
 
 
-def _finish(future: asyncio.Future) -> None:
-    if not future.done():
-        future.set_result(None)
+def finish(waiters: list[Waiter]) -> None:
+    """Let coroutines go on that waited. Each event loop is called once, because a call wakes it."""
+    futures: dict[asyncio.AbstractEventLoop, list[asyncio.Future]] = {}
+    for loop, future in waiters:
+        futures.setdefault(loop, []).append(future)
+    for loop, waiting in futures.items():
+        with suppress(RuntimeError):  # the loop is closed, and so is whoever waited
+            loop.call_soon_threadsafe(_finish, waiting)
+
+
+def _finish(futures: list[asyncio.Future]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_result(None)
 
 
 class Session:
@@ -215,14 +252,14 @@ class Session:
                 raise InputError(
                     f"{waiting:.0f} s of speech wait to be shown; push more when some are taken"
                 )
-        self._state._wake()
+        self._state.wake(now=self._state.clock == "taken")
 
     def flush(self) -> None:
         """End the utterance: what follows it is silence, and it waits for no more speech."""
         with self._state.lock:
             self._check_open()
             self._state.stream.flush()
-        self._state._wake()
+        self._state.wake()
 
     def interrupt(self) -> Fraction:
         """Drop all speech that nobody got. Its sound fades out over 10 ms, the mouth closes.
@@ -236,16 +273,23 @@ class Session:
             self._check_open()
             self._state.interrupt()
             position = self._state.taken / self.fps
-        self._state._wake()
+        self._state.wake()
         return position
 
     def take(self, timeout: float | None = None) -> Piece | None:
-        """Wait for the next piece. None after `timeout` seconds, or when the session is closed."""
+        """Wait for the next piece. None after `timeout` seconds, or when the session is closed.
+
+        Raises:
+            InputError, DeviceError: the session ended because nobody took its pieces for too long,
+                a network returned NaN, a frame could not be decoded, or the device failed.
+        """
         state = self._state
         with state.lock:
-            state._wake()
             while not state.queue:
-                if state.closed or not state.wait(timeout):
+                if state.closed:
+                    self._raise_failure()
+                    return None
+                if not state.wait(timeout):
                     return None
             return state.take(self._now())
 
@@ -271,17 +315,26 @@ class Session:
             with state.lock:
                 piece = state.take(self._now())
                 if piece is None and state.closed:
+                    self._raise_failure()
                     return
                 future = state.waiter(loop) if piece is None else None
             if piece is not None:
                 yield piece
             elif future is not None:
-                state._wake()
                 await future
 
     def _check_open(self) -> None:
         if self._state.closed:
+            self._raise_failure()
             raise InputError("the session is closed")
+
+    def _raise_failure(self) -> None:
+        """Raise why the session ended, if nobody closed it."""
+        failure = self._state.failure
+        if isinstance(failure, InputError | DeviceError):
+            raise type(failure)(str(failure)) from failure
+        if failure is not None:
+            raise DeviceError(f"live sessions failed: {failure!r}") from failure
 
 
 def _as_float(sound: np.ndarray | Tensor, channels: int) -> np.ndarray:
@@ -303,4 +356,4 @@ def _as_float(sound: np.ndarray | Tensor, channels: int) -> np.ndarray:
 
 def piece_of(bound: BoundFrame, frames: Tensor, fps: Fraction) -> Piece:
     """Make the piece of a bound frame."""
-    return Piece(bound.number, frames, bound.sound, bound.number / fps, bound.speaking, bound.end)
+    return Piece(bound.number, frames, bound.sound, fps, bound.speaking, bound.end)

@@ -112,6 +112,7 @@ class SpeechStream:
     Attributes:
         frame: number of the next frame to be bound.
         pcm: the stream at 16 kHz.
+        last_voiced: no sample of `pcm` after this one differs from 0; -1 if none does.
         underruns: how often an utterance ran dry before its end.
     """
 
@@ -133,7 +134,7 @@ class SpeechStream:
         self._sound = Rolling((channels,))
         self._fade_end = 0
         self._changed: int | None = None
-        self.frame, self.pcm, self.underruns = 0, Rolling(), 0
+        self.frame, self.pcm, self.last_voiced, self.underruns = 0, Rolling(), -1, 0
 
     @property
     def waiting(self) -> bool:
@@ -225,6 +226,7 @@ class SpeechStream:
         position = frame_start(frame, kernels.SAMPLE_RATE, self._fps)
         if position < self.pcm.end:
             self.pcm.cut(position)
+            self.last_voiced = min(self.last_voiced, position - 1)
             self._note(position)
 
     def forget(self, frame: int, samples: int) -> None:
@@ -271,6 +273,9 @@ class SpeechStream:
             self._note(utterance.pcm_end)
         for chunk in chunks:
             self.pcm.write(utterance.pcm_end, chunk)
+            (voiced,) = np.nonzero(chunk)
+            if len(voiced):
+                self.last_voiced = utterance.pcm_end + int(voiced[-1])
             utterance.pcm_end += len(chunk)
 
     def _play(self, utterance: _Utterance, stop: int) -> None:

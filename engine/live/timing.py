@@ -7,6 +7,10 @@ from kernels.spec import MEL_RATE, WIN_LENGTH
 
 HOP, HALF_WINDOW = kernels.HOP_LENGTH, WIN_LENGTH // 2
 HISTORY, LOOK_AHEAD = 9, 6  # frame i reads features i - 9 to i + 6: see kernels.feature_windows
+CONTEXT = 3  # mel rows before a window's whose samples are cut off
+# The mel of these samples has the window's rows from row CONTEXT on, bit for bit as the mel of the
+# whole stream has them.
+WINDOW_SAMPLES = HOP * (CONTEXT + kernels.MEL_WINDOW_ROWS + 1)
 
 
 def frame_start(frame: int, rate: int, fps: Fraction) -> int:
@@ -37,9 +41,15 @@ def first_row_of(sample: int) -> int:
     return max((sample - HALF_WINDOW) // HOP + 1, 0)
 
 
-def first_feature_of(row: int, fps: Fraction) -> int:
-    """Return the first feature that depends on a mel row or a later one."""
+def first_feature_of(sample: int, fps: Fraction) -> int:
+    """Return the first feature that depends on a sample or a later one."""
+    row = first_row_of(sample)
     feature = max(int((row - kernels.MEL_WINDOW_ROWS) * float(fps) / MEL_RATE) - 1, 0)
     while first_row(feature, fps) + kernels.MEL_WINDOW_ROWS <= row:
         feature += 1
     return feature
+
+
+def window_start(feature: int, fps: Fraction) -> int:
+    """Return the first of the `WINDOW_SAMPLES` samples of a feature, negative for early ones."""
+    return HOP * (first_row(feature, fps) - CONTEXT)

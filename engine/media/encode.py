@@ -7,14 +7,17 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from threading import Lock
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import av
 import numpy as np
 from av.video.frame import PictureType
 from PIL import Image
 
-from .h264 import LIVE, H264Input
+from ..errors import InputError
+from .h264 import LIVE, NVENC_LIVE, H264Input, PixelFormat, has_nvenc
+
+H264Codec = Literal["libx264", "h264_nvenc"]
 
 
 class EncodedFrame(NamedTuple):
@@ -36,28 +39,62 @@ class FrameEncoder(Protocol):
     """Encodes frames one after another; for one thread at a time."""
 
     def encode(self, rgb: np.ndarray, *, keyframe: bool = False) -> EncodedFrame:
-        """Encode a frame, (H, W, 3) uint8 RGB. `keyframe` asks for one."""
+        """Encode a frame, (H, W, 3) uint8 RGB or planes. `keyframe` asks for one."""
         ...
 
 
 class H264Encoder:
-    """H.264 without delay: every frame comes out when it goes in (x264 ultrafast, zerolatency).
+    """H.264 without delay: every frame comes out when it goes in.
 
     A keyframe comes at least once a second. Odd sizes repeat their last row or column.
 
     Args:
         fps: frames a second.
-        crf: x264's quality, 0 (lossless) to 51.
+        crf: quality, 0 (the best) to 51.
+        format: of the frames.
+        codec: "libx264" (ultrafast, zerolatency) or "h264_nvenc" (a GPU's own encoder); unless
+            told, NVENC where there is one that takes one more stream, and x264 otherwise.
+
+    Attributes:
+        codec: which of them it is.
+
+    Raises:
+        InputError: the codec cannot be opened.
     """
 
-    def __init__(self, height: int, width: int, fps: Fraction, *, crf: int = 23):
-        self._input = H264Input(height, width)
-        codec: Any = av.CodecContext.create("libx264", "w")
-        self._input.configure(codec, fps, threads=1)
-        codec.gop_size = max(round(fps), 1)
-        codec.options = {**LIVE, "profile": "baseline", "crf": str(crf)}
-        codec.open()
-        self._codec, self._number = codec, 0
+    def __init__(
+        self,
+        height: int,
+        width: int,
+        fps: Fraction,
+        *,
+        crf: int = 23,
+        format: PixelFormat = "rgb",
+        codec: H264Codec | None = None,
+    ):
+        self._input, self._number = H264Input(height, width, format), 0
+        found = None
+        if codec == "h264_nvenc" or (codec is None and has_nvenc()):
+            options = NVENC_LIVE | {"rc": "constqp", "qp": str(crf)}
+            found = self._open("h264_nvenc", fps, options)
+        self.codec: H264Codec = "h264_nvenc" if found else "libx264"
+        if found is None and codec != "h264_nvenc":
+            found = self._open("libx264", fps, LIVE | {"crf": str(crf)})
+        if found is None:
+            raise InputError(f"FFmpeg cannot open {codec or 'libx264'} for {width} x {height}")
+        self._codec = found
+
+    def _open(self, name: str, fps: Fraction, options: dict[str, str]) -> Any:
+        """Return a codec context; None if it cannot be opened."""
+        try:
+            codec: Any = av.CodecContext.create(name, "w")
+            self._input.configure(codec, fps, threads=1)
+            codec.gop_size = max(round(fps), 1)
+            codec.options = options | {"profile": "baseline"}
+            codec.open()
+        except (av.FFmpegError, ValueError):  # ValueError: FFmpeg was built without it
+            return None
+        return codec
 
     def encode(self, rgb: np.ndarray, *, keyframe: bool = False) -> EncodedFrame:
         frame = self._input.convert(rgb)

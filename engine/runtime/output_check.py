@@ -16,6 +16,8 @@ from ..errors import InputError
 from . import Network
 from .signature import GENERATOR, Signature
 
+ENDLESS_ROWS = 4096  # whose ranges are kept in a check without end
+
 
 def write_ranges(output: Tensor, low: Tensor, high: Tensor) -> None:
     """Write the smallest and the largest value of each row, NaN where the row has one.
@@ -51,7 +53,7 @@ class OutputCheck:
         signature: AUDIO_ENCODER or GENERATOR.
         network: the open network.
         path: its file.
-        rows: how many features or frames the render has.
+        rows: how many features or frames the render has; None for live sessions, without end.
         device: where the ranges are.
         before: the check of the network whose outputs this one reads, which is blamed first.
     """
@@ -61,13 +63,14 @@ class OutputCheck:
         signature: Signature,
         network: Network,
         path: str | os.PathLike[str],
-        rows: int,
+        rows: int | None,
         device: torch.device,
         *,
         before: "OutputCheck | None" = None,
     ):
         self._signature, self._network, self._path = signature, network, path
-        self._rows, self._before, self._added = rows, before, 0
+        self._endless, self._before, self._added = rows is None, before, 0
+        self._rows = ENDLESS_ROWS if rows is None else rows
         self._pinned = device.type == "cuda"
         self._ranges: tuple[Tensor, Tensor] | None = None
         self._pending: deque[tuple[slice, torch.cuda.Event | None]] = deque()
@@ -95,6 +98,9 @@ class OutputCheck:
             shape = self._rows, *low.shape[1:]
             lows = torch.empty(shape, dtype=low.dtype, pin_memory=self._pinned)
             self._ranges = lows, torch.empty_like(lows, pin_memory=self._pinned)
+        if self._endless and self._added + len(low) > self._rows:
+            self.look(wait=True)  # nearly all of these arrived long ago
+            self._added = 0
         rows = slice(self._added, self._added + len(low))
         for kept, bound in zip(self._ranges, (low, high), strict=True):
             kept[rows].copy_(bound, non_blocking=True)
@@ -127,11 +133,13 @@ class OutputCheck:
         if broken.any():
             row = int(broken.nonzero()[0])
             nan = bool(low[row].isnan().any())
-            where = f"in {self._item} {rows.start + row}"
+            where = f"in a {self._item}" if self._endless else f"in {self._item} {rows.start + row}"
             raise InputError(self._message("NaN" if nan else "infinity", where))
         half_generator = self._signature is GENERATOR and self._network.dtype == torch.float16
         if half_generator and torch.equal(low, high) and (low == low[0]).all():
             where = f"for every pixel of {self._item}s {rows.start} to {rows.stop - 1}"
+            if self._endless:
+                where = f"for every pixel of {len(low)} {self._item}s"
             raise InputError(self._message("one constant", where))
 
     @property

@@ -4,8 +4,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..spec import ColorFormat
-from .pixel_formats import access_width, bytes_per_pixel, convert_bytes, read_level
+from ..spec import YUV_FORMATS, ColorFormat
+from .pixel_formats import (
+    access_width,
+    bytes_per_pixel,
+    chroma_access_width,
+    convert_bytes,
+    read_level,
+)
 
 CHUNKS = 256  # accesses of the full width that one program makes
 TILE_PIXELS = 1024
@@ -17,13 +23,18 @@ def _convert_rows(
     SOURCE: tl.constexpr, TARGET: tl.constexpr, CHROMA: tl.constexpr,
     WIDTH: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """Convert CHUNKS accesses of one plane, counted through its rows."""
+    """Convert CHUNKS accesses of one plane, or of I420's U and V, counted through the rows."""
     chunk = (first + tl.arange(0, CHUNKS))[:, None]
     row = chunk // row_chunks
     byte = chunk % row_chunks * WIDTH + tl.arange(0, WIDTH)[None, :]
     mask = (row < rows) & (byte >= 0)
     source = (images, row_stride, height)
-    level = convert_bytes(source, row, byte, mask, SOURCE, TARGET, CHROMA)
+    if CHROMA and TARGET == "i420":
+        second = (row >= height // 2).to(tl.int32)
+        line = row - second * (height // 2)
+        level = convert_bytes(source, line, byte, second, mask, SOURCE, TARGET, CHROMA)
+    else:
+        level = convert_bytes(source, row, byte, 0, mask, SOURCE, TARGET, CHROMA)
     at = out + row.to(tl.int64) * row_chunks * WIDTH + byte
     tl.store(at, level.to(tl.uint8), mask=mask)
 
@@ -31,13 +42,14 @@ def _convert_rows(
 @triton.jit(do_not_specialize=["image_stride", "row_stride", "height", "row_chunks", "tiles"])
 def _to_bytes(
     images, image_stride, row_stride, out, height, row_chunks, tiles,
-    SOURCE: tl.constexpr, TARGET: tl.constexpr, WIDTH: tl.constexpr, CHUNKS: tl.constexpr,
+    SOURCE: tl.constexpr, TARGET: tl.constexpr,
+    WIDTH: tl.constexpr, CHROMA_WIDTH: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """Convert images to a format of bytes; axis 1 of the grid is the plane of NV12."""
+    """Convert images to a format of bytes; axis 1 of the grid is Y or chroma of NV12 and I420."""
     program = tl.program_id(0)
     image, first = (program // tiles).to(tl.int64), program % tiles * CHUNKS
     images += image * image_stride
-    if TARGET == "nv12":
+    if TARGET == "nv12" or TARGET == "i420":
         out += image * (height * 3 // 2) * row_chunks * WIDTH
         if tl.program_id(1) == 0:
             _convert_rows(
@@ -45,9 +57,12 @@ def _to_bytes(
                 SOURCE, TARGET, False, WIDTH, CHUNKS,
             )  # fmt: skip
         else:
+            out += height.to(tl.int64) * row_chunks * WIDTH
+            if TARGET == "i420":
+                row_chunks = row_chunks * WIDTH // 2 // CHROMA_WIDTH
             _convert_rows(
-                images, row_stride, height, out + height.to(tl.int64) * row_chunks * WIDTH,
-                height // 2, row_chunks, first, SOURCE, TARGET, True, WIDTH, CHUNKS,
+                images, row_stride, height, out, height if TARGET == "i420" else height // 2,
+                row_chunks, first, SOURCE, TARGET, True, CHROMA_WIDTH, CHUNKS,
             )  # fmt: skip
     else:
         _convert_rows(
@@ -75,11 +90,13 @@ def _to_planes(
 
 
 def convert_color(images: Tensor, source: ColorFormat, target: ColorFormat, out: Tensor) -> Tensor:
+    if source == target and target in YUV_FORMATS:
+        return out.copy_(images)
     images = images.contiguous()
     n = images.shape[0]
     if target == "planar_bgr":
         height, width = out.shape[2:]
-    elif target == "nv12":
+    elif target in YUV_FORMATS:
         height, width = out.shape[1] * 2 // 3, out.shape[2]
     else:
         height, width = out.shape[1:3]
@@ -95,8 +112,10 @@ def convert_color(images: Tensor, source: ColorFormat, target: ColorFormat, out:
     row_bytes = width * bytes_per_pixel(target)
     wide = access_width(row_bytes)
     tiles = triton.cdiv(height * (row_bytes // wide), CHUNKS)
-    _to_bytes[(n * tiles, 2 if target == "nv12" else 1)](
+    _to_bytes[(n * tiles, 2 if target in YUV_FORMATS else 1)](
         images, image_stride, row_stride, out, height, row_bytes // wide, tiles,
-        SOURCE=source, TARGET=target, WIDTH=wide, CHUNKS=CHUNKS, num_warps=8, num_stages=1,
+        SOURCE=source, TARGET=target,
+        WIDTH=wide, CHROMA_WIDTH=chroma_access_width(target, wide, width), CHUNKS=CHUNKS,
+        num_warps=8, num_stages=1,
     )  # fmt: skip
     return out

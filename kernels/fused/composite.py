@@ -4,10 +4,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..spec import CROP_SIZE, MARGIN, ROI_SIZE, ByteFormat, CompositeMode
+from ..spec import CROP_SIZE, MARGIN, ROI_SIZE, YUV_FORMATS, ByteFormat, CompositeMode
 from .pixel_formats import (
     access_width,
     bytes_per_pixel,
+    chroma_access_width,
     convert_bytes,
     float_level,
     make_bytes,
@@ -95,11 +96,11 @@ def _finished_level(source, row, pixel, channel, mask, MODE: tl.constexpr):
 
 @triton.jit
 def _finished_bytes(
-    source, row, byte, mask,
+    source, row, byte, second, mask,
     MODE: tl.constexpr, FORMAT: tl.constexpr, CHROMA: tl.constexpr,
 ):  # fmt: skip
-    """Return bytes (uint8) of rows of the finished frame, in its format."""
-    level = make_bytes(_finished_level, source, row, byte, mask, MODE, FORMAT, CHROMA)
+    """Return bytes (uint8) of rows of the finished frame, in its format: see `make_bytes`."""
+    level = make_bytes(_finished_level, source, row, byte, second, mask, MODE, FORMAT, CHROMA)
     return level.to(tl.uint8)
 
 
@@ -109,13 +110,16 @@ def _plane(
     MODE: tl.constexpr, FORMAT: tl.constexpr, CHROMA: tl.constexpr, WIDTH: tl.constexpr,
     PASTERS: tl.constexpr, ROWS: tl.constexpr, BYTES: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """Paste or copy one program's part of one plane of a finished frame.
+    """Paste or copy one program's part of one plane, or of I420's U and V, of a finished frame.
 
     Pasting programs write the accesses (WIDTH bytes) that touch the face box, copying programs
     all others. Both derive the split in the same way, so no byte is written twice.
     """
-    PIXEL: tl.constexpr = 4 if FORMAT == "rgba" else 1 if FORMAT == "nv12" else 3
+    YUV: tl.constexpr = FORMAT == "nv12" or FORMAT == "i420"
+    PIXEL: tl.constexpr = 4 if FORMAT == "rgba" else 1 if YUV else 3
     HALF: tl.constexpr = 2 if CHROMA else 1
+    # I420's U and V are planes below each other: twice the rows, of a byte for two pixels.
+    PLANES: tl.constexpr = 2 if CHROMA and FORMAT == "i420" else 1
     _, _, height = picture
     x0, y0, x1, y1 = box
     top, bottom = tl.maximum(y0, 0), tl.minimum(y1, height)
@@ -123,15 +127,18 @@ def _plane(
     visible = (bottom > top) & (right > left)
     if CHROMA:
         left, right = left & -2, (right + 1) & -2
+    rows = height // HALF
     first_row, end_row = top // HALF, tl.where(visible, (bottom + HALF - 1) // HALF, 0)
-    first_chunk = left * PIXEL // WIDTH
-    end_chunk = tl.where(visible, tl.cdiv(right * PIXEL, WIDTH), 0)
+    first_chunk = left * PIXEL // PLANES // WIDTH
+    end_chunk = tl.where(visible, tl.cdiv(right * PIXEL // PLANES, WIDTH), 0)
 
     if job < PASTERS:
         source = (picture, box, crop, roi)
         across = tl.cdiv((end_chunk - first_chunk) * WIDTH, BYTES)
         tiles = tl.where(visible, across * tl.cdiv(end_row - first_row, ROWS), 0)
-        for tile in range(job, tiles, PASTERS):
+        for number in range(job, tiles * PLANES, PASTERS):
+            second = number // tiles if PLANES == 2 else 0
+            tile = number - second * tiles
             # Computed in four parts one after the other, which takes a quarter of the registers,
             # and stored as one, so that each thread stores 16 bytes.
             row = first_row + tile // across * ROWS + tl.arange(0, ROWS)[:, None]
@@ -139,28 +146,30 @@ def _plane(
             byte = (first_chunk * WIDTH + tile % across * BYTES + tl.arange(0, BYTES))[None, :]
             live = byte < end_chunk * WIDTH
             mask = live & (part < end_row)
-            level0 = _finished_bytes(source, part, byte, mask, MODE, FORMAT, CHROMA)
+            level0 = _finished_bytes(source, part, byte, second, mask, MODE, FORMAT, CHROMA)
             part += ROWS // 4
             mask = live & (part < end_row)
-            level1 = _finished_bytes(source, part, byte, mask, MODE, FORMAT, CHROMA)
+            level1 = _finished_bytes(source, part, byte, second, mask, MODE, FORMAT, CHROMA)
             part += ROWS // 4
             mask = live & (part < end_row)
-            level2 = _finished_bytes(source, part, byte, mask, MODE, FORMAT, CHROMA)
+            level2 = _finished_bytes(source, part, byte, second, mask, MODE, FORMAT, CHROMA)
             part += ROWS // 4
             mask = live & (part < end_row)
-            level3 = _finished_bytes(source, part, byte, mask, MODE, FORMAT, CHROMA)
+            level3 = _finished_bytes(source, part, byte, second, mask, MODE, FORMAT, CHROMA)
             level = tl.join(tl.join(level0, level2), tl.join(level1, level3))
             level = tl.reshape(tl.permute(level, (2, 3, 0, 1)), (ROWS, BYTES))
-            at = out + row.to(tl.int64) * row_chunks * WIDTH + byte
+            at = out + (row + second * rows).to(tl.int64) * row_chunks * WIDTH + byte
             tl.store(at, level, mask=live & (row < end_row))
     else:
         chunk = ((job - PASTERS) * CHUNKS + tl.arange(0, CHUNKS))[:, None]
         row, chunk = chunk // row_chunks, chunk % row_chunks
+        second = (row >= rows).to(tl.int32) if PLANES == 2 else 0
+        row = row - second * rows
         face = (row >= first_row) & (row < end_row) & (chunk >= first_chunk) & (chunk < end_chunk)
         byte = chunk * WIDTH + tl.arange(0, WIDTH)[None, :]
-        mask = ((row < height // HALF) & (face == 0)) & (byte >= 0)
-        level = convert_bytes(picture, row, byte, mask, "rgb", FORMAT, CHROMA)
-        at = out + row.to(tl.int64) * row_chunks * WIDTH + byte
+        mask = ((row < rows) & (face == 0)) & (byte >= 0)
+        level = convert_bytes(picture, row, byte, second, mask, "rgb", FORMAT, CHROMA)
+        at = out + (row + second * rows).to(tl.int64) * row_chunks * WIDTH + byte
         tl.store(at, level.to(tl.uint8), mask=mask)
 
 
@@ -173,10 +182,10 @@ def _plane(
 def _composite(
     frames, frame_chunks, frame_row_chunks, height, width, boxes, index, crops,
     roi, item_stride, channel_stride, roi_row_stride, column_stride, out, row_chunks, jobs,
-    MODE: tl.constexpr, FORMAT: tl.constexpr, WIDTH: tl.constexpr,
+    MODE: tl.constexpr, FORMAT: tl.constexpr, WIDTH: tl.constexpr, CHROMA_WIDTH: tl.constexpr,
     PASTERS: tl.constexpr, ROWS: tl.constexpr, BYTES: tl.constexpr, CHUNKS: tl.constexpr,
 ):  # fmt: skip
-    """Finish n frames with `jobs` programs each; axis 1 of the grid is the plane of NV12."""
+    """Finish n frames with `jobs` programs each; axis 1 is Y or chroma of NV12 and I420."""
     program = tl.program_id(0)
     job = program % jobs
     item = (program // jobs).to(tl.int64)
@@ -185,7 +194,7 @@ def _composite(
     picture = (frames + number * frame_chunks * WIDTH, frame_row_chunks * WIDTH, height)
     crop = crops + item * (_CROP_SIZE * _CROP_SIZE * 3)
     roi = (roi + item * item_stride, channel_stride, roi_row_stride, column_stride)
-    if FORMAT == "nv12":
+    if FORMAT == "nv12" or FORMAT == "i420":
         out += item * (height * 3 // 2) * row_chunks * WIDTH
         if tl.program_id(1) == 0:
             _plane(
@@ -194,9 +203,11 @@ def _composite(
             )  # fmt: skip
         else:
             out += height.to(tl.int64) * row_chunks * WIDTH
+            if FORMAT == "i420":
+                row_chunks = row_chunks * WIDTH // 2 // CHROMA_WIDTH
             _plane(
                 job, picture, width, box, crop, roi, out, row_chunks,
-                MODE, FORMAT, True, WIDTH, PASTERS, ROWS, BYTES, CHUNKS,
+                MODE, FORMAT, True, CHROMA_WIDTH, PASTERS, ROWS, BYTES, CHUNKS,
             )  # fmt: skip
     else:
         out += item * height * row_chunks * WIDTH
@@ -218,11 +229,12 @@ def composite(
     jobs, chunks = PASTERS, CHUNKS if format == "rgb" else CHUNKS // 2
     if out.data_ptr() != frames.data_ptr():  # in place, there is nothing to copy
         jobs += triton.cdiv(height * (row_bytes // wide), chunks)
-    _composite[(index.shape[0] * jobs, 2 if format == "nv12" else 1)](
+    _composite[(index.shape[0] * jobs, 2 if format in YUV_FORMATS else 1)](
         frames, frames.stride(0) // wide, frames.stride(1) // wide, height, width,
         boxes.contiguous(), index.contiguous(), crops.contiguous(), generated,
         *generated.stride(), out, row_bytes // wide, jobs,
-        MODE=mode, FORMAT=format, WIDTH=wide,
+        MODE=mode, FORMAT=format,
+        WIDTH=wide, CHROMA_WIDTH=chroma_access_width(format, wide, width),
         PASTERS=PASTERS, ROWS=TILE_ROWS, BYTES=TILE_BYTES, CHUNKS=chunks,
         num_warps=8, maxnreg=128, num_stages=1,
     )  # fmt: skip

@@ -27,8 +27,13 @@ def access_width(*strides: int) -> int:
 
 
 def bytes_per_pixel(format: str) -> int:
-    """Return the bytes from one pixel to the next in a row; in NV12, a row of one plane."""
-    return {"rgb": 3, "bgr": 3, "rgba": 4, "nv12": 1}[format]
+    """Return the bytes from one pixel to the next in a row; in NV12 and I420, a row of Y."""
+    return {"rgb": 3, "bgr": 3, "rgba": 4, "nv12": 1, "i420": 1}[format]
+
+
+def chroma_access_width(format: str, width: int, pixels: int) -> int:
+    """Return the widest access to rows of U and V: as to Y, but I420's rows are half as long."""
+    return access_width(width, pixels // 2) if format == "i420" else width
 
 
 @triton.jit
@@ -66,6 +71,19 @@ def chroma_level(total):
 
 
 @triton.jit
+def _load_chroma(source, row, column, second, mask, FORMAT: tl.constexpr):
+    """Load U, or V if `second` is 1, of 2 x 2 pixels of an NV12 or I420 image; all counted so."""
+    image, row_stride, height = source
+    image += height.to(tl.int64) * row_stride
+    if FORMAT == "nv12":
+        at = image + row.to(tl.int64) * row_stride + column * 2 + second
+    else:
+        line = row + second * (height // 2)
+        at = image + line.to(tl.int64) * (row_stride // 2) + column
+    return tl.load(at, mask=mask, other=0).to(tl.int32)
+
+
+@triton.jit
 def read_level(source, row, pixel, channel, mask, FORMAT: tl.constexpr):
     """Load levels (int32) of a channel (R, G, B, A) of pixels of an image.
 
@@ -76,11 +94,10 @@ def read_level(source, row, pixel, channel, mask, FORMAT: tl.constexpr):
         plane = image + ((2 - channel) * height + row).to(tl.int64) * row_stride
         level = float_level(tl.load(plane + pixel, mask=mask & (channel < 3), other=0)).to(tl.int32)
         return tl.where(channel == 3, 255, level)
-    elif FORMAT == "nv12":
-        colour = image + (height + row // 2).to(tl.int64) * row_stride + (pixel & -2)
+    elif FORMAT == "nv12" or FORMAT == "i420":
         y = tl.load(image + row.to(tl.int64) * row_stride + pixel, mask=mask, other=0)
-        u = tl.load(colour, mask=mask, other=0).to(tl.int32) - 128
-        v = tl.load(colour + 1, mask=mask, other=0).to(tl.int32) - 128
+        u = _load_chroma(source, row // 2, pixel // 2, 0, mask, FORMAT) - 128
+        v = _load_chroma(source, row // 2, pixel // 2, 1, mask, FORMAT) - 128
         added = tl.where(
             channel == 0, v * _R_V, tl.where(channel == 1, u * _G_U + v * _G_V, u * _B_U)
         )
@@ -98,10 +115,13 @@ def read_level(source, row, pixel, channel, mask, FORMAT: tl.constexpr):
 
 @triton.jit
 def make_bytes(
-    level_of: tl.constexpr, source, row, byte, mask,
+    level_of: tl.constexpr, source, row, byte, second, mask,
     KIND: tl.constexpr, TARGET: tl.constexpr, CHROMA: tl.constexpr,
 ):  # fmt: skip
-    """Return bytes (int32) of rows in the target format; in NV12, of Y, or of U and V if CHROMA.
+    """Return bytes (int32) of rows in the target format.
+
+    In NV12 and I420 these are bytes of Y, or of U and V if CHROMA; I420's rows of U and V are
+    told apart by `second`, 0 or 1.
 
     level_of(source, row, pixel, channel, mask, KIND) returns levels as `read_level` does.
     """
@@ -115,10 +135,12 @@ def make_bytes(
         total = (row + byte) * 0
         for channel in range(3):
             if CHROMA:
+                left = byte & -2 if TARGET == "nv12" else byte * 2
                 for corner in range(4):
-                    y, x = 2 * row + corner // 2, (byte & -2) + corner % 2
+                    y, x = 2 * row + corner // 2, left + corner % 2
                     level = level_of(source, y, x, channel, mask, KIND)
-                    total += chroma(channel, level, byte % 2 == 1)
+                    which = byte % 2 if TARGET == "nv12" else second
+                    total += chroma(channel, level, which == 1)
             else:
                 total += luma(channel, level_of(source, row, byte, channel, mask, KIND))
         return chroma_level(total) if CHROMA else luma_level(total)
@@ -126,15 +148,19 @@ def make_bytes(
 
 @triton.jit
 def convert_bytes(
-    source, row, byte, mask,
+    source, row, byte, second, mask,
     SOURCE: tl.constexpr, TARGET: tl.constexpr, CHROMA: tl.constexpr,
 ):  # fmt: skip
     """Return bytes (int32) of rows of an image in the target format, see `make_bytes`."""
-    if SOURCE == TARGET:
-        image, row_stride, height = source
-        if CHROMA:
-            image += height.to(tl.int64) * row_stride
+    YUV: tl.constexpr = SOURCE == "nv12" or SOURCE == "i420"
+    if YUV and (TARGET == "nv12" or TARGET == "i420") and CHROMA:
+        if TARGET == "nv12":
+            return _load_chroma(source, row, byte // 2, byte % 2, mask, SOURCE)
+        else:
+            return _load_chroma(source, row, byte, second, mask, SOURCE)
+    elif SOURCE == TARGET or (YUV and (TARGET == "nv12" or TARGET == "i420")):
+        image, row_stride, _ = source
         level = tl.load(image + row.to(tl.int64) * row_stride + byte, mask=mask, other=0)
         return level.to(tl.int32)
     else:
-        return make_bytes(read_level, source, row, byte, mask, SOURCE, TARGET, CHROMA)
+        return make_bytes(read_level, source, row, byte, second, mask, SOURCE, TARGET, CHROMA)

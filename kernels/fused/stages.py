@@ -8,7 +8,7 @@ from .composite import composite
 from .face_input import face_input
 from .log_mel import log_mel
 from .resize import resize
-from .windows import feature_windows, mel_windows
+from .windows import feature_windows, mel_windows, ring_feature_windows, ring_mel_windows
 
 __all__ = [
     "composite",
@@ -18,4 +18,6 @@ __all__ = [
     "log_mel",
     "mel_windows",
     "resize",
+    "ring_feature_windows",
+    "ring_mel_windows",
 ]

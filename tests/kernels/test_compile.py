@@ -135,7 +135,7 @@ def test_every_case_compiles(everything):
     expected = {(arch, *case) for arch in ARCHS for case in everything["cases"]}
     assert set(compiled) == expected
     stages = {stage for stage, _ in everything["cases"]}
-    assert len(stages) == 7 and len(everything["cases"]) > 200
+    assert len(stages) == 9 and len(everything["cases"]) > 200
 
 
 def test_nothing_spills(everything):
@@ -154,6 +154,16 @@ def test_stores_are_16_bytes_wide(everything, stage, arch):
     ]  # fmt: skip
     assert rows
     assert all(16 in row["machine"]["stores"] for row in rows)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("stage", ["ring_mel_windows", "ring_feature_windows"])
+def test_rings_are_read_and_written_16_bytes_wide(everything, stage, arch):
+    rows = [row for row in everything["rows"] if (row["arch"], row["stage"]) == (arch, stage)]
+    assert rows
+    # The 8 bytes are those of a window's number and of its stream.
+    assert all(set(row["machine"]["loads"]) == {16, 8} for row in rows)
+    assert all(row["machine"]["stores"] == [16] for row in rows)
 
 
 @pytest.mark.parametrize("arch", ARCHS)

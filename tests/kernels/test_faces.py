@@ -240,11 +240,15 @@ CROPS, GENERATED = torch.zeros(2, 328, 328, 3).byte(), torch.zeros(2, 3, 320, 32
         ),
         (
             lambda: kernels.composite(FRAMES, BOXES, INDEX, CROPS, GENERATED, format="yuv"),
-            "format is 'yuv'; expected one of: rgb, bgr, rgba, nv12",
+            "format is 'yuv'; expected one of: rgb, bgr, rgba, nv12, i420",
         ),
         (
             lambda: kernels.composite(FRAMES, BOXES, INDEX, CROPS, GENERATED, format="nv12"),
             "images are 9 x 9; nv12 needs an even",
+        ),
+        (
+            lambda: kernels.composite(FRAMES, BOXES, INDEX, CROPS, GENERATED, format="i420"),
+            "images are 9 x 9; i420 needs an even",
         ),
         (
             lambda: kernels.composite(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import kernels
 from benchmarks import frame_loop
+from kernels.spec import YUV_FORMATS
 from tests.tolerances import TOLERANCES, U8, assert_close
 
 FORMULA = TOLERANCES["convert_color", U8, "formula"]
@@ -201,7 +202,7 @@ def test_planar_order_is_blue_green_red():
         (
             torch.zeros(1, 2, 2, 3).byte(),
             "yuv",
-            "source is 'yuv'; expected one of: rgb, bgr, rgba, nv12, planar",
+            "source is 'yuv'; expected one of: rgb, bgr, rgba, nv12, i420, planar",
         ),
         (torch.zeros(1, 2, 2, 4).byte(), "rgb", r"\(1, 2, 2, 4\).*\(n, H, W, 3\)"),
         (torch.zeros(1, 2, 2, 3), "rgb", "torch.float32.*torch.uint8"),
@@ -266,9 +267,58 @@ def test_nv12_and_back():
     assert (back[..., 0] == back[..., 1]).all() and (back[..., 1] == back[..., 2]).all()
 
 
-def test_nv12_from_nv12_is_a_copy():
-    nv12 = torch.randint(0, 256, (2, 12, 6), dtype=torch.uint8)
-    assert torch.equal(kernels.convert_color(nv12, "nv12", "nv12"), nv12)
+@pytest.mark.parametrize("format", YUV_FORMATS)
+def test_yuv_from_itself_is_a_copy(format):
+    images = torch.randint(0, 256, (2, 12, 6), dtype=torch.uint8)
+    assert torch.equal(kernels.convert_color(images, format, format), images)
+
+
+def planes_apart(nv12: torch.Tensor) -> torch.Tensor:
+    """Rearrange NV12 into I420, one image after another."""
+    height = nv12.shape[1] * 2 // 3
+    return torch.stack([
+        torch.cat([image[:height].flatten(), image[height:, ::2].flatten(), image[height:, 1::2].flatten()])
+        for image in nv12
+    ]).view(nv12.shape)  # fmt: skip
+
+
+# H / 2 odd, so that V begins in the middle of a row of the array; and even.
+@pytest.mark.parametrize(("height", "width"), [(6, 10), (8, 6), (2, 2), (1280, 720)])
+@pytest.mark.parametrize("source", ["rgb", "bgr", "rgba", "planar_bgr"])
+def test_i420_is_nv12_rearranged(person, source, height, width):
+    rgb = person[:2, -height:, -width:]
+    images = kernels.convert_color(rgb, "rgb", source)
+    nv12 = kernels.convert_color(images, source, "nv12")
+    i420 = kernels.convert_color(images, source, "i420")
+    assert torch.equal(i420, planes_apart(nv12))
+    assert torch.equal(kernels.convert_color(nv12, "nv12", "i420"), i420)
+    assert torch.equal(kernels.convert_color(i420, "i420", "nv12"), nv12)
+    strided = torch.cat([i420, nv12], dim=2)[..., :width]
+    assert torch.equal(kernels.convert_color(strided, "i420", "nv12"), nv12)
+    back = kernels.convert_color(strided, "i420", source)
+    assert torch.equal(back, kernels.convert_color(nv12, "nv12", source))
+
+
+def test_i420_matches_ffmpeg(person):
+    """The layout is that of PyAV's arrays of yuv420p."""
+    av = pytest.importorskip("av")
+    frame = av.VideoFrame.from_ndarray(person[0].numpy(), "rgb24")
+    theirs = frame.reformat(format="yuv420p", dst_colorspace="ITU709").to_ndarray()
+    ours = kernels.convert_color(person[:1], "rgb", "i420")[0].numpy()
+    assert ours.shape == theirs.shape
+    assert_close(ours[:1280], theirs[:1280], TOLERANCES["convert_color", U8, "Y of FFmpeg"])
+    for rows in (slice(1280, 1600), slice(1600, 1920)):  # as for NV12
+        assert np.abs(ours[rows].astype(int) - theirs[rows]).mean() < 0.6
+
+
+def test_i420_has_the_layout_of_opencv(person):
+    """OpenCV knows BT.601 only, whose planes of a picture are almost proportional to ours."""
+    rgb = person[:1, 200:400, 200:360]
+    ours = kernels.convert_color(rgb, "rgb", "i420")[0].numpy().astype(int)
+    theirs = cv2.cvtColor(rgb[0].numpy(), cv2.COLOR_RGB2YUV_I420)
+    assert theirs.shape == ours.shape == (300, 160)
+    for plane in (slice(0, 200), slice(200, 250), slice(250, 300)):
+        assert np.corrcoef(ours[plane].ravel(), theirs[plane].ravel())[0, 1] > 0.97
 
 
 @pytest.mark.parametrize(
@@ -287,8 +337,16 @@ def test_nv12_from_nv12_is_a_copy():
             r"\(1, 4, 4\); nv12 needs rows divisible by 3",
         ),
         (lambda: kernels.convert_color(torch.zeros(1, 6, 3).byte(), "nv12", "rgb"), "even width"),
+        (
+            lambda: kernels.convert_color(torch.zeros(1, 3, 4, 3).byte(), "rgb", "i420"),
+            "images are 3 x 4; i420 needs an even height and width",
+        ),
+        (
+            lambda: kernels.convert_color(torch.zeros(1, 4, 4).byte(), "i420", "rgb"),
+            r"\(1, 4, 4\); i420 needs rows divisible by 3",
+        ),
     ],
 )
-def test_bad_nv12(call, message):
+def test_bad_yuv(call, message):
     with pytest.raises(ValueError, match=message):
         call()

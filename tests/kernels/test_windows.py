@@ -126,6 +126,91 @@ def test_features_beyond_the_window_are_not_read():
     assert torch.equal(kernels.feature_windows(features, start=8, count=8), expected)
 
 
+def rings_of(streams: list[torch.Tensor], ring: int) -> torch.Tensor:
+    """Write streams into rings row by row, as sessions do: (B, R, ...), NaN where nothing is."""
+    made = torch.full((len(streams), ring, streams[0].shape[1]), float("nan"))
+    for rows, stream in zip(made, streams, strict=True):
+        for number, row in enumerate(stream):
+            rows[number % ring] = row
+    return made
+
+
+def streams_of(make, data: st.DataObject, least: int) -> tuple[list[torch.Tensor], int]:
+    """Draw the lengths of 1 to 4 streams, and the rows of their rings."""
+    ring = data.draw(st.integers(16, 50))
+    lengths = data.draw(st.lists(st.integers(least, 6 * ring), min_size=1, max_size=4))
+    return [make(length) + 10_000_000 * number for number, length in enumerate(lengths)], ring
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_mel_windows_of_rings(data):
+    streams, ring = streams_of(mel_of, data, 16)
+    mel = rings_of(streams, ring)
+    sources = data.draw(st.lists(st.integers(0, len(streams) - 1), max_size=6))
+    # What a ring still holds: its last R rows.
+    rows = [
+        data.draw(st.integers(max(len(streams[source]) - ring, 0), len(streams[source]) - 16))
+        for source in sources
+    ]
+    windows = kernels.ring_mel_windows(mel, torch.tensor(rows).long(), torch.tensor(sources).long())
+    assert windows.shape == (len(rows), 1, 80, 16)
+    for window, row, source in zip(windows, rows, sources, strict=True):
+        # At 80 frames a second, window f begins at row f.
+        assert torch.equal(
+            window[None], kernels.mel_windows(streams[source], fps=80, start=row, count=1)
+        )
+        np.testing.assert_array_equal(window[0], streams[source].numpy()[row : row + 16].T)
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_feature_windows_of_rings(data):
+    streams, ring = streams_of(features_of, data, 7)
+    features = rings_of(streams, ring)
+    sources = data.draw(st.lists(st.integers(0, len(streams) - 1), max_size=6))
+    frames = []
+    for length in (len(streams[source]) for source in sources):
+        # Frame i needs E[i - 9] to E[i + 6].
+        oldest = 0 if length <= ring else length - ring + 9
+        frames.append(data.draw(st.integers(oldest, length - 7)))
+    windows = kernels.ring_feature_windows(
+        features, torch.tensor(frames).long(), torch.tensor(sources).long()
+    )
+    assert windows.shape == (len(frames), 32, 16, 16)
+    for window, frame, source in zip(windows, frames, sources, strict=True):
+        expected = kernels.feature_windows(streams[source], start=frame, count=1)
+        assert torch.equal(window[None], expected)
+        padded = np.concatenate([streams[source][:1].numpy(), streams[source].numpy()])
+        np.testing.assert_array_equal(window, frame_loop.feature_window(padded, frame))
+
+
+def test_feature_window_of_a_ring_by_hand():
+    features = rings_of([features_of(100), features_of(20)], 20)
+    frames, sources = torch.tensor([0, 8, 9, 93]), torch.tensor([1, 1, 1, 0])
+    windows = kernels.ring_feature_windows(features, frames, sources).view(4, 16, 512)
+    numbers = (windows[:, :, 0] - 1) / 512  # the feature of each row; -1/512 for zeros
+    assert numbers[0].tolist() == [-1 / 512] * 8 + [0, 0, 1, 2, 3, 4, 5, 6]
+    assert numbers[1].tolist() == [0, 0, *range(1, 15)]
+    assert numbers[2].tolist() == list(range(16))
+    assert numbers[3].tolist() == list(range(84, 100))
+
+
+def test_rings_of_other_dtypes_and_out():
+    frames, sources = torch.tensor([5, 90, 40]), torch.tensor([1, 0, 1])
+    features = torch.randn(2, 32, 512)
+    for dtype in (torch.float16, torch.bfloat16):
+        out = torch.full((3, 32, 16, 16), float("nan"), dtype=dtype)
+        rings = features.to(dtype)
+        assert kernels.ring_feature_windows(rings, frames, sources, out=out) is out
+        whole = kernels.ring_feature_windows(rings.float(), frames, sources)
+        assert torch.equal(out.float(), whole)
+    out = torch.full((3, 1, 80, 16), float("nan"))
+    mel = mel_of(64).view(2, 32, 80)
+    assert kernels.ring_mel_windows(mel, frames, sources, out=out) is out
+    assert torch.equal(out, kernels.ring_mel_windows(mel, frames, sources))
+
+
 def test_half_precision_and_out():
     features = features_of(9).half()
     out = torch.full((11, 32, 16, 16), float("nan"), dtype=torch.float16)
@@ -135,6 +220,10 @@ def test_half_precision_and_out():
     out = torch.full((28, 1, 80, 16), float("nan"))
     assert kernels.mel_windows(mel, out=out) is out
     assert torch.equal(out, kernels.mel_windows(mel))
+
+
+MELS, RINGS = torch.zeros(2, 16, 80), torch.zeros(2, 16, 512)
+NUMBERS, SOURCES = torch.zeros(3).long(), torch.zeros(3).long()
 
 
 @pytest.mark.parametrize(
@@ -157,6 +246,62 @@ def test_half_precision_and_out():
             "0 to 8 were requested; expected a range in 0 to 7",
         ),
         (lambda: kernels.feature_windows(torch.zeros(5, 512).double()), "float64"),
+        (
+            lambda: kernels.ring_mel_windows(MELS[0], NUMBERS, SOURCES),
+            r"mel has shape \(16, 80\); expected \(B, R, 80\)",
+        ),
+        (
+            lambda: kernels.ring_mel_windows(MELS[:, :15], NUMBERS, SOURCES),
+            "mel has rings of 15 rows; expected at least 16",
+        ),
+        (
+            lambda: kernels.ring_mel_windows(MELS.half(), NUMBERS, SOURCES),
+            "mel has dtype torch.float16; expected torch.float32",
+        ),
+        (
+            lambda: kernels.ring_mel_windows(MELS, NUMBERS.int(), SOURCES),
+            "rows has dtype torch.int32; expected torch.int64",
+        ),
+        (
+            lambda: kernels.ring_mel_windows(MELS, NUMBERS, SOURCES[:2]),
+            r"sources has shape \(2,\); expected \(3,\)",
+        ),
+        (
+            lambda: kernels.ring_mel_windows(MELS[:0], NUMBERS, SOURCES),
+            "mel has 0 streams; sources selects 3",
+        ),
+        (
+            lambda: kernels.ring_mel_windows(MELS, NUMBERS, SOURCES.to("meta")),
+            "sources is on meta; expected cpu",
+        ),
+        (
+            lambda: kernels.ring_mel_windows(MELS, NUMBERS, SOURCES, out=torch.zeros(2, 1, 80, 16)),
+            r"out has shape \(2, 1, 80, 16\); expected \(3, 1, 80, 16\)",
+        ),
+        (
+            lambda: kernels.ring_mel_windows(
+                MELS, NUMBERS[:1], SOURCES[:1], out=MELS[:1].view(1, 1, 80, 16)
+            ),
+            "out overlaps mel in memory",
+        ),
+        (
+            lambda: kernels.ring_feature_windows(RINGS[:, :15], NUMBERS, SOURCES),
+            "features has rings of 15 rows; expected at least 16",
+        ),
+        (
+            lambda: kernels.ring_feature_windows(RINGS.double(), NUMBERS, SOURCES),
+            "features has dtype torch.float64; expected torch.float32 or torch.float16 or",
+        ),
+        (
+            lambda: kernels.ring_feature_windows(RINGS, 5, SOURCES),
+            "frames is a int; expected a torch.Tensor",
+        ),
+        (
+            lambda: kernels.ring_feature_windows(
+                RINGS, NUMBERS[:1], SOURCES[:1], out=RINGS[:1].view(1, 32, 16, 16)
+            ),
+            "out overlaps features in memory",
+        ),
     ],
 )
 def test_bad_input(call, message):

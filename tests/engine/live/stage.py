@@ -1,5 +1,6 @@
 """Live sessions without networks: a renderer that remembers what it was asked for, and a clock."""
 
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -7,10 +8,19 @@ import torch
 
 import kernels
 from engine.live.convert import SpeechConverter
-from engine.live.features import FeatureStream
-from engine.live.scheduler import Job, Scheduler
+from engine.live.features import RING_ROWS, FeatureStream, Window
+from engine.live.job import Job, Rendered, Renderer
+from engine.live.rings import SILENT_FRAME, SILENT_SLOT, FeatureRings
+from engine.live.scheduler import Scheduler
 from engine.live.session import Piece, Session, SessionState
 from engine.live.stream import SpeechStream
+
+
+def voice(seed: int, count: int) -> np.ndarray:
+    """Noise with a changing level: nothing in it repeats."""
+    random = np.random.default_rng(seed)
+    level = 0.5 + 0.5 * np.sin(np.arange(count) / 1700 + seed)
+    return (0.3 * level * random.standard_normal(count)).astype(np.float32)
 
 
 def encode(windows: np.ndarray) -> np.ndarray:
@@ -20,26 +30,36 @@ def encode(windows: np.ndarray) -> np.ndarray:
 
 
 class FakeRenderer:
-    """Keeps every job; a frame is its number among them."""
+    """Keeps every job with its audio; a frame is its number among them."""
 
     def __init__(self, batch_size: int = 8, seconds: float = 0.0, clock: "Clock | None" = None):
         self.batch_size, self.jobs, self.batches = batch_size, list[Job](), list[int]()
+        self.audio, self.heard = list[torch.Tensor](), 0
         self._seconds, self._clock = seconds, clock
-        window = np.full((1, 1, kernels.MEL_BANDS, kernels.MEL_WINDOW_ROWS), -4, np.float32)
-        self.silence = self.encode(window)[0]
+        self.wait: Callable[[], object] | None = None  # for frames that come later, as a GPU's
+        windows = torch.empty(5, 1, kernels.MEL_BANDS, kernels.MEL_WINDOW_ROWS)
+        self.rings = FeatureRings(
+            torch.full((100, RING_ROWS, kernels.FEATURE_DIM), torch.nan),
+            windows,
+            lambda n: torch.from_numpy(encode(windows[:n].numpy())),
+            batch_size=batch_size,
+        )
 
-    def encode(self, windows: np.ndarray) -> np.ndarray:
-        return encode(windows)
+    def hear(self, windows: list[Window]) -> None:
+        self.heard += len(windows)
+        self.rings.compute(windows)
 
-    def render(self, jobs: list[Job]) -> list[torch.Tensor]:
+    def render(self, jobs: list[Job]) -> Rendered:
         self.batches.append(len(jobs))
-        frames = []
-        for job in jobs:
-            frames.append(torch.tensor([len(self.jobs)]).view(1, 1, 1, 1))
-            self.jobs.append(job)
+        slots = [SILENT_SLOT if job.silent else job.slot for job in jobs]
+        numbers = [SILENT_FRAME if job.silent else job.frame for job in jobs]
+        self.audio += list(self.rings.audio(slots, numbers, torch.empty(len(jobs), 32, 16, 16)))
+        first = len(self.jobs)
+        self.jobs += jobs
         if self._clock is not None:
             self._clock.time += self._seconds * len(jobs)
-        return frames
+        frames = [torch.tensor(first + n).view(1, 1, 1, 1) for n in range(len(jobs))]
+        return Rendered(frames, self.wait)
 
 
 class Clock:
@@ -53,10 +73,17 @@ class Clock:
 class Stage:
     """A scheduler that tests step by hand."""
 
-    def __init__(self, *, batch_size: int = 8, seconds: float = 0.0, abandoned: float = 10.0):
+    def __init__(
+        self,
+        renderer: Renderer | None = None,
+        *,
+        batch_size: int = 8,
+        seconds: float = 0.0,
+        abandoned: float = 10.0,
+    ):
         self.clock = Clock()
-        self.renderer = FakeRenderer(batch_size, seconds, self.clock)
-        self.scheduler = Scheduler(self.renderer, now=self.clock, abandoned=abandoned)
+        self.renderer = renderer or FakeRenderer(batch_size, seconds, self.clock)
+        self.scheduler = Scheduler(now=self.clock, abandoned=abandoned)
 
     def open(
         self,
@@ -67,6 +94,7 @@ class Stage:
         prebuffer: float = 0.45,
         clock: str = "taken",
         ahead: int = 3,
+        picture: Callable[[int], int] = lambda number: number,
     ) -> Session:
         stream = SpeechStream(
             fps,
@@ -75,15 +103,18 @@ class Stage:
             prebuffer=prebuffer,
             converter=lambda: SpeechConverter(sample_rate),
         )
+        slot = self.renderer.rings.open()
+        assert slot is not None
         state = SessionState(
+            self.renderer,
             stream,
-            FeatureStream(fps, self.renderer.silence),
-            lambda number: number,
+            FeatureStream(fps, slot),
+            picture,
             fps=fps,
             clock=clock,
             begin=self.clock() + ahead / float(fps),
             ahead=ahead,
-            wake=lambda: None,
+            wake=self.scheduler.wake,
         )
         self.scheduler.add(state)
         return Session(state, sample_rate=sample_rate, channels=channels, now=self.clock)
@@ -119,6 +150,10 @@ class Stage:
 
     def job(self, piece: Piece) -> Job:
         return self.renderer.jobs[int(piece.frames)]
+
+    def audio(self, piece: Piece) -> np.ndarray:
+        """(32, 16, 16): what the generator hears for a frame."""
+        return self.renderer.audio[int(piece.frames)].numpy()
 
 
 def expected_audio(pcm: np.ndarray, count: int, fps: Fraction) -> np.ndarray:

@@ -6,9 +6,12 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from av.video.reformatter import Colorspace
 from PIL import Image
 
+from engine.errors import InputError
 from engine.media.encode import EncoderPool, H264Encoder, JpegEncoder
+from engine.media.h264 import has_nvenc
 
 
 def pictures(count: int, height: int, width: int) -> np.ndarray:
@@ -44,6 +47,49 @@ def test_h264(size):
         assert (
             np.abs(after - before).mean() < 3
         )  # an inch off in range or matrix would be 8 and more
+
+
+@pytest.mark.parametrize("format", ["i420", "nv12"])
+def test_planes_are_encoded_as_they_are(format):
+    """FFmpeg converts the same frames: the same packets, or nearly the same frames."""
+    frames, size = pictures(8, 64, 96), (64, 96)
+    of_rgb = H264Encoder(*size, Fraction(25), crf=5, codec="libx264")
+    of_planes = H264Encoder(*size, Fraction(25), crf=5, format=format, codec="libx264")
+    packets: list[list[bytes]] = [[], []]
+    for frame in frames:
+        reference = av.VideoFrame.from_ndarray(frame, "rgb24")
+        name = "nv12" if format == "nv12" else "yuv420p"
+        planes = reference.reformat(format=name, dst_colorspace=Colorspace.ITU709).to_ndarray()
+        assert planes.shape == (96, 96)
+        packets[0].append(of_rgb.encode(frame).data)
+        packets[1].append(of_planes.encode(planes).data)
+    if format == "i420":
+        assert packets[0] == packets[1]
+    for one, two in zip(*map(decode, packets), strict=True):
+        assert np.abs(one.astype(int) - two).mean() < 1
+
+
+def test_nvenc_only_where_there_is_one(monkeypatch):
+    """Told by name it is an error without; otherwise x264 takes its place."""
+    encoder = H264Encoder(64, 96, Fraction(25))
+    assert encoder.codec == ("h264_nvenc" if has_nvenc() else "libx264")
+    if not has_nvenc():
+        with pytest.raises(InputError, match="FFmpeg cannot open h264_nvenc for 96 x 64"):
+            H264Encoder(64, 96, Fraction(25), codec="h264_nvenc")
+        monkeypatch.setattr("engine.media.encode.has_nvenc", lambda: True)  # all streams are taken
+        assert H264Encoder(64, 96, Fraction(25)).codec == "libx264"
+
+
+@pytest.mark.gpu
+def test_nvenc():
+    if not has_nvenc():
+        pytest.skip("this GPU does not encode")
+    frames = pictures(40, 256, 256)
+    encoder = H264Encoder(256, 256, Fraction(25), crf=12, codec="h264_nvenc")
+    encoded = [encoder.encode(frame, keyframe=number == 7) for number, frame in enumerate(frames)]
+    assert [frame.number for frame in encoded if frame.keyframe][:2] == [0, 7]
+    for before, after in zip(frames, decode([frame.data for frame in encoded]), strict=True):
+        assert np.abs(after.astype(int) - before).mean() < 3
 
 
 def test_a_keyframe_needs_no_frames_before_it():

@@ -185,3 +185,82 @@ def test_extreme_features_pass_through(device):
     want = reference.feature_windows(features.cpu(), 0, torch.empty(5, 32, 16, 16))
     got = kernels.feature_windows(features).cpu()
     assert torch.equal(got.view(torch.int32), want.view(torch.int32))
+
+
+# Many streams, and one; R of 16, and others that 16 does not divide. The first frames, frames
+# around a wrap, and one that is hours away; repeats.
+RINGS = [(1, 16), (3, 37), (5, 64)]
+NUMBERS = [0, 1, 7, 8, 9, 10, 15, 16, 17, 30, 37, 63, 64, 100, 100, 2**33 + 5]
+
+
+def picks(streams: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make the number and the stream of each window."""
+    sources = torch.arange(len(NUMBERS)) * 7 % streams
+    return torch.tensor(NUMBERS, device=device), sources.to(device)
+
+
+@pytest.mark.parametrize(("streams", "ring"), RINGS)
+def test_ring_mel_windows(device, poisoned, streams, ring):
+    mel = mel_of(streams * ring, device).view(streams, ring, 80)
+    rows, sources = picks(streams, device)
+    out = poisoned(len(rows), 1, 80, 16)
+    assert kernels.ring_mel_windows(mel, rows, sources, out=out) is out
+    want = torch.empty(out.shape)
+    reference.ring_mel_windows(mel.cpu(), rows.cpu(), sources.cpu(), want)
+    assert torch.equal(out.cpu(), want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("streams", "ring"), RINGS)
+def test_ring_feature_windows(device, poisoned, streams, ring, dtype):
+    features = torch.randn(streams, ring, 512, generator=torch.Generator().manual_seed(ring))
+    features = features.to(device, dtype)
+    frames, sources = picks(streams, device)
+    out = poisoned(len(frames), 32, 16, 16, dtype=dtype)
+    assert kernels.ring_feature_windows(features, frames, sources, out=out) is out
+    want = torch.empty(out.shape, dtype=dtype)
+    reference.ring_feature_windows(features.cpu(), frames.cpu(), sources.cpu(), want)
+    assert torch.equal(out.cpu(), want)
+
+
+def test_ring_windows_strided_and_transposed(device, poisoned):
+    mel = mel_of(3 * 20, device).view(3, 20, 80)
+    features = torch.randn(3, 20, 512, device=device)
+    numbers, sources = picks(3, device)
+    audio = poisoned(len(numbers), 32, 16, 16, shift=3)
+    for stage, rings, out in (
+        (kernels.ring_mel_windows, mel, poisoned(len(numbers), 1, 80, 16, shift=1)),
+        (kernels.ring_feature_windows, features, audio),
+    ):
+        want = stage(rings, numbers, sources, out=out)
+        wide = torch.cat([rings, -rings], dim=2)[..., : rings.shape[2]]  # gaps between the rows
+        long = torch.cat([rings, -rings], dim=1)[:, : rings.shape[1]]  # and between the rings
+        by_row = rings.transpose(0, 1).contiguous().transpose(0, 1)
+        by_column = rings.transpose(1, 2).contiguous().transpose(1, 2)
+        for strided in (wide, long, by_row, by_column):
+            assert torch.equal(stage(strided, numbers, sources), want)
+        numbers_of_two = torch.stack([numbers, sources], dim=1)
+        assert torch.equal(stage(rings, *numbers_of_two.unbind(1)), want)
+
+
+def test_other_rows_of_a_ring_are_not_read(device):
+    """The rows that a stream is about to overwrite may hold anything."""
+    features = torch.full((2, 40, 512), float("nan"), device=device)
+    mel = torch.full((2, 40, 80), float("nan"), device=device)
+    numbers = torch.tensor([75, 3], device=device)
+    mel[0, 75 - 40 :], mel[0, : 75 + 16 - 80], mel[1, 3 : 3 + 16] = 1, 1, 1
+    features[0, 75 - 9 - 40 :], features[0, : 75 + 7 - 80], features[1, : 3 + 7] = 1, 1, 1
+    sources = torch.arange(2, device=device)
+    assert (kernels.ring_mel_windows(mel, numbers, sources) == 1).all()
+    windows = kernels.ring_feature_windows(features, numbers, sources).view(2, 16, 512)
+    assert (windows[0] == 1).all() and (windows[1, 5:] == 1).all() and (windows[1, :5] == 0).all()
+
+
+def test_extreme_features_of_a_ring_pass_through(device):
+    features = torch.full((1, 16, 512), 1e10, device=device)
+    features[0, 0, ::2], features[0, 1, ::2], features[0, 2, ::2] = float("inf"), -0.0, float("nan")
+    frames, sources = torch.tensor([0, 5, 12]), torch.zeros(3).long()
+    want = torch.empty(3, 32, 16, 16)
+    reference.ring_feature_windows(features.cpu(), frames, sources, want)
+    got = kernels.ring_feature_windows(features, frames.to(device), sources.to(device)).cpu()
+    assert torch.equal(got.view(torch.int32), want.view(torch.int32))

@@ -6,7 +6,9 @@ import torch
 import kernels
 from benchmarks import frame_loop
 from kernels import reference
+from kernels.checks import byte_shape
 from kernels.fused import face_input
+from kernels.spec import YUV_FORMATS
 from tests.tolerances import F32, TOLERANCES, U8, assert_close
 
 INPUT_TO_REFERENCE = TOLERANCES["face_input", U8, "reference"]
@@ -42,8 +44,7 @@ def check_composite(
     height, width = frames.shape[1:3]
     for mode in modes:
         for format in formats:
-            tail = {"rgba": (height, width, 4), "nv12": (height * 3 // 2, width)}
-            shape = len(index), *tail.get(format, (height, width, 3))
+            shape = byte_shape(format, len(index), height, width)
             out = poisoned(*shape, dtype=torch.uint8, shift=shift)
             arguments = frames, boxes, index, crops, generated
             assert kernels.composite(*arguments, mode=mode, format=format, out=out) is out
@@ -128,8 +129,8 @@ def test_as_launched(device, poisoned, person, mode):
 @pytest.mark.parametrize("format", kernels.COMPOSITE_FORMATS)
 @pytest.mark.parametrize("width", [80, 72, 68, 70, 71])
 def test_formats_and_widths(device, poisoned, person, width, format):
-    if format == "nv12" and width % 2:
-        pytest.skip("NV12 has even widths")
+    if format in YUV_FORMATS and width % 2:
+        pytest.skip("NV12 and I420 have even widths")
     part = {"height": 62, "width": width}
     frames, boxes, index = cut(device, person, [[21, -7, 62, 34], [35, 33, 84, 82]], [1, 0], **part)
     crops = torch.randint(0, 256, (2, 328, 328, 3), dtype=torch.uint8, device=device)
@@ -137,6 +138,23 @@ def test_formats_and_widths(device, poisoned, person, width, format):
     # Both modes share the code that depends on the width: one is enough for the interpreter.
     modes = kernels.COMPOSITE_MODES if width == 72 or device.type == "cuda" else ["direct"]
     check_composite(frames, boxes, index, crops, generated, poisoned, modes, [format])
+
+
+@pytest.mark.parametrize("width", [72, 70])
+def test_i420_is_nv12_rearranged(device, poisoned, person, width):
+    part = {"height": 62, "width": width}
+    frames, boxes, index = cut(device, person, [[21, -7, 62, 34], [35, 33, 84, 82]], [1, 0], **part)
+    crops = torch.randint(0, 256, (2, 328, 328, 3), dtype=torch.uint8, device=device)
+    arguments = frames, boxes, index, crops, generated_for(index, device)
+    for mode in kernels.COMPOSITE_MODES if device.type == "cuda" else ["direct"]:
+        nv12, i420 = (
+            kernels.composite(
+                *arguments, mode=mode, format=format, out=poisoned(2, 93, width, dtype=torch.uint8)
+            )
+            for format in YUV_FORMATS
+        )
+        planes = [nv12[:, :62], nv12[:, 62:, ::2], nv12[:, 62:, 1::2]]
+        assert torch.equal(i420.flatten(1), torch.cat([plane.flatten(1) for plane in planes], 1))
 
 
 @pytest.mark.parametrize("format", kernels.COMPOSITE_FORMATS)

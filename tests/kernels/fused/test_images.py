@@ -5,6 +5,7 @@ import torch
 
 import kernels
 from kernels import reference
+from kernels.spec import YUV_FORMATS
 from tests.tolerances import TOLERANCES, U8, assert_close
 
 PAIRS = [(s, t) for s in kernels.COLOR_FORMATS for t in kernels.COLOR_FORMATS]
@@ -14,17 +15,22 @@ def image_of(format: str, height: int, width: int, n: int = 2) -> torch.Tensor:
     generator = torch.Generator().manual_seed(height * width)
     if format == "planar_bgr":
         return torch.rand(n, 3, height, width, generator=generator) * 1.2 - 0.1
-    shape = {"rgba": (height, width, 4), "nv12": (height * 3 // 2, width)}
-    size = n, *shape.get(format, (height, width, 3))
-    return torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
+    shape = (height, width, 4 if format == "rgba" else 3)
+    if format in YUV_FORMATS:
+        shape = (height * 3 // 2, width)
+    return torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=generator)
 
 
-# Rows whose number of bytes 16, 4, 2 and 1 divide; a single pixel; more than one program.
-@pytest.mark.parametrize(("height", "width"), [(4, 16), (6, 4), (2, 2), (40, 130), (3, 5), (1, 1)])
+# Rows whose number of bytes 16, 4, 2 and 1 divide, and in I420 half of it; an odd number of rows of
+# U and V; a single pixel; more than one program.
+SHAPES = [(4, 16), (6, 4), (2, 2), (6, 32), (10, 24), (40, 130), (3, 5), (1, 1)]
+
+
+@pytest.mark.parametrize(("height", "width"), SHAPES)
 @pytest.mark.parametrize(("source", "target"), PAIRS)
 def test_convert_color(device, poisoned, source, target, height, width):
-    if "nv12" in (source, target) and (height % 2 or width % 2):
-        pytest.skip("NV12 needs even sides")
+    if {source, target} & {*YUV_FORMATS} and (height % 2 or width % 2):
+        pytest.skip("NV12 and I420 need even sides")
     images = image_of(source, height, width).to(device)
     shape = image_of(target, height, width).shape
     floats = (torch.float32, torch.float16)

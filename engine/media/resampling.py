@@ -1,0 +1,40 @@
+"""Sound resampled as it comes."""
+
+import av
+import numpy as np
+
+import kernels
+
+from .speech import audio_frame
+
+
+class Resampler:
+    """Resamples mono sound to 16 kHz in pieces of any length, giving the samples that `read_speech`
+    gives.
+
+    Args:
+        sample_rate: of the sound, Hz.
+    """
+
+    def __init__(self, sample_rate: int):
+        self._rate, self._count = sample_rate, 0
+        self._resampler = av.AudioResampler("flt", "mono", kernels.SAMPLE_RATE)
+
+    def __call__(self, sound: np.ndarray) -> np.ndarray:
+        """Take (n,) float32 samples, return the (m,) samples that are ready."""
+        if not len(sound):
+            return sound
+        frame = audio_frame(sound[None], self._rate, self._count)
+        self._count += len(sound)
+        return _joined(self._resampler.resample(frame))
+
+    def flush(self) -> np.ndarray:
+        """Return the samples that were held back."""
+        if not self._count:
+            return np.empty(0, np.float32)
+        return _joined(self._resampler.resample(None))
+
+
+def _joined(frames: list[av.AudioFrame]) -> np.ndarray:
+    parts = [frame.to_ndarray()[0] for frame in frames]
+    return np.concatenate(parts) if parts else np.empty(0, np.float32)

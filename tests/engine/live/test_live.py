@@ -1,0 +1,140 @@
+"""What `Live` lets in, and several avatars on one device."""
+
+import gc
+import threading
+import time
+import weakref
+
+import numpy as np
+import pytest
+import torch
+
+from engine import Avatar
+from engine.errors import DeviceError, InputError
+from engine.live import Live, renderer
+from tests.engine.files import Folders
+from tests.engine.live.stage import Clock, voice
+from tests.engine.live.test_renderers import NETWORKS, tiny  # noqa: F401 (a fixture)
+
+
+@pytest.fixture
+def avatar(tiny):  # noqa: F811
+    return Avatar.load(tiny, **NETWORKS)
+
+
+@pytest.fixture
+def live(avatar):
+    """No thread makes frames, and no time passes."""
+    with Live(avatar, precision="fp32", now=Clock(), start=False) as live:
+        yield live
+
+
+def costs(live: Live, seconds: float) -> None:
+    """Let a frame cost that many seconds."""
+    batches = live.scheduler._costs_of(live._renderer)
+    batches._seconds_per_frame = {1: seconds}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sample_rate": 7999}, "sample rate is 7999; expected 8000 to 192000"),
+        ({"sample_rate": 192001}, "sample rate is 192001; expected 8000 to 192000"),
+        ({"channels": 3}, "channels is 3; expected 1 or 2"),
+        ({"prebuffer": -0.1}, "prebuffer is -0.1; expected 0 to 10 seconds"),
+        ({"clock": "sun"}, "clock is 'sun'; expected one of: wall, taken"),
+        ({"ahead": 26}, "ahead is 26; expected 0 to 25 frames"),
+        ({"loop": "once"}, "loop is 'once'; expected one of: pingpong, wrap"),
+        ({"start_frame": 7}, "start frame is 7; expected 0 to 6"),
+    ],
+)
+def test_options_out_of_range(live, options, message):
+    with pytest.raises(InputError, match=message):
+        live.open(**options)
+    assert len(live.scheduler) == 0 and len(live._renderer.rings._free) == renderer.SLOTS - 1
+
+
+def test_no_more_sessions_than_there_is_time_for(live):
+    """A frame of 12 ms, 25 times a second: 3 sessions take 0.9 of the time."""
+    costs(live, 0.012)
+    assert live.capacity() == 3
+    sessions = [live.open() for _ in range(3)]
+    assert live.capacity() == 3
+    message = "3 sessions of this avatar are open, and cpu has time for 3 at 25 frames a second"
+    with pytest.raises(DeviceError, match=message):
+        live.open()
+    live.open(clock="taken")  # which nobody waits for
+    sessions[0].close()
+    live.open()
+    costs(live, 0.1)  # a device that is too slow for one serves one
+    for session in sessions:
+        session.close()
+    live.scheduler.close_sessions(live._renderer)
+    assert live.capacity() == 1
+
+
+def test_no_more_sessions_than_there_are_rings(live, monkeypatch):
+    sessions = [live.open(clock="taken") for _ in range(renderer.SLOTS - 1)]
+    with pytest.raises(DeviceError, match="511 sessions are open; expected fewer"):
+        live.open(clock="taken")
+    sessions[7].close()
+    live.scheduler.step()
+    live.open(clock="taken")
+
+
+def test_closed(avatar):
+    live = Live(avatar, precision="fp32")
+    session = live.open(clock="taken")
+    live.close()
+    assert session.take() is None
+    with pytest.raises(InputError, match="live sessions are closed"):
+        live.open()
+    assert not any(thread.name.startswith("viseme-") for thread in threading.enumerate())
+
+
+def test_two_avatars_share_a_device(avatar, small, networks, tmp_path):
+    """Each batch has frames of one; the time is divided; closing one leaves the other."""
+    with Live(avatar, precision="fp32") as first:
+        folders = Folders(tmp_path, small[0][:4, :90, :110], [[5, 5, 70, 70]] * 4, networks)
+        second = Avatar.load(folders.native("second"), **NETWORKS)
+        second = Live(second, precision="fp32", beside=first)
+        costs(first, 0.012)
+        costs(second, 0.006)
+        assert (first.capacity(), second.capacity()) == (3, 6)
+        in_real_time = [first.open(), second.open()]
+        assert (first.capacity(), second.capacity()) == (1 + 1, 1 + 3)
+        for session in in_real_time:
+            session.close()
+        sessions = [live.open(clock="taken") for live in (first, second, first, second)]
+        sounds = [voice(seed, 12_000) for seed in range(4)]
+        for session, sound in zip(sessions, sounds, strict=True):
+            session.push(sound)
+            session.flush()
+        sizes = [(1, 140, 200, 3), (1, 90, 110, 3)]
+        for session, sound, size in zip(sessions, sounds, sizes, strict=False):
+            pieces = [session.take(60) for _ in range(20)]
+            assert all(piece.frames.shape == size for piece in pieces)
+            played = np.concatenate([piece.sound[0] for piece in pieces])
+            assert np.array_equal(played[:12_000], sound)
+        kept = weakref.ref(second._renderer)
+        second.close()
+        assert sessions[3].take() is None and sessions[2].take(60) is not None
+        del second, session, sessions[3], sessions[1], in_real_time
+        for _ in range(200):  # the thread of the scheduler lets go of it
+            gc.collect()
+            if kept() is None:
+                break
+            time.sleep(0.05)
+        assert kept() is None
+
+
+def test_avatars_of_two_devices_do_not_share(live, tiny):  # noqa: F811
+    other = Avatar.load(tiny, **NETWORKS)
+    other.device = torch.device("cuda", 1)
+    with pytest.raises(InputError, match="are on cpu and cuda:1; expected one device"):
+        Live(other, beside=live)
+
+
+def test_formats_of_a_gpu_on_a_cpu(avatar):
+    with pytest.raises(InputError, match="format is 'nv12'; expected 'rgb' on a CPU"):
+        Live(avatar, format="nv12")
