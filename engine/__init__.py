@@ -2,11 +2,11 @@
 
 import os
 
-# Idle threads of OpenMP spin unless told otherwise before PyTorch loads it, and occupy the cores
-# that the networks need.
+# OpenMP's idle threads spin by default, and occupy cores that the networks need. The variable must
+# be set before PyTorch loads OpenMP.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# ONNX Runtime reports its use to Microsoft and writes a device's number into the cache folder,
-# unless told otherwise before it is loaded.
+# ONNX Runtime sends telemetry to Microsoft and writes a device ID into the cache folder. The
+# variable must be set before it is loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from .avatar import Avatar

@@ -36,23 +36,23 @@ from .runtime.exported import exported
 from .runtime.signature import AUDIO_ENCODER, CHECKPOINT_SUFFIXES, GENERATOR, Signature
 
 SIGNATURES = {"generator": GENERATOR, "audio-encoder": AUDIO_ENCODER}
-# Smallest, best and largest batch: those that a pipeline runs on a GPU, and all smaller ones, which
-# come at the beginning of a stream and at the end of a file.
+# Smallest, best and largest batch. A pipeline also runs batches smaller than its usual one, at the
+# beginning of a stream and at the end of a file.
 BATCH = {"generator": [1, 25, 25], "audio_encoder": [1, ENCODER_BATCH, ENCODER_BATCH]}
-# TensorRT's tensors have fewer than 2**31 values, and the generator's largest has 64 x 320 x 320
-# for each frame. TensorRT for RTX accepts more, and computes a wrong memory size.
+# TensorRT's tensors must have fewer than 2**31 values; the generator's largest has 64 x 320 x 320
+# per frame. TensorRT for RTX accepts more, but computes a wrong memory size.
 MAX_BATCH = 256
 
 
 @dataclass(frozen=True)
 class Target:
-    """What to build with, and for what.
+    """The TensorRT to build with, and the GPUs, precision and batches to build for.
 
     Attributes:
-        edition: the TensorRT to build with.
+        edition: the edition of TensorRT.
         architectures: compute capabilities, 89 for 8.9.
         precision: "fp16" or "fp32".
-        batch: smallest, best and largest; None for the batches that pipelines run.
+        batch: smallest, best and largest batch; None for those that pipelines run.
     """
 
     edition: TensorRTEdition
@@ -71,22 +71,23 @@ def build(
     inspect: bool = False,
     verbose: bool = False,
 ) -> str:
-    """Build the plan of a network, unless a plan with the same key is there already.
+    """Build the plan of a network, unless there is already a plan with the same key.
 
     Args:
         signature: GENERATOR or AUDIO_ENCODER.
         source: a checkpoint, or an ONNX file in float16 or float32 whose batch is free or 1.
         output: NAME.plan; the record is written to NAME.json beside it.
-        target: what to build with, and for what.
-        force: build in any case.
+        target: TensorRT, GPUs, precision and batches.
+        force: build even if there is a plan with the same key.
         inspect: print the layers as parsed and, on a GPU, as built.
         verbose: print TensorRT's messages.
 
     Returns:
-        A line that sums up the plan.
+        A line that describes the plan.
 
     Raises:
-        InputError: the file, TensorRT or the disk does not allow it.
+        InputError: the file cannot be used, TensorRT cannot build it, or the plan cannot be
+            written.
     """
     _check_source(source)
     check_output_path(output)
@@ -129,7 +130,7 @@ def build(
 def _check_source(source: Path) -> None:
     if source.suffix.lower() not in (".onnx", *CHECKPOINT_SUFFIXES):
         suffixes = ", ".join((".onnx", *CHECKPOINT_SUFFIXES))
-        raise InputError(f"{source} must end in one of {suffixes}")
+        raise InputError(f"{source} ends in {source.suffix!r}; expected one of {suffixes}")
     if not source.is_file():
         raise InputError(f"{source} {'is not a file' if source.exists() else 'does not exist'}")
 
@@ -162,7 +163,7 @@ def _reusable(output: Path, key: BuildKey) -> PlanRecord | None:
 
 
 def _load_converted(signature: Signature, source: Path, target: Target, verbose: bool) -> OnnxGraph:
-    """Load the network as TensorRT is to get it, and print what was converted."""
+    """Load the network, convert it for TensorRT, and print the changes."""
     path = source
     if source.suffix.lower() != ".onnx":
         path = exported(signature, source, target.precision)
@@ -186,12 +187,12 @@ def _summary(record: PlanRecord) -> str:
 
 
 def _print_engine(target: Target, output: Path) -> None:
-    """Print the layers as built. TensorRT tells them only where the plan can be loaded."""
+    """Print the layers as built, which TensorRT knows only on a GPU that can load the plan."""
     here = gpu_architecture()
     if here not in target.architectures:
         where = "there is no GPU here" if here is None else f"the GPU here is SM{here}"
         can = architecture_names(target.architectures)
-        print(f"{printable(output)}: the layers as built can be seen on {can}; {where}")
+        print(f"{printable(output)}: the layers as built can only be read on {can}; {where}")
         return
     trt, log = target.edition.module(), logger(target.edition)
     runtime = trt.Runtime(log)
@@ -216,7 +217,7 @@ def main(arguments: list[str] | None = None) -> int:
         for signature, source, output in _networks(options):
             batch = options.batch
             if options.avatar and signature is AUDIO_ENCODER:
-                batch = None  # --batch counts frames; the audio encoder's batches are of windows
+                batch = None  # --batch counts frames; the audio encoder's batches are mel windows
             summary = build(
                 signature,
                 source,
@@ -232,7 +233,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _networks(options: argparse.Namespace) -> list[tuple[Signature, Path, Path]]:
-    """Return the networks to build: signature, file, plan."""
+    """Return (signature, file, plan) of each network to build."""
     if options.avatar is None:
         source = Path(options.file)
         output = Path(options.output) if options.output else source.with_suffix(".plan")
@@ -250,7 +251,7 @@ def _architectures(text: str) -> list[int]:
     numbers = [part.strip().lower().removeprefix("sm") for part in text.split(",")]
     if not all(number.isdigit() and 10 <= int(number) < 1000 for number in numbers):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a list of compute capabilities without dots, such as 86,89,120"
+            f"architectures are {text!r}; expected compute capabilities without dots, such as 86,89"
         )
     return [int(number) for number in numbers]
 
@@ -266,8 +267,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("file", nargs="?", metavar="FILE", help=".onnx, .pth, .pt or .safetensors")
     add("-o", "--output", metavar="NAME.plan", help="default: FILE with the suffix .plan")
     add("--avatar", metavar="DIR", help="build both networks of an avatar, instead of NETWORK FILE")
-    add("--generator", metavar="FILE", help="use this generator instead of the avatar's")
-    add("--audio-encoder", metavar="FILE", help="use this encoder instead of the avatar's")
+    add("--generator", metavar="FILE", help="generator to use instead of the avatar's")
+    add("--audio-encoder", metavar="FILE", help="audio encoder to use instead of the avatar's")
     add("--edition", choices=EDITIONS, help="which TensorRT (default: the one for the GPU)")
     add(
         "--arch",
@@ -283,7 +284,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         type=int,
         metavar=("MIN", "OPT", "MAX"),
         help="smallest, best and largest batch (default: generator 1 25 25, audio encoder "
-        f"1 {ENCODER_BATCH} {ENCODER_BATCH}; with --avatar it is the generator's)",
+        f"1 {ENCODER_BATCH} {ENCODER_BATCH}; with --avatar, the generator's)",
     )
     add("--force", action="store_true", help="build even if the plan is up to date")
     add("--inspect", action="store_true", help="print the layers as parsed and, on a GPU, as built")
@@ -292,7 +293,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     if (options.avatar is None) == (options.file is None):
         parser.error("expected a network and its file, or --avatar DIR")
     if options.avatar and options.output:
-        parser.error("--output does not go with --avatar: plans are written beside the networks")
+        parser.error("--output cannot be given with --avatar; plans are beside the networks")
     return options
 
 

@@ -1,4 +1,4 @@
-"""This version, and its folder in the user's cache."""
+"""The version, and its folder in the user's cache."""
 
 import os
 import stat
@@ -16,21 +16,20 @@ except metadata.PackageNotFoundError:  # run from its source
 
 
 def cache_folder() -> Path:
-    """Return this version's cache folder, and create it: viseme/VERSION in $XDG_CACHE_HOME or
-    ~/.cache.
+    """Create and return this version's cache folder: viseme/VERSION in $XDG_CACHE_HOME or ~/.cache.
 
-    If neither is set, or ~/.cache cannot be written, it is a folder of this user in the temporary
-    folder, with a warning. Containers have such users.
+    If there is no home, or ~/.cache cannot be written, as in some containers, use a private folder
+    in the temporary folder, and warn.
 
     Raises:
-        InputError: it cannot be created, or others could write in it.
+        InputError: the folder cannot be created, or others can write to it.
     """
     given = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(given):  # a relative path is ignored, as specified
+    if os.path.isabs(given):  # the XDG specification says to ignore a relative path
         return _made(Path(given) / "viseme" / VERSION)
     try:
         home = Path.home()
-        reason = f"HOME is {str(home)!r}, no absolute path"
+        reason = f"HOME is {str(home)!r}, which is not an absolute path"
         if home.is_absolute():
             reason = f"{home} cannot be written"
             return _made(home / ".cache" / "viseme" / VERSION)
@@ -40,7 +39,7 @@ def cache_folder() -> Path:
         pass
     root = _private_folder(reason)
     warnings.warn(
-        f"{reason}; the cache is in {root}. Set XDG_CACHE_HOME to a folder that lasts",
+        f"{reason}; the cache is in {root}. Set XDG_CACHE_HOME to a folder that is kept",
         stacklevel=2,
     )
     return _made(root / "viseme" / VERSION)
@@ -50,18 +49,18 @@ def _made(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{folder} cannot be made: {error.strerror}") from error
+        raise InputError(f"{folder} cannot be created: {error.strerror}") from error
     return folder
 
 
 def _private_folder(reason: str) -> Path:
-    """Create a folder in the temporary folder that only this user can enter.
+    """Create a folder for this user alone in the temporary folder.
 
     Args:
-        reason: why it is needed, for errors.
+        reason: why the usual folder cannot be used, for errors.
 
     Raises:
-        InputError: it cannot be created, or its name is taken by what is not such a folder.
+        InputError: it cannot be created, or something else has its name.
     """
     user = os.getuid()
     try:
@@ -70,13 +69,13 @@ def _private_folder(reason: str) -> Path:
         found = folder.lstat()
     except OSError as error:
         raise InputError(
-            f"{reason}, and no cache can be made in the temporary folder ({error.strerror}). "
+            f"{reason}, and the temporary folder cannot be used ({error.strerror}). "
             "Set XDG_CACHE_HOME to a folder that can be written"
         ) from error
     private = found.st_uid == user and stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o077
     if not private:
         raise InputError(
-            f"{folder} is not a folder that only this user can enter; others could change what "
-            "it holds. Remove it, or set XDG_CACHE_HOME to another folder"
+            f"{folder} is not a private folder of this user, so that others could change its "
+            "content. Remove it, or set XDG_CACHE_HOME to another folder"
         )
     return folder

@@ -1,4 +1,4 @@
-"""How commands end: a user's mistake is one line and an exit code, never a traceback."""
+"""Run a command: a user's mistake ends in one line and an exit code, never in a traceback."""
 
 import argparse
 import io
@@ -19,13 +19,10 @@ class Parser(argparse.ArgumentParser):
 
 
 def run(work: Callable[[], object], *, interrupted: str) -> int:
-    """Do a command's work, and print an error as one line on stderr.
-
-    A warning is a line on stderr too.
-
+    """Do a command's work, and print errors and warnings as one line each on stderr.
     Args:
-        work: raises InputError or OSError for what a user can mend.
-        interrupted: the state after Ctrl-C, for people.
+        work: raises InputError or OSError for errors that a user can fix.
+        interrupted: a description of the state after Ctrl-C.
 
     Returns:
         The exit code: 0 done, 2 an error, 130 Ctrl-C.
@@ -39,7 +36,7 @@ def run(work: Callable[[], object], *, interrupted: str) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # a folder that may not be read, a disk that is full
+    except OSError as error:  # no permission, a full disk
         where = f"{error.filename}: " if error.filename else ""
         print(printable(f"error: {where}{error.strerror or error}"), file=sys.stderr)
         return 2
@@ -52,11 +49,11 @@ def run(work: Callable[[], object], *, interrupted: str) -> int:
 def program(main: Callable[[], int]) -> NoReturn:
     """Run a command's `main`, which returns an exit code, as a program.
 
-    SIGTERM unwinds the stack, so that files are cleaned up. A character that the locale cannot
-    print is printed as its escape.
+    SIGTERM unwinds the stack, so that temporary files are removed. Characters that the locale
+    cannot print are escaped.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # None where whoever started us closed it
+        if isinstance(stream, io.TextIOWrapper):  # None if the parent process closed it
             stream.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     sys.exit(main())

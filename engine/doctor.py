@@ -34,7 +34,7 @@ PACKAGES = (
 
 
 def report() -> Iterator[tuple[str, str]]:
-    """Yield (subject, finding) pairs, one for each line. A check that fails is a finding too."""
+    """Yield (subject, finding) pairs, one per line. A failed check is a finding too."""
     yield "viseme", _version("viseme") or "not installed (run from its source)"
     yield "Python", f"{platform.python_version()} at {sys.executable}"
     yield "system", platform.platform()
@@ -58,7 +58,7 @@ def report() -> Iterator[tuple[str, str]]:
 def _finding(check: Callable[[], str]) -> str:
     try:
         return check()
-    except Exception as error:  # a broken library raises anything, which is the finding
+    except Exception as error:  # a broken library may raise anything
         return f"does not work: {type(error).__name__}: {one_line(error)}"
 
 
@@ -91,7 +91,7 @@ def _gpu() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        return "none that PyTorch finds: everything runs on the CPU"
+        return "PyTorch finds none; everything runs on the CPU"
     found = []
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
@@ -106,7 +106,7 @@ def _gpu() -> str:
 def _driver() -> str:
     command = shutil.which("nvidia-smi")
     if command is None:
-        return "nvidia-smi is not there"
+        return "nvidia-smi is not installed"
     query = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
     done = subprocess.run(query, capture_output=True, text=True, timeout=20)
     return one_line(done.stdout if done.returncode == 0 else done.stderr or done.stdout)
@@ -122,7 +122,7 @@ def _triton() -> str:
     if missing:
         return f"cannot compile kernels on a GPU: {' and '.join(missing)} is missing"
     if not torch.cuda.is_available():
-        return f"C compiler {compiler} and Python.h are there; no GPU to run a kernel on"
+        return f"C compiler {compiler} and Python.h are installed; no GPU to run a kernel on"
     import kernels
 
     kernels.log_mel(torch.zeros(kernels.MIN_SAMPLES, device="cuda"))
@@ -165,7 +165,7 @@ def _onnxruntime() -> str:
     state = "works" if result.tolist() == [2, 2] else "computes wrong results"
     lost = ""
     if wanted and providers[0] not in wanted:
-        lost = "; its CUDA provider does not start here, so the GPU is not used"
+        lost = "; its CUDA provider does not start, so the GPU is not used"
     names = ", ".join(name.removesuffix("ExecutionProvider") for name in providers)
     return f"{state} on {names}{lost}"
 
@@ -190,7 +190,7 @@ def _ffmpeg() -> str:
     for name in ("libx264", "aac"):
         try:
             av.codec.Codec(name, "w")
-        except Exception:  # PyAV has changed the exception's class before
+        except Exception:  # the exception's class differs between versions of PyAV
             missing.append(name)
     version = getattr(av, "ffmpeg_version_info", "?")
     encoders = f"no {' and no '.join(missing)}: cannot write mp4" if missing else "writes mp4"
@@ -223,7 +223,7 @@ def _temporary() -> str:
 def main(arguments: list[str] | None = None) -> int:
     parser = Parser(
         prog="python -m engine.doctor",
-        description="Print versions, GPU, runtimes, codecs and caches: for a bug report, and to "
+        description="Print versions, GPU, runtimes, codecs and caches: for bug reports, and to "
         "see what works on this machine.",
     )
     parser.parse_args(arguments)

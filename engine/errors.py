@@ -1,13 +1,13 @@
-"""Errors that a user can mend."""
+"""Errors that a user can fix."""
 
 import reprlib
 
 
 class InputError(ValueError):
-    """Something given from outside cannot be used: one line says what, its value, what is allowed.
+    """An input cannot be used. The message is one line: the value, and what is expected instead.
 
-    Commands print it after "error:" and exit with 2; every other exception is a fault of ours.
-    What cannot be printed in it, as a newline in a file's name, is escaped.
+    Commands print it after "error:" and exit with 2. Every other exception is a bug. Characters
+    that cannot be printed, such as a newline in a file's name, are escaped.
     """
 
     def __init__(self, message: object):
@@ -15,13 +15,13 @@ class InputError(ValueError):
 
 
 class DeviceError(InputError):
-    """The device cannot be used for this: another one may."""
+    """The device cannot be used, but another one may."""
 
 
 def shortened(value: object, limit: int = 120) -> str:
-    """Return `repr(value)`, cut to `limit` characters, for an error line.
+    """Return `repr(value)`, shortened to `limit` characters, for an error line.
 
-    "..." marks what is left out. The full text of a long value is never built.
+    "..." marks an omission. The full text of a long value is never built.
     """
     text = _REPR.repr(value)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
@@ -33,8 +33,11 @@ _REPR.maxlevel = 3
 
 
 def printable(text: object) -> str:
-    """The text as one line: newlines, other control characters and bytes of a file name that are no
-    text are escaped, as in "a\\nb", so that a name cannot fake a line or drive a terminal."""
+    """Return the text as one printable line.
+
+    Newlines, other control characters and undecodable bytes of file names are escaped, as in
+    "a\\nb". So a name cannot forge a line of output or control a terminal.
+    """
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 

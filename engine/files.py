@@ -1,19 +1,22 @@
-"""Files and folders that appear whole or not at all."""
+"""Write files and folders atomically: under a temporary name, then renamed."""
 
+import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .errors import InputError
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Yield a new name beside `path` to write a file or a folder under.
+    """Yield a temporary name beside `path` for a file or a folder.
 
-    If the block ends well, what was written there is renamed to `path`; otherwise it is removed
-    and `path` stays as it was. The name is random, because processes of two containers may have
-    the same number, and ends as the path's does, because libraries choose the format by it.
+    If the block ends without an exception, the file or folder is renamed to `path`. Otherwise it is
+    removed, and `path` is unchanged. The name is random, because processes in two containers may
+    have the same ID. It has the suffix of `path`, because libraries choose the format by it.
 
     Raises:
         OSError: it cannot be renamed.
@@ -30,11 +33,27 @@ def whole(path: Path) -> Iterator[Path]:
                 partial.unlink()
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file by one call, `write(name)`, as in `whole`.
+def check_output(
+    output: Path, speech: str | os.PathLike[str], avatar: str | os.PathLike[str]
+) -> None:
+    """Check that an output does not overwrite what is read.
 
     Raises:
-        OSError: the folder or the disk does not allow it; `path` is as it was.
+        InputError: it does.
+    """
+    if not output.exists():
+        return
+    if Path(speech).exists() and output.samefile(speech):
+        raise InputError(f"{output} is the speech itself")
+    if output.resolve().is_relative_to(Path(avatar).resolve()):
+        raise InputError(f"{output} is a file of the avatar")
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file atomically, see `whole`. `write` is called with the temporary name.
+
+    Raises:
+        OSError: the file cannot be written; `path` is unchanged.
     """
     with whole(path) as partial:
         write(partial)

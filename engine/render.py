@@ -21,31 +21,32 @@ from .avatar import Avatar
 from .command import Parser, program, run
 from .device.host_copy import copy_to_host
 from .device.stopwatch import Stopwatch
-from .errors import DeviceError, InputError, printable
+from .errors import DeviceError, printable
+from .files import check_output
 from .media.images import IMAGE_FORMATS, QUALITY, ImageWriter
 from .media.video import VideoWriter
 from .pipeline import LOOPS, Loop, Pipeline, load_pcm
-from .runtime import RUNTIMES
+from .runtime import PRECISIONS, RUNTIMES
 
 StrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a render wrote, and how long it took."""
+    """The result of a render, and its times."""
 
     output: StrPath
-    """The mp4."""
+    """Name of the mp4."""
     frames: int
-    """Frames rendered."""
+    """Number of rendered frames."""
     video_seconds: float
-    """Length of the video, with the last frame held until the sound ends."""
+    """Length of the video in seconds, with the repetitions of the last frame."""
     render_seconds: float
-    """From the first batch on, with writing."""
+    """Seconds for rendering and writing all batches."""
     total_seconds: float
-    """With reading the speech and opening the networks."""
+    """Seconds for everything, including reading the speech and opening the networks."""
     stages: dict[str, float]
-    """Seconds of each stage; empty if not measured."""
+    """Seconds of each stage by name; empty if not measured."""
 
     def __str__(self) -> str:
         line = (
@@ -78,6 +79,7 @@ def render(
     mode: CompositeMode = "crop",
     device: str | None = None,
     runtime: str | None = None,
+    precision: str | None = None,
     generator: StrPath | None = None,
     audio_encoder: StrPath | None = None,
     stats: bool = False,
@@ -85,27 +87,29 @@ def render(
 ) -> Summary:
     """Render speech with an avatar to an mp4. The arguments are the command's options.
 
-    Warnings and the runtimes in use go to stderr. After an error no file is left.
+    Warnings and the runtimes in use are printed to stderr. After an error, no partial file stays.
 
     Args:
         images: folder for the frames as numbered images.
-        stats: measure the stages, which on a GPU costs a few microseconds a batch. On a CPU they
-            are always measured.
+        stats: measure each stage, which costs a few microseconds a batch on a GPU. On a CPU the
+            stages are always measured.
 
     Raises:
-        InputError: a file or an option cannot be used, in one line.
+        InputError: a file or an option cannot be used.
         DeviceError: the device cannot be used.
     """
     begin = time.perf_counter()
-    _check_output(Path(output), audio, avatar)
+    check_output(Path(output), audio, avatar)
     with ExitStack() as outputs:
-        # Speech and folders first, so that their errors do not wait for the networks.
+        # Speech and folders first, so that their errors come before the networks are opened.
         pcm = load_pcm(audio, track=audio_track)
         speech_read = time.perf_counter() - begin
         image_writer = None
         if images:
             image_writer = outputs.enter_context(ImageWriter(images, image_format, quality=quality))
-        pipeline = _open_pipeline(avatar, device, generator, audio_encoder, batch_size, runtime)
+        pipeline = _open_pipeline(
+            avatar, device, generator, audio_encoder, batch_size, runtime, precision
+        )
         opened = pipeline.avatar
         measured = stats or opened.device.type == "cpu"
         stopwatch = Stopwatch(pipeline.device) if measured else Stopwatch.off(pipeline.device)
@@ -134,7 +138,7 @@ def render(
     return Summary(
         output=output,
         frames=total,
-        video_seconds=float((total + video.held) / opened.fps),
+        video_seconds=float((total + video.repeated) / opened.fps),
         render_seconds=render_seconds,
         total_seconds=time.perf_counter() - begin,
         stages={"read speech": speech_read, **stopwatch.seconds()} if measured else {},
@@ -157,7 +161,7 @@ def _write(
 
 
 def _describe(pipeline: Pipeline) -> str:
-    """Return which runtimes were chosen and why, and the memory of a GPU that the buffers take."""
+    """Describe the chosen runtimes, the reasons, and the GPU memory of the buffers."""
     generator, encoder = pipeline.generator, pipeline.audio_encoder
     text = f"generator in {generator.description} ({generator.reason})"
     if encoder.description != generator.description:
@@ -173,16 +177,19 @@ def _open_pipeline(
     audio_encoder: StrPath | None,
     batch_size: int | None,
     runtime: str | None,
+    precision: str | None,
 ) -> Pipeline:
-    """Open an avatar and its networks on `device`; if None, on a GPU if it can be used, or else
-    on the CPU, with a warning if there is a GPU."""
+    """Open an avatar and its networks on a device.
+
+    Without `device`, use a GPU if PyTorch finds one. If it cannot be used, warn, and use the CPU.
+    """
     devices = [device] if device else ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
     for name in devices:
         try:
             opened = Avatar.load(
                 avatar, device=name, generator=generator, audio_encoder=audio_encoder
             )
-            return Pipeline(opened, batch_size=batch_size, runtime=runtime)
+            return Pipeline(opened, batch_size=batch_size, runtime=runtime, precision=precision)
         except DeviceError as error:
             if name == devices[-1]:
                 raise
@@ -190,25 +197,11 @@ def _open_pipeline(
     raise AssertionError
 
 
-def _check_output(output: Path, audio: StrPath, avatar: StrPath) -> None:
-    """Check that the output does not overwrite what is read.
-
-    Raises:
-        InputError: it does.
-    """
-    if not output.exists():
-        return
-    if Path(audio).exists() and output.samefile(audio):
-        raise InputError(f"{output} is the speech itself")
-    if output.resolve().is_relative_to(Path(avatar).resolve()):
-        raise InputError(f"{output} is a file of the avatar")
-
-
 def _warn_of_wide_pixels(avatar: Avatar, output: StrPath, images: StrPath) -> None:
     if abs(avatar.pixel_aspect - 1) > 0.01:
         warnings.warn(
-            f"the pixels of avatar {avatar.name!r} are shown {float(avatar.pixel_aspect):.3g} "
-            f"times as wide as high: {output} says so, the images in {images} cannot",
+            f"avatar {avatar.name!r} has a pixel aspect ratio of {float(avatar.pixel_aspect):.3g}: "
+            f"{output} stores it, but the images in {images} cannot",
             stacklevel=2,
         )
 
@@ -225,7 +218,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--audio-track",
         type=int,
         metavar="N",
-        help="which audio track of FILE, from 0 on (the one marked as the default)",
+        help="audio track of FILE, counted from 0 (the one marked as the default)",
     )
     add("-o", "--output", required=True, metavar="OUT.mp4")
     images = parser.add_mutually_exclusive_group()
@@ -233,28 +226,29 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         "--frames", dest="images", metavar="DIR", help="also write the frames as numbered images"
     )
     images.add_argument(
-        "--jpeg", metavar="DIR", help="the same as JPEG, made on the GPU with nvImageCodec there"
+        "--jpeg", metavar="DIR", help="the same as JPEG, encoded on the GPU if nvImageCodec can"
     )
     add(
         "--frames-format",
         dest="image_format",
         choices=IMAGE_FORMATS,
         default="png",
-        help="of --frames",
+        help="format of --frames (png)",
     )
-    add("--quality", type=int, default=QUALITY, metavar="Q", help="of a JPEG, 1 to 100 (95)")
+    add("--quality", type=int, default=QUALITY, metavar="Q", help="JPEG quality, 1 to 100 (95)")
     add("--batch-size", type=int, metavar="N", help="frames at once (25 on a GPU, 8 on a CPU)")
     add("--loop", choices=LOOPS, default="pingpong", help="how the avatar's frames repeat")
-    add("--start-frame", type=int, metavar="N", help="the avatar's frame to begin with")
+    add("--start-frame", type=int, metavar="N", help="number of the avatar's first frame (1 or 0)")
     add("--mode", choices=COMPOSITE_MODES, default="crop", help="how the mouth is pasted")
-    add("--device", choices=("cpu", "cuda"), help="cuda where there is a GPU, else cpu")
-    add("--runtime", choices=RUNTIMES, help="what runs the networks; what suits them by default")
-    add("--generator", metavar="FILE", help="a generator to use instead of the avatar's")
-    add("--audio-encoder", metavar="FILE", help="an audio encoder to use instead of the avatar's")
+    add("--device", choices=("cpu", "cuda"), help="cuda if there is a GPU, else cpu")
+    add("--runtime", choices=RUNTIMES, help="runtime of the networks (the best for their files)")
+    add("--precision", choices=PRECISIONS, help="of the generator on a CPU (fp32)")
+    add("--generator", metavar="FILE", help="generator to use instead of the avatar's")
+    add("--audio-encoder", metavar="FILE", help="audio encoder to use instead of the avatar's")
     add(
         "--stats",
         action="store_true",
-        help="say how long each stage took (always said on a CPU, where it costs nothing)",
+        help="print the time of each stage (always printed on a CPU)",
     )
     add("--no-progress", dest="progress", action="store_false", help="no progress bar")
     return parser.parse_args(arguments)

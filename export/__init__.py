@@ -1,9 +1,9 @@
-"""Checkpoint -> ONNX. As a command: `python -m export`."""
+"""Export checkpoints to ONNX. As a command: `python -m export`."""
 
 import os
 
-# ONNX Runtime reports its use to Microsoft and writes a device's number into the cache folder,
-# unless told otherwise before it is loaded.
+# ONNX Runtime sends telemetry to Microsoft and writes a device ID into the cache folder. The
+# variable must be set before it is loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from export.onnx import ExportError, Report, export

@@ -1,4 +1,4 @@
-"""The command: python -m export generator|audio-encoder CHECKPOINT -o FILE.onnx"""
+"""`python -m export`: export a checkpoint to an ONNX file, and compare it with PyTorch."""
 
 import argparse
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _export(options: argparse.Namespace) -> str:
-    """Export, and return a line that sums it up."""
+    """Export, and return a line that describes the result."""
     report = export(
         options.network.replace("-", "_"),
         options.checkpoint,
@@ -42,7 +42,7 @@ def _export(options: argparse.Namespace) -> str:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         prog="python -m export",
-        description="Exports a checkpoint to an ONNX file and checks it against PyTorch.",
+        description="Export a checkpoint to an ONNX file, and compare it with PyTorch.",
     )
     parser.add_argument("network", choices=["generator", "audio-encoder"])
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help=".pth, .pt or .safetensors")
@@ -51,15 +51,15 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--precision",
         choices=["fp16", "fp32"],
         default="fp16",
-        help="of the weights, inputs and outputs (default: fp16, for speed on a GPU; "
-        "a CPU runs both at the same speed)",
+        help="precision of weights, inputs and outputs (default: fp16, which is faster on a GPU; "
+        "on a CPU, the speed is the same)",
     )
     parser.add_argument(
         "--max-batch",
         metavar="N",
         type=int,
         default=64,
-        help="the batch is free from 1 to N; 1 fixes it (default: 64)",
+        help="largest batch; with 1, the batch is fixed (default: 64)",
     )
     return parser.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""Checkpoint -> ONNX file that has been checked against PyTorch."""
+"""Export a checkpoint to an ONNX file, and compare the file with PyTorch."""
 
 import contextlib
 import copy
@@ -23,8 +23,8 @@ from engine.plans.comparison import Difference, measure, random_inputs
 from models import checkpoint
 from models.batch_norm import fold_batch_norms
 
-# The lowest opset that PyTorch's exporter writes without converting, so that the file runs on the
-# oldest runtimes it can.
+# The lowest opset that PyTorch's exporter writes without a conversion, so that old runtimes can run
+# the file.
 _OPSET = 18
 
 _DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -35,15 +35,21 @@ _NAMES = {
 
 
 class ExportError(RuntimeError):
-    """The exported network does not compute what the checkpoint computes. One line."""
+    """The exported network differs from the checkpoint. The message is one line."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was exported, and how close it is to PyTorch float32.
+    """The exported file, and how close it is to PyTorch in float32.
 
-    max_difference: largest |difference|, in the output's own units; relative_difference: the same
-    over the output's scale (1 for the generator); psnr: dB, None for the audio encoder.
+    Attributes:
+        file: the ONNX file.
+        bytes: its size.
+        nodes: number of nodes in its graph.
+        precision: "fp16" or "fp32".
+        max_difference: largest |difference|, in the output's own units.
+        relative_difference: the same divided by the output's scale (1 for the generator).
+        psnr: PSNR in dB; None for the audio encoder.
     """
 
     file: Path
@@ -63,35 +69,44 @@ def export(
     precision: str = "fp16",
     max_batch: int = 64,
 ) -> Report:
-    """Exports a checkpoint, checks the file in ONNX Runtime, and only then gives it its name.
+    """Export a checkpoint to ONNX, and compare the file in ONNX Runtime with PyTorch in float32.
 
-    kind: "generator" or "audio_encoder". precision: "fp16" or "fp32", of the weights, the inputs
-    and the outputs. max_batch: the batch dimension is free from 1 to this; 1 fixes it.
-    Batch norms are folded into the convolutions before them, and the weights are in the file.
+    Batch norms are folded into the convolutions before them, and the weights are in the file. The
+    comparison uses random inputs of realistic scale, in batches of 1 and 3. The file gets its name
+    only after the comparison. After an error, an existing output is unchanged, and no partial file
+    stays.
 
-    The check compares with PyTorch float32 on random inputs of realistic scale, in batches of 1
-    and 3. Raises `ExportError` when it fails, `models.checkpoint.CheckpointError` for a checkpoint
-    that does not fit, `OSError` for an output that cannot be written, `ValueError` for the rest;
-    whatever is raised, an existing output stays as it was and no other file is left.
+    Args:
+        kind: "generator" or "audio_encoder".
+        checkpoint_path: the checkpoint, see `models.checkpoint.load`.
+        output: name of the ONNX file, which ends in .onnx.
+        precision: precision of weights, inputs and outputs, "fp16" or "fp32".
+        max_batch: largest batch. With 1, the batch is fixed; otherwise it is free.
+
+    Raises:
+        ExportError: the exported network differs from the checkpoint.
+        models.checkpoint.CheckpointError: the checkpoint cannot be used.
+        OSError: the output cannot be written.
+        ValueError: an argument is out of range.
     """
     if kind not in _NAMES:
-        raise ValueError(f"kind is {kind!r}, must be one of {', '.join(_NAMES)}")
+        raise ValueError(f"kind is {kind!r}; expected one of: {', '.join(_NAMES)}")
     if precision not in _DTYPES:
-        raise ValueError(f"precision is {precision!r}, must be one of {', '.join(_DTYPES)}")
+        raise ValueError(f"precision is {precision!r}; expected one of: {', '.join(_DTYPES)}")
     if max_batch < 1:
-        raise ValueError(f"max_batch is {max_batch}, must be at least 1")
+        raise ValueError(f"max_batch is {max_batch}; expected at least 1")
     output = Path(output)
     if output.suffix != ".onnx":
-        raise ValueError(f"{output}: the output's name must end in .onnx")
+        raise ValueError(f"output is {output}; expected a name that ends in .onnx")
     if output.is_dir():
         raise IsADirectoryError(f"{output}: is a folder")
 
     with whole(output) as part:
         try:
-            # Before the long work: is there a folder, and may one write there?
+            # Check before the long work that the folder exists and can be written.
             part.touch()
         except OSError as error:
-            raise type(error)(f"{output.parent}: cannot be written to: {error.strerror}") from None
+            raise type(error)(f"{output.parent}: cannot be written: {error.strerror}") from None
         _progress(printable(f"loading {checkpoint_path}"))
         reference = checkpoint.load(checkpoint_path, kind)
         network = copy.deepcopy(reference)
@@ -99,7 +114,7 @@ def export(
         network.to(_DTYPES[precision])
         for name, weight in network.named_parameters():
             if not torch.isfinite(weight).all():
-                raise ExportError(f"{name} is not finite in {precision} once its norm is folded in")
+                raise ExportError(f"{name} is not finite in {precision} after its norm is folded")
 
         _progress(f"exporting to {precision}")
         model = _to_onnx(kind, network, max_batch)
@@ -121,7 +136,7 @@ def _to_onnx(kind: str, network: nn.Module, max_batch: int) -> onnx.ModelProto:
     inputs, outputs = _NAMES[kind]
     dtype = next(network.parameters()).dtype
     free = max_batch > 1
-    # The exporter would take a batch of 1 for a constant.
+    # The exporter would make a batch of 1 a constant.
     example = tuple(torch.from_numpy(x).to(dtype) for x in random_inputs(kind, 2 if free else 1))
     batch = torch.export.Dim("batch", min=1, max=max_batch) if free else None
     with _silence():
@@ -135,9 +150,9 @@ def _to_onnx(kind: str, network: nn.Module, max_batch: int) -> onnx.ModelProto:
             opset_version=_OPSET,
             verbose=False,
         )
-    assert program is not None  # only without `dynamo`
+    assert program is not None  # None only without `dynamo`
     model = program.model_proto
-    # The exporter's notes hold stack traces, with the paths of the machine they were made on.
+    # The exporter's metadata has stack traces with the paths of this machine.
     for node in model.graph.node:
         del node.metadata_props[:]
         node.ClearField("doc_string")
@@ -152,7 +167,7 @@ def _to_onnx(kind: str, network: nn.Module, max_batch: int) -> onnx.ModelProto:
 def _check(
     kind: str, reference: nn.Module, path: Path, precision: str, max_batch: int
 ) -> Difference:
-    """Compares the file with PyTorch. Raises ExportError."""
+    """Compare the file with PyTorch, and raise ExportError if it differs too much."""
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     dtype = np.float16 if precision == "fp16" else np.float32
     outputs: list[np.ndarray] = []
@@ -161,16 +176,16 @@ def _check(
         inputs = random_inputs(kind, n)
         expected, peak = _run_reference(reference, inputs)
         if precision == "fp16" and peak > torch.finfo(torch.float16).max:
-            # ONNX Runtime computes in float32 on a CPU and would not notice; a GPU would.
+            # ONNX Runtime on a CPU computes in float32, so only a GPU would overflow.
             raise ExportError(
-                f"values inside the network reach {peak:.3g}, beyond float16's 65504: use fp32"
+                f"values inside the network reach {peak:.3g}, beyond float16's 65504; use fp32"
             )
         feeds = {i.name: x.astype(dtype) for i, x in zip(session.get_inputs(), inputs, strict=True)}
         (actual,) = session.run(None, feeds)
         if actual.shape != expected.shape or actual.dtype != dtype:
             raise ExportError(
-                f"the exported network gives {actual.dtype} {actual.shape} "
-                f"instead of {np.dtype(dtype)} {expected.shape}"
+                f"the exported network returns {actual.dtype} {actual.shape}; "
+                f"expected {np.dtype(dtype)} {expected.shape}"
             )
         outputs.append(actual)
         references.append(expected)
@@ -181,14 +196,15 @@ def _check(
 
 
 def _run_reference(reference: nn.Module, inputs: list[np.ndarray]) -> tuple[np.ndarray, float]:
-    """The output in float32, and the largest |value| of any layer's output on the way."""
+    """Return the output in float32, and the largest |value| of any layer's output."""
     peak = 0.0
 
     def note_peak(module: nn.Module, args: object, output: torch.Tensor) -> None:
         nonlocal peak
         peak = max(peak, output.abs().max().item())
 
-    # A batch norm's input does not exist in the exported network, hence no hook on its conv.
+    # No hooks on convolutions: their outputs do not exist in the exported network, where the batch
+    # norms are folded into them.
     hooks = [
         module.register_forward_hook(note_peak)
         for module in reference.modules()
@@ -205,7 +221,7 @@ def _run_reference(reference: nn.Module, inputs: list[np.ndarray]) -> tuple[np.n
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """Keeps the exporter's prints, warnings and log lines from the user."""
+    """Suppress the exporter's prints, warnings and log lines."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

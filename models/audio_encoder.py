@@ -1,7 +1,7 @@
 """The audio encoder: a mel window in, one feature out.
 
 The layout is that of Wav2Lip's audio encoder (Prajwal et al., 2020), which the SyncTalk 2D family
-trains on its own; the parameter names are the ones its published checkpoints carry.
+trains separately. The parameter names are those of the published checkpoints.
 """
 
 import torch
@@ -26,7 +26,7 @@ _BLOCKS = (
 
 
 class ConvBlock(nn.Module):
-    """Conv2d, batch norm, ReLU: (n, c, h, w) -> (n, out, h', w').
+    """Apply Conv2d, batch norm and ReLU: (n, c, h, w) -> (n, out, h', w').
 
     A residual block adds its input between the batch norm and the ReLU.
     """
@@ -54,12 +54,14 @@ class ConvBlock(nn.Module):
 
 
 class AudioEncoder(nn.Sequential):
-    """Mel windows -> features: (n, 1, 80, 16) -> (n, 512). 2.81 M parameters, 0.19 GFLOP a window.
+    """Encode mel windows as features. 2.81 M parameters, 0.19 GFLOP a window.
 
-    Takes the dtype of its weights: values in [-4, 4], dimension 2 being the mel band and
+    (n, 1, 80, 16) -> (n, 512).
+
+    The input has the dtype of the weights and values in [-4, 4]; dimension 2 is the mel band,
     dimension 3 the time. Features are >= 0.
 
-    The module is itself the Sequential, so that parameters are named as published files name them
+    The module itself is the Sequential, so that its parameters have the published names
     ("0.conv_block.0.weight"). `models.checkpoint` also reads files with an `audio_encoder.` prefix.
     """
 
@@ -67,5 +69,5 @@ class AudioEncoder(nn.Sequential):
         super().__init__(*(ConvBlock(*block) for block in _BLOCKS))
 
     def forward(self, mel_spectrogram: torch.Tensor) -> torch.Tensor:
-        # Naming the two dimensions keeps the batch dimension when n is 1.
+        # With explicit dimensions, the batch dimension stays if n is 1.
         return super().forward(mel_spectrogram).squeeze((2, 3))

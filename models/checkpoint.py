@@ -1,4 +1,4 @@
-"""Checkpoint files: found out, read, checked, and written."""
+"""Read, check and write checkpoint files."""
 
 import functools
 import os
@@ -25,29 +25,37 @@ _COUNTER = "num_batches_tracked"
 
 
 class CheckpointError(ValueError):
-    """A file that cannot be used as the checkpoint asked for. One line, naming the file."""
+    """A file cannot be used as a checkpoint of the network. The message is one line with the file's
+    name."""
 
 
 def load(path: str | os.PathLike[str], kind: str | None = None) -> nn.Module:
-    """Reads a checkpoint into the network it holds.
+    """Load a network from a checkpoint.
 
-    path: a .pth / .pt file (a state dict, or a training checkpoint with one inside, with or without
-        the prefixes that wrappers put before the names) or a .safetensors file, of any float dtype.
-        What a file is, is found out from its content, not from its name. Pickles are read with
-        `weights_only=True`: nothing in the file is ever run. What trainers keep beside weights
-        (NumPy scalars and arrays, paths, dates, namespaces, defaultdicts) is skipped.
-    kind: "generator", "audio_encoder", or None to find out from the names.
-    Returns a `Generator` or `AudioEncoder` in eval mode, float32, on the CPU.
-    Raises `CheckpointError` when the file is missing, is no checkpoint, holds another network, or
-    holds weights that are not finite or not floating point; `ValueError` for an unknown kind.
+    The format is recognized by the file's content, not by its name. Pickles are read with
+    `weights_only=True`, so that no code in the file is run. Values that trainers keep beside the
+    weights (NumPy scalars and arrays, paths, dates, namespaces, defaultdicts) are skipped.
+
+    Args:
+        path: a .pth or .pt file (a state dict, or a training checkpoint with one inside, with or
+            without the prefixes of wrappers) or a .safetensors file, in any float dtype.
+        kind: "generator" or "audio_encoder"; None to recognize it by the names of the weights.
+
+    Returns:
+        A `Generator` or `AudioEncoder` in eval mode, float32, on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, is not a checkpoint, has another network, or has
+            weights that are not finite or not floating point.
+        ValueError: `kind` is unknown.
     """
     if kind is not None and kind not in _NETWORKS:
-        raise ValueError(f"kind is {kind!r}, must be one of {', '.join(_NETWORKS)} or None")
+        raise ValueError(f"kind is {kind!r}; expected one of: {', '.join(_NETWORKS)}, None")
     path = Path(path)
     content = _read(path)
     candidates = [_without_prefix(tensors) for tensors in _state_dicts(content)]
     if not candidates:
-        raise CheckpointError(f"{path}: holds no weights{_guess_without_weights(content)}")
+        raise CheckpointError(f"{path}: has no weights{_guess_without_weights(content)}")
 
     kinds = list(_NETWORKS) if kind is None else [kind]
     scores = {
@@ -58,8 +66,8 @@ def load(path: str | os.PathLike[str], kind: str | None = None) -> nn.Module:
     if kind is None:
         complete = {name for name, i in scores if not any(_misfit(name, candidates[i]))}
         if len(complete) > 1:
-            raise CheckpointError(f"{path}: holds both networks; say which one is wanted")
-    # max() keeps the first of equals: the order of the file, which puts `model` before `ema`.
+            raise CheckpointError(f"{path}: has both networks; give the kind of the one to load")
+    # Of equal scores, max() returns the first in the file, where `model` comes before `ema`.
     found, index = max(scores, key=scores.__getitem__)
     tensors = candidates[index]
     _refuse_dtypes(path, found, tensors)
@@ -73,14 +81,19 @@ def load(path: str | os.PathLike[str], kind: str | None = None) -> nn.Module:
 
 
 def save(module: nn.Module, path: str | os.PathLike[str], *, precision: str = "fp32") -> None:
-    """Writes a network's weights as .safetensors, so that no half-written file is ever seen.
+    """Write a network's weights as .safetensors, atomically.
 
-    module: a `Generator` or `AudioEncoder`, on any device. precision: "fp32" or "fp16".
-    Raises `ValueError` for weights that are not finite in that precision, `OSError` when the file
-    cannot be written.
+    Args:
+        module: a `Generator` or `AudioEncoder`, on any device.
+        path: the file to write.
+        precision: "fp32" or "fp16".
+
+    Raises:
+        ValueError: a weight is not finite in that precision, or the precision is unknown.
+        OSError: the file cannot be written.
     """
     if precision not in ("fp32", "fp16"):
-        raise ValueError(f"precision is {precision!r}, must be fp32 or fp16")
+        raise ValueError(f"precision is {precision!r}; expected fp32 or fp16")
     dtype = torch.float16 if precision == "fp16" else torch.float32
     tensors = {}
     for name, tensor in module.state_dict().items():
@@ -101,7 +114,7 @@ def save(module: nn.Module, path: str | os.PathLike[str], *, precision: str = "f
 
 
 def _read(path: Path) -> object:
-    """The content of a checkpoint file, whichever format it has."""
+    """Read a checkpoint file of any format."""
     try:
         with path.open("rb") as file:
             head = file.read(64)
@@ -117,36 +130,37 @@ def _read(path: Path) -> object:
     if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path}: is a Git LFS pointer; fetch the file itself: git lfs pull")
     if head.lstrip()[:5].lower() in (b"<!doc", b"<html"):
-        raise CheckpointError(f"{path}: is a web page, not a checkpoint: the download went wrong")
+        raise CheckpointError(f"{path}: is a web page, not a checkpoint; download it again")
     # A safetensors file starts with the length of its JSON header, in 8 bytes.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
         try:
-            # `load_file` wants a name in UTF-8, and maps the file: it crashes if that is cut.
+            # Not `load_file`, which needs a name in UTF-8, and crashes if the file is truncated,
+            # because it maps it.
             return safetensors.torch.load(path.read_bytes())
         except (safetensors.SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: broken safetensors file: {_line(error)}") from None
-    # A zip archive or a pickle, the two forms that torch.save has had.
+    # torch.save writes a zip archive; older versions wrote a pickle.
     if not head.startswith((b"PK\x03\x04", b"\x80")):
         raise CheckpointError(f"{path}: not a checkpoint file{_guess_from_suffix(path)}")
     try:
-        with warnings.catch_warnings():  # of TorchScript files, which are refused below
+        with warnings.catch_warnings():  # about TorchScript files, which are refused below
             warnings.simplefilter("ignore")
             return read_pickle(path)
     except pickle.UnpicklingError as error:
         if name := refused_global(error):
             raise CheckpointError(
-                f"{path}: refused: it holds {name}, and a pickle with more than tensors in it "
-                "can run code; save the network's state_dict alone"
+                f"{path}: refused, because it contains {name}, and a pickle with more than tensors "
+                "can run code; save only the network's state_dict"
             ) from None
         if "Unsupported operand" in str(error):
             raise CheckpointError(
-                f"{path}: is broken, or a pickle of another protocol than torch.save's own, which "
+                f"{path}: is broken, or a pickle of another protocol than torch.save's, which "
                 "cannot be read safely; save the network's state_dict with torch.save"
             ) from None
         raise CheckpointError(f"{path}: broken or truncated checkpoint file") from None
     except Exception as error:
-        # torch.load has no documented exceptions: a broken file has given EOFError, RuntimeError,
-        # KeyError, UnicodeDecodeError and more.
+        # torch.load's exceptions are not documented. For broken files it has raised EOFError,
+        # RuntimeError, KeyError, UnicodeDecodeError and others.
         if "TorchScript" in str(error):
             raise CheckpointError(
                 f"{path}: is a TorchScript program; save the network's state_dict instead"
@@ -155,8 +169,8 @@ def _read(path: Path) -> object:
 
 
 def _state_dicts(content: object, depth: int = 3) -> Iterator[dict[str, torch.Tensor]]:
-    """Every mapping from names to weights in a checkpoint, the outermost first."""
-    # "param_groups" marks an optimizer, whose state holds tensors that are no weights.
+    """Yield every mapping from names to weights in a checkpoint, the outermost first."""
+    # "param_groups" marks an optimizer, whose tensors are not weights.
     if not isinstance(content, Mapping) or "param_groups" in content:
         return
     tensors = {
@@ -172,9 +186,9 @@ def _state_dicts(content: object, depth: int = 3) -> Iterator[dict[str, torch.Te
 
 
 def _without_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Without what wrappers (`module.`, `_orig_mod.`, `audio_encoder.`) put before every name.
+    """Remove the prefixes of wrappers (`module.`, `_orig_mod.`, `audio_encoder.`) from the names.
 
-    Neither network's own names all begin alike.
+    A prefix is common to all names, which a network's own names never are.
     """
     while len({name.partition(".")[0] for name in tensors}) == 1 and all("." in n for n in tensors):
         tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
@@ -188,7 +202,7 @@ def _expected(kind: str) -> dict[str, torch.Tensor]:
 
 
 def _misfit(kind: str, tensors: dict[str, torch.Tensor]) -> tuple[list[str], list[str], list[str]]:
-    """Names that are missing, unexpected, mis-shaped."""
+    """Return the names that are missing, unexpected, and of another shape."""
     expected = _expected(kind)
     missing = [n for n in expected if n not in tensors and not n.endswith(_COUNTER)]
     unexpected = [n for n in tensors if n not in expected]
@@ -201,19 +215,19 @@ def _misfit(kind: str, tensors: dict[str, torch.Tensor]) -> tuple[list[str], lis
 
 
 def _refuse_dtypes(path: Path, kind: str, tensors: dict[str, torch.Tensor]) -> None:
-    """Raise CheckpointError for weights that are there but are no plain floating-point numbers."""
+    """Raise CheckpointError for weights that are not dense floating-point tensors."""
     for name, expected in _expected(kind).items():
         tensor = tensors.get(name)
         if tensor is None or not expected.is_floating_point():
             continue
-        if not tensor.is_floating_point():  # the quantized are not, nor are the complex
+        if not tensor.is_floating_point():  # quantized, integer or complex
             raise CheckpointError(
-                f"{path}: {name} is {tensor.dtype}, and weights must be floating point; save the "
-                "network before it is quantized or converted"
+                f"{path}: {name} is {tensor.dtype}; expected floating point; save the network "
+                "before it is quantized or converted"
             )
         if tensor.layout != torch.strided or tensor.is_meta:
             what = "without values (meta)" if tensor.is_meta else str(tensor.layout)
-            raise CheckpointError(f"{path}: {name} is {what}, and weights must be dense tensors")
+            raise CheckpointError(f"{path}: {name} is {what}; expected a dense tensor")
 
 
 def _describe(misfit: tuple[list[str], list[str], list[str]]) -> str:
@@ -226,7 +240,7 @@ def _describe(misfit: tuple[list[str], list[str], list[str]]) -> str:
 
 
 def _guess(tensors: dict[str, torch.Tensor], wanted: str | None) -> str:
-    """What a state dict that is not the wanted network may be."""
+    """Guess what a state dict of another network is."""
     for kind, words in _WORDS.items():
         if kind != wanted and not any(_misfit(kind, tensors)):
             return f"it is {words}"
@@ -234,11 +248,11 @@ def _guess(tensors: dict[str, torch.Tensor], wanted: str | None) -> str:
     if any(part.startswith("face_decoder_blocks") for part in parts):
         return "it looks like a Wav2Lip network"
     if {"face_encoder", "audio_encoder"} <= parts:
-        return "it looks like a SyncNet, which is used in training only"
+        return "it looks like a SyncNet, which is only used in training"
     kind = max(_NETWORKS, key=lambda kind: len(_expected(kind).keys() & tensors.keys()))
     missing, unexpected, misshaped = _misfit(kind, tensors)
     if 2 * len(missing) > len(_expected(kind)):
-        return "it is no network that Viseme knows"
+        return "it is an unknown network"
     if not misshaped and not unexpected:
         return f"it is {_WORDS[kind]} with parts missing"
     if all(name.startswith("audio_model.") for name in missing + unexpected + misshaped):
@@ -257,14 +271,14 @@ def _guess_without_weights(content: object) -> str:
 
 def _guess_from_suffix(path: Path) -> str:
     if path.suffix == ".onnx":
-        return ": an ONNX file is already exported"
+        return ": an ONNX file needs no export"
     if path.suffix in (".plan", ".engine", ".trt"):
-        return ": a TensorRT plan is already built"
+        return ": it is a TensorRT plan"
     return ": neither PyTorch nor safetensors"
 
 
 def _build(path: Path, kind: str, tensors: dict[str, torch.Tensor]) -> nn.Module:
-    # On the meta device no weights are drawn: loading leaves the caller's random numbers alone.
+    # On the meta device, because initializing weights would change the caller's random state.
     with torch.device("meta"):
         network = _NETWORKS[kind]()
     weights = {}

@@ -1,8 +1,8 @@
-"""The generator: a lower face with its mouth masked, and a feature window, to the mouth that fits.
+"""The generator: from ROI, masked ROI and feature window to the ROI with the mouth that fits.
 
-A U-Net of MobileNetV2 inverted residuals (Sandler et al., 2018) with the audio joined at its
-narrowest point: the 328-pixel network of the SyncTalk 2D family. Parameter names are the ones its
-checkpoints carry, which is why some say what the layer once was (`maxpool_conv`).
+A U-Net of MobileNetV2 inverted residuals (Sandler et al., 2018), with the audio joined at its
+bottleneck: the 328-pixel network of the SyncTalk 2D family. Parameter names are those of its
+checkpoints, so some name an older design (`maxpool_conv`).
 """
 
 import torch
@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expand, 3x3 depthwise, 1x1 project: (n, c, h, w) -> (n, out, h / stride, w / stride).
+    """Apply 1x1 expand, 3x3 depthwise, 1x1 project: (n, c, h, w) -> (n, out, h / stride, w /
+    stride).
 
-    The expanded part has twice the input's channels. A residual one adds its input.
+    The expanded part has twice the input's channels. A residual block adds its input.
     """
 
     def __init__(
@@ -39,7 +40,8 @@ class InvertedResidual(nn.Module):
 
 
 class Double(nn.Module):
-    """Two inverted residuals: in -> out with the stride, then out -> out with a residual."""
+    """Apply two inverted residuals: in -> out with the stride, then out -> out as a residual
+    block."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
         super().__init__()
@@ -64,7 +66,7 @@ class In(nn.Module):
 
 
 class Down(nn.Module):
-    """Halves height and width: (n, c, h, w) -> (n, out, h / 2, w / 2)."""
+    """Halve height and width: (n, c, h, w) -> (n, out, h / 2, w / 2)."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -75,7 +77,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Doubles height and width and joins the down path's output of that size.
+    """Double height and width, and concatenate the down path's output of that size.
 
     (n, c, h, w), (n, s, 2h, 2w) -> (n, out, 2h, 2w), with c + s = in_channels.
     """
@@ -90,7 +92,7 @@ class Up(nn.Module):
 
 
 class AudioModel(nn.Module):
-    """Feature window -> what is joined to the face: (n, 32, 16, 16) -> (n, 512, 10, 10)."""
+    """Encode feature windows for the bottleneck: (n, 32, 16, 16) -> (n, 512, 10, 10)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +115,7 @@ class AudioModel(nn.Module):
 
 
 class Out(nn.Module):
-    """16 channels -> 3, by a 1x1 convolution with bias."""
+    """Reduce 16 channels to 3, by a 1x1 convolution with bias."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
@@ -124,16 +126,16 @@ class Out(nn.Module):
 
 
 class Generator(nn.Module):
-    """ROI + masked ROI, feature window -> the ROI with the mouth that fits.
+    """Generate the ROI with the mouth that fits the audio. 12.19 M parameters, 9.77 GFLOP a frame.
 
-    (n, 6, 320, 320), (n, 32, 16, 16) -> (n, 3, 320, 320), in the dtype of the weights.
-    12.19 M parameters, 9.77 GFLOP a frame.
+    Args:
+        input: (n, 6, 320, 320) in [0, 1], in the dtype of the weights. Channels 0-2 are the ROI as
+            planes B, G, R; channels 3-5 are the same with the mouth set to 0. Other sizes are an
+            error, because the audio joins at 10 x 10.
+        audio: (n, 32, 16, 16), 16 consecutive features of the audio encoder, reshaped.
 
-    input: values in [0, 1]; channels 0-2 are the ROI as planes B, G, R, channels 3-5 the same with
-        the mouth set to 0. Any other height and width than 320 is an error: the audio joins at
-        10 x 10.
-    audio: 16 consecutive features of the audio encoder, reshaped.
-    Returns planes B, G, R in [0, 1].
+    Returns:
+        (n, 3, 320, 320), planes B, G, R in [0, 1].
     """
 
     def __init__(self) -> None:

@@ -1,9 +1,9 @@
-"""Pickles of training checkpoints, read without running anything that is in them.
+"""Read pickles of training checkpoints without running any code in them.
 
-`torch.load(weights_only=True)` refuses what trainers keep beside the weights, such as NumPy scalars
-and paths. Here stand-ins take the place of such objects, so that no code of NumPy or another
-library runs on the file's data, a Windows path can be read on Linux, and the NumPy version that
-wrote the file does not matter.
+`torch.load(weights_only=True)` refuses objects that trainers keep beside the weights, such as NumPy
+scalars and paths. Here they are replaced by placeholders. So no code of NumPy or another library
+runs on the file's data, a Windows path can be read on Linux, and the NumPy version that wrote the
+file does not matter.
 """
 
 import pickle
@@ -17,7 +17,8 @@ import torch
 
 
 class _Ignored:
-    """Stands for an object that is no weight: takes whatever it is made of and keeps nothing."""
+    """A placeholder for an object that is not a weight. It accepts any arguments and keeps
+    nothing."""
 
     __slots__ = ()
 
@@ -32,12 +33,12 @@ class _Ignored:
 
 
 def _dict(*_: object) -> dict[Any, Any]:
-    """Stands for a defaultdict: its items may be weights, its factory is not needed."""
+    """Replace a defaultdict, whose items may be weights. Its factory is not needed."""
     return {}
 
 
 def _list(*_: object) -> list[Any]:
-    """Stands for a deque, without its maximum length."""
+    """Replace a deque. Its maximum length is not needed."""
     return []
 
 
@@ -60,22 +61,26 @@ _STAND_INS = {
     "collections.deque": _list,
     **{f"{module}.{name}": _Ignored for module, names in _IGNORED.items() for name in names},
 }
-# PyTorch has one list of safe globals for all threads: it must not change while a file is read.
+# PyTorch's list of safe globals is shared by all threads, and must not change while a file is read.
 _lock = Lock()
 
 
 def read_pickle(path: Path) -> object:
-    """The content of a file that `torch.save` wrote: tensors, plain values, and stand-ins.
+    """Read a file that `torch.save` wrote.
 
-    Raises `pickle.UnpicklingError` for anything else, see `refused_global`, and whatever else
-    `torch.load` raises for a broken file.
+    Returns:
+        Its content: tensors, plain values, and placeholders.
+
+    Raises:
+        pickle.UnpicklingError: the file contains other objects, see `refused_global`.
+        Exception: `torch.load` raises others for broken files.
     """
     with _lock:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             name = refused_global(error)
-            # PyTorch's message leaves out the module of what is in `builtins`.
+            # PyTorch's message omits the module name `builtins`.
             if name not in _STAND_INS and f"builtins.{name}" not in _STAND_INS:
                 raise
         safe: list[Callable[..., Any] | tuple[Callable[..., Any], str]]
@@ -85,6 +90,6 @@ def read_pickle(path: Path) -> object:
 
 
 def refused_global(error: pickle.UnpicklingError) -> str | None:
-    """The class or function whose use was refused, None if the error is another one."""
+    """Return the class or function that was refused; None if the error has another cause."""
     name = re.search(r"GLOBAL (\S+)", str(error))
     return name[1] if name else None

@@ -1,7 +1,7 @@
-"""What tests share: speech, frames of a person, networks that are not trained but not trivial.
+"""Shared fixtures: speech, frames of a person, and networks with random but usable weights.
 
-The fixtures import what they need themselves: the kernels' tests run on GPU hosts that have none
-of the libraries for media files and networks.
+Each fixture imports its libraries itself, because the kernels' tests run on GPU hosts without those
+for media files and networks.
 """
 
 import fcntl
@@ -21,9 +21,9 @@ from examples import DEMO
 
 ROOT = Path(__file__).parents[1]
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # some tests load ONNX Runtime first
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # before ONNX Runtime is loaded
 
-# A shell's background jobs ignore Ctrl-C, and what they start does too; some tests are about it.
+# A shell's background jobs and their children ignore Ctrl-C, which some tests need.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -98,11 +98,12 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def gentle(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Checkpoints that float16 suits, as it suits trained ones: the shared ones are too steep."""
+def fp16_safe_checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints whose values fit float16, as those of trained ones do. The shared ones exceed
+    it."""
     from models import AudioEncoder, Generator, checkpoint
 
-    folder = tmp_path_factory.mktemp("gentle")
+    folder = tmp_path_factory.mktemp("fp16_safe_checkpoints")
     torch.manual_seed(2)
     paths = {}
     for kind, module in {"generator": Generator(), "audio_encoder": AudioEncoder()}.items():
@@ -112,7 +113,7 @@ def gentle(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def _spread(generator: torch.nn.Module) -> None:
-    """Scale the last layer so that pixels of all brightness come out."""
+    """Scale the last layer so that the output has pixels of all brightness."""
     logits = []
     generator.outc.register_forward_hook(lambda *hook: logits.append(hook[2]))
     generator(torch.rand(1, 6, 320, 320), torch.randn(1, 32, 16, 16))
@@ -123,10 +124,11 @@ def _spread(generator: torch.nn.Module) -> None:
 
 
 @pytest.fixture(scope="session")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """name, make -> the folder that `make` filled, in one of pytest's processes for all of them.
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function of (name, make) that returns a folder filled by `make`, once for all of
+    pytest's processes.
 
-    What takes long, comes out the same in each, and is only read.
+    For files that take long to make, are the same in each process, and are only read.
     """
     root = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -147,7 +149,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def networks(checkpoints: dict[str, Path], made_once) -> dict[str, Path]:
+def networks(checkpoints: dict[str, Path], shared_folder) -> dict[str, Path]:
     """The same as float32 ONNX files with a free batch size."""
 
     def make(folder: Path) -> None:
@@ -156,5 +158,5 @@ def networks(checkpoints: dict[str, Path], made_once) -> dict[str, Path]:
         for kind, path in checkpoints.items():
             export(kind, path, folder / f"{kind}.onnx", precision="fp32")
 
-    folder = made_once("networks", make)
+    folder = shared_folder("networks", make)
     return {kind: folder / f"{kind}.onnx" for kind in checkpoints}

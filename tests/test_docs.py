@@ -1,5 +1,8 @@
-"""The pages say what is so: links, commands, options, figures, and the Python in them."""
+"""The documentation is correct: links, commands, options, figures, the API, and the Python in
+it."""
 
+import importlib
+import inspect
 import json
 import re
 import runpy
@@ -16,6 +19,8 @@ from typing import Any
 import pytest
 import torch
 
+import engine.live
+import kernels
 from engine import InputError
 from engine.pipeline import frame_numbers
 from tests.conftest import DEMO, ROOT
@@ -27,11 +32,12 @@ RESULTS = ROOT / "benchmarks" / "results"
 # the commands whose options a page lists, all of them
 DOCUMENTED = {
     "engine.render": "rendering.md",
+    "engine.live": "live.md",
     "engine.build": "networks.md",
     "export": "networks.md",
     "train": "training.md",
 }
-# the pages with Python in them, and what is made of it in the tests below
+# the pages with Python, which the tests below run
 WITH_PYTHON = {"README.md", "rendering.md", "kernels.md", "live.md"}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
@@ -57,7 +63,7 @@ def code_spans(page: Path) -> list[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """The names that GitHub gives to the headings of a page."""
+    """Return the anchors that GitHub gives to the headings of a page."""
     found: dict[str, int] = {}
     names = set()
     for heading in re.findall(r"^#+ (.+)$", prose(page), re.M):
@@ -69,7 +75,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def links(page: Path) -> list[str]:
-    """Where links and images point to, within the repository."""
+    """Return the targets of links and images within the repository."""
     text = prose(page)
     found = re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", text) + re.findall(
         r'(?:src|href)="([^"]+)"', text
@@ -85,7 +91,7 @@ def test_links_and_anchors_are_found():
 
 
 @every_page
-def test_links_lead_somewhere(page):
+def test_link_targets_exist(page):
     for target in links(page):
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
@@ -107,7 +113,7 @@ def modules(text: str) -> set[str]:
 
 
 def file_of(module: str) -> Path | None:
-    """The file that `python -m` runs, of a module of ours; None where it is another's."""
+    """Return the file that `python -m` runs for a module of ours; None for other modules."""
     if not (ROOT / module.partition(".")[0]).is_dir():
         return None
     path = ROOT.joinpath(*module.split("."))
@@ -128,7 +134,7 @@ def test_modules_are_commands(page):
 
 
 def commands(page: Path) -> list[tuple[str, list[str]]]:
-    """The commands of ours in a page's code: a module, and the options it gets."""
+    """Return our commands in a page's code: the module and its options."""
     found = []
     for block in blocks(page, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
@@ -147,11 +153,11 @@ OURS = sorted({m for page in PAGES for m in modules(page.read_text()) if file_of
 
 @cache
 def options_of(module: str) -> frozenset[str]:
-    """The options that `python -m module --help` lists."""
+    """Return the options that `python -m module --help` lists."""
     printed = StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
         patch.setattr(sys, "argv", [module, "--help"])
-        patch.setattr(signal, "signal", lambda *_: None)  # the handlers are pytest's
+        patch.setattr(signal, "signal", lambda *_: None)  # keep pytest's handlers
         patch.setenv("COLUMNS", "120")
         with pytest.raises(SystemExit) as ended:
             runpy.run_module(module, run_name="__main__", alter_sys=True)
@@ -198,6 +204,27 @@ def test_make_targets_exist(page):
     assert set(re.findall(r"^make ([\w-]+)", code, re.M)) <= set(targets)
 
 
+# --- the API -------------------------------------------------------------------------------------
+
+
+def test_the_api_is_that_of_the_docstrings():
+    """If it is not: make docs."""
+    assert (DOCS / "api.md").read_text() == runpy.run_path(str(DOCS / "api.py"))["page"]()
+
+
+def test_the_api_has_what_can_be_imported():
+    text = (DOCS / "api.md").read_text()
+    documented = set(re.findall(r"^### ([\w.]+)$", text, re.M))
+    for module in (engine, engine.live, kernels):
+        for name in module.__all__:
+            found = getattr(module, name)
+            if inspect.isclass(found) or inspect.isfunction(found):
+                assert f"{module.__name__}.{name}" in documented
+    for name in documented:
+        module, _, attribute = name.rpartition(".")
+        assert getattr(importlib.import_module(module), attribute).__doc__, name
+
+
 # --- figures -------------------------------------------------------------------------------------
 
 
@@ -217,7 +244,7 @@ def how_fast() -> str:
 
 
 def same(written: str, value: float) -> bool:
-    """Whether a figure is the value, rounded to the places it is written with."""
+    """Return whether a figure is the value, rounded to the figure's decimals."""
     return written == f"{value:.{len(written.partition('.')[2])}f}"
 
 
@@ -285,7 +312,7 @@ def test_no_gpu_figure_is_claimed_while_there_is_none():
 
 
 class Stub:
-    """A network that costs nothing."""
+    """A fake network that returns a constant."""
 
     dtype, description, reason = torch.float32, "stub", "a test"
     capturable, stream = True, None
@@ -306,7 +333,7 @@ def test_pages_with_python():
 
 @pytest.mark.parametrize("page", [README, DOCS / "rendering.md"], ids=lambda page: page.name)
 def test_the_pipelines_python(page, monkeypatch, speech):
-    """With a second of the speech, and networks that do nothing."""
+    """With a second of the speech and fake networks."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("engine.pipeline.open_network", lambda *_, **__: Stub())
     monkeypatch.setattr("engine.media.speech.read_speech", lambda path, **_: speech[:16000])
@@ -316,7 +343,7 @@ def test_the_pipelines_python(page, monkeypatch, speech):
 
 
 def test_the_live_python(monkeypatch, speech, capsys):
-    """In real time, with half a second of speech and networks that do nothing."""
+    """In real time, with half a second of speech and fake networks."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("engine.pipeline.open_network", lambda *_, **__: Stub())
     names = run_python(DOCS / "live.md", pcm=speech[16000:28000])
@@ -355,7 +382,7 @@ def test_the_native_avatar_is_the_demos():
     assert all(box in json.loads((DEMO / "boxes.json").read_text()) for box in boxes)
 
 
-def test_the_error_is_what_is_said():
+def test_the_documented_error_is_raised():
     with pytest.raises(InputError) as caught:
         frame_numbers(250, start=250)
     assert blocks(DOCS / "rendering.md", "text") == [f"error: {caught.value}\n"]

@@ -18,18 +18,21 @@ WIDE_OPEN = Mouth(openness=1)
 
 
 def lips(mouth: Mouth, pose: Pose = TURNED) -> np.ndarray:
-    """The drawing inside the mouth box but for its sides, where hair and neck lie: int32."""
+    """Return the drawing inside the mouth box, without its sides, where hair and neck are:
+    int32."""
     x0, y0, x1, y1 = mouth_box(pose)
     return draw(pose, mouth, region=(x0 + 10, y0, x1 - 10, y1)).astype(np.int32)
 
 
 def interior(picture: np.ndarray) -> np.ndarray:
-    """Where the inside of the mouth shows: darker than lips and even the line between them."""
+    """Return where the inside of the mouth shows, which is darker than the lips and the line
+    between them."""
     return picture.sum(axis=2) < 150
 
 
 def bared(picture: np.ndarray) -> np.ndarray:
-    """Where teeth show: bright, and far less red than lips, skin and what shines on them."""
+    """Return where teeth show, which are bright, and far less red than lips, skin and
+    highlights."""
     return (picture.min(axis=2) > 140) & (picture[..., 0] - picture[..., 2] < 40)
 
 
@@ -65,7 +68,7 @@ def test_region_is_the_crop_of_the_frame(whole, region):
     x0, y0, x1, y1 = region
     part = draw(TURNED, Mouth(openness=0.5, teeth=0.3), region=region)
     assert part.shape == (y1 - y0, x1 - x0, 3)
-    # One level: float rounding may depend on how the rows lie in memory.
+    # One level, because float rounding may depend on the memory layout of the rows.
     assert np.abs(part.astype(int) - whole[y0:y1, x0:x1]).max() <= 1
 
 
@@ -254,7 +257,7 @@ def test_speech_agrees_with_its_phonemes():
 
 
 def test_the_folder_is_what_the_command_writes(tmp_path, monkeypatch):
-    """All but the film, which takes minutes."""
+    """Everything but the film, which takes minutes."""
     monkeypatch.setattr("examples.make_demo.write_frames", lambda path: path.write_bytes(b"film"))
     assert main(["-o", str(tmp_path), "--speech"]) == 0
     written = {path.name for path in tmp_path.iterdir()}

@@ -1,4 +1,4 @@
-"""Who may import whom, and what no file may be called."""
+"""Which packages may import which, no import cycles, and names and sizes of files."""
 
 import ast
 import subprocess
@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "engine/runtime/torch.py": {"kernels", "models"},
     "train": {"kernels", "models", "engine"},
 }
-# In `engine`, the folders know nothing of what is built on them, and nobody knows the commands.
+# In `engine`, the folders do not import the modules built on them, and nothing imports the
+# commands.
 FOLDERS = {"avatar", "media", "device", "runtime", "plans"}
 ABOVE_FOLDERS = {"engine.pipeline", "engine.session", "engine.scheduler", "engine.live"}
 COMMANDS = {"engine.render", "engine.build", "engine.prepare"}
@@ -31,8 +32,8 @@ def name_of(path: Path, root: Path) -> str:
 
 
 def imports(path: Path, root: Path = ROOT) -> set[str]:
-    """What a file imports, at its top or anywhere in it, as full names: of modules, or of what
-    is in them."""
+    """Return the full names that a file imports, at its top or in functions: modules, or names in
+    them."""
     package = path.relative_to(root).parts[:-1]
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -46,11 +47,11 @@ def imports(path: Path, root: Path = ROOT) -> set[str]:
 
 
 def import_graph(root: Path, files: list[Path]) -> dict[str, set[str]]:
-    """Module -> the modules among `files` that it imports."""
+    """Return, for each module, the modules among `files` that it imports."""
     modules = {name_of(path, root): path for path in files}
 
     def module(name: str) -> str | None:
-        """A module, or the one that something is a part of."""
+        """Return the module of this name, or the one that contains the name."""
         parent = name.rpartition(".")[0]
         return name if name in modules else parent if parent in modules else None
 
@@ -61,7 +62,8 @@ def import_graph(root: Path, files: list[Path]) -> dict[str, set[str]]:
 
 
 def cycle(graph: dict[str, set[str]]) -> list[str]:
-    """Some modules of which each imports the next one, and the last one the first; [] if none."""
+    """Return modules of which each imports the next one, and the last the first; [] if there are
+    none."""
     done: set[str] = set()
 
     def follow(name: str, way: list[str]) -> list[str]:
@@ -92,7 +94,7 @@ def test_imports(path):
         assert not modules & ABOVE_FOLDERS
 
 
-def test_there_are_files_to_look_at():
+def test_the_files_are_found():
     assert len(FILES) > 30
     assert all((ROOT / "engine" / folder / "__init__.py").exists() for folder in FOLDERS)
     graph = import_graph(ROOT, FILES)
@@ -100,12 +102,13 @@ def test_there_are_files_to_look_at():
     assert graph["engine.runtime.open"] >= {"engine.plans.record", "engine.runtime.tensorrt"}
 
 
-def test_no_file_imports_itself_by_way_of_others():
+def test_there_are_no_import_cycles():
     assert cycle(import_graph(ROOT, FILES)) == []
 
 
 def test_cycles_are_found(tmp_path):
-    """The one that there was: plan -> runtime -> tensorrt -> plan, the second import a late one."""
+    """A cycle as there once was: plan -> runtime -> tensorrt -> plan, through an import in a
+    function."""
     (tmp_path / "engine" / "runtime").mkdir(parents=True)
     for name, code in {
         "__init__": "",
@@ -137,8 +140,9 @@ def test_every_package_is_installed():
     assert packages == installed
 
 
-def test_what_runs_on_a_gpu_host_loads_with_what_it_has():
-    """benchmarks/on_gpu.sh says what that is; without the rest, nothing may fail to be collected."""
+def test_gpu_tests_import_without_optional_packages():
+    """benchmarks/on_gpu.sh runs them on hosts with few packages, where collecting them must not
+    fail."""
     code = (
         "import sys, importlib\n"
         "absent = 'av librosa scipy hypothesis matplotlib tensorrt tensorrt_rtx'.split()\n"
@@ -147,7 +151,7 @@ def test_what_runs_on_a_gpu_host_loads_with_what_it_has():
         "for name in [*names.split(), 'avatar.test_avatar', 'live.test_live_on_gpu']:\n"
         "    importlib.import_module(f'tests.engine.{name}')\n"
         "import tests.train.test_train_on_gpu\n"
-        "import tests.engine.conftest, benchmarks.pipeline, benchmarks.kernels\n"
+        "import tests.engine.conftest, benchmarks.pipeline, benchmarks.kernels, benchmarks.live\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The comparison that the tests' tolerances go through refuses what it should."""
+"""The comparison of the tests with their tolerances fails where it should."""
 
 import numpy as np
 import pytest

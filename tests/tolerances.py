@@ -1,7 +1,7 @@
-"""How far results may be from what they are compared with: one table, with the reasons.
+"""The tolerances of all comparisons in the tests: one table, with the reasons.
 
-A key is the stage, the dtype of what is compared, and the other side. What must be equal to the
-last bit is not listed here: such tests use `torch.equal`.
+A key is the stage, the dtype of the result, and the implementation to compare with. Results that
+must be bit-exact are not listed; such tests use `torch.equal`.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The command: python -m train --avatar DIR | --data MODULE:FUNCTION -o CKPT.pth"""
+"""`python -m train`: train the generator and the audio encoder for one person."""
 
 import argparse
 import importlib

@@ -53,7 +53,7 @@ class TrainingData(Protocol):
     """One person speaking: speeches, and images of every video frame.
 
     Attributes:
-        name: a name for people.
+        name: name of the data, for messages.
         speeches: the speeches; those below are numbered as they are here.
         train: (n, 2) int64, speech and video frame of each training example.
         held_out: (n, 2) int64, the same of the frames that are never trained on.

@@ -30,7 +30,7 @@ class Training:
     """Both networks in training.
 
     Args:
-        config: the configuration.
+        config: how to train.
         data: the training data, of which only the mouth's place and the number of shapes are used
             here. `train.batches.batches` makes batches of it.
         device: "cpu" or "cuda".
@@ -116,7 +116,7 @@ class Training:
     def forward(
         self, windows: Tensor, valid: Tensor, inputs: Tensor, corners: Tensor | None = None
     ) -> Tensor:
-        """Run both networks on tensors as those of `ImageBatch`.
+        """Run both networks on the tensors of an `ImageBatch`.
 
         For crops, the output of the generator's audio part is cropped before it joins that of the
         image part. The result is only close to the same part of a whole ROI: convolutions miss the

@@ -1,4 +1,4 @@
-"""An avatar: the frames of a recorded person, a face box for each, the files of two networks."""
+"""An avatar: the frames of a recorded person, a face box for each frame, and the network files."""
 
 import math
 import os
@@ -18,24 +18,25 @@ from .frames import CACHE_BYTES, FrameCache, ImageFolder, Source, VideoFile
 from .layouts import IMAGE_SUFFIXES, Parts, choose_networks, find_layout, numbered
 from .pairing import Numbers, first_of_both
 
-MAX_RATE_ERROR = 0.01  # of the rate that a folder gives, relative to its video's own
+MAX_RATE_ERROR = 0.01  # relative difference between the folder's frame rate and its video's
 
 
 class Avatar:
     """A recorded person: frames, a face box for each, and the files of the two networks.
 
     Attributes:
-        name: for people.
-        fps: exact frames a second, a Fraction.
-        height, width: of every frame, pixels.
-        pixel_aspect: width of a pixel, divided by its height, as it is to be shown: a Fraction,
-            1 for images. Frames and boxes count pixels, however wide they are shown.
+        name: name of the avatar, for messages.
+        fps: frames per second, an exact Fraction.
+        height, width: size of every frame in pixels.
+        pixel_aspect: displayed width of a pixel divided by its height, a Fraction; 1 for images.
+            Frames and boxes are measured in stored pixels.
         boxes: (F, 4) int32 face boxes on `device`.
-        generator, audio_encoder: paths of the networks' files, None where it has none.
-        device: where `batch` puts frames: decoded as needed for the CPU; all held on a GPU.
+        generator, audio_encoder: paths of the network files; None if the avatar has none.
+        device: the device of `batch`'s tensors. On a GPU all frames are in its memory; on a CPU
+            they are decoded as needed.
 
     Args:
-        first_number: of the first frame and box, for errors that name one.
+        first_number: number of the first frame and box, for errors that name one.
     """
 
     def __init__(
@@ -59,13 +60,13 @@ class Avatar:
         for side in (self.height, self.width):
             if side > MAX_SIDE:
                 raise InputError(
-                    f"avatar {shortened(name)} has frames of {self.width} x {self.height}, at most "
-                    f"{MAX_SIDE} x {MAX_SIDE} are allowed"
+                    f"avatar {shortened(name)} has frames of {self.width} x {self.height}; "
+                    f"expected at most {MAX_SIDE} x {MAX_SIDE}"
                 )
         self._length = min(len(source), boxes.shape[0])
         if len(source) != boxes.shape[0]:
             warnings.warn(
-                f"avatar {shortened(name)} has {len(source)} frames and {boxes.shape[0]} boxes: "
+                f"avatar {shortened(name)} has {len(source)} frames and {boxes.shape[0]} boxes; "
                 f"the first {self._length} of both are used",
                 stacklevel=2,
             )
@@ -89,19 +90,21 @@ class Avatar:
         networks: bool = True,
         cache_bytes: int = CACHE_BYTES,
     ) -> "Avatar":
-        """Open an avatar folder of any of the four layouts: native, SyncTalk 2D, package 2.0,
-        CPU server. Which one it is shows by what it holds. Frames and boxes are paired by number.
+        """Open an avatar folder in any of the four layouts: native, SyncTalk 2D, package 2.0, CPU
+        server. The layout is recognized by the files in the folder. Frames and boxes are paired by
+        number.
 
         Args:
             path: the folder.
             device: "cpu" or "cuda". On a GPU all frames are uploaded here.
-            generator, audio_encoder: network files to use instead of the folder's own, or where
-                it has none.
-            networks: whether they have to be there. An avatar without is for training them.
-            cache_bytes: how much memory decoded frames may take on a CPU.
+            generator, audio_encoder: network files to use instead of the folder's own, or if it has
+                none.
+            networks: whether the networks are required. Training opens avatars without them.
+            cache_bytes: memory for decoded frames on a CPU.
 
         Raises:
-            InputError: what is missing, damaged or does not fit, in one line.
+            InputError: a file is missing or damaged, or frames, boxes and networks do not fit
+                together.
         """
         parts = find_layout(Path(path))
         none = {"generator": None, "audio_encoder": None}
@@ -141,34 +144,34 @@ class Avatar:
 
     @property
     def frames_on_device(self) -> bool:
-        """Whether `batch` gives the avatar's own frames (on a GPU) or copies (on a CPU)."""
+        """Whether `batch` returns the avatar's own frames (on a GPU) or copies (on a CPU)."""
         return self._frames is not None
 
     @property
     def frames(self) -> Tensor:
-        """(F, H, W, 3) uint8 RGB: all of them, where they are on the device (a GPU).
+        """All frames, (F, H, W, 3) uint8 RGB, of an avatar on a GPU.
 
         Raises:
-            RuntimeError: they are not; `batch` reads some.
+            RuntimeError: the avatar is on a CPU; use `batch`.
         """
         if self._frames is None:
             raise RuntimeError("the frames of an avatar on a CPU are decoded as needed")
         return self._frames
 
     def batch(self, numbers: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """What the face stages need to work on these frames.
+        """Return the frames with these numbers, as the face stages take them.
 
         Returns:
-            frames (k, H, W, 3) uint8, boxes (k, 4) int32, index (n,) int64 into both, on
-            `device`, so that frame `numbers[i]` is `frames[index[i]]`. On a GPU these are the
-            whole avatar and nothing is copied but the index; on a CPU they are copies of the
-            frames asked for, in order, the caller's to write on.
+            Frames (k, H, W, 3) uint8 RGB, boxes (k, 4) int32, and an index (n,) int64 into both,
+            on `device`: frame `numbers[i]` is `frames[index[i]]`. On a GPU, frames and boxes are
+            those of the whole avatar, and only the index is copied. On a CPU, they are copies of
+            the requested frames in order, which the caller may change.
 
         Raises:
             InputError: a frame cannot be decoded.
         """
         if self._frames is not None:
-            # waited for: whoever asks may work on another stream
+            # a blocking copy, because the caller may use another stream
             index = torch.tensor(numbers, dtype=torch.int64, device=self.device)
             return self._frames, self.boxes, index
         assert self._cache is not None
@@ -178,14 +181,14 @@ class Avatar:
 
     def _upload(self, source: FrameCache) -> Tensor:
         shape = (self._length, self.height, self.width, 3)
-        torch.cuda.empty_cache()  # what PyTorch keeps for later is free too
+        torch.cuda.empty_cache()  # memory that PyTorch caches is free too
         needed, (free, _) = math.prod(shape), torch.cuda.mem_get_info(self.device)
         reserved = reserved_bytes(self.generator)
         if needed > free - reserved:
             raise DeviceError(
                 f"avatar {shortened(self.name)} needs {needed / 2**30:.2f} GiB on {self.device} "
-                f"for its {self._length} frames of {self.width} x {self.height}, "
-                f"{free / 2**30:.2f} GiB are free and {reserved / 2**30:.2f} GiB of them are kept "
+                f"for its {self._length} frames of {self.width} x {self.height}; "
+                f"{free / 2**30:.2f} GiB are free, and {reserved / 2**30:.2f} GiB of them are kept "
                 "for the networks"
             )
         frames = torch.empty(shape, dtype=torch.uint8, device=self.device)
@@ -197,10 +200,10 @@ class Avatar:
 
 
 def _compare_rates(parts: Parts, video: VideoFile) -> None:
-    """Warn if the rate that a folder gives contradicts its video's own.
+    """Warn if the folder's frame rate contradicts that of its video.
 
-    A rate that was computed from a rounded length is not exact. So a difference is tolerated that
-    is below 1%, and moves the last frame by at most the duration of one.
+    A rate that was computed from a rounded length is not exact. Therefore a difference of up to 1%
+    is tolerated if it moves the last frame by no more than the duration of a frame.
     """
     if parts.fps is None or video.fps is None:
         return
@@ -219,7 +222,7 @@ def _usable(device: str | torch.device) -> torch.device:
     except RuntimeError:
         found = None
     if found is None or found.type not in ("cpu", "cuda"):
-        raise InputError(f"device is {str(device)!r}, it must be cpu or cuda")
+        raise InputError(f"device is {str(device)!r}; expected cpu or cuda")
     if found.type == "cuda" and not torch.cuda.is_available():
         raise DeviceError(f"device is {device}, but PyTorch finds no CUDA GPU here")
     return found

@@ -1,4 +1,4 @@
-"""Face boxes: out of JSON or of landmarks, and whether they can be used."""
+"""Face boxes: read from JSON or landmarks, and checked."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from kernels import MAX_SIDE
 from ..errors import InputError, shortened
 from .pairing import in_order
 
-LANDMARKS = 110  # a frame
+LANDMARKS = 110  # per frame
 
 
 def read_json(path: Path) -> object:
@@ -29,8 +29,8 @@ def boxes_from_json(path: Path) -> tuple[Tensor, int | None]:
         a list.
 
     Raises:
-        InputError: the file holds something else, a key has no number, a number is missing or
-            there twice, or a box is not four numbers.
+        InputError: the file contains something else, a key has no number, a number is missing or
+            occurs twice, or a box is not four numbers.
     """
     record = read_json(path)
     first: int | None = None
@@ -42,13 +42,13 @@ def boxes_from_json(path: Path) -> tuple[Tensor, int | None]:
     else:
         rects = record  # type: ignore[assignment]
     if not isinstance(rects, list) or not rects:
-        raise InputError(f"{path} holds no list of face boxes")
+        raise InputError(f"{path} contains no list of face boxes")
     for index, rect in enumerate(rects):
         usable = isinstance(rect, list) and len(rect) == 4 and all(map(_is_coordinate, rect))
         if not usable:
             raise InputError(
-                f"{path}: the box of frame {index + (first or 0)} is {shortened(rect)}, it must "
-                "be 4 numbers x0, y0, x1, y1 in pixels"
+                f"{path}: the box of frame {index + (first or 0)} is {shortened(rect)}; "
+                "expected 4 numbers x0, y0, x1, y1 in pixels"
             )
     boxes = [[int(value) for value in rect] for rect in rects]
     return torch.tensor(boxes, dtype=torch.int32), first
@@ -60,8 +60,17 @@ def _is_coordinate(value: object) -> bool:
 
 
 def boxes_from_landmarks(paths: list[Path]) -> Tensor:
-    """110 landmarks a frame, "x y" lines -> (F, 4) int32: from landmark 1's column and landmark
-    52's row, as wide and as high as the way to landmark 31's column."""
+    """Read one file of 110 lines "x y" per frame, and compute its face box.
+
+    The box begins at the x of landmark 1 and the y of landmark 52 (counted from 0). Its side is the
+    distance to the x of landmark 31.
+
+    Returns:
+        (F, 4) int32.
+
+    Raises:
+        InputError: a file cannot be read, or contains something else.
+    """
     boxes = []
     for path in paths:
         try:
@@ -72,7 +81,7 @@ def boxes_from_landmarks(paths: list[Path]) -> Tensor:
         if len(points) != LANDMARKS or not all(
             len(point) == 2 and all(map(_is_coordinate, point)) for point in points
         ):
-            raise InputError(f'{path} must hold {LANDMARKS} lines "x y"')
+            raise InputError(f'{path} does not have {LANDMARKS} lines "x y"')
         x0, y0, x1 = int(points[1][0]), int(points[52][1]), int(points[31][0])
         boxes.append([x0, y0, x1, y0 + x1 - x0])
     return torch.tensor(boxes, dtype=torch.int32)
@@ -83,11 +92,11 @@ def check_boxes(boxes: Tensor, height: int, width: int, first: int = 0) -> None:
 
     Args:
         boxes: (F, 4) int32.
-        height, width: of the frames, pixels.
+        height, width: size of the frames in pixels.
         first: the number of the first box, for errors.
 
     Raises:
-        InputError: a box is empty, not square, too large or wholly outside the frame.
+        InputError: a box is empty, not square, too large, or entirely outside the frame.
     """
     for frame, box in enumerate(boxes.tolist(), start=first):
         x0, y0, x1, y1 = box
@@ -97,8 +106,8 @@ def check_boxes(boxes: Tensor, height: int, width: int, first: int = 0) -> None:
         elif x1 - x0 != y1 - y0:
             fault = f"is not square ({x1 - x0} x {y1 - y0})"
         elif x1 - x0 > MAX_SIDE:
-            fault = f"is {x1 - x0} pixels wide, at most {MAX_SIDE} are allowed"
+            fault = f"is {x1 - x0} pixels wide; expected at most {MAX_SIDE}"
         elif x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
-            fault = f"is wholly outside the frame of {width} x {height}"
+            fault = f"is entirely outside the frame of {width} x {height}"
         if fault:
             raise InputError(f"the box of frame {frame}, {box}, {fault}")

@@ -1,4 +1,4 @@
-"""Frames of an avatar on demand: out of a folder of images or a video, through a bounded cache."""
+"""Frames of an avatar, decoded on demand from images or a video, through a bounded cache."""
 
 import os
 import struct
@@ -16,8 +16,8 @@ from PIL import ExifTags, Image
 from ..errors import InputError
 
 CACHE_BYTES = 128 << 20
-MAX_EXIF_BYTES = 1 << 16  # in a PNG; a JPEG cannot have more
-# EXIF orientation -> what makes an image upright
+MAX_EXIF_BYTES = 1 << 16  # read from a PNG; a JPEG cannot have more
+# EXIF orientation -> the transposition that makes the image upright
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -27,16 +27,19 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# what Pillow raises for an image that is damaged, or larger than any frame
+# Pillow's exceptions for an image that is damaged, or larger than any frame
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class Source(Protocol):
-    """Where decoded frames come from.
+    """A source of decoded frames.
 
-    A frame is whatever the source likes to keep, as a video likes YUV, which takes half the
-    memory of pixels; `pixels` makes those. `height` and `width` are those of every frame;
-    `pixel_aspect` is a pixel's width by its height, as it is to be shown.
+    The source chooses how it keeps a decoded frame: a video keeps YUV 4:2:0, half the size of RGB.
+    `pixels` converts to RGB.
+
+    Attributes:
+        height, width: size of every frame in pixels.
+        pixel_aspect: displayed width of a pixel divided by its height.
     """
 
     height: int
@@ -46,26 +49,26 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def decode(self, number: int) -> Iterator[tuple[int, Any]]:
-        """Frames that have to be decoded to get at frame `number`, which is the last of them."""
+        """Yield the frames that must be decoded to get frame `number`, which is the last one."""
         ...
 
     def pixels(self, frame: Any) -> np.ndarray:
-        """(H, W, 3) uint8 RGB."""
+        """Convert to (H, W, 3) uint8 RGB."""
         ...
 
     def size(self, frame: Any) -> int:
-        """Bytes that a frame takes."""
+        """Return the bytes that a frame takes."""
         ...
 
 
 class ImageFolder:
-    """A list of image files of one size, each a frame. Opening reads their headers only.
+    """A list of image files of one size. Opening reads only their headers.
 
     Pixels equal those of `cv2.imread`: 16 bits are truncated to 8, alpha and color profiles are
-    ignored, and the EXIF orientation is applied. Those of a CMYK JPEG may differ by 2 levels.
+    ignored, and the EXIF orientation is applied. A CMYK JPEG may differ by 2 levels.
 
     Raises:
-        InputError: a file that is not an image, or not of the first one's size.
+        InputError: a file is not an image, or differs in size from the first one.
     """
 
     pixel_aspect = Fraction(1)
@@ -88,8 +91,8 @@ class ImageFolder:
                 self.height, self.width = height, width
             elif (height, width) != (self.height, self.width):
                 raise InputError(
-                    f"frame {number} ({path}) is {width} x {height}, frame 0 is "
-                    f"{self.width} x {self.height}: all frames of an avatar have one size"
+                    f"frame {number} ({path}) is {width} x {height}; expected "
+                    f"{self.width} x {self.height}, the size of frame 0"
                 )
 
     def __len__(self) -> int:
@@ -115,22 +118,22 @@ class ImageFolder:
 
 
 class VideoFile:
-    """A video whose frames, in the order they are shown, are the avatar's.
+    """The frames of a video, in display order.
 
-    Damaged frames are warned of once, when the first of them is decoded.
+    A warning names the damaged frames once, when the first of them is decoded.
 
     Raises:
-        InputError: a video that cannot be read, or is refused by `media.policy`.
+        InputError: the video cannot be read, or `media.policy` refuses it.
     """
 
     def __init__(self, path: Path):
-        # here: folders of images need no FFmpeg
+        # late, because folders of images need no FFmpeg
         from ..media import policy
         from ..media.video import Video
 
         self._path, self._policy = path, policy
         self._video = Video(path)
-        policy.judge(path, self._video.stream, "avatar")
+        policy.check_video(path, self._video.stream, "avatar")
         self.height, self.width = self._video.height, self._video.width
         self.pixel_aspect = self._video.stream.pixel_aspect
         self.fps = self._video.fps
@@ -138,18 +141,18 @@ class VideoFile:
         self._starts = list(self._video.keyframes)
         self._decoder: Iterator[tuple[int, Any]] | None = None
         self._peeked: tuple[int, Any] | None = None
-        self._next = 0  # what the decoder gives next
-        self._damage_told = False
+        self._next = 0  # number of the frame that the decoder returns next
+        self._damage_reported = False
 
     def __len__(self) -> int:
         return len(self._video)
 
     def decode(self, number: int) -> Iterator[tuple[int, Any]]:
-        # Going on from where the decoder stands is cheapest, unless a keyframe lies between.
+        # Continuing from the decoder's position is cheapest, unless there is a keyframe in between.
         if self._decoder is None or not self._start_for(number) <= self._next <= number:
             start = self._seek(number)
             while self._next > start > 0:
-                # Intra refresh: the frames after it come out only later, and not quite right.
+                # With intra refresh, decoding from here returns the first frames late and inexact.
                 self._starts.remove(start)
                 start = self._seek(number)
         given = None
@@ -171,7 +174,7 @@ class VideoFile:
         self._decoder = self._video.frames(start)
         self._peek()
         if self._next > start == 0:
-            self._tell_damage()
+            self._report_damage()
         return start
 
     def _advance(self) -> tuple[int, Any]:
@@ -179,7 +182,7 @@ class VideoFile:
         assert current is not None
         self._peek()
         if self._next > current[0] + 1 or self._video.is_damaged(*current):
-            self._tell_damage()
+            self._report_damage()
         return current
 
     def _peek(self) -> None:
@@ -187,31 +190,31 @@ class VideoFile:
         self._peeked = next(self._decoder, None)
         self._next = len(self) if self._peeked is None else self._peeked[0]
 
-    def _tell_damage(self) -> None:
-        if not self._damage_told:
-            self._damage_told = True
+    def _report_damage(self) -> None:
+        if not self._damage_reported:
+            self._damage_reported = True
             damaged = self._video.damaged_frames()
-            self._policy.judge_damage(self._path, damaged, len(self), "avatar")
+            self._policy.check_damage(self._path, damaged, len(self), "avatar")
 
 
 class FrameCache:
-    """The frames of a source, the ones used last kept decoded. Any number of threads may read.
+    """A cache of the decoded frames that were used last. Any number of threads may read.
 
-    Playing a video backwards needs frames in the opposite order of decoding: the cache keeps the
-    last ones of what was decoded to get at one, which are those wanted next.
+    Reverse playback needs frames in the opposite order of decoding. Decoding frame n also decodes
+    the frames from the keyframe to it. The cache keeps these, because they are needed next.
     """
 
     def __init__(self, source: Source, capacity_bytes: int = CACHE_BYTES):
         self._source = source
         self._capacity, self._bytes = capacity_bytes, 0
-        self._kept: OrderedDict[int, Any] = OrderedDict()  # the ones used last last
+        self._kept: OrderedDict[int, Any] = OrderedDict()  # by last use, the oldest first
         self._lock = Lock()
 
     def read(self, numbers: list[int], out: np.ndarray) -> None:
         """Write the frames of these numbers into `out`, (n, H, W, 3) uint8 RGB.
 
         Raises:
-            InputError: a frame that cannot be decoded.
+            InputError: a frame cannot be decoded.
         """
         with self._lock:
             for pixels, number in zip(out, numbers, strict=True):
@@ -236,7 +239,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     """Convert to 8-bit RGB as OpenCV does."""
     if image.mode.startswith("I"):  # 16-bit gray, which `convert` clips at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    image.info.pop("transparency", None)  # ignored by `convert`, with a warning
+    image.info.pop("transparency", None)  # `convert` would ignore it with a warning
     return image.convert("RGB")
 
 
@@ -249,7 +252,7 @@ def _orientation(path: Path, image: Image.Image) -> int:
     try:
         exif.load(data)
         orientation = exif.get(ExifTags.Base.Orientation)
-    except (*UNREADABLE, struct.error):  # damaged EXIF data says nothing
+    except (*UNREADABLE, struct.error):  # damaged EXIF data
         return 1
     return orientation if isinstance(orientation, int) and 2 <= orientation <= 8 else 1
 
@@ -267,7 +270,7 @@ def _png_exif(path: Path) -> bytes | None:
                 return file.read(min(length, MAX_EXIF_BYTES))
             if kind == b"IEND":
                 break
-            file.seek(length + 4, os.SEEK_CUR)  # and its checksum
+            file.seek(length + 4, os.SEEK_CUR)  # data and checksum
     return None
 
 

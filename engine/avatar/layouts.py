@@ -1,4 +1,4 @@
-"""Avatar folders: which layout one has, and where its parts are."""
+"""Avatar folders: find out the layout, and the files of each part."""
 
 import os
 import re
@@ -13,13 +13,14 @@ from .pairing import in_order, number_of
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 NETWORK_SUFFIXES = (".onnx", ".plan", ".pth", ".pt", ".safetensors")
-# Frames a second as text. No exponents: Fraction would compute all digits of "1e999999999".
+# A frame rate as text. Exponents are excluded, because Fraction would compute all digits of
+# "1e999999999".
 RATE = re.compile(r"\+?\d{1,9}(\.\d{0,30}|/\d{1,9})?")
 
 
 @dataclass(frozen=True)
 class Parts:
-    """What a layout says of a folder, before it is opened.
+    """The files and the frame rate of an avatar folder, before any file is opened.
 
     If the generator is None, the newest of `checkpoints` is used.
     """
@@ -39,9 +40,9 @@ def find_networks(
     generator: str | os.PathLike | None = None,
     audio_encoder: str | os.PathLike | None = None,
 ) -> dict[str, Path]:
-    """The files of an avatar's two networks, "generator" and "audio_encoder".
+    """Return the files of an avatar's two networks by name: "generator", "audio_encoder".
 
-    The arguments are those of `Avatar.load`, but neither frames nor boxes are opened.
+    The arguments are those of `Avatar.load`. Frames and boxes are not opened.
 
     Raises:
         InputError: the folder is not an avatar's, or one of the files is missing.
@@ -61,7 +62,7 @@ def find_layout(root: Path) -> Parts:
     if (root / "frames").is_dir():
         return _cpu_server(root)
     raise InputError(
-        f"{root} is not an avatar folder: it holds none of avatar.json (native), "
+        f"{root} is not an avatar folder; expected one of avatar.json (native), "
         "dataset_manifest.json (package 2.0), full_body_img/ (SyncTalk 2D), frames/ (CPU server)"
     )
 
@@ -70,7 +71,7 @@ def _native(root: Path) -> Parts:
     path = root / "avatar.json"
     record = read_json(path)
     if not isinstance(record, dict):
-        raise InputError(f"{path} holds a {type(record).__name__}, it must be an object")
+        raise InputError(f"{path} contains a {type(record).__name__}; expected an object")
     for key in ("fps", "frames", "boxes", "generator", "audio_encoder"):
         if key not in record:
             raise InputError(f"{path} has no {key!r}")
@@ -78,16 +79,16 @@ def _native(root: Path) -> Parts:
     def inside(key: str) -> Path:
         value = record[key]
         if not isinstance(value, str) or not value or "\0" in value:
-            raise InputError(f"{path}: {key} is {shortened(value)}, it must be a path")
+            raise InputError(f"{path}: {key} is {shortened(value)}; expected a path")
         target = root / value
         try:
             lies_inside = target.resolve().is_relative_to(root.resolve())
             target.exists()
-        except (OSError, ValueError, RuntimeError):  # too long, not Unicode, links in a circle
-            raise InputError(f"{path}: {key} is {shortened(value)}, which is no path") from None
+        except (OSError, ValueError, RuntimeError):  # too long, not Unicode, circular links
+            raise InputError(f"{path}: {key} is {shortened(value)}; expected a path") from None
         if not lies_inside:
             raise InputError(
-                f"{path}: {key} is {shortened(value)}, which lies outside the avatar folder"
+                f"{path}: {key} is {shortened(value)}; expected a path inside the avatar folder"
             )
         return target
 
@@ -140,7 +141,7 @@ def _cpu_server(root: Path) -> Parts:
 def _first(root: Path, names: tuple[str, ...], what: str) -> Path:
     found = _maybe(root, names)
     if found is None:
-        raise InputError(f"{root} has no {what}: it holds none of {', '.join(names)}")
+        raise InputError(f"{root} has no {what}; expected one of {', '.join(names)}")
     return found
 
 
@@ -173,12 +174,13 @@ def _network(root: Path, found: Path | None, given: str | os.PathLike | None, wh
     path = Path(given) if given is not None else found
     if path is None:
         option = what.replace(" ", "-")
-        raise InputError(f"{root} has no {what}: give its file (--{option} FILE)")
+        raise InputError(f"{root} has no {what}; give its file (--{option} FILE)")
     if not path.is_file():
         fault = "is not a file" if path.exists() else "does not exist"
         raise InputError(f"{path} ({what}) {fault}")
     if path.suffix.lower() not in NETWORK_SUFFIXES:
-        raise InputError(f"{path} ({what}) must end in one of {', '.join(NETWORK_SUFFIXES)}")
+        allowed = ", ".join(NETWORK_SUFFIXES)
+        raise InputError(f"{path} ({what}) ends in {path.suffix!r}; expected one of {allowed}")
     return path
 
 
@@ -226,7 +228,7 @@ def training(stem: str) -> tuple[str, int] | None:
 
 
 def _fps(path: Path, value: object) -> Fraction:
-    """Frames a second as a number (25, 29.97) or as a fraction ("30000/1001")."""
+    """Convert a frame rate, given as a number (25, 29.97) or as a fraction ("30000/1001")."""
     try:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise ValueError
@@ -237,9 +239,9 @@ def _fps(path: Path, value: object) -> Fraction:
             raise ValueError
     except (ValueError, TypeError, OverflowError, ZeroDivisionError):
         raise InputError(
-            f"{path}: fps is {shortened(value)}, it must be a number from {MIN_FPS} to {MAX_FPS}"
+            f"{path}: fps is {shortened(value)}; expected a number from {MIN_FPS} to {MAX_FPS}"
         ) from None
-    # 29.97 and its like are short for television's rates
+    # 29.97 and the like are abbreviations of television's rates
     television = Fraction(round(fps * Fraction(1001, 1000)) * 1000, 1001)
     return television if 0 < abs(fps - television) < Fraction(1, 200) and fps % 1 else fps
 
@@ -261,7 +263,7 @@ def numbered(folder: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], int]:
         The files, and the first number, 0 or 1.
 
     Raises:
-        InputError: no such files, a missing number, or one that two files have.
+        InputError: there are no such files, a number is missing, or two files have the same number.
     """
     names = [
         path.name

@@ -1,4 +1,4 @@
-"""Which box belongs to which frame: by number, or refused."""
+"""Pair frames and face boxes by number."""
 
 import re
 from collections.abc import Iterable
@@ -12,8 +12,11 @@ from ..errors import InputError, shortened
 class Numbers:
     """How the frames or the boxes of an avatar are numbered.
 
-    path: where they are. what: "frames" or "boxes", for errors. count: how many there are.
-    first: the first number, 0 or 1, or None for a video or a list, which have no numbers.
+    Attributes:
+        path: the file or the folder.
+        what: "frames" or "boxes", for errors.
+        count: how many there are.
+        first: the first number, 0 or 1; None for a video or a list, which have no numbers.
     """
 
     path: Path
@@ -43,7 +46,8 @@ def in_order(names: Iterable[str], where: Path, what: str) -> tuple[int, list[st
         The first number, 0 or 1, and the names in order.
 
     Raises:
-        InputError: a name without a number, a number twice, a gap, or a first number above 1.
+        InputError: a name has no number, a number occurs twice or is missing, or the first one is
+            above 1.
     """
     found: dict[int, str] = {}
     for name in sorted(names):
@@ -63,14 +67,14 @@ def in_order(names: Iterable[str], where: Path, what: str) -> tuple[int, list[st
 
 
 def first_of_both(frames: Numbers, boxes: Numbers) -> int:
-    """Check that frames and boxes start with the same number, and return it.
+    """Check that frames and boxes begin with the same number, and return it.
 
-    As neither has a gap, frame i and box i then have the same number for all i, and only the last
-    frames or boxes can be left over. A video or a list takes the numbers of the other side if both
+    Neither has gaps. So frame i and box i then have the same number for all i, and only frames or
+    boxes at the end can be left over. A video or a list takes the numbers of the other side if both
     have the same length. Otherwise it is numbered from 0.
 
     Raises:
-        InputError: one starts at 0 and the other at 1.
+        InputError: one begins at 0 and the other at 1.
     """
     given = [side.first for side in (frames, boxes) if side.first is not None]
     default = given[0] if given and frames.count == boxes.count else 0

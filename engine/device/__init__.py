@@ -1,1 +1,1 @@
-"""Buffers of a render, how its stages run on a CPU or a GPU, copies to the host, times."""
+"""The buffers of a render, executors for a CPU and a GPU, copies to the host, and times."""

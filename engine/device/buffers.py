@@ -1,8 +1,8 @@
 """The tensors that a render works on, and where its frames come from.
 
-On a GPU the avatar's frames, the buffers and a ring of finished frames stay, so that CUDA graphs
-find them at the same addresses. On a CPU a thread decodes the next frames, which are finished in
-place and belong to the caller.
+On a GPU, the avatar's frames, the buffers and a ring of finished frames have fixed addresses, as
+CUDA graphs require. On a CPU, a thread decodes the next frames, and `composite` writes into these
+copies, which then belong to the caller.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,29 +29,29 @@ RING = 3  # batches: one being rendered, one the caller reads, one being copied 
 
 @dataclass(frozen=True)
 class Frames:
-    """The avatar's frames for a batch of n video frames, and where to finish them."""
+    """The avatar's frames for a batch of n video frames, and the tensor for the finished frames."""
 
     frames: Tensor
     """(k, H, W, 3) uint8 RGB."""
     boxes: Tensor
     """(k, 4) int32 face boxes."""
     index: Tensor
-    """(m,) int64 into both, m >= n: the rows from n on are padding."""
+    """(m,) int64 into both, m >= n. The rows from n on are padding."""
     finished: Tensor
-    """(m, H, W, 3) uint8, or what `format` makes of that, to write into. May be `frames`."""
+    """(m, H, W, 3) uint8, or the shape of `format`: the output. May be `frames`."""
     slot: int
-    """Number of this `finished` in the ring; 0 without one."""
+    """Number of `finished` in the ring; 0 if there is no ring."""
     format: kernels.ByteFormat = "rgb"
-    """Of `finished`."""
+    """The format of `finished`."""
 
 
 class Buffers(Protocol):
-    """What the networks of one render, or of all live sessions, work on, one batch at a time."""
+    """The buffers of the networks, for one render or for all live sessions, one batch at a time."""
 
     tensors: dict[str, Tensor]
-    """By the names in `buffer_shapes`."""
+    """The tensors between the stages, by the names in `buffer_shapes`."""
     executor: Executor
-    """Runs the work on the tensors."""
+    """Runs the stages on the tensors."""
     encoder_batch_sizes: tuple[int, ...]
     """Mel windows per call of the audio encoder."""
 
@@ -81,11 +81,12 @@ class SpeechBuffers(Buffers, Protocol):
 
 
 def buffer_shapes(batch_size: int, *, generator: torch.dtype, audio_encoder: torch.dtype) -> Shapes:
-    """Return the buffers between the stages, for `batch_size` frames at once.
+    """Return the shapes and dtypes of the buffers between the stages, by name.
 
     Args:
-        generator: dtype of what it reads and writes.
-        audio_encoder: dtype of what it writes.
+        batch_size: largest number of frames at once.
+        generator: dtype of the generator's inputs and output.
+        audio_encoder: dtype of the audio encoder's output.
     """
     most, roi, windows = batch_size, (kernels.ROI_SIZE, kernels.ROI_SIZE), ENCODER_BATCH_SIZES[-1]
     return {
@@ -105,7 +106,7 @@ def buffer_shapes(batch_size: int, *, generator: torch.dtype, audio_encoder: tor
 def ring_shapes(
     batch_size: int, height: int, width: int, format: kernels.ByteFormat = "rgb"
 ) -> Shapes:
-    """Return the index of a batch and the ring of finished frames, `batch_size` each."""
+    """Return the shapes of a batch's index and of the ring's slots, `batch_size` frames each."""
     shapes: Shapes = {"index": ((batch_size,), torch.int64)}
     frames = byte_shape(format, batch_size, height, width)
     for slot in range(RING):
@@ -114,18 +115,18 @@ def ring_shapes(
 
 
 class RenderBuffers:
-    """Buffers that stay, for one render at a time, and the CUDA graphs that work on them.
+    """Buffers on a GPU for one render at a time, with the CUDA graphs that work on them.
 
-    Batches are padded to one of a few sizes. Finished frames are in a ring of `RING` batches.
+    Batches are padded to one of a few sizes. Finished frames go to a ring of `RING` batches.
 
     Args:
         shapes: from `buffer_shapes` and `ring_shapes`.
         frames, boxes: all of the avatar, on the device.
-        format: of the finished frames, that of `ring_shapes`.
+        format: format of the finished frames, as given to `ring_shapes`.
 
     Attributes:
-        batch_sizes: the sizes of batches that are run.
-        bytes: what the buffers take.
+        batch_sizes: the batch sizes that run.
+        bytes: size of the buffers in bytes.
 
     Raises:
         DeviceError: the buffers do not fit the GPU.
@@ -149,7 +150,8 @@ class RenderBuffers:
         self._first = 0
 
     def start(self, pcm: Tensor, numbers: list[int]) -> Tensor:
-        """As `Buffers.start`. The numbers are uploaded once, padded to whole batches."""
+        """Begin a render, see `Buffers.start`. The numbers are uploaded once, padded to whole
+        batches."""
         schedule = torch.tensor(numbers)
         schedule = torch.cat([schedule, schedule[-1:].expand(self._batch_size - 1)])
         pcm, self._schedule = self.executor.upload(pcm, schedule)
@@ -167,7 +169,7 @@ class RenderBuffers:
         return self.next_slot(n)
 
     def next_slot(self, n: int) -> Frames:
-        """Return frames for the index as it is, to be finished in the oldest slot of the ring."""
+        """Return frames for the current index, with the oldest slot of the ring as the output."""
         size = round_up_to(self.batch_sizes, n)
         self._slot = (self._slot + 1) % RING
         index, finished = self.tensors["index"][:size], self._ring[self._slot][:size]
@@ -175,13 +177,14 @@ class RenderBuffers:
 
 
 class BufferPool:
-    """The `RenderBuffers` of a pipeline. A render takes free ones; without any, new ones are made.
+    """The `RenderBuffers` of a pipeline. A render takes free ones; if there are none, they are
+    made.
 
     Args:
         shapes, frames, boxes: as in `RenderBuffers`.
 
     Raises:
-        DeviceError: the first buffers, which are made at once, do not fit the GPU.
+        DeviceError: the first buffers, which are allocated immediately, do not fit the GPU.
     """
 
     def __init__(self, shapes: Shapes, frames: Tensor, boxes: Tensor):
@@ -194,15 +197,15 @@ class BufferPool:
 
     @property
     def bytes(self) -> int:
-        """What all buffers take."""
+        """Size of all buffers in bytes."""
         return sum(buffers.bytes for buffers in self._all)
 
     @contextmanager
     def take(self) -> Iterator[RenderBuffers]:
-        """Lend buffers to one render. The ones used last are the first to be used again.
+        """Lend buffers to one render; those that were used last come first.
 
         Raises:
-            DeviceError: all are in use and new ones do not fit the GPU.
+            DeviceError: all buffers are in use, and new ones do not fit the GPU.
         """
         with self._lock:
             if not self._free:
@@ -234,9 +237,9 @@ class HostBuffers:
 
 
 class ReadAheadBuffers(HostBuffers):
-    """Buffers of one render on a CPU. A thread decodes the next frames while the generator runs.
+    """Buffers on a CPU for one render. A thread decodes the next frames while the generator runs.
 
-    Frames are finished in place.
+    `composite` works in place.
 
     Args:
         shapes: from `buffer_shapes`.
@@ -258,7 +261,7 @@ class ReadAheadBuffers(HostBuffers):
     def open(
         cls, shapes: Shapes, read: Callable[[list[int]], tuple[Tensor, Tensor, Tensor]]
     ) -> Iterator["ReadAheadBuffers"]:
-        """Make buffers, and the thread that ends with the block."""
+        """Allocate buffers, and run the thread until the block ends."""
         with ThreadPoolExecutor(1, "viseme-frames") as thread:
             yield cls(shapes, read, thread)
 

@@ -1,4 +1,4 @@
-"""Work on the same tensors, captured once as a CUDA graph and replayed."""
+"""Capture work as a CUDA graph once, and replay it on the same tensors."""
 
 import gc
 from collections.abc import Callable, Hashable, Iterator
@@ -9,9 +9,8 @@ import torch
 
 from ..errors import DeviceError
 
-WARM_UPS = (
-    2  # calls before a capture, because compilers and libraries allocate and tune in the first
-)
+# Calls before a capture, because compilers and libraries allocate and tune in the first ones.
+WARM_UPS = 2
 
 # Held while capturing, replaying, or launching on a network's private stream. Work that another
 # thread launches on a capturing stream would end up in the graph.
@@ -19,10 +18,10 @@ capture_lock = RLock()
 
 
 class CudaGraphs:
-    """CUDA graphs that share memory: at most one of them may run at a time.
+    """CUDA graphs that share memory, so that only one of them may run at a time.
 
-    The captured work reads and writes tensors whose addresses stay. What it allocates comes from
-    the graphs' own memory pool, at the same addresses in every replay.
+    The captured work reads and writes tensors at fixed addresses. Its own allocations come from the
+    graphs' memory pool, at the same addresses in every replay.
     """
 
     def __init__(self, device: torch.device):
@@ -48,10 +47,10 @@ class CudaGraphs:
         """Run `work` in order with the current stream. The first call captures it.
 
         Args:
-            key: names the work: the same key means the same work on the same tensors.
-            capture: False for work that cannot be captured, which is called each time.
-            stream: where to replay if not on the current stream: that of a network whose calls
-                must follow each other, whoever makes them.
+            key: identifies the work; the same key means the same work on the same tensors.
+            capture: False for work that cannot be captured. It is called each time.
+            stream: the stream to replay on; None for the current stream. A network whose calls
+                share scratch memory has its own stream.
 
         Raises:
             DeviceError: the memory that the work allocates does not fit the GPU.
@@ -76,12 +75,12 @@ class CudaGraphs:
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         graph = torch.cuda.CUDAGraph()
         try:
-            # This context makes the stream current from here to the end, whatever `work` raises:
-            # the one in `torch.cuda.graph` stays on it when an error ends a capture.
+            # This context restores the current stream if `work` raises. The context of
+            # `torch.cuda.graph` does not, if an error ends a capture.
             with torch.cuda.stream(self._stream), _no_collection():
                 for _ in range(WARM_UPS):
                     work()
-                # "thread_local": other threads of the process may go on using the GPU
+                # "thread_local": other threads of the process may use the GPU meanwhile
                 with torch.cuda.graph(
                     graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
                 ):
@@ -97,7 +96,7 @@ class CudaGraphs:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Disable garbage collection, which may free graphs or pinned memory: a capture forbids it."""
+    """Disable garbage collection, because freeing graphs or pinned memory would break a capture."""
     enabled = gc.isenabled()
     gc.disable()
     try:

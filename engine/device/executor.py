@@ -1,4 +1,4 @@
-"""How the stages of a batch run: as plain calls on a CPU, as CUDA graphs on a GPU."""
+"""Run the stages of a batch: as plain calls on a CPU, as CUDA graphs on a GPU."""
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,14 +21,14 @@ class Part(NamedTuple):
     capturable: bool = True
     """Whether a CUDA graph can capture the calls."""
     stream: torch.cuda.Stream | None = None
-    """Where a graph of the calls must be replayed; None if on any stream."""
+    """The stream on which a graph of the calls must be replayed; None for any stream."""
 
 
 class Executor(Protocol):
-    """Runs what a render enqueues on its device."""
+    """Runs the work of a render on its device."""
 
     def on_current_stream(self) -> AbstractContextManager[None]:
-        """Order the block with the blocks before it, whichever streams were current in them."""
+        """Order the block after the blocks before it, even if they ran on other streams."""
         ...
 
     def upload(self, *tensors: Tensor) -> list[Tensor]:
@@ -39,9 +39,9 @@ class Executor(Protocol):
         """Run the parts of a batch one after another.
 
         Args:
-            key: what the parts depend on: the same key means the same work on the same tensors.
+            key: identifies the parts; the same key means the same work on the same tensors.
             parts: the stages, in order.
-            stopwatch: measures each part by its name.
+            stopwatch: measures each part under its name.
         """
         ...
 
@@ -77,12 +77,12 @@ class CudaExecutor:
 
     @contextmanager
     def on_current_stream(self) -> Iterator[None]:
-        """As `Executor` says, and make the memory's device the current one."""
+        """Order the block, see `Executor`, and make the memory's device the current one."""
         with torch.cuda.device(self._device):
             current = torch.cuda.current_stream(self._device)
             if self._last != current:
                 current.wait_stream(self._last)
-                self._memory.record_stream(current)  # keep it until the work here is done
+                self._memory.record_stream(current)  # not freed before this stream's work is done
             self._last = current
             yield
 
@@ -102,8 +102,11 @@ class CudaExecutor:
         return copies
 
     def run(self, key: tuple[Hashable, ...], parts: list[Part], stopwatch: Stopwatch) -> None:
-        """As `Executor` says. The parts are one graph if all can be captured and none is measured;
-        otherwise each is a graph of its own, which costs a few microseconds a batch."""
+        """Run the parts, see `Executor`.
+
+        They are one graph if all can be captured and none is measured. Otherwise each part is a
+        graph of its own, which costs a few microseconds a batch.
+        """
         if stopwatch.measures or not all(part.capturable for part in parts):
             groups = [[part] for part in parts]
         else:

@@ -1,4 +1,4 @@
-"""Copies between the host and a GPU that make neither of them wait."""
+"""Copy between the host and a GPU without making either of them wait."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -16,7 +16,7 @@ def copy_to_device(values: Tensor, out: Tensor) -> Tensor:
         These rows.
     """
     rows = out[: len(values)]
-    # PyTorch keeps the pinned memory until the copy is done, and then uses it again.
+    # PyTorch keeps the pinned memory until the copy is done, and then reuses it.
     return rows.copy_(values.pin_memory() if out.is_cuda else values, non_blocking=True)
 
 

@@ -1,4 +1,4 @@
-"""Memory for the buffers of a render, allocated as one piece."""
+"""Allocate the buffers of a render in one piece of memory."""
 
 import math
 
@@ -7,21 +7,20 @@ from torch import Tensor
 
 from ..errors import DeviceError
 
-ALIGNMENT = 256  # bytes: required by TensorRT of addresses, and what PyTorch's allocations have
+ALIGNMENT = 256  # bytes; TensorRT requires it of addresses, and PyTorch's allocations have it
 
 Shapes = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 def memory_bytes(shapes: Shapes) -> int:
-    """Return the bytes that `allocate` takes."""
+    """Return the bytes that `allocate` needs."""
     return sum(_aligned_bytes(*buffer) for buffer in shapes.values())
 
 
 def allocate(shapes: Shapes, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
     """Allocate buffers in one piece of memory, filled with zeros.
 
-    One piece either fits or is refused as a whole before anything is rendered, and its size is a
-    sum that can be checked by hand.
+    One piece either fits, or the error comes before anything is rendered.
 
     Args:
         shapes: shape and dtype of each buffer, by name.
@@ -31,7 +30,7 @@ def allocate(shapes: Shapes, device: torch.device) -> tuple[Tensor, dict[str, Te
         `ALIGNMENT` bytes.
 
     Raises:
-        DeviceError: the GPU has less memory left.
+        DeviceError: the GPU has less free memory.
     """
     needed = memory_bytes(shapes)
     if device.type == "cuda":
@@ -48,10 +47,10 @@ def allocate(shapes: Shapes, device: torch.device) -> tuple[Tensor, dict[str, Te
 
 
 def check_fits(needed: int, free: int, device: torch.device) -> None:
-    """Check that the buffers of a render fit the free memory; both in bytes.
+    """Check that buffers of `needed` bytes fit into `free` bytes.
 
     Raises:
-        DeviceError: they do not.
+        DeviceError: they do not fit.
     """
     if needed > free:
         raise DeviceError(

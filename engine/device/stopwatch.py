@@ -1,4 +1,4 @@
-"""The time that each stage of a render takes."""
+"""Measure the time of each stage of a render."""
 
 import time
 from collections import defaultdict, deque
@@ -11,12 +11,12 @@ import torch
 class Stopwatch:
     """Adds up the seconds of named stages. Use one for each render.
 
-    On a GPU the seconds are the device's own, between events on the current stream. They are only
-    collected when `seconds` is asked for, so timing does not make the host wait. Every stage is
-    also an NVTX range in a profiler's timeline, of what the host enqueues.
+    On a GPU the seconds are measured on the device, between events on the current stream. They are
+    read when `seconds` is called, so timing does not make the host wait. Every stage is also an
+    NVTX range in a profiler.
 
     Attributes:
-        measures: whether times are taken; False for `Stopwatch.off`.
+        measures: whether times are measured; False for `Stopwatch.off`.
     """
 
     def __init__(self, device: torch.device):
@@ -28,7 +28,7 @@ class Stopwatch:
 
     @classmethod
     def off(cls, device: torch.device) -> "Stopwatch":
-        """Return one that takes no times. Its stages are still NVTX ranges on a GPU."""
+        """Return a stopwatch that measures nothing. Its stages are still NVTX ranges on a GPU."""
         stopwatch = cls(device)
         stopwatch.measures = False
         return stopwatch
@@ -38,14 +38,14 @@ class Stopwatch:
         """Time the block.
 
         Args:
-            host: the block's work is the host's, even where the device is a GPU.
+            host: the work is done by the host, even if the device is a GPU.
         """
         on_gpu = self._cuda and not host
         with torch.cuda.nvtx.range(name) if on_gpu else nullcontext():
             if not self.measures:
                 yield
                 return
-            self._host[name] += 0.0  # the order of `seconds`
+            self._host[name] += 0.0  # sets the order in `seconds`
             if on_gpu:
                 stream = torch.cuda.current_stream(self._device)
                 begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

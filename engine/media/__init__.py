@@ -1,1 +1,1 @@
-"""Media files in and out: speech, video, images."""
+"""Read and write media files: speech, video, images."""

@@ -1,4 +1,4 @@
-"""Frames of live sessions as H.264 packets or JPEG files, made in a pool of threads."""
+"""Encode frames of live sessions as H.264 packets or JPEG files, in a pool of threads."""
 
 import io
 import os
@@ -21,7 +21,7 @@ H264Codec = Literal["libx264", "h264_nvenc"]
 
 
 class EncodedFrame(NamedTuple):
-    """A frame, encoded.
+    """An encoded frame.
 
     Attributes:
         number: the frame's number, from 0.
@@ -36,27 +36,28 @@ class EncodedFrame(NamedTuple):
 
 
 class FrameEncoder(Protocol):
-    """Encodes frames one after another; for one thread at a time."""
+    """Encodes frames one after another, for one thread at a time."""
 
     def encode(self, rgb: np.ndarray, *, keyframe: bool = False) -> EncodedFrame:
-        """Encode a frame, (H, W, 3) uint8 RGB or planes. `keyframe` asks for one."""
+        """Encode a frame, (H, W, 3) uint8 RGB or planes; with `keyframe`, as a keyframe."""
         ...
 
 
 class H264Encoder:
-    """H.264 without delay: every frame comes out when it goes in.
+    """Encodes H.264 without delay: a packet for every frame.
 
-    A keyframe comes at least once a second. Odd sizes repeat their last row or column.
+    There is a keyframe at least once a second. An odd size is made even by repeating the last row
+    or column.
 
     Args:
-        fps: frames a second.
+        fps: frames per second.
         crf: quality, 0 (the best) to 51.
-        format: of the frames.
-        codec: "libx264" (ultrafast, zerolatency) or "h264_nvenc" (a GPU's own encoder); unless
-            told, NVENC where there is one that takes one more stream, and x264 otherwise.
+        format: format of the frames.
+        codec: "libx264" (ultrafast, zerolatency) or "h264_nvenc" (a GPU's own encoder). By default
+            NVENC if a GPU has it and accepts another stream, else x264.
 
     Attributes:
-        codec: which of them it is.
+        codec: the one in use.
 
     Raises:
         InputError: the codec cannot be opened.
@@ -106,7 +107,7 @@ class H264Encoder:
 
 
 class JpegEncoder:
-    """JPEG files; each frame is a keyframe.
+    """Encodes JPEG files. Every frame is a keyframe.
 
     Args:
         quality: 1 to 100.
@@ -125,10 +126,10 @@ class JpegEncoder:
 class EncoderPool:
     """Threads that encode the frames of many sessions. FFmpeg and Pillow release the GIL.
 
-    A context manager: at its end, what was submitted is encoded.
+    A context manager. At its end it waits for the submitted frames.
 
     Args:
-        threads: by default, as many as there are cores.
+        threads: number of threads; by default the number of cores.
     """
 
     def __init__(self, threads: int | None = None):
@@ -149,7 +150,7 @@ class EncoderPool:
 
 
 class EncoderQueue:
-    """Frames of one session, encoded in order by the threads of a pool."""
+    """Encodes the frames of one session in order, in the threads of a pool."""
 
     def __init__(self, encoder: FrameEncoder, pool: ThreadPoolExecutor):
         self._encoder, self._pool = encoder, pool
@@ -157,7 +158,7 @@ class EncoderQueue:
         self._lock, self._running = Lock(), False
 
     def submit(self, rgb: np.ndarray, *, keyframe: bool = False) -> Future[EncodedFrame]:
-        """Encode a frame, (H, W, 3) uint8 RGB, which must not change until that is done."""
+        """Encode a frame, (H, W, 3) uint8 RGB, which must not change until the future is done."""
         future: Future[EncodedFrame] = Future()
         with self._lock:
             self._tasks.append((future, lambda: self._encoder.encode(rgb, keyframe=keyframe)))

@@ -1,4 +1,4 @@
-"""Media files: how FFmpeg's libraries (PyAV) open one, and what they say of it in one line."""
+"""Open media files with FFmpeg's libraries (PyAV), and turn their errors into one line."""
 
 import os
 from pathlib import Path
@@ -13,17 +13,17 @@ def open_media(path: str | os.PathLike) -> av.container.InputContainer:
     if not Path(path).exists():
         raise InputError(f"{path} does not exist")
     with reading(path):
-        # Tags are not always in the UTF-8 that FFmpeg promises.
+        # Tags are not always valid UTF-8, although FFmpeg's documentation says so.
         return av.open(media_url(path), metadata_errors="replace")
 
 
 def media_url(path: str | os.PathLike) -> str:
-    """A name with a colon in it, "12:30.wav", would be a protocol to FFmpeg."""
+    """Return a URL of the file, because FFmpeg takes a colon, as in "12:30.wav", for a protocol."""
     return f"file:{path}"
 
 
 class reading:
-    """Turns what FFmpeg says of a file into one line with the file's name."""
+    """Turns FFmpeg's errors into an `InputError` that names the file."""
 
     def __init__(self, path: str | os.PathLike):
         self._path = path

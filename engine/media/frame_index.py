@@ -1,4 +1,4 @@
-"""Which packet of a video stream is which frame, and where decoding can start for it."""
+"""The index of a video stream: the packet of each frame, and where decoding can start."""
 
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -8,15 +8,14 @@ from typing import Any
 from ..errors import InputError
 from .packets import PacketReader
 
-# Containers that say of each frame when it is shown. Others leave some of the times to FFmpeg,
-# which guesses.
+# Containers that store a timestamp for every frame. For others, FFmpeg guesses some of them.
 TIMED = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv"}
 MAKE_MP4 = "make an mp4 of it, for example: ffmpeg -i IN OUT.mp4"
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where decoding can start: all frames from number `frame` on come out right."""
+    """A packet where decoding can start. All frames from number `frame` on are then exact."""
 
     frame: int
     packet: int
@@ -24,55 +23,56 @@ class Start:
 
 @dataclass(frozen=True)
 class FrameIndex:
-    """The frames of a stream, numbered in the order they are shown."""
+    """The frames of a stream, numbered in display order."""
 
-    packets: list[int]  # of each frame, the number of its packet
-    numbers: dict[int, int]  # of each packet that is shown, the number of its frame
-    times: list[int]  # when each is shown, in the stream's time base, ascending
-    starts: list[Start]  # ascending; the first one gives frame 0
-    left_out: int = 0  # packets at the beginning without what they are predicted from
+    packets: list[int]  # frame -> number of its packet
+    numbers: dict[int, int]  # number of a displayed packet -> frame
+    times: list[int]  # frame -> presentation time in the stream's time base, ascending
+    starts: list[Start]  # ascending; the first one is for frame 0
+    left_out: int = 0  # packets at the beginning whose reference frames are missing
 
     def start_for(self, number: int) -> Start:
-        """The last start that gives frame `number`."""
+        """Return the last start from which frame `number` can be decoded."""
         return self.starts[bisect_right(self.starts, number, key=lambda start: start.frame) - 1]
 
     def group_end(self, number: int) -> int:
-        """The frame after the last one that starts where frame `number` does."""
+        """Return the end (exclusive) of the group of frames that has the same start as `number`."""
         after = bisect_right(self.starts, number, key=lambda start: start.frame)
         return self.starts[after].frame if after < len(self.starts) else len(self.times)
 
 
 def index_frames(reader: PacketReader) -> FrameIndex:
-    """Find out which packets are frames and in what order they are shown.
+    """Find out which packets are frames, and their display order.
 
-    Where the container says so of each, nothing is decoded. Where it does not, or where frames
-    come before anything that they could be decoded from, all is decoded once: what comes out then
-    is what there is.
+    If the container has a timestamp for every frame, nothing is decoded. Otherwise, or if the
+    stream begins with frames that cannot be decoded, the whole stream is decoded once, and the
+    decoder's output gives the frames and their order.
 
     Raises:
-        InputError: no frames, or a file that is damaged, or without times, and does not say either
-            where they belong.
+        InputError: there are no frames, or the timestamps are missing and the order cannot be found
+            by decoding.
     """
     packets = reader.packets
     shown = [number for number, packet in enumerate(packets) if not packet.hidden]
     if not shown:
         raise InputError(f"{reader.path} has a video stream of 0 frames")
     left_out = 0
-    if _says_when(reader, shown):
+    if _has_all_times(reader, shown):
         at: dict[int, Any] = {number: packets[number].pts for number in shown}
         order = sorted(shown, key=at.__getitem__)
         times = [at[number] for number in order]
     else:
         order = _decoded_order(reader)
         times = _times(reader, order)
-        # Those of an open group come between its keyframe and the next frame that can be decoded.
+        # The frames that an open group of pictures loses come between its keyframe and the next
+        # frame that can be decoded.
         second = sorted(order)[:2][-1]
         left_out = len({number for number in shown if number < second} - set(order))
     numbers = {packet: number for number, packet in enumerate(order)}
     return FrameIndex(order, numbers, times, _starts(reader, numbers), left_out)
 
 
-def _says_when(reader: PacketReader, shown: list[int]) -> bool:
+def _has_all_times(reader: PacketReader, shown: list[int]) -> bool:
     packets = reader.packets
     times: list[Any] = [packets[number].pts for number in shown]
     return (
@@ -91,13 +91,14 @@ def _decoded_order(reader: PacketReader) -> list[int]:
         raise InputError(f"{reader.path} has a video stream of which no frame can be decoded")
     if None in order or len(set(order)) < len(order):
         raise InputError(f"{reader.path} has packets of more than one frame; {MAKE_MP4}")
-    # What fails before the first frame that comes out has no beginning, and is left out.
+    # Packets that fail before the first decoded frame are left out, because their keyframe is
+    # missing.
     first = min(order)
     lost = {number for number in reader.failed if number > first} - set(order)
     if lost:
         raise InputError(
-            f"{reader.path} is damaged: {len(lost)} of its frames cannot be decoded, and it does "
-            f"not say where they belong; {MAKE_MP4}"
+            f"{reader.path} is damaged: {len(lost)} of its frames cannot be decoded, and have no "
+            f"timestamps; {MAKE_MP4}"
         )
     return order
 
@@ -105,14 +106,14 @@ def _decoded_order(reader: PacketReader) -> list[int]:
 def _times(reader: PacketReader, order: list[int]) -> list[int]:
     packets = reader.packets
     guessed = []
-    for kind in ("pts", "dts"):  # these are as far apart as those
+    for kind in ("pts", "dts"):  # both have the same differences
         times = [getattr(packets[number], kind) for number in order]
         if None not in times:
             if len(set(times)) == len(times):
                 return sorted(times)
             guessed.append(sorted(times))
-    # An MPEG program stream gives the times of some frames and the rate of all. FFmpeg's guesses
-    # between these may be some frames early or late, so that two frames have the same time.
+    # An MPEG program stream has timestamps for some frames, and a frame rate. FFmpeg guesses the
+    # others. A guess may be some frames early or late, and two frames may get the same time.
     rate = reader.stream.average_rate
     for times in guessed:
         even = _even_times(times, 1 / (rate * reader.stream.time_base)) if rate else None
@@ -120,12 +121,12 @@ def _times(reader: PacketReader, order: list[int]) -> list[int]:
             return even
     if len(order) == 1:
         return [0]
-    raise InputError(f"{reader.path} does not say when each of its frames is shown; {MAKE_MP4}")
+    raise InputError(f"{reader.path} has frames without timestamps; {MAKE_MP4}")
 
 
 def _even_times(times: list[int], ticks: Fraction) -> list[int] | None:
-    """Times that are `ticks` apart, if none of them is more than three frames from what it was,
-    and the last one no more than one."""
+    """Return times that are `ticks` apart. None if one would move by more than three frames, or the
+    last one by more than one."""
     even = [times[0] + round(number * ticks) for number in range(len(times))]
     off = [abs(time - guess) for time, guess in zip(even, times, strict=True)]
     return even if max(off) <= 3 * ticks + 1 and off[-1] <= ticks + 1 else None
@@ -133,7 +134,7 @@ def _even_times(times: list[int], ticks: Fraction) -> list[int] | None:
 
 def _starts(reader: PacketReader, numbers: dict[int, int]) -> list[Start]:
     starts = [Start(0, 0)]
-    latest = 0  # of the frames that come before in the file
+    latest = 0  # largest number of the frames before this packet
     for number, packet in enumerate(reader.packets):
         frame = numbers.get(number)
         if frame is None:

@@ -1,4 +1,4 @@
-"""How H.264 encoders are given frames: as yuv420p of BT.709 and limited range, in even sizes."""
+"""Prepare frames for H.264 encoders: yuv420p, BT.709 in limited range, even sizes."""
 
 from fractions import Fraction
 from functools import cache
@@ -8,8 +8,8 @@ import av
 import numpy as np
 from av.video.reformatter import Colorspace, VideoReformatter
 
-FILE = {"preset": "veryfast", "crf": "18"}  # of a render, which may take its time
-LIVE = {"preset": "ultrafast", "tune": "zerolatency"}  # beside networks that run in real time
+FILE = {"preset": "veryfast", "crf": "18"}  # for renders: slower, and smaller files
+LIVE = {"preset": "ultrafast", "tune": "zerolatency"}  # for live sessions, which need the cores
 NVENC_LIVE = {
     "preset": "p1", "tune": "ull", "zerolatency": "1", "delay": "0", "bf": "0", "forced-idr": "1",
 }  # fmt: skip
@@ -18,12 +18,14 @@ PixelFormat = Literal["rgb", "i420", "nv12"]
 
 
 class H264Input:
-    """Converts frames for one encoder. Odd sizes, which yuv420p cannot hold, repeat their last row
-    or column.
+    """Converts frames for one encoder.
+
+    An odd size, which yuv420p does not allow, is made even by repeating the last row or column.
 
     Args:
-        height, width: of the frames.
-        format: of the frames: RGB, or the planes of `kernels.composite`, which need no conversion.
+        height, width: size of the frames in pixels.
+        format: format of the frames: RGB, or the planes of `kernels.composite`, which need no
+            conversion.
     """
 
     def __init__(self, height: int, width: int, format: PixelFormat = "rgb"):
@@ -33,17 +35,17 @@ class H264Input:
         self._converter = VideoReformatter()
 
     def configure(self, codec: Any, fps: Fraction, *, threads: int) -> None:
-        """Set what the encoder, a codec context, has to know of the frames.
+        """Set the size, the rate and the color properties of an encoder's codec context.
 
         Args:
-            threads: 0 for as many as x264 wants.
+            threads: number of threads; with 0, the encoder chooses.
         """
         codec.height, codec.width = self._height, self._width
         codec.pix_fmt = "nv12" if self._format == "nv12" else "yuv420p"
         codec.framerate, codec.time_base = fps, 1 / fps
         codec.thread_count = threads
         codec.colorspace = codec.color_primaries = codec.color_trc = 1  # BT.709
-        codec.color_range = 1  # limited
+        codec.color_range = 1  # limited range
 
     def convert(self, rgb: np.ndarray) -> av.VideoFrame:
         """Convert a frame, (H, W, 3) uint8 RGB or (H * 3 / 2, W) planes."""
@@ -61,11 +63,11 @@ class H264Input:
 
 @cache
 def has_nvenc() -> bool:
-    """Whether there is a GPU that encodes H.264. (An H100 or H200 does not.)"""
+    """Return whether a GPU can encode H.264. (An H100 or H200 cannot.)"""
     try:
         codec: Any = av.CodecContext.create("h264_nvenc", "w")
         H264Input(256, 256).configure(codec, Fraction(25), threads=1)
         codec.open()
-    except (av.FFmpegError, ValueError):  # ValueError: FFmpeg was built without it
+    except (av.FFmpegError, ValueError):  # ValueError: not in this FFmpeg
         return False
     return True

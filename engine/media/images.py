@@ -1,4 +1,4 @@
-"""Finished frames as numbered images; JPEGs made on the GPU where nvImageCodec can do it."""
+"""Write finished frames as numbered images; JPEGs are encoded on the GPU if nvImageCodec can."""
 
 import os
 import warnings
@@ -19,36 +19,40 @@ QUALITY = 95
 
 
 class ImageWriter:
-    """Numbered images in a folder that appears whole or not at all: 000000.png, 000001.png, ...
+    """Writes numbered images, 000000.png, 000001.png, ..., to a folder.
+
+    A context manager. The folder gets its name when the block ends without an exception; otherwise
+    nothing of it stays.
 
     Args:
         folder: does not exist yet, or is empty.
         kind: "png" or "jpg".
-        quality: of a JPEG, 1 to 100; its colours are not subsampled.
+        quality: JPEG quality, 1 to 100. Chroma is not subsampled.
 
     Raises:
-        InputError: the folder exists and holds something, or cannot be made.
+        InputError: the folder exists and is not empty, or cannot be created.
     """
 
     def __init__(self, folder: str | os.PathLike, kind: str, *, quality: int = QUALITY):
         if not 1 <= quality <= 100:
-            raise InputError(f"quality is {quality}, it must be 1 to 100")
+            raise InputError(f"quality is {quality}; expected 1 to 100")
         self.folder, self._kind, self._written = Path(folder).absolute(), kind, 0
         self._options: dict[str, Any] = {"compress_level": 1}
         if kind == "jpg":
             self._options = {"quality": quality, "subsampling": 0}
         self._encoder: _GpuEncoder | None = None
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            raise InputError(f"{folder} exists and is not an empty folder")
+            raise InputError(f"{folder} exists; expected a new name or an empty folder")
         self._whole = whole(self.folder)
         self._partial = self._whole.__enter__()
         try:
             self._partial.mkdir()
         except OSError as error:
-            raise InputError(f"{folder} cannot be made: {error.strerror}") from error
+            raise InputError(f"{folder} cannot be created: {error.strerror}") from error
 
     def write(self, frames: Tensor, pixels: np.ndarray) -> None:
-        """Append frames: (n, H, W, 3) uint8 RGB on any device, and the same on the host."""
+        """Append frames, (n, H, W, 3) uint8 RGB on any device; `pixels` are the same frames on the
+        host."""
         if self._kind == "jpg" and frames.is_cuda and on_gpu(frames.device):
             if self._encoder is None:
                 self._encoder = _GpuEncoder(self._options["quality"], frames.device)
@@ -72,10 +76,10 @@ class ImageWriter:
 
 @cache
 def on_gpu(device: torch.device) -> bool:
-    """Whether JPEGs of frames on this GPU are made there; if not, a warning says why, once.
+    """Return whether this GPU can encode JPEGs. If not, warn once and say why.
 
-    Tried with a small image: nvImageCodec can be installed without an encoder that works here, for
-    example without libnvjpeg.
+    A small image is encoded to find out, because nvImageCodec can be installed without a working
+    encoder, for example without libnvjpeg.
     """
     try:
         (file,) = _GpuEncoder(QUALITY, device)(
@@ -83,21 +87,21 @@ def on_gpu(device: torch.device) -> bool:
         )
         if file.startswith(b"\xff\xd8"):
             return True
-        reason = "nvImageCodec makes no JPEG"
+        reason = "nvImageCodec encodes no JPEG"
     except ImportError as error:
         reason = f"nvImageCodec cannot be loaded ({error})"
     except Exception as error:  # nvImageCodec has no exceptions of its own
         reason = str(error) or type(error).__name__
     warnings.warn(
-        f"JPEGs are made on the CPU, not on {device}: {reason.splitlines()[0]}; "
-        "the extra 'jpeg' installs what is needed",
+        f"JPEGs are encoded on the CPU, not on {device}: {reason.splitlines()[0]}; "
+        "the extra 'jpeg' installs the encoder",
         stacklevel=2,
     )
     return False
 
 
 class _GpuEncoder:
-    """Frames on a GPU to JPEG files in memory, by nvImageCodec: only these leave the GPU."""
+    """Encodes frames on a GPU as JPEG files, by nvImageCodec. Only the files leave the GPU."""
 
     def __init__(self, quality: int, device: torch.device):
         from nvidia import nvimgcodec
@@ -118,12 +122,12 @@ class _GpuEncoder:
         )
 
     def __call__(self, frames: Tensor) -> list[bytes]:
-        # 1 is the default stream's name where 0 would mean none
+        # CUDA's handle for the default stream is 0 or 1; nvImageCodec takes 0 for no stream
         stream = torch.cuda.current_stream(self._device).cuda_stream or 1
         images = self._codec.as_images(list(frames), cuda_stream=stream)
         files = self._encoder.encode(images, ".jpg", params=self._params, cuda_stream=stream)
-        # A frame that is not encoded is None, and was left out by older versions.
+        # nvImageCodec returns None for a frame that it cannot encode; older versions leave it out.
         if None in files or len(files) != len(images):
             made = sum(file is not None for file in files)
-            raise RuntimeError(f"nvImageCodec made {made} JPEGs of {len(images)} frames")
+            raise RuntimeError(f"nvImageCodec encoded {made} of {len(images)} frames")
         return [bytes(file) for file in files]

@@ -1,17 +1,17 @@
-"""Mixing the channels of a sound down to mono, which the networks hear, and to stereo."""
+"""Mix the channels of a sound down to mono, for the networks, and to stereo, for the video."""
 
 from functools import cache
 
 import numpy as np
 
 THREE_DB = 2**-0.5
-# Least energy that a mono mix has to keep of the loudest channel's. One voice in one of two
-# channels keeps 1/4, and so do two microphones in phase at least. Opposite phases keep nearly none,
-# and neither does one of many channels without names.
+# Smallest fraction of the loudest channel's energy that a mono mix has to keep. A voice in one of
+# two channels keeps 1/4; a voice in both, in phase, keeps more. Opposite phases keep almost
+# nothing, and so does one of many channels without names.
 LEAST_KEPT = 0.1
 
-# What a channel adds to left, to right and to mono, by FFmpeg's name of it: ITU-R BS.775 for the
-# speakers around a listener, and the same for those above and below.
+# Weights of a channel in left, right and mono, by FFmpeg's name of the channel. They follow ITU-R
+# BS.775, also for the speakers above and below the listener.
 _LEFT, _RIGHT = (1.0, 0.0, THREE_DB), (0.0, 1.0, THREE_DB)
 _SIDE_LEFT, _SIDE_RIGHT = (THREE_DB, 0.0, 0.5), (0.0, THREE_DB, 0.5)
 _CENTRE, _BACK = (THREE_DB, THREE_DB, 1.0), (0.5, 0.5, 0.5)
@@ -24,7 +24,7 @@ _WEIGHTS = {
     **dict.fromkeys(("BC", "TC", "TFC", "TBC", "BFC"), _BACK),
     **dict.fromkeys(("LFE", "LFE2", "UNSD"), _SILENT),
     "FC": _CENTRE,
-    "AMBI0": _CENTRE,  # of ambisonics, the part that has no direction
+    "AMBI0": _CENTRE,  # the omnidirectional component of ambisonics
     **dict.fromkeys((f"AMBI{i}" for i in range(1, 1024)), _SILENT),
 }
 
@@ -32,9 +32,9 @@ _WEIGHTS = {
 def to_mono(samples: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
     """Mix (channels, n) float32 down to (n,).
 
-    Two channels are averaged, and so are channels whose names are not known. Others are mixed as
-    ITU-R BS.775 says: the centre as it is, front left and right at -3 dB, those beside and behind
-    the listener at -6 dB, no LFE. Louder material than one channel holds passes 1.
+    Two channels, and channels without known names, are averaged. Others are mixed by ITU-R BS.775:
+    the center at 0 dB, front left and right at -3 dB, side and back at -6 dB, no LFE. The mix may
+    exceed 1.
     """
     if len(samples) <= 2 or not _known(names):
         return samples.mean(axis=0, dtype=np.float32)
@@ -44,9 +44,9 @@ def to_mono(samples: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
 def to_stereo(samples: np.ndarray, names: tuple[str, ...]) -> np.ndarray:
     """Mix (channels, n) float32 down to (2, n).
 
-    Two channels stay as they are, one is heard on both sides, and so is the mean of channels
-    whose names are not known. Others are mixed as ITU-R BS.775 says: the centre and those beside
-    and behind the listener at -3 dB, no LFE. Loud material may pass 1.
+    Two channels stay as they are. One channel, or the mean of channels without known names, becomes
+    both. Others are mixed by ITU-R BS.775: center, side and back at -3 dB, no LFE. The mix may
+    exceed 1.
     """
     if len(samples) == 2:
         return samples[::-1] if names == ("FR", "FL") else samples
@@ -61,12 +61,12 @@ def _known(names: tuple[str, ...]) -> bool:
 
 @cache
 def _weights(names: tuple[str, ...]) -> np.ndarray:
-    """(3, channels) float32: what each channel adds to left, right and mono."""
+    """Return the weight of each channel in left, right and mono, (3, channels) float32."""
     return np.array([_WEIGHTS[name] for name in names], np.float32).T.copy()
 
 
 class Meter:
-    """Measures, block by block, what the mixdown of a track to mono keeps of its channels."""
+    """Measures, block by block, how much of a track's energy its mono mix keeps."""
 
     def __init__(self) -> None:
         self._names: tuple[str, ...] = ()
@@ -85,12 +85,14 @@ class Meter:
         self._channels += [np.dot(channel, channel) for channel in samples]
         self._mix += float(np.dot(mono, mono))
 
-    def lost(self) -> tuple[int, float] | None:
-        """Return the loudest channel and the part of its energy that the mixdown keeps, if that is
-        less than `LEAST_KEPT`.
+    def lost_channel(self) -> tuple[int, float] | None:
+        """Find out whether the loudest channel is lost in the mono mix.
 
-        Channels that a mixdown leaves out, such as LFE, do not count. Nor does a track whose
-        channels change in its middle.
+        Channels that the mix leaves out, such as LFE, do not count.
+
+        Returns:
+            The loudest channel, and the fraction of its energy that the mix keeps. None if that is
+            at least `LEAST_KEPT`, or if the channels change in the middle of the track.
         """
         if self._changed or self._channels is None or len(self._channels) == 1:
             return None

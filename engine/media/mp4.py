@@ -1,4 +1,4 @@
-"""Frames and their sound into an mp4, through FFmpeg's libraries (PyAV)."""
+"""Write frames and sound to an mp4, through FFmpeg's libraries (PyAV)."""
 
 import os
 from collections.abc import Mapping
@@ -22,17 +22,18 @@ AAC_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000
 class Mp4Writer:
     """Writes an mp4: H.264 yuv420p (BT.709), and AAC if there is sound.
 
-    A context manager: the file gets its name when the block ends well, and no trace of it stays
-    when it does not. Odd sizes, which yuv420p cannot hold, repeat their last row or column.
+    A context manager. The file gets its name when the block ends without an exception; otherwise
+    nothing of it stays. An odd size, which yuv420p does not allow, is made even by repeating the
+    last row or column.
 
     Args:
-        path: ends in .mp4; its folder exists.
-        height, width: of the frames.
-        fps: frame i is shown at exactly i / fps seconds.
+        path: a name that ends in .mp4, in a folder that exists.
+        height, width: size of the frames in pixels.
+        fps: frame i is displayed at exactly i / fps seconds.
         x264: options of the encoder.
-        threads: of the encoder, 0 for as many as it wants.
-        pixel_aspect: width of a pixel, divided by its height, that players are to show.
-        sound: its channels, 1 or 2, and its rate in Hz; None for a silent video.
+        threads: number of the encoder's threads; with 0, it chooses.
+        pixel_aspect: displayed width of a pixel divided by its height.
+        sound: the number of channels, 1 or 2, and the rate in Hz; None for a silent video.
 
     Raises:
         InputError: the path cannot be written.
@@ -60,7 +61,7 @@ class Mp4Writer:
         with ExitStack() as stack:
             partial = stack.enter_context(whole(self.path))
             try:
-                # Opened by hand first: FFmpeg would only say so at the first frame.
+                # Created here, because FFmpeg would raise the error only at the first frame.
                 partial.touch()
             except OSError as error:
                 raise InputError(f"{path} cannot be written: {error.strerror}") from error
@@ -85,7 +86,8 @@ class Mp4Writer:
             self._stack = stack.pop_all()
 
     def write_frame(self, rgb: np.ndarray | None) -> None:
-        """Append a frame, (H, W, 3) uint8 RGB; None repeats the last one, if there is one."""
+        """Append a frame, (H, W, 3) uint8 RGB, or with None repeat the last one, if there is
+        one."""
         if rgb is not None:
             self._last = self._input.convert(rgb)
         if self._last is not None:
@@ -98,7 +100,7 @@ class Mp4Writer:
         self._container.mux(self._audio.encode(audio_frame(samples, self._rate, first)))
 
     def _flush(self) -> None:
-        """Write what the encoders hold back."""
+        """Write the packets that the encoders hold back."""
         streams: Any = self._container.streams
         for stream in streams:
             self._container.mux(stream.encode(None))
@@ -108,7 +110,7 @@ class Mp4Writer:
             self._flush()
 
     def _close(self, kind: type[BaseException] | None, *_: object) -> None:
-        # After an error, an encoder that never got a frame may refuse its trailer.
+        # After an error, writing the trailer may fail if there was no frame.
         with nullcontext() if kind is None else suppress(Exception):
             self._container.close()
 

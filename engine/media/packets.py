@@ -1,4 +1,4 @@
-"""The packets of a video stream: what each holds, and reading and decoding from any of them."""
+"""The packets of a video stream: list them, and read or decode from any of them."""
 
 import os
 from collections import Counter
@@ -11,35 +11,35 @@ from av.stream import Disposition
 from ..errors import InputError
 from .files import open_media, reading
 
-SEARCHED = 100  # packets that are looked at after a seek, to find out where it went
+SEARCHED = 100  # packets to read after a seek until a known one is found
 
 
 class Packet(NamedTuple):
-    """What a container says of a packet, without its data."""
+    """The container's description of a packet, without its data."""
 
-    pts: int | None  # when its frame is shown, in the stream's time base
-    dts: int | None  # when it is to be decoded
-    position: int | None  # its byte in the file
+    pts: int | None  # presentation time of its frame, in the stream's time base
+    dts: int | None  # decoding time
+    position: int | None  # byte offset in the file
     size: int  # bytes
     key: bool  # decoding can begin with it
-    hidden: bool  # its frame is decoded, but not shown
-    damaged: bool  # the container says so: cut short, or bytes are missing
+    hidden: bool  # its frame is decoded, but not displayed
+    damaged: bool  # marked by the container: truncated, or bytes are missing
 
 
 class PacketReader:
-    """The packets of a file's first video stream that is not a cover, numbered as they lie in it.
+    """The packets of a file's first video stream that is not cover art, numbered in file order.
 
-    Containers seek to a time, and some only to about there. Here every seek is checked: the packet
-    that comes after it is looked up among those that were found when the file was opened, and
-    where that fails the file is read from its beginning.
+    Containers seek to a time, some of them only roughly. Therefore every seek is checked: the
+    packet after it is looked up in the list that was made when the file was opened. If it is not
+    found, the file is read from the beginning.
 
     Attributes:
         packets: all of them.
-        stream: PyAV's; its codec context tells size and colours.
+        stream: PyAV's stream; its codec context has size and colors.
         failed: numbers of the packets that could not be decoded so far.
 
     Raises:
-        InputError: no such file, nothing FFmpeg can read, no video stream.
+        InputError: there is no such file, FFmpeg cannot read it, or it has no video stream.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -70,7 +70,7 @@ class PacketReader:
 
     @property
     def container(self) -> str:
-        """FFmpeg's name of the format: several, with commas, where one reader is for all."""
+        """FFmpeg's name of the format; several names with commas if they share a demuxer."""
         return self._container.format.name
 
     @property
@@ -80,8 +80,8 @@ class PacketReader:
     def read(self, first: int) -> Iterator[av.Packet]:
         """Read the packets from number `first` on. One iterator at a time.
 
-        A packet's `pts` is its number, which a decoder hands on to the frame that it makes of it.
-        The last packet is empty: it makes the decoder give out what it holds back.
+        A packet's `pts` is set to its number, because a decoder copies it to the frame. The last
+        packet is empty, which makes the decoder return the frames that it holds back.
 
         Raises:
             InputError: the file cannot be read, or is no longer the one that was opened.
@@ -103,8 +103,8 @@ class PacketReader:
         """Decode from packet `first` on.
 
         Returns:
-            An iterator over frames in the order they are shown, each with the number of its packet
-            before it. Packets that cannot be decoded are passed over, and added to `failed`.
+            An iterator over (number of the packet, frame) in display order. Packets that cannot be
+            decoded are skipped and added to `failed`.
         """
         for packet in self.read(first):
             try:
@@ -129,7 +129,7 @@ class PacketReader:
         self.stream: Any = streams[0]
         if self.stream.codec_context is None:
             raise InputError(f"{self.path} has a video stream of a codec that FFmpeg does not know")
-        # With threads, damage is not always reported, and takes frames away that are whole.
+        # With threads, the decoder does not report all damage, and drops undamaged frames.
         self.stream.thread_type = "NONE"
 
     def _reopen(self) -> None:
@@ -137,12 +137,13 @@ class PacketReader:
         self._open()
 
     def _seek(self, first: int) -> tuple[int, Iterator[av.Packet]]:
-        """The number of a packet that is not after `first`, and the packets from it on."""
+        """Seek to packet `first` or one before it. Return its number, and the packets from it
+        on."""
         wanted = self.packets[first]
         times = [time for time in (wanted.pts, wanted.dts) if time is not None]
         if times:
             try:
-                # The earlier of the two: some containers seek by the one, some by the other.
+                # The earlier of the two, because some containers seek by pts and others by dts.
                 self._container.seek(min(times), stream=self.stream)
                 packets = self._container.demux(self.stream)
                 for _, packet in zip(range(SEARCHED), packets, strict=False):
@@ -153,12 +154,12 @@ class PacketReader:
                     if number is not None:
                         break
             except av.error.FFmpegError:
-                pass  # what cannot be read will show again from the beginning
+                pass  # reading from the beginning raises the error again
         self._reopen()
         return 0, self._container.demux(self.stream)
 
     def _is_invisible(self, packet: av.Packet) -> bool:
-        """Whether it is a VP8 frame that only others are predicted from (RFC 6386, 9.1)."""
+        """Return whether it is a VP8 frame that is only a reference for others (RFC 6386, 9.1)."""
         return bool(packet.size) and self.codec == "vp8" and not memoryview(packet)[0] & 0x10
 
 

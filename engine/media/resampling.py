@@ -1,4 +1,4 @@
-"""Sound resampled as it comes."""
+"""Resample sound piece by piece."""
 
 import av
 import numpy as np
@@ -9,11 +9,10 @@ from .speech import audio_frame
 
 
 class Resampler:
-    """Resamples mono sound to 16 kHz in pieces of any length, giving the samples that `read_speech`
-    gives.
+    """Resamples mono sound to 16 kHz in pieces of any length. The result equals `read_speech`'s.
 
     Args:
-        sample_rate: of the sound, Hz.
+        sample_rate: rate of the sound in Hz.
     """
 
     def __init__(self, sample_rate: int):
@@ -21,7 +20,7 @@ class Resampler:
         self._resampler = av.AudioResampler("flt", "mono", kernels.SAMPLE_RATE)
 
     def __call__(self, sound: np.ndarray) -> np.ndarray:
-        """Take (n,) float32 samples, return the (m,) samples that are ready."""
+        """Resample (n,) float32 samples, and return the (m,) samples that are ready."""
         if not len(sound):
             return sound
         frame = audio_frame(sound[None], self._rate, self._count)

@@ -1,4 +1,4 @@
-"""Speech out of audio and video files, through FFmpeg's libraries (PyAV)."""
+"""Read speech from audio and video files, through FFmpeg's libraries (PyAV)."""
 
 import os
 import warnings
@@ -21,23 +21,24 @@ def read_speech(
 ) -> torch.Tensor:
     """Read an audio track of any file that FFmpeg reads, as PCM.
 
-    The channels are mixed to mono (see `mixdown.to_mono`), then resampled to 16 kHz. If hardly
-    anything is left of the loudest channel, that one is taken alone. `read_track` says where
-    sample 0 is, and what becomes of gaps. Warns of what a user should know, a line each.
+    The channels are mixed to mono (see `mixdown.to_mono`), then resampled to 16 kHz. If the mix
+    keeps almost nothing of the loudest channel, that channel is used alone. `read_track` defines
+    sample 0 and the treatment of gaps. Warnings report damage, jumps in time, and a channel that is
+    used alone.
 
     Args:
         path: an audio file or a film.
-        track: the audio track, from 0 on. By default the first one that is marked as the default,
-            else the first.
-        from_first_frame: drop what is heard before the first frame of a film, so that speech and
-            frames begin together.
+        track: number of the audio track, from 0; by default the first one that is marked as the
+            default, else the first.
+        from_first_frame: drop the sound before the first frame of a film, so that speech and frames
+            begin together.
 
     Returns:
         (S,) float32, nominally in [-1, 1].
 
     Raises:
-        InputError: no such file, nothing FFmpeg can read, no such track, no samples, or a sample
-            that is not finite.
+        InputError: there is no such file or track, FFmpeg cannot read it, it has no samples, or a
+            sample is not finite.
     """
     notes: list[str] = []
     meter = Meter()
@@ -50,14 +51,14 @@ def read_speech(
             yield mono, block
 
     pcm = _resampled(mixed())
-    if lost := meter.lost():
+    if lost := meter.lost_channel():
         channel, kept = lost
         del pcm
         blocks = read_track(path, track, from_first_frame=from_first_frame)
         pcm = _resampled((block.samples[channel], block) for block in blocks)
         notes.append(
-            f"{path}: mixed to mono, its channels keep {kept:.1%} of the energy of channel "
-            f"{channel}. The speech is taken from channel {channel} alone"
+            f"{path}: the mono mix keeps {kept:.1%} of the energy of channel {channel}, the "
+            f"loudest; channel {channel} is used alone"
         )
     for note in notes:
         warnings.warn(note, stacklevel=2)
@@ -69,24 +70,25 @@ def read_speech(
 def audio_blocks(
     path: str | os.PathLike, *, track: int | None = None
 ) -> Iterator[tuple[np.ndarray, int, int]]:
-    """Read the sound that goes with `read_speech`, as it is played: mono or stereo.
+    """Read the sound for the video: the track of `read_speech` in mono or stereo, at its own rate.
 
-    More than two channels are mixed to stereo (see `mixdown.to_stereo`). They are read once
-    before, for their peak: a mix that passes 1 would be clipped by players, so all of it is turned
-    down until it does not. Mono and stereo stay as they are.
+    More than two channels are mixed to stereo (see `mixdown.to_stereo`). They are read twice,
+    because players clip samples beyond 1: the first pass measures the peak, and the second scales
+    the whole mix if the peak exceeds 1. Mono and stereo are not scaled.
 
     Yields:
-        (1 or 2, n) float32, the rate in Hz, the number of the first sample.
+        Samples (1 or 2, n) float32, the rate in Hz, and the number of the first sample.
 
     Raises:
-        InputError: as `read_speech`, but neither for 0 samples nor for what they are.
+        InputError: as `read_speech`, except that empty tracks and samples that are not finite are
+            accepted.
     """
     channels, surround = 0, None
     for block in read_track(path, track):
         samples, names, gain = block.samples, block.names, np.float32(1)
         channels = channels or min(len(samples), 2)
         if len(samples) > 2:
-            surround = surround or _survey(path, track)
+            surround = surround or _stereo_mix(path, track)
             alone, gain = surround
             if alone is not None:
                 samples = samples[alone : alone + 1]
@@ -97,19 +99,19 @@ def audio_blocks(
         yield samples * gain if gain != 1 else samples, block.rate, block.first
 
 
-def _survey(path: str | os.PathLike, track: int | None) -> tuple[int | None, np.float32]:
-    """The channel of a track that is heard alone, if there is one, and the gain for its mix."""
+def _stereo_mix(path: str | os.PathLike, track: int | None) -> tuple[int | None, np.float32]:
+    """Return the channel to use alone (None: mix all), and the gain that keeps the mix within 1."""
     meter, peak = Meter(), 1.0
     for block in read_track(path, track):
         meter.add(block.samples, block.names, to_mono(block.samples, block.names))
         if len(block.samples) > 2:
             peak = max(peak, float(np.abs(to_stereo(block.samples, block.names)).max()))
-    lost = meter.lost()
+    lost = meter.lost_channel()
     return (lost[0], np.float32(1)) if lost else (None, np.float32(1 / peak))
 
 
 def audio_frame(block: np.ndarray, rate: int, first: int) -> av.AudioFrame:
-    """(channels, n) float32 as a frame; one channel or two."""
+    """Make an audio frame of (1 or 2, n) float32 samples."""
     layout = "mono" if block.shape[0] == 1 else "stereo"
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block), "fltp", layout)
     frame.sample_rate, frame.pts, frame.time_base = rate, first, Fraction(1, rate)
@@ -117,7 +119,7 @@ def audio_frame(block: np.ndarray, rate: int, first: int) -> av.AudioFrame:
 
 
 def _resampled(blocks: Iterable[tuple[np.ndarray, Block]]) -> np.ndarray:
-    """Mono samples at 16 kHz, of mono samples and the blocks they come from."""
+    """Resample mono samples to 16 kHz; each comes with its block, which has the rate."""
     resampler, parts = None, []
     for mono, block in blocks:
         if block.rate == SAMPLE_RATE:
@@ -138,5 +140,5 @@ def _check_finite(path: str | os.PathLike, block: Block) -> None:
     sample = block.first + number
     raise InputError(
         f"{path}: sample {sample} ({sample / block.rate:.3f} s) of channel {channel} "
-        f"is {block.samples[channel, number]}, samples must be finite"
+        f"is {block.samples[channel, number]}; expected a finite value"
     )

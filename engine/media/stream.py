@@ -1,4 +1,4 @@
-"""What a video stream is: its size, times, colours, and how its frames are to be shown."""
+"""The properties of a video stream: size, times, colors, orientation."""
 
 from dataclasses import dataclass
 from fractions import Fraction
@@ -11,23 +11,23 @@ from .frame_index import FrameIndex
 from .frame_rate import allowed, constant_rate
 from .packets import PacketReader
 
-# Numbers that H.264 and all later codecs share (ITU-T H.273).
+# Code points of ITU-T H.273, which all codecs share.
 TRANSFERS_HDR = {16: "PQ, SMPTE ST 2084", 18: "HLG, ARIB STD-B67"}
 PRIMARIES_WIDE = {9: "BT.2020", 11: "DCI-P3", 12: "Display P3"}
-MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}  # those that FFmpeg's scaler converts to RGB
+MATRICES = {0, 1, 2, 4, 5, 6, 7, 9}  # FFmpeg's scaler converts these to RGB
 UNSPECIFIED = 2
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """How a decoded picture becomes the one that is shown: first transposed, then flipped."""
+    """How to turn a decoded picture upright: first transpose it, then flip it."""
 
     transpose: bool = False
     flip_rows: bool = False
     flip_columns: bool = False
 
     def apply(self, pixels: np.ndarray) -> np.ndarray:
-        """Show (H, W, 3) pixels as they should be: a view, (W, H, 3) where transposed."""
+        """Return (H, W, 3) pixels upright, as a view: (W, H, 3) if transposed."""
         if self.transpose:
             pixels = pixels.transpose(1, 0, 2)
         return pixels[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
@@ -35,46 +35,46 @@ class Orientation:
 
 @dataclass(frozen=True)
 class VideoStream:
-    """What a video stream is, as its container and its first frame say."""
+    """The properties of a video stream, from its container and its first frame."""
 
-    # Size as shown, pixels.
+    # Size in pixels, after rotation.
     height: int
     width: int
-    # When each frame is shown, in units of `time_base` seconds on the container's clock, ascending.
+    # Presentation time of each frame in units of `time_base` seconds, ascending.
     times: tuple[int, ...]
     time_base: Fraction
-    # Exact frames a second. None where the times keep no rate, or there is one frame and no rate.
+    # Frames per second, exact. None if the rate is variable, or unknown for a single frame.
     fps: Fraction | None
-    # Width of a pixel as shown, divided by its height.
+    # Displayed width of a pixel divided by its height.
     pixel_aspect: Fraction
-    # None where frames are to be turned by another angle than 0, 90, 180 or 270 degrees.
+    # None if the rotation is not 0, 90, 180 or 270 degrees.
     orientation: Orientation | None
-    # Numbers of ITU-T H.273; 2 is unspecified.
+    # Code points of ITU-T H.273; 2 means unspecified.
     transfer: int
     primaries: int
     matrix: int
-    # Bits of a component.
+    # Bits per component.
     bits: int
     interlaced: bool
-    # Frames that are decoded, but not shown: an edit list hides them.
+    # Frames that are decoded, but not displayed, because an edit list hides them.
     hidden: int
-    # Frames at the beginning that cannot be decoded and do not count, as of a recording that was
-    # cut between keyframes.
+    # Frames at the beginning that are left out because they cannot be decoded, as in a recording
+    # that was cut between keyframes.
     left_out: int
 
     @property
     def start(self) -> Fraction:
-        """When the first frame is shown, seconds on the container's clock."""
+        """Presentation time of the first frame, in seconds."""
         return self.times[0] * self.time_base
 
     @property
     def constant(self) -> bool:
-        """Whether the frames keep a rate; a single one does."""
+        """Whether the frame rate is constant; that of a single frame is."""
         return self.fps is not None or len(self.times) == 1
 
 
 def describe(reader: PacketReader, index: FrameIndex, first: av.VideoFrame) -> VideoStream:
-    """Say what a stream is, of which `first` is a decoded frame."""
+    """Return the properties of a stream; `first` is a decoded frame of it."""
     stream, context = reader.stream, reader.stream.codec_context
     orientation = _orientation(first)
     height, width = first.height, first.width
@@ -96,7 +96,7 @@ def describe(reader: PacketReader, index: FrameIndex, first: av.VideoFrame) -> V
         orientation=orientation,
         transfer=int(context.color_trc),
         primaries=int(context.color_primaries),
-        matrix=int(first.colorspace),  # as the conversion to RGB takes it
+        matrix=int(first.colorspace),  # the one that the conversion to RGB uses
         bits=first.format.components[0].bits,
         interlaced=first.interlaced_frame,
         hidden=sum(packet.hidden for packet in reader.packets),
@@ -105,10 +105,11 @@ def describe(reader: PacketReader, index: FrameIndex, first: av.VideoFrame) -> V
 
 
 def _orientation(frame: av.VideoFrame) -> Orientation | None:
-    """What the display matrix says: (x, y) is shown at (a x + c y, b x + d y)."""
+    """Return the orientation of the display matrix: (x, y) is displayed at (a x + c y, b x + d
+    y)."""
     try:
         matrix: Any = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # other data that this PyAV has no name for: the angle is there all the same
+    except ValueError:  # other side data that this PyAV has no name for; the angle is still known
         return {
             0: Orientation(),
             90: Orientation(transpose=True, flip_rows=True),
@@ -118,7 +119,7 @@ def _orientation(frame: av.VideoFrame) -> Orientation | None:
     if matrix is None:
         return Orientation()
     a, b, _, c, d = (int(number) for number in np.frombuffer(matrix, np.int32)[:5])
-    least = max(map(abs, (a, b, c, d))) / 100  # what is smaller is rounding
+    least = max(map(abs, (a, b, c, d))) / 100  # smaller values are rounding errors
     if max(abs(b), abs(c)) <= least:
         return Orientation(flip_rows=d < 0, flip_columns=a < 0)
     if max(abs(a), abs(d)) <= least:

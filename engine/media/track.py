@@ -1,4 +1,4 @@
-"""One audio track of a file: which one, what its channels are, and when its samples are heard."""
+"""Decode one audio track of a file: choose it, name its channels, and place its samples in time."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -14,21 +14,25 @@ from av.stream import Disposition
 from ..errors import InputError
 from .files import open_media, reading
 
-# Timestamps are rounded, to 1 ms in Matroska and Flash, and jitter where a clock wrote them. Less
-# than a packet of Opus, which lasts 20 ms, is no gap.
+# Timestamps are rounded, to 1 ms in Matroska and Flash, and jitter if they come from a clock. A gap
+# is longer than that; the shortest one, a lost packet of Opus, is 20 ms.
 ROUNDING = 0.002
 JITTER = 0.015
-# Seconds by which timestamps go back when they start anew, and by which they jump ahead where they
-# may start at any time: in MPEG's streams. The second is FFmpeg's own bound.
+# A jump of timestamps by more than this many seconds is a restart, not a gap: backwards in any
+# container, ahead only in MPEG streams, which may start at any time. FFmpeg uses the same bound
+# ahead.
 BACK = 1
 AHEAD = 10
 MPEG = ("mpegts", "mpeg")
-# FFmpeg's flag for formats without an index. Of these, only Ogg has timestamps: in the others, such
-# as mp3, FFmpeg counts packets, and a tag between joined files is one.
+# FFmpeg's flag for formats without an index. Of these, only Ogg has timestamps. In the others, such
+# as mp3, FFmpeg counts packets, and also counts a tag between joined files as one.
 GENERIC_INDEX = 0x100
-MOST_SILENCE = 3600  # seconds for a whole file, so that broken timestamps do not fill the memory
-PLANES = 8  # from that number on, PyAV reads beyond the planes of a planar frame, and crashes
-SEARCHED = 1000  # packets, for the first frame that can be decoded: more than a group of pictures
+# Seconds of silence to add in a whole file, so that broken timestamps cannot exhaust the memory.
+MOST_SILENCE = 3600
+# Channels from which on PyAV reads beyond the planes of a planar frame, and crashes.
+PLANES = 8
+# Packets in which to search for a frame that can be decoded: more than a group of pictures.
+SEARCHED = 1000
 STILL = Disposition.attached_pic | Disposition.still_image | Disposition.timed_thumbnails
 
 
@@ -38,9 +42,9 @@ class Block:
 
     Attributes:
         samples: (channels, n) float32.
-        names: FFmpeg's name of each channel, () where they have none.
-        rate: Hz, the same in all blocks of a track.
-        first: the number of the first sample.
+        names: FFmpeg's name of each channel; () if they have none.
+        rate: samples per second, the same in all blocks of a track.
+        first: number of the first sample.
     """
 
     samples: np.ndarray
@@ -56,25 +60,25 @@ def read_track(
     from_first_frame: bool = False,
     notes: list[str] | None = None,
 ) -> Iterator[Block]:
-    """Decode an audio track on the clock of its file.
+    """Decode an audio track, and place its samples by the file's timestamps.
 
-    In a film, sound and picture share a clock: sound that begins after the first frame has
-    silence before it. Sound that begins earlier is kept, and its first sample is sample 0, unless
-    `from_first_frame`. In a file without a film, sample 0 is the first one, whatever its time.
+    In a film, sound that begins after the first frame gets silence before it. If the sound begins
+    earlier, its first sample is sample 0, unless `from_first_frame` is set. In a file without a
+    film, the first sample is sample 0, whatever its timestamp.
 
-    Gaps in the timestamps become silence, and so do packets that cannot be decoded. Where
-    timestamps overlap, no sample is dropped.
+    Gaps in the timestamps, and packets that cannot be decoded, become silence. If timestamps
+    overlap, no sample is dropped.
 
     Args:
-        track: the audio track, from 0 on. By default the first one that is marked as the default,
-            else the first.
-        from_first_frame: drop what is heard before the first frame of a film, which then is at
-            sample 0.
-        notes: gets a line for each thing that a user should know, at the end of the track.
+        track: number of the audio track, from 0; by default the first one that is marked as the
+            default, else the first.
+        from_first_frame: drop the sound before the first frame of a film, which then is at sample
+            0.
+        notes: a list that gets warnings about damage and jumps at the end of the track.
 
     Raises:
-        InputError: no such file, nothing FFmpeg can read, no such track, or nothing in it that
-            can be decoded.
+        InputError: there is no such file or track, FFmpeg cannot read it, or no packet can be
+            decoded.
     """
     with open_media(path) as container:
         stream = _choose(path, container, track)
@@ -84,7 +88,7 @@ def read_track(
         clock = _Clock(starts_anywhere=container.format.name in MPEG)
         begun = False
         with reading(path):
-            for frame in damage.pass_over(_packets(container, stream)):
+            for frame in damage.decode(_packets(container, stream)):
                 time = damage.time(frame)
                 yield from samples.prepare(frame)
                 if not begun:
@@ -104,10 +108,10 @@ def _choose(path: str | os.PathLike, container: Any, track: int | None) -> Any:
     tracks = container.streams.audio
     if not tracks:
         held = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-        raise InputError(f"{path} has no audio stream (it holds {held})")
+        raise InputError(f"{path} has no audio stream (it has {held})")
     if track is not None and not 0 <= track < len(tracks):
-        named = ", ".join(f"{number}{_about(stream)}" for number, stream in enumerate(tracks))
-        raise InputError(f"audio track is {track}. {path} has {len(tracks)}, from 0 on: {named}")
+        named = ", ".join(f"{number}{_describe(stream)}" for number, stream in enumerate(tracks))
+        raise InputError(f"audio track is {track}; {path} has {len(tracks)}, from 0: {named}")
     if track is None:
         usable = [stream for stream in tracks if stream.codec_context] or tracks
         marked = [stream for stream in usable if stream.disposition & Disposition.default]
@@ -120,33 +124,34 @@ def _choose(path: str | os.PathLike, container: Any, track: int | None) -> Any:
     return chosen
 
 
-def _about(stream: Any) -> str:
-    """What a file says of a track, in brackets."""
+def _describe(stream: Any) -> str:
+    """Return a track's title, language and default mark in brackets; "" if it has none."""
     title = " ".join(stream.metadata.get("title", "").split())[:40]
     language = stream.metadata.get("language", "und")
-    said = [title and f'"{title}"', "" if language == "und" else language]
-    said.append("default" if stream.disposition & Disposition.default else "")
-    return f" ({', '.join(filter(None, said))})" if any(said) else ""
+    facts = [title and f'"{title}"', "" if language == "und" else language]
+    facts.append("default" if stream.disposition & Disposition.default else "")
+    return f" ({', '.join(filter(None, facts))})" if any(facts) else ""
 
 
 def _packets(container: Any, stream: Any) -> Iterator[Any]:
     try:
         yield from container.demux(stream)
     except IndexError:
-        # PyAV raises it after the last packet if a stream came up in the middle, as text in FLV may
+        # PyAV raises it after the last packet if a stream appeared in the middle, as text in FLV
+        # may.
         return
 
 
 def _first_frame_time(path: str | os.PathLike, container: Any) -> float | None:
-    """When a film's picture begins, in seconds; None if there is no film, but a cover at most.
+    """Return when a film's first frame is displayed, in seconds; None if there is no film.
 
-    A film that was cut begins with frames that cannot be decoded, which are not shown.
+    The first frames of a film that was cut may be undecodable; they do not count.
     """
     films = [stream for stream in container.streams.video if not stream.disposition & STILL]
     if not films:
         return None
     begin = films[0].start_time
-    with open_media(path) as again, suppress(av.error.FFmpegError):  # this one is at its sound
+    with open_media(path) as again, suppress(av.error.FFmpegError):  # `container` is in use
         stream = again.streams[films[0].index]
         for packet in islice(again.demux(stream), SEARCHED if stream.codec_context else 0):
             with suppress(av.error.InvalidDataError):
@@ -158,11 +163,11 @@ def _first_frame_time(path: str | os.PathLike, container: Any) -> float | None:
 
 
 def _channel_names(context: Any) -> tuple[str, ...]:
-    """The names of a stream's channels, before anything is decoded.
+    """Return the names of a stream's channels, before anything is decoded.
 
-    PyAV 18 frees a layout twice, which kills the process, if its order is not one of FFmpeg's own:
-    C, L, R, for example. So the decoder gets to know no more than the number of channels then. What
-    `layout` holds is freed once, by itself, because the decoder no longer points to it.
+    PyAV 18 frees a layout twice, which kills the process, if its order is not one of FFmpeg's own,
+    for example C, L, R. In that case the decoder is given only the number of channels. `layout`
+    then is freed once, because the decoder no longer points to it.
     """
     layout = context.layout
     names = _names(layout)
@@ -178,7 +183,7 @@ def _names(layout: av.AudioLayout) -> tuple[str, ...]:
 
 
 class _Samples:
-    """Makes numbered blocks of frames, in float32 and at the rate of the first one."""
+    """Converts audio frames to numbered blocks of float32, at the rate of the first frame."""
 
     def __init__(self, stream_names: tuple[str, ...]):
         self._stream_names = stream_names
@@ -191,7 +196,7 @@ class _Samples:
 
     @property
     def seconds(self) -> float:
-        """Where the next sample is."""
+        """Time of the next sample."""
         return self._first / self._rate
 
     def skip(self, seconds: float) -> None:
@@ -199,7 +204,8 @@ class _Samples:
         self._first = -round(seconds * self._rate)
 
     def prepare(self, frame: av.AudioFrame) -> Iterator[Block]:
-        """Get ready for a frame: in joined files, its format and rate may be new."""
+        """Prepare for a frame, whose format and rate may differ from the last one's in joined
+        files."""
         now = frame.format.name, frame.layout.name, frame.sample_rate
         if now == self._format:
             return
@@ -211,7 +217,7 @@ class _Samples:
             self._names = self._stream_names
 
     def add(self, frame: av.AudioFrame) -> Iterator[Block]:
-        """Convert the frame that was prepared for."""
+        """Convert the frame that `prepare` got."""
         if self._converter is None:
             kind = "fltp" if self._channels < PLANES else "flt"
             self._converter = av.AudioResampler(kind, None, self._rate)
@@ -219,13 +225,13 @@ class _Samples:
         yield from self._blocks(self._converter.resample(frame))
 
     def flush(self) -> Iterator[Block]:
-        """Take the samples that a change of the rate holds back."""
+        """Return the samples that the resampler holds back."""
         if self._converter is not None:
             yield from self._blocks(self._converter.resample(None))
             self._converter = None
 
     def silence(self, seconds: float) -> Iterator[Block]:
-        """Add so much silence, a second at a time."""
+        """Add silence, in blocks of a second."""
         left = round(seconds * self._rate)
         if left:
             yield from self.flush()
@@ -249,7 +255,7 @@ class _Samples:
 
 
 class _Clock:
-    """Says where there is a gap in the timestamps. Times are those of the file, in seconds."""
+    """Finds gaps in the timestamps. Times are those of the file, in seconds."""
 
     def __init__(self, starts_anywhere: bool):
         self._starts_anywhere = starts_anywhere
@@ -258,7 +264,7 @@ class _Clock:
         self._jumps: list[tuple[float, float]] = []
 
     def begin(self, sound: float | None, picture: float | None, from_first_frame: bool) -> float:
-        """Begin with a film's first frame or with the sound, and return how much of it to drop."""
+        """Set the time of sample 0, and return how many seconds of sound to drop before it."""
         if sound is None:
             return 0.0
         picture = sound if picture is None else picture
@@ -266,14 +272,14 @@ class _Clock:
         return max(self._zero - sound, 0.0)
 
     def position(self, time: float) -> float:
-        """Where a time is in the samples, in seconds."""
+        """Convert a time of the file to seconds from sample 0."""
         return time - (self._zero or 0)
 
     def gap(self, time: float | None, written: float) -> float:
-        """Return the seconds of silence between the end of what was written and `time`.
+        """Return the seconds of silence between the end of the samples so far and `time`.
 
-        Deviations are measured from the beginning, not from frame to frame. Otherwise those of
-        rounding would add up, and jitter would be filled again and again.
+        Deviations are measured from the beginning, not from frame to frame. Otherwise rounding
+        errors would add up, and every jitter would add silence.
         """
         if time is None:
             return 0.0
@@ -292,38 +298,40 @@ class _Clock:
         return gap
 
     def notes(self) -> Iterator[str]:
-        """Say where timestamps jump by more than a gap can have."""
+        """Yield a warning about timestamps that jump by more than a gap."""
         if self._jumps:
             where, gap = self._jumps[0]
-            more = f", the first of {len(self._jumps)}" if len(self._jumps) > 1 else ""
+            more = f" (the first of {len(self._jumps)} jumps)" if len(self._jumps) > 1 else ""
             yield (
-                f"its timestamps jump by {gap:.1f} s at {where:.2f} s{more}. "
-                "They are taken to start anew there, with no silence between"
+                f"its timestamps jump by {gap:.1f} s at {where:.2f} s{more}; "
+                "the jump is taken for a restart, and no silence is added"
             )
 
 
 class _Damage:
-    """Packets of a stream that cannot be decoded.
+    """Decodes a stream, and keeps account of the packets that cannot be decoded.
 
     Args:
-        counted: take the times from what was decoded before, not from timestamps.
+        counted: compute times from the samples decoded before, instead of from timestamps.
     """
 
     def __init__(self, stream: Any, counted: bool):
         self._tick = float(stream.time_base)
-        self._start = stream.start_time  # what an encoder put before that is not heard
+        self._start = stream.start_time  # the encoder's priming samples before it are not played
         self._counted = 0.0 if counted else None
         self._damaged = 0
         self._first: float | None = None
         self._decoded = False
-        self._before: float | None = None  # when the first one begins, if no frame came earlier
-        self.end: float | None = None  # when the last one ends, if no frame comes later
+        # Begin of the first damaged packet, if it comes before all frames.
+        self._before: float | None = None
+        # End of the last damaged packet, if it comes after all frames.
+        self.end: float | None = None
 
-    def pass_over(self, packets: Iterable[Any]) -> Iterator[av.AudioFrame]:
-        """Decode what can be decoded.
+    def decode(self, packets: Iterable[Any]) -> Iterator[av.AudioFrame]:
+        """Decode the packets, and skip damaged ones.
 
         Raises:
-            FFmpegError: nothing can.
+            FFmpegError: no packet can be decoded.
         """
         error = None
         for packet in packets:
@@ -358,19 +366,19 @@ class _Damage:
             self._counted = self.end
 
     def time(self, of: Any) -> float | None:
-        """Return when a frame or a packet is heard, in seconds of the file."""
+        """Return the time of a frame or a packet, in seconds of the file."""
         if self._counted is not None:
             return self._counted
         return None if of.pts is None else of.pts * self._tick
 
     def begin(self, time: float | None) -> float | None:
-        """Return when the sound begins whose first frame is heard at `time`."""
+        """Return when the sound begins, given the time of the first decoded frame."""
         return time if time is None or self._before is None else min(time, self._before)
 
     def notes(self, clock: _Clock) -> Iterator[str]:
-        """Say how many packets are damaged."""
+        """Yield a warning about damaged packets."""
         if not self._damaged:
             return
         begin = "" if self._first is None else f", the first at {clock.position(self._first):.2f} s"
         packets = "1 packet" if self._damaged == 1 else f"{self._damaged} packets"
-        yield f"{packets} of its sound cannot be decoded{begin}. There is silence instead"
+        yield f"{packets} of its sound cannot be decoded{begin}; replaced by silence"

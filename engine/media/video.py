@@ -1,4 +1,4 @@
-"""Video files in and out, through FFmpeg's libraries (PyAV)."""
+"""Read and write video files, through FFmpeg's libraries (PyAV)."""
 
 import os
 from collections.abc import Iterator
@@ -18,22 +18,23 @@ from .packets import PacketReader
 from .speech import audio_blocks
 from .stream import Orientation, VideoStream, describe
 
-# The encoder's threads work ahead: where cores are few, at the expense of whatever runs next.
+# The encoder's threads work ahead of the render; with few cores, they would slow it down.
 SPARE_CORES = (os.cpu_count() or 1) > 4
 
 
 class Video:
-    """A video file as a stream of frames, numbered in the order they are shown.
+    """The frames of a video file, numbered in display order.
 
-    Nothing is judged here: `policy.judge` says whether a video can be taken as it is.
+    `policy.check_video` refuses videos that cannot be used as an avatar's frames.
 
     Attributes:
-        stream: what the video is: size as shown, times, rate, colours.
-        height, width: pixels, as shown. fps: frames a second; None where they keep no rate.
-        keyframes: numbers, ascending, of the frames where decoding can start.
+        stream: the video's properties: size, times, rate, colors.
+        height, width: size in pixels, after rotation.
+        fps: frames per second; None if the rate is variable.
+        keyframes: ascending numbers of the frames where decoding can start.
 
     Raises:
-        InputError: no such file, nothing FFmpeg can read, no video stream, no frames.
+        InputError: there is no such file, FFmpeg cannot read it, or it has no frames.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -55,38 +56,39 @@ class Video:
         return len(self._index.times)
 
     def frames(self, start: int = 0) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Decode from the last keyframe that gives frame `start` on.
+        """Decode from the last keyframe from which frame `start` can be decoded.
 
         Returns:
-            An iterator over numbers, ascending, and frames as decoded: as stored, not yet as shown.
-            Frames too damaged to be decoded are left out. One iterator at a time.
+            An iterator over (number, frame), by ascending numbers; use one at a time. Frames are as
+            stored: `pixels` applies the rotation. Frames too damaged to be decoded are left out.
 
         Raises:
-            InputError: the file cannot be read, or its frames have several sizes.
+            InputError: the file cannot be read, or its frames differ in size or rotation.
         """
         origin = self._index.start_for(start)
         with reading(self.path):
             for packet, frame in self._reader.decode(origin.packet):
                 number = self._index.numbers.get(packet)
-                # Frames shown before a keyframe, but decoded after it, lack what is before it.
+                # Frames displayed before a keyframe but decoded after it lack their reference
+                # frames.
                 if number is None or number < origin.frame:
                     continue
                 if (frame.height, frame.width) != self._stored:
                     height, width = self._stored
                     raise InputError(
-                        f"{self.path}: frame {number} is {frame.width} x {frame.height}, others "
-                        f"are {width} x {height}; all frames must have one size"
+                        f"{self.path}: frame {number} is {frame.width} x {frame.height}; "
+                        f"expected {width} x {height}, as the others"
                     )
                 if frame.rotation != self._rotation:
                     raise InputError(
-                        f"{self.path}: frame {number} is to be shown turned by {frame.rotation} "
-                        f"degrees, others by {self._rotation}; all must be shown alike"
+                        f"{self.path}: frame {number} has a rotation of {frame.rotation} degrees; "
+                        f"expected {self._rotation}, as the others"
                     )
                 frame.pts = self._index.times[number]
                 yield number, frame
 
     def pixels(self, frame: av.VideoFrame) -> np.ndarray:
-        """Convert a frame to (H, W, 3) uint8 RGB as shown: a view of FFmpeg's own memory."""
+        """Convert a frame to (H, W, 3) uint8 RGB, rotated: a view of FFmpeg's own memory."""
         with reading(self.path):
             plane: Any = self._converter.reformat(frame, format="rgb24").planes[0]
         rows = np.frombuffer(plane, np.uint8).reshape(frame.height, plane.line_size)
@@ -94,18 +96,19 @@ class Video:
         return self._orientation.apply(stored)
 
     def is_damaged(self, number: int, frame: av.VideoFrame) -> bool:
-        """Whether a frame is known to be broken itself.
+        """Return whether the decoder or the container reports that the frame itself is damaged.
 
-        Decoders of H.264 and of MPEG's older codecs find most faults; those of HEVC, VP8, VP9 and
-        AV1 find few, as hardly any bits are without a meaning there.
+        Decoders of H.264 and of older MPEG codecs find most errors. Those of HEVC, VP8, VP9 and AV1
+        find few, because in these codecs almost any bit sequence is valid.
         """
         return frame.is_corrupt or self._reader.packets[self._index.packets[number]].damaged
 
     def damaged_frames(self) -> list[int]:
-        """Decode all frames, and return the numbers of those that are broken or lost, and of those
-        that are decoded after them up to the next keyframe, which may be predicted from them.
+        """Decode all frames, and return the numbers of the damaged ones.
 
-        The file is opened again for it: an iterator over `frames` goes on where it was.
+        These are the frames that are damaged or lost, and all frames decoded after them up to the
+        next keyframe, because they may be predicted from them. The file is opened a second time, so
+        that an iterator over `frames` keeps its position.
         """
         scan = Video(self.path)
         sound = {number for number, frame in scan.frames() if not scan.is_damaged(number, frame)}
@@ -120,21 +123,21 @@ class Video:
 
 
 class VideoWriter(Mp4Writer):
-    """Writes an mp4 of rendered frames with the speech as its sound; see `Mp4Writer`.
+    """Writes an mp4 of rendered frames with the speech as its sound, see `Mp4Writer`.
 
     Args:
-        path: ends in .mp4; its folder exists.
-        fps: frame i is shown at exactly i / fps seconds.
-        pixel_aspect: width of a pixel, divided by its height, that players are to show.
-        speech: a file whose sound becomes the video's, at its own rate, in mono or stereo; None
-            for a silent video.
-        audio_track: which audio track of the file, as in `read_speech`.
+        path: a name that ends in .mp4, in a folder that exists.
+        fps: frame i is displayed at exactly i / fps seconds.
+        pixel_aspect: displayed width of a pixel divided by its height.
+        speech: a file whose sound is added, at its own rate, in mono or stereo; None for a silent
+            video.
+        audio_track: number of the file's audio track, as in `read_speech`.
 
     Attributes:
-        held: how many times the last frame was repeated at the end, so that the picture ends no
-            more than a frame before the sound. The frames of a render cover the speech up to its
-            last mel window, of 0.2 s, and four frames more: 0.16 s of the window at 25 frames a
-            second, but 0.03 s at 120.
+        repeated: how many times the last frame was repeated at the end, so that the picture ends at
+            most one frame before the sound. A render has four frames after the start of its last
+            mel window, which is 0.2 s long: they cover 0.16 s of it at 25 frames a second, but only
+            0.03 s at 120.
 
     Raises:
         InputError: the path cannot be written, or the speech cannot be read.
@@ -153,7 +156,8 @@ class VideoWriter(Mp4Writer):
     ):
         self._blocks = iter(()) if speech is None else audio_blocks(speech, track=audio_track)
         self._block = next(self._blocks, None)
-        self._heard, self.held = 0.0, 0  # seconds of sound written, frames
+        self._heard = 0.0  # seconds of sound written
+        self.repeated = 0
         super().__init__(
             path,
             height=height,
@@ -178,14 +182,14 @@ class VideoWriter(Mp4Writer):
             self._heard = (first + samples.shape[1]) / rate
             self._block = next(self._blocks, None)
 
-    def _hold(self, until: float) -> None:
-        """Repeat the last frame until it ends no more than a frame before `until`, in seconds."""
-        until -= 1e-9  # a float
+    def _repeat_last(self, until: float) -> None:
+        """Repeat the last frame until the picture ends at most one frame before `until` seconds."""
+        until -= 1e-9  # for rounding errors
         while self._written > 0 and (self._written + 1) / self._fps < until:
             self.write_frame(None)
-            self.held += 1
+            self.repeated += 1
 
     def _flush(self) -> None:
         self._write_speech(until=float("inf"))
-        self._hold(until=self._heard)
+        self._repeat_last(until=self._heard)
         super()._flush()

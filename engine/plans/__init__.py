@@ -1,1 +1,1 @@
-"""TensorRT plans: what builds them, out of which graphs, and the record beside each."""
+"""TensorRT plans: prepare ONNX graphs, build plans, and read and write the record beside each."""

@@ -1,4 +1,4 @@
-"""Whether a plan can run here, and the command that builds one that can."""
+"""Check whether a plan can run here, and give the command that builds one that can."""
 
 from pathlib import Path
 
@@ -11,18 +11,18 @@ from .record import PlanRecord, find_damage, read_record
 
 
 def check_plan(plan: Path, signature: Signature, device: torch.device | None = None) -> PlanRecord:
-    """Read the record of a plan that is to run here.
+    """Read a plan's record, and check that the plan can run on this device.
 
     Raises:
-        InputError: the plan is damaged, or for another network, TensorRT or GPU; which one, and
-            how to build it again.
+        InputError: the plan is damaged, or for another network, TensorRT or GPU. The message has
+            the command that builds it again.
     """
     record = read_record(plan)
     key = record.key
     if key.network != signature.kind:
         found, wanted = (kind.replace("_", " ") for kind in (key.network, signature.kind))
         raise InputError(
-            f"{plan} is the plan of a(n) {found}, expected that of a(n) {wanted}; build one with "
+            f"{plan} is the plan of a(n) {found}; expected that of a(n) {wanted}, built with "
             f"python -m engine.build {wanted.replace(' ', '-')} FILE"
         )
     again = f"build it again: {build_command(plan, record)}"
@@ -35,25 +35,25 @@ def check_plan(plan: Path, signature: Signature, device: torch.device | None = N
         raise InputError(f"{plan} was built by {key.edition!r}; expected {expected}")
     if not edition.installed:
         raise InputError(
-            f"{plan} needs {edition.name} {key.version}, which is not installed: "
+            f"{plan} needs {edition.name} {key.version}, which is not installed; "
             f"{edition.how_to_install}"
         )
     if edition.version() != key.version:
         raise InputError(
-            f"{plan} was built by {edition.name} {key.version} and runs with no other, "
-            f"installed is {edition.version()}; {again}"
+            f"{plan} was built by {edition.name} {key.version} and runs with no other version; "
+            f"{edition.version()} is installed; {again}"
         )
     here = gpu_architecture(device)
     if here is not None and here not in key.architectures:
         raise InputError(
-            f"{plan} is for {architecture_names(key.architectures)}, the GPU here is SM{here}; "
-            f"{again}"
+            f"{plan} is for {architecture_names(key.architectures)}, but the GPU here is "
+            f"SM{here}; {again}"
         )
     return record
 
 
 def build_command(plan: Path, record: PlanRecord) -> str:
-    """Return the command that builds a plan again, on the machine and for the GPU at hand."""
+    """Return the command that builds a plan again, for the GPU of this machine."""
     kind = record.key.network.replace("_", "-")
     batch = " ".join(str(size) for size in record.key.batch)
     return (

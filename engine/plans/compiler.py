@@ -1,4 +1,4 @@
-"""TensorRT's part of a build: from an ONNX graph to the bytes of a plan."""
+"""Compile an ONNX graph to the bytes of a plan, with TensorRT."""
 
 import re
 import threading
@@ -21,8 +21,9 @@ class Parsed:
     Attributes:
         edition: the TensorRT that parsed it.
         graph: the ONNX graph.
-        data: the graph's bytes. The network refers to weights in them, so they must live as long.
-        builder, network, parser: TensorRT's objects, which refer to each other likewise.
+        data: the graph's bytes. TensorRT's network refers to the weights in them, so they must live
+            as long.
+        builder, network, parser: TensorRT's objects, which refer to each other in the same way.
     """
 
     edition: TensorRTEdition
@@ -46,7 +47,7 @@ class Parsed:
         return [found[name] for name in names]
 
     def layers(self) -> Iterator[str]:
-        """Yield a line for each layer, before TensorRT optimizes them."""
+        """Yield a line for each layer, before optimization."""
         for index in range(self.network.num_layers):
             layer = self.network.get_layer(index)
             ins = [layer.get_input(i) for i in range(layer.num_inputs)]
@@ -65,12 +66,13 @@ def parse(edition: TensorRTEdition, graph: OnnxGraph, *, loud: bool = False) -> 
         loud: print TensorRT's messages.
 
     Raises:
-        InputError: TensorRT rejects an operator; its message, and the node's name.
+        InputError: TensorRT rejects an operator. The error has TensorRT's message and the node's
+            name.
     """
     trt, log = edition.module(), logger(edition)
     log.clear(loud=loud)
     builder = trt.Builder(log)
-    # The default of TensorRT 11 and of TensorRT for RTX; TensorRT 10 needs the flag.
+    # TensorRT 10 needs the flag; it is the default of TensorRT 11 and of TensorRT for RTX.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     data = graph.data
@@ -87,7 +89,7 @@ def parse(edition: TensorRTEdition, graph: OnnxGraph, *, loud: bool = False) -> 
 
 
 def make_profile(parsed: Parsed, batch: list[int]) -> Any:
-    """Make an optimization profile with these smallest, best and largest batches."""
+    """Return an optimization profile with these smallest, best and largest batches."""
     profile = parsed.builder.create_optimization_profile()
     shapes = parsed.graph.signature.inputs.values()
     for name, shape in zip(parsed.graph.inputs, shapes, strict=True):
@@ -96,7 +98,7 @@ def make_profile(parsed: Parsed, batch: list[int]) -> Any:
 
 
 def configure(parsed: Parsed, architectures: list[int], precision: str) -> Any:
-    """Make a builder's configuration for these GPUs and this precision."""
+    """Return a builder's configuration for these GPUs and this precision."""
     trt = parsed.edition.module()
     config = parsed.builder.create_builder_config()
     parsed.edition.set_target(config, architectures)
@@ -112,11 +114,11 @@ def compile_plan(
     """Build a plan. Ctrl-C stops the build.
 
     Returns:
-        The plan, and the bytes of scratch memory that it takes to run (None if TensorRT does not
-        say).
+        The plan, and the bytes of scratch memory that a run needs; None if TensorRT does not report
+        them.
 
     Raises:
-        InputError: TensorRT cannot build it; its first error.
+        InputError: TensorRT cannot build it. The message is TensorRT's first error.
     """
     edition, log = parsed.edition, logger(parsed.edition)
     trt = edition.module()
@@ -126,8 +128,8 @@ def compile_plan(
         raise InputError(f"{parsed.graph.path}: {edition.name} rejects the batch: {log.error()}")
     save_timings = edition.use_timing_cache(config)
     stop = threading.Event()
-    # The build runs in another thread, so that this one gets Ctrl-C. A KeyboardInterrupt must not
-    # be raised in TensorRT's callbacks.
+    # The build runs in another thread, so that this one receives Ctrl-C. A KeyboardInterrupt must
+    # not be raised in TensorRT's callbacks.
     with (
         tqdm(disable=None, leave=False, bar_format="{desc} [{elapsed}]") as bar,
         ThreadPoolExecutor(1, "viseme-build") as pool,
@@ -137,7 +139,8 @@ def compile_plan(
         build = parsed.builder.build_serialized_network
         try:
             plan = pool.submit(build, parsed.network, config)
-            # A signal that comes right before a wait without a timeout is seen only after it.
+            # With a timeout, because a signal right before a wait without one is handled only after
+            # it.
             while wait([plan], timeout=0.2).not_done:
                 pass
             built = plan.result()
@@ -158,11 +161,11 @@ def _type(tensor: Any) -> str:
 
 
 def _monitor(trt: Any, bar: tqdm, stop: threading.Event) -> Any:
-    """Make a monitor that shows the innermost phase and its progress, and stops the build."""
+    """Return a progress monitor that shows the innermost phase, and can stop the build."""
     lock = threading.Lock()  # TensorRT's threads call it too
     steps: dict[str, int] = {}
 
-    # The base class is known at run time only.
+    # The base class is known only at run time.
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()

@@ -17,19 +17,19 @@ from .verify import check_fp16_range, compare, open_session
 
 TYPES = {"fp16": TensorProto.FLOAT16, "fp32": TensorProto.FLOAT}
 
-# Inputs that are float32 whatever the network's precision: a Resize's region and scales.
+# Inputs that are float32 in any precision: a Resize's region and scales.
 _ALWAYS_FLOAT32 = {("Resize", 1), ("Resize", 2), ("Upsample", 1)}
 
 
 def convert(graph: OnnxGraph, precision: str) -> None:
-    """Free a batch that is fixed at 1, and convert all floats to one precision, in place.
+    """Make a fixed batch of 1 free, and convert all floats to one precision, in place.
 
     Args:
-        graph: its `notices` say what was changed.
+        graph: the graph; its `notices` get the changes.
         precision: "fp16" or "fp32".
 
     Raises:
-        InputError: it cannot be converted, or does not compute the same afterwards.
+        InputError: it cannot be converted, or computes other results afterwards.
     """
     original = onnx.ModelProto()
     original.CopyFrom(graph.model)
@@ -60,7 +60,7 @@ def _free_batch(graph: OnnxGraph) -> bool:
     """Make the batch a free dimension in inputs, outputs and constant shapes.
 
     Returns:
-        Whether it was fixed.
+        Whether the batch was fixed.
     """
     inner, signature = graph.model.graph, graph.signature
     shapes = dict(zip(graph.inputs, signature.inputs.values(), strict=True))
@@ -71,12 +71,12 @@ def _free_batch(graph: OnnxGraph) -> bool:
         if dims and dims[0].HasField("dim_value") and value.name != graph.output:
             if dims[0].dim_value != 1:
                 raise InputError(
-                    f"{graph.path} has a fixed batch of {dims[0].dim_value}: TensorRT needs one "
-                    "that is free or 1. Export it again"
+                    f"{graph.path} has a fixed batch of {dims[0].dim_value}; expected a free "
+                    "batch or 1. Export it again"
                 )
             fixed = True
     sizes = {}
-    if fixed:  # inferred first, because a free batch would hide the inner sizes
+    if fixed:  # inferred first, because the inner sizes are unknown with a free batch
         inferred = onnx.shape_inference.infer_shapes(graph.model).graph
         sizes = {v.name: describe(v).shape for v in [*inferred.value_info, *inferred.input]}
         del inner.value_info[:]
@@ -156,7 +156,8 @@ def _widen(model: onnx.ModelProto) -> None:
 
 
 def _narrow(graph: OnnxGraph) -> None:
-    """Convert floats on the data path to float16; those that only compute shapes stay."""
+    """Convert floats on the data path to float16, but not those from which only shapes are
+    computed."""
     inner = graph.model.graph
     constants, flowing = constants_of(inner), data_names(inner)
     half, halves = TensorProto.FLOAT16, dict[str, str]()

@@ -12,8 +12,8 @@ def source_sha256(path: Path) -> str:
     """Hash a network's file, and the files beside it in which an ONNX file keeps its weights."""
     data = path.read_bytes()
     digest = hashlib.sha256(data)
-    # Parsing takes long. Every reference to an external file contains this word, and few other
-    # files do.
+    # Parsing is slow. Every reference to an external file contains this word, and few other files
+    # do.
     if path.suffix.lower() == ".onnx" and b"location" in data:
         import onnx
         from google.protobuf.message import DecodeError

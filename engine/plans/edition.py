@@ -31,11 +31,11 @@ class TensorRTEdition:
     Attributes:
         name: its Python module.
         package: its package on PyPI.
-        purpose: the GPUs it is made for, for people.
+        purpose: the GPUs it is made for, for messages.
         builds_ahead_of_time: whether it builds without the GPU, for several architectures at once.
-            It then tunes its kernels on the GPU's machine, where a runtime cache keeps them. The
-            other edition builds on the GPU itself, for that one alone, and keeps its measurements
-            in a timing cache.
+            If so, its kernels are compiled on the GPU's machine, and kept in a runtime cache.
+            Otherwise it builds on the GPU itself, for that GPU only, and keeps its measurements in
+            a timing cache.
     """
 
     name: str
@@ -58,7 +58,7 @@ class TensorRTEdition:
             InputError: it is not installed, or its libraries do not load.
         """
         if not self.installed:
-            raise InputError(f"{self.name} is not installed: {self.how_to_install}")
+            raise InputError(f"{self.name} is not installed; {self.how_to_install}")
         try:
             return importlib.import_module(self.name)
         except (ImportError, OSError, RuntimeError) as error:
@@ -68,13 +68,17 @@ class TensorRTEdition:
         return self.module().__version__
 
     def why_not(self, architectures: list[int], gpu: int | None) -> str | None:
-        """Say why this edition cannot build for these architectures on a machine with this GPU;
-        None if it can."""
+        """Return why this edition cannot build for these architectures here, or None if it can.
+
+        Args:
+            architectures: compute capabilities to build for.
+            gpu: the compute capability of the GPU here, None if there is none.
+        """
         if not self.builds_ahead_of_time:
             if architectures == [gpu]:
                 return None
-            here = "which is not here" if gpu is None else f"and the one here is SM{gpu}"
-            return f"{self.name} builds for SM{architectures[-1]} only on such a GPU, {here}"
+            here = "there is none here" if gpu is None else f"the one here is SM{gpu}"
+            return f"{self.name} builds for SM{architectures[-1]} only on such a GPU; {here}"
         known = _capabilities(self.module())
         unknown = [number for number in architectures if number not in known]
         if not unknown:
@@ -89,16 +93,17 @@ class TensorRTEdition:
         if self.builds_ahead_of_time:
             trt = self.module()
             known = _capabilities(trt)
-            # A plan that allocates while it runs cannot be captured. TensorRT's never does.
+            # A plan that allocates while it runs cannot be captured. The other edition's plans
+            # never allocate.
             config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
             config.num_compute_capabilities = len(architectures)
             for index, number in enumerate(architectures):
                 config.set_compute_capability(known[number], index)
 
     def use_timing_cache(self, config: Any) -> Callable[[], None]:
-        """Give a builder the measurements of earlier builds on this GPU.
+        """Load the measurements of earlier builds on this GPU into a builder.
 
-        TensorRT for RTX measures nothing while it builds.
+        TensorRT for RTX measures nothing during a build.
 
         Returns:
             A function that saves the measurements of this build.
@@ -111,16 +116,16 @@ class TensorRTEdition:
         return lambda: _save(path, config.get_timing_cache().serialize())
 
     def contexts(self, engine: Any, plan: str) -> tuple[Callable[[], Any], Callable[[], None]]:
-        """Prepare execution contexts whose scratch memory the caller provides.
+        """Prepare to create execution contexts whose scratch memory the caller provides.
 
         Args:
             engine: the deserialized plan.
-            plan: a name for it in the cache.
+            plan: the plan's name in the cache.
 
         Returns:
-            A function that creates a context (None where TensorRT cannot), and one that saves the
-            kernels that contexts compiled. TensorRT compiles its kernels when it builds a plan, so
-            that there the second one does nothing.
+            A function that creates a context (None if TensorRT cannot), and a function that saves
+            the kernels that the contexts compiled. The second one does nothing for `tensorrt`,
+            which compiles kernels when it builds a plan.
         """
         trt = self.module()
         scratch = trt.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -136,7 +141,7 @@ class TensorRTEdition:
         compiled = config.create_runtime_cache()
         saved = _read(path)
         if saved:
-            compiled.deserialize(saved)  # it refuses a cache of another driver or version
+            compiled.deserialize(saved)  # it ignores a cache of another driver or version
         config.set_runtime_cache(compiled)
         return (
             lambda: engine.create_execution_context(config),
@@ -144,7 +149,7 @@ class TensorRTEdition:
         )
 
     def capturable(self, context: Any, stream: torch.cuda.Stream) -> bool:
-        """Whether a CUDA graph can capture an execution context's calls."""
+        """Return whether a CUDA graph can capture an execution context's calls."""
         return not self.builds_ahead_of_time or context.is_stream_capturable(stream.cuda_stream)
 
 
@@ -178,13 +183,13 @@ def choose_edition(
         gpu: the compute capability of the GPU here, None if there is none.
 
     Raises:
-        InputError: nothing installed can build for them.
+        InputError: no installed edition can build for them.
     """
     candidates = [EDITIONS[name]] if name else list(EDITIONS.values())
     installed = [edition for edition in candidates if edition.installed]
     if not installed:
         how = " or ".join(f"{e.how_to_install} ({e.purpose})" for e in reversed(candidates))
-        raise InputError(f"{name or 'TensorRT'} is not installed: {how}")
+        raise InputError(f"{name or 'TensorRT'} is not installed; {how}")
     if architectures is None:
         if gpu is None:
             raise InputError(
@@ -202,12 +207,12 @@ def choose_edition(
             return edition, wanted
         reasons.append(reason)
     others = [edition for edition in candidates if edition not in installed]
-    reasons += [f"{edition.name} is not installed: {edition.how_to_install}" for edition in others]
+    reasons += [f"{edition.name} is not installed; {edition.how_to_install}" for edition in others]
     raise InputError("; ".join(reasons))
 
 
 def gpu_architecture(device: torch.device | None = None) -> int | None:
-    """Return a GPU's compute capability as a number, 89 for 8.9; None where there is no GPU."""
+    """Return a GPU's compute capability as a number, 89 for 8.9; None if there is no GPU."""
     if not torch.cuda.is_available():
         return None
     major, minor = torch.cuda.get_device_capability(device)
@@ -229,7 +234,8 @@ def _read(path: Path) -> bytes:
 
 
 def _save(path: Path, data: bytes) -> None:
-    """Write a cache. Failing to costs time at the next start, and a warning."""
+    """Write a cache file. If it cannot be written, only warn, because that only costs time at the
+    next start."""
     try:
         write_whole(path, lambda partial: partial.write_bytes(data))
     except OSError as error:
@@ -238,14 +244,14 @@ def _save(path: Path, data: bytes) -> None:
 
 @cache
 def logger(edition: TensorRTEdition) -> Any:
-    """Return the edition's logger. There is one, because TensorRT keeps the first that it gets.
+    """Return the edition's only logger, because TensorRT keeps the first one that it gets.
 
-    It collects TensorRT's messages in `lines` as (severity, message), for errors to quote;
-    `clear(loud=True)` empties it and prints what comes from then on.
+    It collects TensorRT's messages in `lines` as (severity, message), so that errors can quote
+    them. `clear(loud=True)` empties `lines`, and prints every message after that.
     """
     trt = edition.module()
 
-    # The base class is known at run time only.
+    # The base class is known only at run time.
     class Log(trt.ILogger):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
             super().__init__()

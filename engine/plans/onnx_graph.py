@@ -19,7 +19,7 @@ _NAMES: dict[int, str] = {
 
 
 class Value(NamedTuple):
-    """A graph's tensor as ONNX Runtime describes it: "?" for a size that is free."""
+    """A graph's tensor as ONNX Runtime describes it; a free size is "?"."""
 
     name: str
     shape: list
@@ -36,7 +36,7 @@ class OnnxGraph:
         model: the graph, which conversions change.
         inputs: names of the inputs, in the signature's order.
         output: name of the output.
-        notices: what was changed, for people.
+        notices: the changes, for messages.
     """
 
     signature: Signature
@@ -48,7 +48,7 @@ class OnnxGraph:
 
     @property
     def data(self) -> bytes:
-        """The model, serialized."""
+        """The serialized model."""
         return self.model.SerializeToString()
 
 
@@ -56,7 +56,7 @@ def load_graph(signature: Signature, path: Path) -> OnnxGraph:
     """Read an ONNX file.
 
     Raises:
-        InputError: it is not an ONNX file, or that of another network.
+        InputError: it is not an ONNX file, or the file of another network.
     """
     try:
         model = onnx.load(path)

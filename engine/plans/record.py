@@ -1,4 +1,4 @@
-"""The record beside a TensorRT plan: what it was built from, and where it runs."""
+"""The record beside a TensorRT plan: its sources, options, GPUs, sizes and hashes."""
 
 import json
 import tempfile
@@ -10,12 +10,12 @@ from ..errors import InputError
 from ..files import whole
 from .digest import sha256
 
-FORMAT = 3  # of the record; raised also when plans are built in another way
+FORMAT = 3  # format of the record; also raised if plans are built differently
 
 
 @dataclass(frozen=True)
 class BuildKey:
-    """Everything that a plan depends on: equal keys give equal plans.
+    """Everything that a plan depends on. Equal keys give equal plans.
 
     Attributes:
         network: the signature's kind.
@@ -45,11 +45,10 @@ class PlanRecord:
     Attributes:
         key: what the plan was built from.
         source: name of the file given.
-        onnx_sha256: hash of the graph that TensorRT got: the ONNX file given, or the one that the
-            export or a change of batch or precision made of it.
+        onnx_sha256: hash of the graph given to TensorRT, after export and conversion.
         inputs, outputs: [name, type, shape] in the signature's order, -1 for the batch.
-        scratch_bytes: GPU memory that a run takes; None where TensorRT did not say.
-        build_seconds: time that the build took.
+        scratch_bytes: GPU memory that a run needs; None if TensorRT did not report it.
+        build_seconds: duration of the build.
         plan_bytes, plan_sha256: size and hash of the plan.
     """
 
@@ -72,7 +71,7 @@ def read_record(plan: Path) -> PlanRecord:
     """Read the record of a plan.
 
     Raises:
-        InputError: there is none, or the file is something else.
+        InputError: there is no record, or the file is something else.
     """
     path = record_path(plan)
     try:
@@ -149,10 +148,10 @@ def _is_tensor(value: Any) -> bool:
 
 
 def write_plan(plan: Path, data: bytes, record: PlanRecord) -> None:
-    """Write a plan and its record, each whole or not at all.
+    """Write a plan and its record, each atomically.
 
     Raises:
-        InputError: they cannot be written.
+        InputError: a file cannot be written.
     """
     lines = (f'  "{name}": {json.dumps(value)}' for name, value in asdict(record).items())
     text = "{\n" + ",\n".join(lines) + "\n}\n"
@@ -171,10 +170,10 @@ def check_output_path(plan: Path) -> None:
     """Check before the build that a plan and its record can be written there.
 
     Raises:
-        InputError: they cannot, or the file in the record's place is something else.
+        InputError: they cannot be written, or another file has the record's name.
     """
     if plan.suffix != ".plan":
-        raise InputError(f"{plan}: the output's name must end in .plan")
+        raise InputError(f"output is {plan}; expected a name that ends in .plan")
     if plan.is_dir():
         raise InputError(f"{plan} is a folder")
     path = record_path(plan)
@@ -183,7 +182,7 @@ def check_output_path(plan: Path) -> None:
             raise ValueError
     except (ValueError, TypeError):
         raise InputError(
-            f"{path} is not the record of a plan and is left as it is; give another name with -o"
+            f"{path} exists and is not the record of a plan; give another name with -o"
         ) from None
     try:
         with tempfile.NamedTemporaryFile(
@@ -195,7 +194,7 @@ def check_output_path(plan: Path) -> None:
 
 
 def source_of(path: Path) -> Path:
-    """Return the file to build a plan from: for a plan, the one beside it that its record names.
+    """Return the file to build a plan from. For a plan, it is the file that its record names.
 
     Raises:
         InputError: the plan has no record.
@@ -206,10 +205,11 @@ def source_of(path: Path) -> Path:
 
 
 def find_damage(plan: Path, record: PlanRecord) -> str | None:
-    """Compare a plan's bytes with its record. Returns the difference, None if there is none."""
+    """Compare a plan's bytes with its record, and describe the difference; None if there is
+    none."""
     data = plan.read_bytes()
     if len(data) != record.plan_bytes:
-        return f"it has {len(data)} bytes, its record says {record.plan_bytes}"
+        return f"it has {len(data)} bytes; its record says {record.plan_bytes}"
     if sha256(data) != record.plan_sha256:
-        return "its bytes are not those of its record"
+        return "its hash differs from that in its record"
     return None

@@ -1,4 +1,4 @@
-"""Verify in ONNX Runtime, on a CPU, that a converted ONNX graph still computes the same."""
+"""Verify in ONNX Runtime, on a CPU, that a converted ONNX graph computes the same results."""
 
 import numpy as np
 import onnx
@@ -16,11 +16,11 @@ def compare(graph: OnnxGraph, original: onnx.ModelProto, precision: str, changes
     Args:
         graph: the converted graph.
         original: the graph before.
-        precision: the lower one of the two graphs' precisions.
-        changes: what was changed, for people.
+        precision: the lower of the two graphs' precisions.
+        changes: the conversions, for errors.
 
     Raises:
-        InputError: it does not run, or differs by more than the precision explains.
+        InputError: it does not run, or differs by more than the tolerance.
     """
     before = open_session(graph, original.SerializeToString())
     after = open_session(graph, graph.data)
@@ -33,11 +33,11 @@ def compare(graph: OnnxGraph, original: onnx.ModelProto, precision: str, changes
     subject = f"{graph.path}, {changes},"
     try:
         actual = after.run([graph.output], _feeds(graph, after, 3))[0]
-    except Exception as error:  # ONNX Runtime has no common base for what it raises
+    except Exception as error:  # ONNX Runtime's exceptions have no common base
         raise InputError(f"{subject} does not run: {one_line(error)}") from error
     if len(actual) != 3 or actual.shape[1:] != parts[0].shape[1:]:
         raise InputError(
-            f"{subject} gives {list(actual.shape)} for a batch of 3; export it with a free batch"
+            f"{subject} returns {list(actual.shape)} for a batch of 3; export it with a free batch"
         )
     difference = measure(graph.signature.kind, [actual], parts)
     if excess := difference.excess(precision):
@@ -53,7 +53,7 @@ def open_session(
     options.log_severity_level = 4
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime has no common base for what it raises
+    except Exception as error:  # ONNX Runtime's exceptions have no common base
         raise InputError(
             f"{graph.path} cannot be opened by ONNX Runtime: {one_line(error)}"
         ) from error
@@ -62,7 +62,7 @@ def open_session(
 def _feeds(
     graph: OnnxGraph, session: onnxruntime.InferenceSession, n: int
 ) -> dict[str, np.ndarray]:
-    """Make random inputs, in the types that the session takes."""
+    """Return random inputs in the types that the session takes."""
     types = {v.name: v.type for v in session.get_inputs()}
     dtypes = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
     return {
@@ -74,11 +74,11 @@ def _feeds(
 def check_fp16_range(graph: OnnxGraph) -> None:
     """Check that no tensor's values exceed float16's range.
 
-    They are computed in float32: ONNX Runtime on a CPU computes float16 graphs in float32 too, so
-    an overflow would not show there.
+    Every tensor of the graph is computed in float32 and its peak compared with 65504. Running the
+    float16 graph would not show an overflow, because ONNX Runtime on a CPU computes it in float32.
 
     Raises:
-        InputError: a value beyond 65504; how large, and at which node.
+        InputError: a value exceeds 65504. The message has the value and the node.
     """
     probe = onnx.ModelProto()
     probe.CopyFrom(graph.model)

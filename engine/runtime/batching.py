@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def pad_batch(tensor: Tensor, size: int) -> Tensor:
-    """Repeat the last row of (n, ...) until there are `size` rows."""
+    """Pad (n, ...) to `size` rows with copies of the last row."""
     missing = size - tensor.shape[0]
     return (
         torch.cat([tensor, tensor[-1:].expand(missing, *tensor.shape[1:])]) if missing else tensor
@@ -28,14 +28,14 @@ def run_in_chunks(
     """Run `call` on chunks of a batch.
 
     Args:
-        call: takes the inputs and the output of a chunk, and the chunk's first row. Inputs are
-            contiguous, of `dtype` and aligned; the output, which it writes, is contiguous, of
-            `out_dtype` and aligned.
+        call: called with the inputs of a chunk, the output to write, and the number of the chunk's
+            first row. All tensors are contiguous and aligned; inputs have `dtype`, the output
+            `out_dtype`.
         inputs: (n, ...) tensors.
-        out: (n, ...) tensor; written directly where it is what `call` takes.
+        out: (n, ...) tensor. `call` writes to it directly if its dtype and layout allow that.
         most: largest chunk.
         least: smallest chunk; smaller ones are padded.
-        alignment: of addresses, bytes.
+        alignment: alignment of addresses in bytes.
 
     Returns:
         `out`.

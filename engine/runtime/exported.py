@@ -1,4 +1,4 @@
-"""ONNX files made of checkpoints, once, and kept in the user's cache folder."""
+"""Export checkpoints to ONNX, once each, and keep the files in the cache folder."""
 
 import hashlib
 import os
@@ -13,10 +13,10 @@ from .signature import Signature
 
 
 def exported(signature: Signature, path: Path, precision: str) -> Path:
-    """The ONNX file of a checkpoint, made by `python -m export` unless it was made before.
+    """Return the ONNX file of a checkpoint. If it is not in the cache, run `python -m export`.
 
     Raises:
-        InputError: what the export refuses, or a folder that cannot be made.
+        InputError: the checkpoint cannot be exported, or the cache folder cannot be created.
     """
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
     target = cache_folder() / f"{signature.kind}-{digest}-{precision}.onnx"
@@ -27,11 +27,11 @@ def exported(signature: Signature, path: Path, precision: str) -> Path:
     home = str(Path(__file__).resolve().parents[2])
     search = [home, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     environment = {"PYTHONPATH": os.pathsep.join(search), "PYTHONIOENCODING": "utf-8"}
-    # a folder of its own, so that nothing stays of an export that is killed with us
+    # in a temporary folder, so that no partial file stays if the export is killed
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         made = Path(folder).resolve() / target.name
-        # Neither -m (for which there is -P) nor PYTHONPATH may find modules in the user's working
-        # folder: an export.py or onnx.py that lies there would be run.
+        # An export.py or onnx.py in the user's working folder must not be run. Therefore -P, which
+        # keeps -m from searching there, and absolute entries in PYTHONPATH.
         command = [sys.executable, "-P", "-m", "export", kind, str(path.resolve()), "-o", str(made)]
         done = subprocess.run(
             [*command, "--precision", precision],

@@ -10,10 +10,11 @@ class Network(Protocol):
     """A network ready to run. Any number of threads may call it at once.
 
     Attributes:
-        dtype: the precision it computes in. Inputs of another one are converted.
-        description: the runtime, its device and precision, for people.
-        reason: why this runtime was chosen, for people.
-        capturable: whether a CUDA graph can capture its calls, for batch sizes that ran before.
+        dtype: the precision of the computation. Inputs of another dtype are converted.
+        description: the runtime, its device and precision, for messages.
+        reason: why this runtime was chosen, for messages.
+        capturable: whether a CUDA graph can capture its calls, after a first call with that batch
+            size.
         stream: the stream on which graphs containing this network must be replayed, because all
             calls share one scratch buffer; None if replays may run concurrently.
     """

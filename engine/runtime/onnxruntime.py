@@ -1,4 +1,4 @@
-"""ONNX Runtime: on a GPU through its CUDA provider, else on the CPU."""
+"""ONNX Runtime: on a GPU with its CUDA provider, otherwise on the CPU."""
 
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,20 @@ from .signature import CHECKPOINT_SUFFIXES, Signature
 DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 NUMPY = {torch.float32: np.float32, torch.float16: np.float16}
 
-# Sessions of their own would have as many threads each as there are cores, fighting for them.
+# Shared, because every session has as many threads as there are cores.
 _sessions: SharedCache[onnxruntime.InferenceSession] = SharedCache()
 
 
 class OnnxNetwork:
-    """An ONNX file in a session, float16 or float32, of a fixed batch size or a free one.
+    """An ONNX file in a session: float16 or float32, with a free or a fixed batch size.
 
     Raises:
-        InputError: not an ONNX file, one of another network, or CUDA that does not start.
+        InputError: the file is not an ONNX file, or is the file of another network.
+        DeviceError: the CUDA provider does not start.
     """
 
     reason = ""  # set by `open_network`
-    capturable, stream = False, None  # a call waits for the session's own stream
+    capturable, stream = False, None  # a call makes the host wait for the session's stream
 
     def __init__(self, signature: Signature, path: Path, device: torch.device):
         self._device = device
@@ -88,7 +89,7 @@ def _new_session(path: Path, device: torch.device) -> onnxruntime.InferenceSessi
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     providers: list[str | tuple[str, dict[str, object]]] = ["CPUExecutionProvider"]
     if device.type == "cuda":
-        onnxruntime.preload_dlls()  # the CUDA libraries that PyTorch came with
+        onnxruntime.preload_dlls()  # the CUDA libraries installed with PyTorch
         settings = {
             "device_id": device.index or 0,
             "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE takes seconds for each size
@@ -96,7 +97,7 @@ def _new_session(path: Path, device: torch.device) -> onnxruntime.InferenceSessi
         }
         providers.insert(0, ("CUDAExecutionProvider", settings))
     name = str(path)
-    is_utf8 = name == name.encode(errors="replace").decode()  # as ONNX Runtime wants names
+    is_utf8 = name == name.encode(errors="replace").decode()  # ONNX Runtime opens only such names
     source = name if is_utf8 else path.read_bytes()
     try:
         session = onnxruntime.InferenceSession(source, options, providers=providers)
@@ -114,7 +115,7 @@ def _new_session(path: Path, device: torch.device) -> onnxruntime.InferenceSessi
 def match(
     path: Path, signature: Signature, wanted: dict[str, tuple[int, ...]], found: list[Any]
 ) -> list[Any]:
-    """Order a file's inputs (or outputs) as the signature does, by their shapes. Names may differ.
+    """Match a file's inputs (or outputs) to the signature by shape; names may differ.
 
     Args:
         path: the file, for errors.
@@ -122,11 +123,14 @@ def match(
         wanted: shapes by name, without the batch.
         found: values with name, shape and type as ONNX Runtime describes them.
 
+    Returns:
+        The values in the signature's order.
+
     Raises:
-        InputError: they are not those of the signature.
+        InputError: they do not match the signature.
     """
 
-    def fits(have: list[Any], shape: tuple[int, ...]) -> bool:  # a free size fits any
+    def fits(have: list[Any], shape: tuple[int, ...]) -> bool:  # a free size matches any
         return len(have) == 1 + len(shape) and all(
             size == want or not isinstance(size, int)
             for size, want in zip(have[1:], shape, strict=True)
@@ -141,5 +145,5 @@ def match(
         have = ", ".join(f"{value.name} {value.shape} {value.type}" for value in found)
         want = ", ".join(f"{name} {['batch', *shape]}" for name, shape in wanted.items())
         kind = signature.title
-        raise InputError(f"{path} is not the ONNX of a(n) {kind}; it has {have}, expected {want}")
+        raise InputError(f"{path} is not the ONNX of a(n) {kind}; it has {have}; expected {want}")
     return ordered

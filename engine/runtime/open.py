@@ -10,7 +10,7 @@ from .network import Network
 from .signature import CHECKPOINT_SUFFIXES, Signature
 
 RUNTIMES = ("tensorrt", "onnxruntime", "openvino", "torch")
-PRECISIONS = ("fp32", "bf16")  # on a CPU; a GPU computes in the precision of its files
+PRECISIONS = ("fp32", "bf16")  # on a CPU; on a GPU, the file determines the precision
 
 
 def open_network(
@@ -27,17 +27,18 @@ def open_network(
         signature: AUDIO_ENCODER or GENERATOR.
         path: a TensorRT plan, an ONNX file or a checkpoint.
         device: the device of inputs and outputs.
-        runtime: "tensorrt" (GPUs only: a plan, or the NAME.plan built from NAME.onnx or NAME.pth
-            beside it), "onnxruntime" (a checkpoint is exported once and the result kept in the
-            user's cache folder), "openvino" (CPUs only) or "torch" (checkpoints only). By default,
-            on a GPU, TensorRT if there is a plan that fits, else ONNX Runtime, else PyTorch; on a
-            CPU ONNX Runtime, and OpenVINO for bf16.
-        precision: of the computation on a CPU, "fp32" (the default) or "bf16", which needs OpenVINO
-            and a CPU with AVX512_BF16 or AMX.
+        runtime: "tensorrt" (GPUs only: a plan, or NAME.plan beside the NAME.onnx or NAME.pth from
+            which it was built), "onnxruntime" (a checkpoint is exported once, to the cache folder),
+            "openvino" (CPUs only) or "torch" (checkpoints only). By default, on a GPU: TensorRT if
+            there is a plan that fits, else ONNX Runtime, else PyTorch; on a CPU: ONNX Runtime, or
+            OpenVINO for bf16.
+        precision: precision of the computation on a CPU: "fp32" (the default) or "bf16", which
+            needs OpenVINO and a CPU with AVX512_BF16 or AMX.
 
     Raises:
-        InputError: the file is of another network, cannot be read, or does not fit the runtime.
-        DeviceError: no runtime that takes the file can use the device.
+        InputError: the file cannot be read, is that of another network, or does not fit the
+            runtime.
+        DeviceError: no runtime that supports the file can use the device.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -46,12 +47,12 @@ def open_network(
     if precision is not None:
         runtime = _runtime_for(precision, runtime, device)
     if suffix == ".plan" and runtime not in (None, "tensorrt"):
-        raise InputError(f"{path} is a TensorRT plan, which the {runtime} runtime does not take")
+        raise InputError(f"runtime is {runtime}; expected tensorrt for the TensorRT plan {path}")
     if suffix == ".plan" or runtime == "tensorrt":
         if device.type != "cuda":
             what = f"{path} is a TensorRT plan, which" if suffix == ".plan" else "tensorrt"
             raise InputError(
-                f"{what} needs a GPU, and the device is {device}; give an ONNX file or a "
+                f"{what} needs a GPU, but the device is {device}; give an ONNX file or a "
                 "checkpoint, and another runtime"
             )
         plan = path if suffix == ".plan" else _plan_beside(path)
@@ -78,32 +79,32 @@ def _runtime_for(precision: str, runtime: str | None, device: torch.device) -> s
     """Return the runtime for a precision on a CPU.
 
     Raises:
-        InputError: the precision is unknown, not for the device, or not for the runtime.
+        InputError: the precision is unknown, or the device or the runtime does not support it.
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision is {precision!r}; expected one of: {', '.join(PRECISIONS)}")
     if device.type != "cpu":
         raise InputError(
-            f"precision is {precision}, and the device is {device}; a GPU computes in the "
+            f"precision is {precision}, but the device is {device}; a GPU computes in the "
             "precision of the network's file"
         )
     if precision == "bf16" and runtime not in (None, "openvino"):
-        raise InputError(f"precision is bf16, which the {runtime} runtime has not; use openvino")
+        raise InputError(f"precision is bf16, but the runtime is {runtime}; expected openvino")
     return "openvino" if precision == "bf16" else runtime or "onnxruntime"
 
 
 def _plan_beside(path: Path) -> Path:
-    """Return the plan that was built from a network's file and lies beside it.
+    """Return the plan beside a network's file that was built from it.
 
     Raises:
-        InputError: there is none, or it was built from another file.
+        InputError: there is no plan, or it was built from another file.
     """
     from ..plans.digest import source_sha256
     from ..plans.record import read_record
 
     plan = path.with_suffix(".plan")
     if not plan.exists():
-        raise InputError(f"there is no {plan.name} beside {path} (python -m engine.build makes it)")
+        raise InputError(f"there is no {plan.name} beside {path}; python -m engine.build builds it")
     if read_record(plan).key.source_sha256 != source_sha256(path):
         raise InputError(
             f"{plan} was built from another {path.name}; build it again with python -m engine.build"
@@ -133,13 +134,13 @@ def _open(
             from .openvino import OpenVinoNetwork
         except ImportError as error:
             raise InputError(
-                "OpenVINO is not installed: pip install openvino (or viseme[openvino])"
+                "OpenVINO is not installed; pip install openvino (or viseme[openvino])"
             ) from error
         network = OpenVinoNetwork(signature, path, device, precision)
     else:
         if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
             raise InputError(
-                f"{path} cannot run in PyTorch; the torch runtime takes checkpoints "
+                f"{path} cannot run in PyTorch; expected a checkpoint "
                 f"({', '.join(CHECKPOINT_SUFFIXES)})"
             )
         from .torch import TorchNetwork

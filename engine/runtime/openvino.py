@@ -1,4 +1,4 @@
-"""OpenVINO: on a CPU, in bfloat16 where the CPU multiplies it (AVX512_BF16 or AMX), or float32."""
+"""OpenVINO on a CPU: in float32, or in bfloat16 on CPUs with AVX512_BF16 or AMX."""
 
 import os
 from collections import deque
@@ -17,23 +17,24 @@ from .sharing import SharedCache
 from .signature import CHECKPOINT_SUFFIXES, Signature
 
 PRECISIONS = {"bf16": "bf16", "fp32": "f32"}
-TYPES = {"f32": "tensor(float)", "f16": "tensor(float16)"}  # as ONNX Runtime names them
+TYPES = {"f32": "tensor(float)", "f16": "tensor(float16)"}  # ONNX Runtime's names
 
-# A compiled network holds its weights in the CPU's layout, and a pool of threads.
+# Shared, because a compiled network has a copy of the weights and a pool of threads.
 _networks: "SharedCache[_Compiled]" = SharedCache()
 
 
 class OpenVinoNetwork:
-    """An ONNX file or a checkpoint on the CPU. Inputs and outputs are float32.
+    """An ONNX file or a checkpoint on a CPU. Inputs and outputs are float32.
 
-    It runs one row at a time: that is fastest on few cores, and a row's result does not depend on
-    the batch it comes in.
+    It runs one row at a time, because that is fastest on few cores, and makes a row's result
+    independent of its batch.
 
     Args:
-        precision: "bf16" or "fp32", of the computation.
+        precision: precision of the computation, "bf16" or "fp32".
 
     Raises:
-        InputError: not an ONNX file, that of another network, or a precision that the CPU lacks.
+        InputError: the file is not an ONNX file, is that of another network, or the CPU does not
+            support the precision.
     """
 
     reason = ""  # set by `open_network`
@@ -42,7 +43,7 @@ class OpenVinoNetwork:
 
     def __init__(self, signature: Signature, path: Path, device: torch.device, precision: str):
         if device.type != "cpu":
-            raise InputError(f"the openvino runtime runs on the CPU; the device is {device}")
+            raise InputError(f"runtime is openvino, but the device is {device}; expected cpu")
         if precision == "bf16" and not has_bf16():
             raise InputError(
                 "precision is bf16, but this CPU has neither AVX512_BF16 nor AMX; expected fp32"
@@ -71,13 +72,13 @@ class OpenVinoNetwork:
 
 
 class _Compiled:
-    """A network compiled for one row, and requests to run it, one for each thread at work."""
+    """A network compiled for one row, with an inference request for each concurrent call."""
 
     def __init__(self, signature: Signature, path: Path, precision: str, threads: int):
         core = openvino.Core()
         try:
             model = core.read_model(path)
-        except Exception as error:  # OpenVINO raises RuntimeError, whatever is wrong
+        except Exception as error:  # OpenVINO raises RuntimeError for every fault
             raise InputError(f"{path} cannot be read by OpenVINO: {one_line(error)}") from error
         inputs = match(path, signature, signature.inputs, [_Value(port) for port in model.inputs])
         (output,) = match(
@@ -133,8 +134,8 @@ class _Value:
 
 @cache
 def has_bf16() -> bool:
-    """Whether this CPU multiplies bfloat16 in hardware, and oneDNN may use it."""
+    """Return whether this CPU multiplies bfloat16 in hardware, and oneDNN may use it."""
     isa = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
     if isa not in ("", "ALL", "DEFAULT") and "BF16" not in isa and "AMX" not in isa:
-        return False  # OpenVINO does not ask, and fails when it compiles a network
+        return False  # OpenVINO ignores the limit, and fails when it compiles a network
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -1,8 +1,8 @@
-"""Finds networks that return NaN, infinity or a constant, without making the host wait for a GPU.
+"""Find networks that return NaN, infinity or a constant, without making the host wait for a GPU.
 
-Two numbers a row say it, the smallest and the largest value: both are NaN where there is one, and
-equal where the row is constant. On a GPU they are part of a batch's graph, and the host looks at
-them once they have arrived, a batch or more later.
+The smallest and the largest value of each row are enough: both are NaN if one value is, and equal
+if the row is constant. On a GPU they are computed in a batch's CUDA graph and copied to the host,
+which checks them a batch or more later.
 """
 
 import os
@@ -16,21 +16,22 @@ from ..errors import InputError
 from . import Network
 from .signature import GENERATOR, Signature
 
-ENDLESS_ROWS = 4096  # whose ranges are kept in a check without end
+ENDLESS_ROWS = 4096  # rows whose ranges are kept if there is no end
 
 
 def write_ranges(output: Tensor, low: Tensor, high: Tensor) -> None:
-    """Write the smallest and the largest value of each row, NaN where the row has one.
+    """Write the smallest and the largest value of each row; NaN if the row has a NaN.
 
     Args:
-        output: what a network returned, contiguous.
-        low, high: (n,) or (n, channels) of its dtype, and as many of its first dimensions.
+        output: a network's output, contiguous.
+        low, high: tensors to write, (n,) or (n, channels) in the output's dtype. The values are
+            those over the remaining dimensions.
     """
     if output.is_cuda:
         torch.aminmax(output.flatten(low.ndim), dim=-1, out=(low, high))
         return
-    # On a CPU by NumPy, in this thread: PyTorch's threads would wait for each other at each row,
-    # for milliseconds where the cores are busy.
+    # On a CPU, NumPy computes them in this thread, because PyTorch's threads would wait for each
+    # other at every row, for milliseconds if the cores are busy.
     values = output.float().flatten(low.ndim).numpy()
     with np.errstate(invalid="ignore"):
         low.copy_(torch.from_numpy(values.min(axis=-1)))
@@ -38,24 +39,24 @@ def write_ranges(output: Tensor, low: Tensor, high: Tensor) -> None:
 
 
 def _arrival(source: Tensor) -> torch.cuda.Event | None:
-    """What tells when the copies enqueued so far are on the host; None if they are."""
+    """Return an event after the copies enqueued so far; None on a CPU, where they are done."""
     return torch.cuda.current_stream(source.device).record_event() if source.is_cuda else None
 
 
 class OutputCheck:
-    """Checks what a network returns in a render.
+    """Checks a network's outputs in a render.
 
-    NaN and infinity are errors. So is a batch of one constant color, where a generator computes in
-    float16: an overflow on the way ends in NaN or infinity, and some kernels turn these into a
-    constant. (A float32 generator may return a constant on purpose, to measure something.)
+    NaN and infinity are errors. A batch of one constant color is an error if the generator computes
+    in float16, because some kernels turn the NaN or infinity of an overflow into a constant. (A
+    float32 generator may return a constant on purpose, for measurements.)
 
     Args:
         signature: AUDIO_ENCODER or GENERATOR.
         network: the open network.
         path: its file.
-        rows: how many features or frames the render has; None for live sessions, without end.
-        device: where the ranges are.
-        before: the check of the network whose outputs this one reads, which is blamed first.
+        rows: number of features or frames of the render; None for live sessions, which have no end.
+        device: device of the ranges.
+        before: the check of the network whose outputs this network reads; its errors come first.
     """
 
     def __init__(
@@ -86,15 +87,15 @@ class OutputCheck:
         self.add(low, high)
 
     def add(self, low: Tensor, high: Tensor) -> None:
-        """Take the ranges of the next rows, see `write_ranges`, and look at those that are here.
+        """Add the ranges of the next rows (see `write_ranges`), and check those that have arrived.
 
-        On a GPU they are copied on the current stream, and nothing is waited for.
+        On a GPU they are copied on the current stream, and the host does not wait.
 
         Raises:
             InputError: see `look`.
         """
         if self._ranges is None:
-            # Allocated once for a render, and pinned so that copies do not make the host wait.
+            # Allocated once per render, and pinned so that the host does not wait for copies.
             shape = self._rows, *low.shape[1:]
             lows = torch.empty(shape, dtype=low.dtype, pin_memory=self._pinned)
             self._ranges = lows, torch.empty_like(lows, pin_memory=self._pinned)
@@ -109,10 +110,11 @@ class OutputCheck:
         self.look()
 
     def look(self, *, wait: bool = False) -> None:
-        """Check the ranges that have arrived, or, to `wait`, all of them.
+        """Check the ranges that have arrived; with `wait`, wait for all of them.
 
         Raises:
-            InputError: the network returned NaN, infinity or a constant; which, where, what to do.
+            InputError: the network returned NaN, infinity or a constant. The message has the first
+                bad feature or frame, and the remedy.
         """
         while self._pending:
             rows, arrived = self._pending[0]
@@ -154,5 +156,5 @@ class OutputCheck:
                 "its values probably exceed float16's 65504; export it with python -m export "
                 "--precision fp32, or build its plan with python -m engine.build --precision fp32"
             )
-        said = f"{self._path}: the {kind} returns {what} {where} ({self._network.description})"
-        return f"{said}; {advice}"
+        fault = f"{self._path}: the {kind} returns {what} {where} ({self._network.description})"
+        return f"{fault}; {advice}"

@@ -1,4 +1,4 @@
-"""Sessions and weights that all pipelines of a process share."""
+"""Share sessions and weights between all pipelines of a process."""
 
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -10,16 +10,18 @@ T = TypeVar("T")
 
 
 class SharedCache(Generic[T]):
-    """Objects made from files. Each is kept as long as somebody uses it."""
+    """A cache of objects made from files. An object is kept as long as it is referenced
+    elsewhere."""
 
     def __init__(self) -> None:
         self._objects: WeakValueDictionary[Hashable, T] = WeakValueDictionary()
         self._lock = Lock()
 
     def get(self, path: Path, *options: Hashable, make: Callable[[], T]) -> T:
-        """Return the object that was made from this file, unchanged since, with these options.
+        """Return the object made from this file with these options, if the file has not changed
+        since.
 
-        Without one it is made; others wait meanwhile.
+        If there is none, make it, while other threads wait.
         """
         status = path.stat() if path.exists() else None
         version = status and (status.st_ino, status.st_ctime_ns, status.st_mtime_ns, status.st_size)

@@ -12,7 +12,7 @@ class Signature:
     Attributes:
         kind: "audio_encoder" or "generator".
         inputs, outputs: shapes by name, without the batch.
-        cpu_batch: the batch that runs fastest on a CPU: as many rows as fit its caches.
+        cpu_batch: the fastest batch size on a CPU, as large as its caches allow.
     """
 
     kind: str
@@ -22,12 +22,12 @@ class Signature:
 
     @property
     def option(self) -> str:
-        """The kind on a command line."""
+        """The kind as on a command line: "audio-encoder" or "generator"."""
         return self.kind.replace("_", "-")
 
     @property
     def title(self) -> str:
-        """The kind in a sentence."""
+        """The kind as in a sentence: "audio encoder" or "generator"."""
         return self.kind.replace("_", " ")
 
 

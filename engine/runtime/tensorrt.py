@@ -1,4 +1,4 @@
-"""TensorRT: run the plans that `python -m engine.build` made, on the GPUs they were built for."""
+"""TensorRT: run plans built by `python -m engine.build`, on the GPUs they were built for."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -22,17 +22,17 @@ DTYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 _Bindings = tuple[tuple[str, tuple[int, ...], int], ...]  # name, shape and address of each tensor
 
-# A plan's weights and its scratch memory, which may take gigabytes, exist once.
+# Shared, because a plan's weights and scratch memory may take gigabytes.
 _engines: "SharedCache[_Engine]" = SharedCache()
 
 
 class TensorRTNetwork:
-    """A plan in float16 or float32. Batches larger than its profile run in chunks; smaller ones are
+    """A plan in float16 or float32. Batches larger than its profile run in chunks, smaller ones are
     padded.
 
     Raises:
-        InputError: the plan is damaged, or for another network, TensorRT or GPU; which one, and
-            how to build it again.
+        InputError: the plan is damaged, or for another network, TensorRT or GPU. The message has
+            the command that builds it again.
         DeviceError: its scratch memory does not fit the GPU.
     """
 
@@ -56,8 +56,8 @@ class TensorRTNetwork:
 
     @property
     def stream(self) -> torch.cuda.Stream:
-        """The engine's stream. Captured calls use the shared scratch memory too, and replays of a
-        graph are not ordered with other calls by themselves."""
+        """The engine's stream. Graphs must be replayed on it, because captured calls also use the
+        shared scratch memory."""
         return self._engine.stream
 
     def __call__(self, *inputs: Tensor, out: Tensor) -> Tensor:
@@ -80,12 +80,12 @@ class TensorRTNetwork:
 class _Engine:
     """A plan on a GPU. Its calls run one after another, because they share scratch memory.
 
-    Calls run on the engine's own stream, ordered with the caller's current stream. On the caller's
-    streams, calls of several threads would overlap; on the default stream, TensorRT would wait
-    for the whole device.
+    Calls run on the engine's own stream, ordered with the caller's current stream. On the callers'
+    streams, calls of several threads would overlap. On the default stream, TensorRT would wait for
+    the whole device.
 
-    Each batch size has an execution context. A captured call keeps its context for itself: TensorRT
-    does not define what a graph does after its context got other shapes or addresses.
+    Each batch size has an execution context. The context of a captured call is not used for
+    anything else, because the graph is undefined after its context got other shapes or addresses.
 
     Attributes:
         capturable: whether CUDA graphs can capture the calls.
@@ -102,7 +102,7 @@ class _Engine:
             self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
             if self._engine is None:
                 raise InputError(f"{path} cannot be loaded: {self._log.error()}")
-            with torch.cuda.stream(self.stream):  # the stream that uses it
+            with torch.cuda.stream(self.stream):  # allocated for the stream that uses it
                 self._scratch = _scratch(path, self._engine.device_memory_size_v2, device)
             self._make, self._save = edition.contexts(self._engine, record.plan_sha256)
             context = self._make()
@@ -184,14 +184,14 @@ def _scratch(path: Path, needed: int, device: torch.device) -> Tensor:
     """Allocate the scratch memory of a plan's calls, (needed,) uint8.
 
     Raises:
-        DeviceError: the GPU has less left.
+        DeviceError: the GPU has less free memory.
     """
     try:
         return torch.empty(max(needed, 1), dtype=torch.uint8, device=device)
     except torch.OutOfMemoryError as error:
         free = torch.cuda.mem_get_info(device)[0] / 2**30
         raise DeviceError(
-            f"{path} needs {needed / 2**30:.2f} GiB of {device} to run, {free:.2f} GiB are free; "
+            f"{path} needs {needed / 2**30:.2f} GiB of {device} to run; {free:.2f} GiB are free; "
             "a plan for smaller batches (--batch) needs less"
         ) from error
 

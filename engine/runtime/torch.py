@@ -1,4 +1,4 @@
-"""PyTorch as a runtime: for checkpoints, on any device."""
+"""PyTorch: run checkpoints on any device."""
 
 import warnings
 from collections.abc import Callable
@@ -16,16 +16,18 @@ from .batching import pad_batch
 from .sharing import SharedCache
 from .signature import Signature
 
-# Compiling a module for a GPU takes minutes.
+# Shared, because compiling a module for a GPU takes minutes.
 _modules: "SharedCache[nn.Module | Compiled]" = SharedCache()
 
 
 class TorchNetwork:
-    """A checkpoint as a module: on a CPU in float32; on a GPU in float16 and channels-last, with
-    batch norms folded into convolutions, and compiled where there is a compiler.
+    """A checkpoint as a module.
+
+    On a CPU it runs in float32. On a GPU it runs in float16 and channels-last, with batch norms
+    folded into convolutions, and is compiled if there is a compiler.
 
     Raises:
-        InputError: not a checkpoint of this network.
+        InputError: the file is not a checkpoint of this network.
     """
 
     reason = ""  # set by `open_network`
@@ -53,7 +55,7 @@ def _new_module(
         raise InputError(str(error)) from error
     on_gpu = device.type == "cuda"
     if on_gpu:
-        # Folded before rounding, because a variance may exceed float16's range.
+        # Fold before rounding, because a variance may exceed float16's range.
         fold_batch_norms(module.double())
     module = module.to(device, dtype).to(memory_format=torch.channels_last).requires_grad_(False)
     return Compiled(module) if on_gpu else module
@@ -62,15 +64,15 @@ def _new_module(
 class Compiled:
     """A module compiled for a few batch sizes, each at its first call. Other sizes are padded.
 
-    With static sizes the compiler can choose tiles for each; compiling every size that comes would
-    take a minute each. If compiling fails, a warning says so once, and the module runs eagerly.
+    The compiler chooses tiles for each static size, but takes a minute for each, too long for every
+    size. If compiling fails, the module runs eagerly after a warning.
     """
 
     def __init__(self, module: nn.Module):
         self._module = module
         self._compiled: Callable[..., Tensor] | None = torch.compile(module, dynamic=False)
         self._ready: set[int] = set()
-        # The limit counts all modules of a class, and beyond it PyTorch would stop compiling.
+        # PyTorch stops compiling beyond this limit, which counts all modules of a class.
         config = torch._dynamo.config
         config.recompile_limit = max(config.recompile_limit, 64)
 
@@ -83,7 +85,7 @@ class Compiled:
             return torch.cat([self(*part) for part in parts])
         size = round_up_to(BATCH_SIZES, n)
         inputs = tuple(pad_batch(tensor, size) for tensor in inputs)
-        # Converted here, so that the first layer is compiled for channels-last.
+        # Convert here, so that the first layer is compiled for channels-last.
         inputs = tuple(t.contiguous(memory_format=torch.channels_last) for t in inputs)
         return self._call(size, inputs)[:n]
 
@@ -95,7 +97,7 @@ class Compiled:
             made = self._compiled(*inputs)  # type: ignore[misc]
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # a missing or broken compiler raises anything
+        except Exception as error:  # a missing or broken compiler may raise anything
             lines = [line for line in str(error).splitlines() if line.strip()]
             reason = lines[0][:200] if lines else type(error).__name__
             warnings.warn(f"PyTorch runs without its compiler: {reason}", stacklevel=2)

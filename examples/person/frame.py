@@ -33,7 +33,7 @@ class _View:
         return max(x0, left), max(y0, top), min(x1, right), min(y1, bottom)
 
     def touches(self, box: tuple[float, ...]) -> bool:
-        """Tell whether a layer in that box that only turns with the head shows in the region."""
+        """Return whether a layer in that box that only turns with the head shows in the region."""
         x0, y0, x1, y1 = self._window(box, -abs(self.pose.y))
         return x0 < x1 and y0 < y1
 

@@ -1,4 +1,4 @@
-"""An avatar in every layout, small enough to render often; networks for TensorRT."""
+"""Fixtures: a small avatar in every layout, and networks for TensorRT."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ def small(person) -> tuple[np.ndarray, list[list[int]]]:
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory, small, networks) -> Folders:
-    """For tests that only read."""
+    """The avatar folders, for tests that only read them."""
     return Folders(tmp_path_factory.mktemp("avatars"), *small, networks)
 
 
@@ -46,7 +46,7 @@ def native(folders) -> Path:
 
 @pytest.fixture
 def own(tmp_path, small, networks) -> Folders:
-    """For tests that damage what they read."""
+    """Copies of the avatar folders, for tests that change them."""
     frames, _ = small
     return Folders(tmp_path / "avatars", frames[:4, :200, :200], [[20, 30, 120, 130]] * 4, networks)
 
@@ -59,35 +59,42 @@ def trt():
 
 @pytest.fixture(scope="session")
 def export_cache(tmp_path_factory) -> Path:
-    """What XDG_CACHE_HOME is for tests that export checkpoints: the slow part is done once."""
+    """A shared XDG_CACHE_HOME for tests that export checkpoints, which is slow, so that it is done
+    once."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="session")
-def halves(gentle, export_cache, made_once) -> dict[str, Path]:
+def halves(fp16_safe_checkpoints, export_cache, shared_folder) -> dict[str, Path]:
     """Both networks as float16 ONNX files with a free batch, as the engine exports checkpoints."""
 
     def export_all(root: Path) -> list[Path]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("XDG_CACHE_HOME", str(root))
-            return [exported(s, gentle[s.kind], "fp16") for s in (GENERATOR, AUDIO_ENCODER)]
+            return [
+                exported(s, fp16_safe_checkpoints[s.kind], "fp16")
+                for s in (GENERATOR, AUDIO_ENCODER)
+            ]
 
-    shared = made_once("halves", export_all)
+    shared = shared_folder("halves", export_all)
     shutil.copytree(shared, export_cache, dirs_exist_ok=True)
     return dict(zip(("generator", "audio_encoder"), export_all(export_cache), strict=True))
 
 
 @pytest.fixture(scope="session")
-def sources(gentle, halves, checkpoints, networks, export_cache, tmp_path_factory):
+def sources(fp16_safe_checkpoints, halves, checkpoints, networks, export_cache, tmp_path_factory):
     """(kind, precision, form) -> a network's file; the form is checkpoint, free or fixed."""
     folder = tmp_path_factory.mktemp("sources")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(export_cache))
-        for kind, path in checkpoints.items():  # they were exported already
+        for kind, path in checkpoints.items():  # they are exported already
             digest = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
             shutil.copy(networks[kind], cache_folder() / f"{kind}-{digest}-fp32.onnx")
     found = {}
-    for precision, saved, free in (("fp16", gentle, halves), ("fp32", checkpoints, networks)):
+    for precision, saved, free in (
+        ("fp16", fp16_safe_checkpoints, halves),
+        ("fp32", checkpoints, networks),
+    ):
         for kind in saved:
             found[kind, precision, "checkpoint"] = saved[kind]
             found[kind, precision, "free"] = free[kind]
@@ -97,10 +104,10 @@ def sources(gentle, halves, checkpoints, networks, export_cache, tmp_path_factor
 
 
 @pytest.fixture(scope="session")
-def older(gentle, made_once) -> Path:
-    """A float32 generator for one frame, with names of its own, that float16 suits."""
+def older(fp16_safe_checkpoints, shared_folder) -> Path:
+    """A float32 generator for one frame, with other tensor names, whose values fit float16."""
 
     def make(folder: Path) -> None:
-        onnx_files.older_export(gentle["generator"], folder / "older.onnx")
+        onnx_files.older_export(fp16_safe_checkpoints["generator"], folder / "older.onnx")
 
-    return made_once("older", make) / "older.onnx"
+    return shared_folder("older", make) / "older.onnx"

@@ -1,6 +1,6 @@
-"""Files that the engine's tests read: audio of all kinds, and avatar folders of all layouts.
+"""Write files for the engine's tests: audio of all kinds, and avatar folders of all layouts.
 
-PyAV is imported where it writes: GPU hosts without it have folders of images.
+PyAV is imported late, because GPU hosts without it use folders of images.
 """
 
 import json
@@ -18,7 +18,7 @@ from models import checkpoint
 def write_audio(
     path: Path, samples: np.ndarray, rate: int, codec: str, picture: bool = False
 ) -> Path:
-    """(channels, n) float samples as any format; `picture` adds a video stream before it."""
+    """Write (channels, n) float samples in any format; `picture` adds a video stream before it."""
     import av
 
     layout = {1: "mono", 2: "stereo", 6: "5.1"}[samples.shape[0]]
@@ -44,7 +44,7 @@ def write_audio(
 
 
 def write_video(path: Path, frames: np.ndarray, *, codec: str = "libx264rgb", **options) -> Path:
-    """(n, H, W, 3) RGB frames; with the default codec and no options, without any loss."""
+    """Write (n, H, W, 3) RGB frames; losslessly with the default codec and no options."""
     import av
 
     settings = {"qp": "0"} if codec == "libx264rgb" else {}
@@ -62,13 +62,13 @@ def write_video(path: Path, frames: np.ndarray, *, codec: str = "libx264rgb", **
 
 
 def silent_film(path: Path) -> None:
-    """A video without an audio stream, whatever its name says."""
+    """Write a video without an audio stream, even if its name is that of an audio file."""
     write_video(path.with_suffix(".mp4"), np.zeros((5, 48, 64, 3), np.uint8), codec="libx264")
     path.with_suffix(".mp4").rename(path)
 
 
 class Folders:
-    """The same avatar in every layout. `frames` are what the JPEG files hold once decoded."""
+    """The same avatar in every layout. `frames` are the decoded JPEG files."""
 
     def __init__(self, root: Path, frames: np.ndarray, boxes: list[list[int]], networks: dict):
         self.root, self.boxes, self.networks = root, boxes, networks
@@ -149,7 +149,7 @@ class Folders:
 
 
 def landmarks(box: list[int]) -> str:
-    """110 landmarks that a box comes from; fractions must be cut off toward zero."""
+    """Return 110 landmarks for a box, whose fractions must be truncated toward zero."""
     x0, y0, x1, _ = box
     points = [(5.5, 7.25)] * 110
     away = lambda value: value + (0.75 if value >= 0 else -0.75)  # noqa: E731

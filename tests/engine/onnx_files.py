@@ -1,4 +1,4 @@
-"""ONNX files of our networks as people have them, and some that are none."""
+"""Make ONNX files of our networks in many forms, and some that are invalid."""
 
 import warnings
 from pathlib import Path
@@ -12,7 +12,7 @@ from models import checkpoint
 
 
 def fixed_batch(source: Path, target: Path, batch: int = 1) -> Path:
-    """The same network for one batch size, with no other size in the file."""
+    """Fix the batch of a network, so that the file has no free size."""
     model = onnx.load(source)
     for value in [*model.graph.input, *model.graph.output]:
         value.type.tensor_type.shape.dim[0].dim_value = batch
@@ -22,7 +22,7 @@ def fixed_batch(source: Path, target: Path, batch: int = 1) -> Path:
 
 
 def older_export(source: Path, target: Path) -> Path:
-    """A generator's checkpoint as PyTorch's older exporter writes it: batch 1, float32, opset 11."""
+    """Export a generator's checkpoint with PyTorch's older exporter: batch 1, float32, opset 11."""
     example = torch.rand(1, 6, 320, 320), torch.rand(1, 32, 16, 16)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -39,7 +39,7 @@ def older_export(source: Path, target: Path) -> Path:
 
 
 def baked_reshape(source: Path, target: Path) -> Path:
-    """An audio encoder for one window, whose last step is a Reshape to [1, 512]."""
+    """Make an audio encoder for one window, whose last step is a Reshape to [1, 512]."""
     model = onnx.load(fixed_batch(source, target))
     graph = model.graph
     squeezes = [node for node in graph.node if node.op_type == "Squeeze"]
@@ -53,7 +53,7 @@ def baked_reshape(source: Path, target: Path) -> Path:
 
 
 def baked_flatten(source: Path, target: Path) -> Path:
-    """The same with a Flatten that swallows the batch: it has none to be freed."""
+    """Make the same with a Flatten over the batch too, so that the batch cannot be made free."""
     model = onnx.load(baked_reshape(source, target))
     tail = model.graph.node[-1]
     tail.op_type = "Flatten"
@@ -64,7 +64,8 @@ def baked_flatten(source: Path, target: Path) -> Path:
 
 
 def baked_sizes(source: Path, target: Path) -> Path:
-    """A generator for one frame, whose upsampling names its target: [1, channels, rows, columns]."""
+    """Make a generator for one frame, whose upsampling has constant sizes: [1, channels, rows,
+    columns]."""
     model = onnx.shape_inference.infer_shapes(onnx.load(fixed_batch(source, target)))
     shapes = {
         value.name: [size.dim_value for size in value.type.tensor_type.shape.dim]
@@ -80,7 +81,7 @@ def baked_sizes(source: Path, target: Path) -> Path:
 
 
 def float32_outside(source: Path, target: Path) -> Path:
-    """A float16 network that casts: its inputs and outputs are float32."""
+    """Make a float16 network with casts, so that its inputs and outputs are float32."""
     model = onnx.load(source)
     graph = model.graph
     for value in graph.input:
@@ -101,7 +102,7 @@ def float32_outside(source: Path, target: Path) -> Path:
 
 
 def loud(source: Path, target: Path) -> Path:
-    """An audio encoder of the same output whose values reach a million on the way."""
+    """Make an audio encoder with the same output, whose inner values reach a million."""
     model = onnx.load(source)
     graph = model.graph
     last = graph.node[-1]
@@ -116,7 +117,7 @@ def loud(source: Path, target: Path) -> Path:
 
 
 def strange(target: Path) -> Path:
-    """A generator's inputs and output around an operator that nobody knows."""
+    """Make a graph with a generator's inputs and output and an unknown operator."""
     node = helper.make_node("Lipsync", ["input", "audio"], ["output"], "strange")
     value = helper.make_tensor_value_info
     half = TensorProto.FLOAT16
@@ -128,13 +129,13 @@ def strange(target: Path) -> Path:
 
 
 def weights_beside(source: Path, target: Path) -> Path:
-    """The same network with its weights in a second file, NAME.onnx.data."""
+    """Save the network with its weights in a second file, NAME.onnx.data."""
     onnx.save(onnx.load(source), target, save_as_external_data=True, location=f"{target.name}.data")
     return target
 
 
 def changed_weight(path: Path) -> None:
-    """Another network by one weight."""
+    """Change one weight."""
     model = onnx.load(path)
     tensor = next(t for t in model.graph.initializer if t.data_type in (1, 10) and t.dims)
     array = numpy_helper.to_array(tensor).copy()

@@ -1,4 +1,5 @@
-"""TensorRT plans: built for GPUs that are not there, from every kind of file, or refused."""
+"""Building TensorRT plans, for GPUs that are not present: from all kinds of files, and the
+errors."""
 
 import hashlib
 import json
@@ -56,7 +57,7 @@ def named(kind: str) -> str:
     return kind.replace("_", "-")
 
 
-# --- what is built -------------------------------------------------------------------------------
+# --- builds -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["checkpoint", "free", "fixed"])
@@ -106,8 +107,8 @@ def test_one_architecture(trt, halves, tmp_path, kind, architecture):
 @pytest.mark.parametrize("form", ["free", "fixed"])
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 @pytest.mark.parametrize("kind", SIGNATURES)
-def test_what_tensorrt_reads(trt, sources, kind, precision, form):
-    """The network itself and the profile, asked of TensorRT."""
+def test_the_parsed_network_and_profile(trt, sources, kind, precision, form):
+    """The network and the profile are read from TensorRT's objects."""
     graph = load_graph(SIGNATURES[kind], sources[kind, precision, form])
     convert(graph, precision)
     parsed = parse(EDITIONS["tensorrt_rtx"], graph)
@@ -135,17 +136,19 @@ def test_the_architectures_reach_tensorrt(trt, halves):
     found = [config.get_compute_capability(i) for i in range(config.num_compute_capabilities)]
     assert found == [trt.ComputeCapability.SM86, trt.ComputeCapability.SM120]
     assert not config.get_flag(trt.BuilderFlag.TF32)  # float32 is float32
-    assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # a graph can hold its calls
+    assert config.get_flag(
+        trt.BuilderFlag.REQUIRE_USER_ALLOCATION
+    )  # CUDA graphs can capture its calls
 
 
 def test_timings_are_kept(tmp_path, monkeypatch):
-    """What TensorRT measured on a GPU, with a stand-in for its configuration."""
+    """The timing cache is saved and loaded, with a fake configuration."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr("engine.plans.edition.gpu_architecture", lambda: 90)
     monkeypatch.setattr("engine.plans.edition.TensorRTEdition.version", lambda self: "11.4.0")
 
     class Config:
-        """A builder's configuration whose timing cache is the bytes themselves."""
+        """A fake builder's configuration, whose timing cache is its bytes."""
 
         def create_timing_cache(self, data):
             return None if data == b"spoilt" else SimpleNamespace(serialize=lambda: data + b"more ")
@@ -188,7 +191,7 @@ def test_an_avatar(trt, own, halves, tmp_path, capsys):
     made = [record_of(root / f"{kind}.plan")["key"] for kind in SIGNATURES]
     assert [m["network"] for m in made] == ["generator", "audio_encoder"]
     assert [m["batch"] for m in made] == [[1, 2, 4], [1, 32, 32]]  # frames; windows
-    # an avatar.json that names the plans: they are built from what they were built from
+    # if avatar.json names plans, they are built from the files in their records
     avatar = json.loads((root / "avatar.json").read_text())
     avatar |= {"generator": "generator.plan", "audio_encoder": "audio_encoder.plan"}
     (root / "avatar.json").write_text(json.dumps(avatar))
@@ -204,7 +207,7 @@ def test_inspect(trt, halves, tmp_path, capsys):
         lines = capsys.readouterr().out.splitlines()
         assert lines[0] == f"{plan}: {len(lines) - 3} layers as parsed"
         assert sum("CONVOLUTION" in line for line in lines) == 13
-        assert lines[-2].startswith(f"{plan}: the layers as built can be seen on SM121; ")
+        assert lines[-2].startswith(f"{plan}: the layers as built can only be read on SM121; ")
         assert lines[-1].startswith(f"{plan}: {state}, ")
 
 
@@ -216,7 +219,7 @@ def test_verbose(trt, halves, tmp_path, capsys):
     assert "tensorrt_rtx: Total Activation Memory" in capsys.readouterr().err
 
 
-# --- what is built again -------------------------------------------------------------------------
+# --- repeated builds -----------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -233,7 +236,7 @@ def again(source: Path, *options) -> int:
     return build("audio-encoder", source, "--arch", "86,89", *(options or BATCH))
 
 
-def test_a_second_build_is_served(built, capsys, monkeypatch):
+def test_a_second_build_keeps_the_plan(built, capsys, monkeypatch):
     source, plan = built
     before = plan.read_bytes(), plan.with_suffix(".json").read_bytes()
     with monkeypatch.context() as patch:
@@ -296,11 +299,11 @@ def test_weights_beside_the_file_count(trt, halves, tmp_path, capsys):
     assert line.startswith(f"error: {source} cannot be read: ")
 
 
-# --- what is refused -----------------------------------------------------------------------------
+# --- errors --------------------------------------------------------------------------------------
 
 
 def refused(capsys, folder: Path, *arguments) -> str:
-    """The one line of a failed build that leaves the folder as it was."""
+    """Return the error line of a failed build, which must leave the folder unchanged."""
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     code = build(*arguments)
     out, err = capsys.readouterr()
@@ -325,17 +328,21 @@ def text(path: Path) -> None:
         ("a.onnx", Path.mkdir, "a.onnx is not a file"),
         ("a.onnx", text, "a.onnx is not an ONNX file"),
         ("a.onnx", empty, "a.onnx is not an ONNX file"),
-        ("a.engine", text, "a.engine must end in one of .onnx, .pth, .pt, .safetensors"),
+        (
+            "a.engine",
+            text,
+            "a.engine ends in '.engine'; expected one of .onnx, .pth, .pt, .safetensors",
+        ),
         ("a.onnx", onnx_files.strange, "rejected by tensorrt_rtx: node strange (Lipsync): "),
     ],
 )
-def test_files_of_no_use(trt, tmp_path, capsys, name, make, message):
+def test_unusable_files(trt, tmp_path, capsys, name, make, message):
     if make:
         make(tmp_path / name)
     assert message in refused(capsys, tmp_path, "generator", tmp_path / name, "--arch", 86)
 
 
-def test_a_checkpoint_of_no_use(trt, tmp_path, capsys):
+def test_an_unusable_checkpoint(trt, tmp_path, capsys):
     text(tmp_path / "a.pth")
     assert build("generator", tmp_path / "a.pth", "--arch", 86) == 2
     notice, line = capsys.readouterr().err.splitlines()
@@ -347,7 +354,7 @@ def test_another_network(trt, halves, tmp_path, capsys):
     source = tmp_path / "a.onnx"
     shutil.copy(halves["audio_encoder"], source)
     line = refused(capsys, tmp_path, "generator", source, "--arch", 86)
-    assert "generator; it has mel_spectrogram ['?', 1, 80, 16] tensor(float16), expected" in line
+    assert "generator; it has mel_spectrogram ['?', 1, 80, 16] tensor(float16); expected" in line
 
 
 @pytest.mark.parametrize(
@@ -357,7 +364,7 @@ def test_another_network(trt, halves, tmp_path, capsys):
         (onnx_files.baked_flatten, ["--precision", "fp32"], "for a batch of 3; export it with"),
     ],
 )
-def test_graphs_that_cannot_be_made_ready(trt, networks, tmp_path, capsys, make, options, message):
+def test_graphs_that_cannot_be_converted(trt, networks, tmp_path, capsys, make, options, message):
     source = make(networks["audio_encoder"], tmp_path / "a.onnx")
     line = refused(capsys, tmp_path, "audio-encoder", source, "--arch", 86, *options)
     assert message in line and str(source) in line
@@ -366,22 +373,28 @@ def test_graphs_that_cannot_be_made_ready(trt, networks, tmp_path, capsys, make,
 def test_a_fixed_batch_of_4(trt, halves, tmp_path, capsys):
     source = onnx_files.fixed_batch(halves["audio_encoder"], tmp_path / "a.onnx", 4)
     line = refused(capsys, tmp_path, "audio-encoder", source, "--arch", 86)
-    assert "has a fixed batch of 4: TensorRT needs one that is free or 1." in line
+    assert "has a fixed batch of 4; expected a free batch or 1." in line
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--arch", "90"], "does not build for SM90, only for SM75, SM80, SM86, SM89, SM120"),
-        (["--arch", "8.6"], "'8.6' is not a list of compute capabilities without dots"),
+        (["--arch", "8.6"], "architectures are '8.6'; expected compute capabilities without dots"),
         (["--arch", "86", "--batch", "1", "4", "2"], "batch is 1 4 2; expected 1 <= MIN <= OPT"),
         (["--arch", "86", "--batch", "0", "1", "2"], "batch is 0 1 2"),
         (["--arch", "86", "--batch", "1", "1", "300"], "MAX <= 256"),
-        (["--arch", "86", "-o", "a.engine"], "a.engine: the output's name must end in .plan"),
+        (
+            ["--arch", "86", "-o", "a.engine"],
+            "output is a.engine; expected a name that ends in .plan",
+        ),
         (["--arch", "86", "-o", "no/a.plan"], "no/a.plan cannot be written: No such file"),
         (["--arch", "86", "-o", "/proc/a.plan"], "/proc/a.plan cannot be written: "),
-        (["--arch", "86", "-o", "boxes.plan"], "boxes.json is not the record of a plan"),
-        (["--arch", "86", "-o", "avatar.plan"], "avatar.json is not the record of a plan"),
+        (["--arch", "86", "-o", "boxes.plan"], "boxes.json exists and is not the record of a plan"),
+        (
+            ["--arch", "86", "-o", "avatar.plan"],
+            "avatar.json exists and is not the record of a plan",
+        ),
         (["--arch", "86", "--avatar", "."], "expected a network and its file, or --avatar DIR"),
     ],
 )
@@ -407,20 +420,20 @@ def test_no_gpu_and_no_architecture(trt, halves, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("gpu", "installed", "options", "message"),
     [
-        (None, [], [], "TensorRT is not installed: pip install tensorrt-rtx (for GeForce and"),
-        (None, [], ["--edition", "tensorrt"], "is not installed: pip install tensorrt-cu13"),
+        (None, [], [], "TensorRT is not installed; pip install tensorrt-rtx (for GeForce and"),
+        (None, [], ["--edition", "tensorrt"], "is not installed; pip install tensorrt-cu13"),
         (90, ["tensorrt_rtx"], [], "does not build for SM90, only for "),
-        (90, ["tensorrt_rtx"], [], "tensorrt is not installed: pip install tensorrt-cu13"),
-        (90, ["tensorrt"], ["--arch", "86"], "only on such a GPU, and the one here is SM90"),
+        (90, ["tensorrt_rtx"], [], "tensorrt is not installed; pip install tensorrt-cu13"),
+        (90, ["tensorrt"], ["--arch", "86"], "only on such a GPU; the one here is SM90"),
         (
             None,
             ["tensorrt"],
             ["--arch", "90"],
-            "tensorrt builds for SM90 only on such a GPU, which",
+            "tensorrt builds for SM90 only on such a GPU; there",
         ),
     ],
 )
-def test_no_tensorrt_that_can(
+def test_no_installed_edition_can_build(
     trt, halves, tmp_path, capsys, monkeypatch, gpu, installed, options, message
 ):
     monkeypatch.setattr("engine.build.gpu_architecture", lambda: gpu)
@@ -433,7 +446,7 @@ def test_no_tensorrt_that_can(
     ("name", "architectures", "gpu", "edition"),
     [
         (None, None, 90, "tensorrt"),
-        (None, None, 80, "tensorrt"),  # both can: it is a data-centre GPU
+        (None, None, 80, "tensorrt"),  # both can; it is a data-centre GPU
         (None, None, 89, "tensorrt_rtx"),
         ("tensorrt", None, 89, "tensorrt"),
         ("tensorrt_rtx", None, 80, "tensorrt_rtx"),
@@ -441,7 +454,7 @@ def test_no_tensorrt_that_can(
         (None, [80, 89], 80, "tensorrt_rtx"),
     ],
 )
-def test_which_tensorrt(trt, monkeypatch, name, architectures, gpu, edition):
+def test_the_edition_is_chosen(trt, monkeypatch, name, architectures, gpu, edition):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
     chosen, wanted = choose_edition(name, architectures, gpu)
     assert chosen.name == edition and wanted == (architectures or [gpu])
@@ -457,7 +470,7 @@ def test_a_library_that_does_not_load(trt, halves, tmp_path, capsys, monkeypatch
 
 
 def test_tensorrt_fails_to_build(trt, halves, tmp_path, capsys, monkeypatch):
-    """A capability that is the GPU's own where there is no GPU: what --arch saves people from."""
+    """Without a GPU, TensorRT cannot build for "the GPU here"; --arch avoids this."""
     target = {86: trt.ComputeCapability.CURRENT}
     monkeypatch.setattr("engine.plans.edition._capabilities", lambda module: target)
     source = halves["audio_encoder"]
@@ -469,7 +482,7 @@ def test_tensorrt_fails_to_build(trt, halves, tmp_path, capsys, monkeypatch):
 
 
 def test_a_full_disk(trt, built, capsys):
-    """The operating system stops the file in its middle; the plan that was there stays."""
+    """The disk is full in the middle of the file. The existing plan is unchanged."""
     source, plan = built
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))

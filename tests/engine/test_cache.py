@@ -1,4 +1,4 @@
-"""The cache folder of users with and without a home."""
+"""The cache folder, for users with and without a home."""
 
 import os
 import stat
@@ -19,7 +19,7 @@ NOBODY = 54321  # a user that the system does not know
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch) -> Path:
-    """A home and a temporary folder in `tmp_path`, and nothing said in the environment."""
+    """A home and a temporary folder in `tmp_path`, without environment variables."""
     for name in ("home", "tmp"):
         (tmp_path / name).mkdir()
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
@@ -35,7 +35,7 @@ def quiet() -> Path:
 
 
 def no_home(monkeypatch, folders: Path) -> None:
-    """HOME is below a file: nobody can make it, not even root."""
+    """Set HOME to a path below a file, so that even root cannot create it."""
     (folders / "file").write_text("")
     monkeypatch.setenv("HOME", str(folders / "file" / "home"))
 
@@ -53,7 +53,7 @@ def test_a_cache_where_the_environment_says(folders, monkeypatch):
 
 @pytest.mark.parametrize("value", ["", "relative", "./x", "~/.cache"])
 def test_a_relative_path_is_ignored(folders, monkeypatch, value):
-    """As https://specifications.freedesktop.org/basedir has it."""
+    """https://specifications.freedesktop.org/basedir requires it."""
     monkeypatch.chdir(folders)
     monkeypatch.setenv("XDG_CACHE_HOME", value)
     assert quiet().parent == folders / "home" / ".cache" / "viseme"
@@ -63,7 +63,7 @@ def test_a_relative_path_is_ignored(folders, monkeypatch, value):
 def test_a_cache_that_cannot_be_made_where_the_environment_says(folders, monkeypatch):
     (folders / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folders / "file"))
-    with pytest.raises(InputError, match="file/viseme/.* cannot be made: Not a directory"):
+    with pytest.raises(InputError, match="file/viseme/.* cannot be created: Not a directory"):
         cache_folder()
 
 
@@ -87,7 +87,7 @@ def test_no_home(folders, monkeypatch):
 
 def test_a_relative_home(folders, monkeypatch):
     monkeypatch.setenv("HOME", "some/where")
-    with pytest.warns(UserWarning, match="HOME is 'some/where', no absolute path"):
+    with pytest.warns(UserWarning, match="HOME is 'some/where', which is not an absolute path"):
         assert cache_folder().is_relative_to(folders / "tmp")
 
 
@@ -116,12 +116,12 @@ def test_a_temporary_folder_of_others_is_refused(folders, monkeypatch, prepare):
     no_home(monkeypatch, folders)
     private = folders / "tmp" / f"viseme-{os.getuid()}"
     prepare(folders, private)
-    with pytest.raises(InputError, match="is not a folder that only this user can enter.*XDG_CACHE_HOME"):  # fmt: skip
+    with pytest.raises(InputError, match="is not a private folder of this user.*XDG_CACHE_HOME"):  # fmt: skip
         cache_folder()
     assert not list(private.iterdir())
 
 
-def test_no_room_at_all(folders, monkeypatch):
+def test_no_writable_folder(folders, monkeypatch):
     no_home(monkeypatch, folders)
     (folders / "tmp" / f"viseme-{os.getuid()}").write_text("")
     with pytest.raises(InputError, match="cannot be written, and .*File exists.*XDG_CACHE_HOME"):
@@ -130,8 +130,8 @@ def test_no_room_at_all(folders, monkeypatch):
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_a_user_that_the_system_does_not_know(tmp_path):
-    """As `docker run --user 54321` has it: neither HOME nor a line in /etc/passwd."""
-    with tempfile.TemporaryDirectory() as folder:  # pytest's own are root's alone
+    """There is neither HOME nor a line in /etc/passwd, as with `docker run --user 54321`."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are private to root
         os.chmod(folder, 0o1777)
         code = (
             "import os, sys; from engine.cache import cache_folder\n"

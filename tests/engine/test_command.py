@@ -1,4 +1,4 @@
-"""What the commands share."""
+"""Exit codes, printing and atomic files of the commands."""
 
 import io
 import os
@@ -20,12 +20,12 @@ ESCAPED = {
     "a\nerror: b": r"a\nerror: b",
     "a\r\tb": r"a\r\tb",
     "\x1b[31mred\x07": r"\x1b[31mred\x07",
-    "\x7f\x85\u2028\u202e": r"\x7f\x85\u2028\u202e",  # the last one turns the text around
+    "\x7f\x85\u2028\u202e": r"\x7f\x85\u2028\u202e",  # the last one reverses the text direction
     os.fsdecode(b"\xff.wav"): r"\udcff.wav",
 }
 
 
-# --- what is printed -----------------------------------------------------------------------------
+# --- printing ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", ESCAPED, ids=ascii)
@@ -53,7 +53,7 @@ def test_an_error_is_one_line(name, capsys):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
-def test_printing_does_not_fail(monkeypatch, encoding):
+def test_unprintable_output_does_not_fail(monkeypatch, encoding):
     streams = {}
     for name in ("stdout", "stderr"):
         streams[name] = io.TextIOWrapper(io.BytesIO(), encoding)
@@ -83,12 +83,12 @@ def test_streams_that_are_closed(monkeypatch):
 
 @pytest.fixture(scope="module")
 def ascii_only() -> dict[str, str]:
-    """The environment of a process whose stdout takes ASCII, and files any bytes."""
+    """The environment of a process with an ASCII stdout and arbitrary bytes in file names."""
     return {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": str(ROOT)}
 
 
 def test_a_render_whose_names_cannot_be_printed(native, tmp_path, ascii_only, speech):
-    """To the end: the video is there, and one line says so."""
+    """The render succeeds, and its last line is printed with escapes."""
     name = "ü\n" + os.fsdecode(b"\xff")
     audio, output = tmp_path / f"{name}.wav", tmp_path / f"{name}.mp4"
     with wave.open(str(audio), "wb") as file:
@@ -139,7 +139,7 @@ def test_errors_whose_names_cannot_be_printed(command, tmp_path, ascii_only):
 
 
 def test_every_command_is_run_as_a_program():
-    """But for `kernels.compile`, which may not import `engine`, and whose table has no names."""
+    """Except `kernels.compile`, which may not import `engine`, and prints no file names."""
     own = {ROOT / "kernels" / "compile.py"}
     rooms = ("kernels", "export", "engine", "train", "benchmarks", "examples")
     files = {path for room in rooms for path in (ROOT / room).rglob("*.py")}

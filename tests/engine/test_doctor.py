@@ -1,4 +1,4 @@
-"""The report on a machine: complete where all is well, and complete where something is broken."""
+"""The report on a machine is complete, also if something is broken."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ SUBJECTS = [
 
 @pytest.fixture
 def findings(tmp_path, monkeypatch, capsys):
-    """Run the command; return its findings by subject."""
+    """Run the command, and return its findings by subject."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
     def run() -> dict[str, str]:
@@ -45,7 +45,7 @@ def findings(tmp_path, monkeypatch, capsys):
     return run
 
 
-def test_what_it_says(findings):
+def test_the_report(findings):
     (cache_folder() / "some.onnx").write_bytes(bytes(3 << 20))
     found = findings()
     assert list(found) == SUBJECTS
@@ -53,7 +53,7 @@ def test_what_it_says(findings):
     assert found["ONNX Runtime"].startswith("works on ")
     assert found["FFmpeg"].endswith(f"in PyAV {av.__version__}, writes mp4")
     assert found["cache"] == f"{cache_folder()}: 1 files, 3 MiB"
-    assert torch.cuda.is_available() or found["GPU"].startswith("none that PyTorch finds")
+    assert torch.cuda.is_available() or found["GPU"].startswith("PyTorch finds none")
 
 
 def test_a_broken_library_is_a_finding(findings, monkeypatch):
@@ -73,7 +73,7 @@ def test_without_a_compiler(findings, monkeypatch):
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     found = findings()
     assert "a C compiler (such as gcc)" in found["Triton"] and "missing" in found["Triton"]
-    assert found["driver"] == "nvidia-smi is not there"
+    assert found["driver"] == "nvidia-smi is not installed"
 
 
 def test_the_command(tmp_path):

@@ -1,4 +1,4 @@
-"""The pipeline on a GPU: its frames against the CPU's, what it allocates, what it waits for."""
+"""The pipeline on a GPU: its frames against the CPU's, its allocations and its waits."""
 
 import gc
 import shutil
@@ -28,7 +28,7 @@ from tests.tolerances import TOLERANCES, assert_close
 
 pytestmark = pytest.mark.gpu
 
-WARM = 3 * RING  # batches until every graph of a full batch is there, and the encoder's
+WARM = 3 * RING  # batches until the graphs of full batches and of the encoder are captured
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +45,16 @@ def noise() -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def expected(native, gentle, short) -> dict[str, torch.Tensor]:
-    """What the CPU renders, in both modes."""
-    pipeline = Pipeline(Avatar.load(native, **gentle))
+def expected(native, fp16_safe_checkpoints, short) -> dict[str, torch.Tensor]:
+    """The CPU's frames, by mode."""
+    pipeline = Pipeline(Avatar.load(native, **fp16_safe_checkpoints))
     return {mode: finished(pipeline, short, mode=mode) for mode in kernels.COMPOSITE_MODES}
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)
-def make(request, native, gentle, halves, tmp_path_factory):
-    """batch size -> a pipeline of the runtime; all share an avatar."""
-    files = dict(gentle)
+def make(request, native, fp16_safe_checkpoints, halves, tmp_path_factory):
+    """A function from batch size to a pipeline of the runtime; all share an avatar."""
+    files = dict(fp16_safe_checkpoints)
     if request.param == "tensorrt":
         files = _plans(halves, tmp_path_factory.mktemp("plans"))
     avatar = Avatar.load(native, device="cuda", **files)
@@ -62,7 +62,7 @@ def make(request, native, gentle, halves, tmp_path_factory):
         kept = Pipeline(avatar, batch_size=1, runtime=request.param)
     except DeviceError as error:
         pytest.skip(str(error))
-    # while there is one, those that come share its networks: PyTorch compiles once
+    # kept, so that later pipelines share its networks, and PyTorch compiles once
     yield lambda batch_size: Pipeline(avatar, batch_size=batch_size, runtime=request.param)
     del kept
 
@@ -82,12 +82,12 @@ def _plans(halves, folder) -> dict:
 
 
 def finished(pipeline: Pipeline, speech, **options) -> torch.Tensor:
-    """All frames, on the CPU: copied one batch after another, as a ring holds only a few."""
+    """Return all frames on the CPU, copied batch by batch, because the ring overwrites them."""
     return torch.cat([frames.cpu() for frames in pipeline.render(speech, **options)])
 
 
 def inside(pipeline: Pipeline, count: int) -> torch.Tensor:
-    """(count, H, W) bool: the pixels of the face boxes."""
+    """Return the pixels of the face boxes, (count, H, W) bool."""
     avatar = pipeline.avatar
     mask = torch.zeros(count, avatar.height, avatar.width, dtype=torch.bool)
     for at, number in zip(mask, frame_numbers(len(avatar)), strict=False):
@@ -105,7 +105,7 @@ def psnr(one: torch.Tensor, two: torch.Tensor) -> float:
 # leaves a rest of 2, and is the largest
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 25, 40])
 @pytest.mark.parametrize("mode", kernels.COMPOSITE_MODES)
-def test_the_cpus_frames(make, expected, short, batch_size, mode):
+def test_frames_equal_the_cpus(make, expected, short, batch_size, mode):
     pipeline = make(batch_size)
     frames = finished(pipeline, short, mode=mode)
     face = inside(pipeline, len(frames))
@@ -116,17 +116,18 @@ def test_the_cpus_frames(make, expected, short, batch_size, mode):
 
 
 def test_batch_size_does_not_change_frames(make, short):
+    """They may differ by the networks' rounding, which sometimes changes a level."""
     first = finished(make(1), short)
     for batch_size in (4, 5, 16, 40):
         tolerance = TOLERANCES["frames", torch.uint8, "those of other batches"]
         assert_close(finished(make(batch_size), short), first, tolerance)
 
 
-def test_twice_the_same(make, short):
+def test_renders_are_reproducible(make, short):
     pipeline = make(25)
     first = finished(pipeline, short)
     assert torch.equal(finished(pipeline, short), first)
-    stopwatch = Stopwatch(pipeline.device)  # other graphs: one for each stage
+    stopwatch = Stopwatch(pipeline.device)  # with other graphs, one for each stage
     assert torch.equal(finished(pipeline, short, stopwatch=stopwatch), first)
     stages = ["log_mel", "windows", "audio encoder", "face_input", "generator", "composite"]
     assert list(stopwatch.seconds()) == stages and min(stopwatch.seconds().values()) > 0
@@ -141,7 +142,7 @@ def test_a_batch_is_valid_while_two_more_are_taken(make, short):
 
 
 def test_nothing_is_allocated_or_waited_for(make, noise):
-    """1,000 batches, once all graphs are there."""
+    """Over 1,000 batches, after all graphs are captured."""
     for batch_size in (1, 16):
         pipeline = make(batch_size)
         if not pipeline.generator.capturable:
@@ -162,13 +163,13 @@ def test_nothing_is_allocated_or_waited_for(make, noise):
         batches.close()
 
 
-def test_a_render_waits_for_nothing_from_its_speech_on(make, short):
-    """Its upload is from pinned memory: from any other the host would wait."""
+def test_the_host_never_waits_during_a_render(make, short):
+    """The speech is uploaded from pinned memory, because the host would wait for any other copy."""
     pipeline = make(16)
     if not pipeline.generator.capturable:
         pytest.skip("ONNX Runtime is waited for")
     pipeline.warm_up()
-    wanted = finished(pipeline, short)  # and the kernels for speech are compiled
+    wanted = finished(pipeline, short)  # compiles the kernels for speech
     torch.cuda.set_sync_debug_mode("error")
     try:
         batches = [frames.clone() for frames in pipeline.render(short)]
@@ -178,7 +179,7 @@ def test_a_render_waits_for_nothing_from_its_speech_on(make, short):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_ranges_are_the_cpus(dtype):
+def test_ranges_equal_the_cpus(dtype):
     torch.manual_seed(1)
     for shape, rows in [((25, 3, 320, 320), (25, 3)), ((32, 512), (32,))]:
         output = torch.randn(shape).to(dtype)
@@ -192,7 +193,7 @@ def test_ranges_are_the_cpus(dtype):
 
 
 class Breaks:
-    """A stand-in: the encoder gives the mel itself, the generator NaN where that is loud."""
+    """Fake networks: the encoder returns the mel, the generator NaN where it is loud."""
 
     dtype, capturable, stream = torch.float16, True, None
     description = reason = "stand-in"
@@ -208,8 +209,8 @@ class Breaks:
         return out.copy_(torch.where(loud, torch.nan, picture[:, :3]))
 
 
-def test_nan_is_found_where_it_begins(native, monkeypatch):
-    """On a GPU without waiting, in the frame that a CPU finds; and the buffers can be used again."""
+def test_nan_is_found_in_the_frame_where_it_begins(native, monkeypatch):
+    """The GPU finds it in the same frame as the CPU, and its buffers can be used again."""
     monkeypatch.setattr("engine.pipeline.open_network", lambda s, *_, **__: Breaks(s.kind))
     noise = torch.randn(32000, generator=torch.Generator().manual_seed(4)).clamp_(-1, 1) / 4
     speech = torch.cat([torch.zeros(32000), noise])
@@ -236,7 +237,7 @@ def test_memory_is_constant(make, noise):
     assert sum(map(len, islice(batches, 400))) == 10000
     torch.cuda.synchronize()
     assert torch.cuda.memory_reserved() == reserved
-    assert free - torch.cuda.mem_get_info()[0] < 16 << 20  # others may be on the GPU
+    assert free - torch.cuda.mem_get_info()[0] < 16 << 20  # other processes may use the GPU
     batches.close()
 
 
@@ -252,7 +253,7 @@ def test_warm_up_leaves_nothing_to_capture(make, short):
 
 
 def test_two_pipelines_on_two_streams(make, speech):
-    """At once, and nobody waits in between: each as alone."""
+    """They run at the same time without waiting, and give the frames of separate runs."""
     pieces = [speech[16000:56000], speech[40000:80000]]
     pipelines = [make(8), make(8)]
     alone = [finished(*pair) for pair in zip(pipelines, pieces, strict=True)]
@@ -304,7 +305,7 @@ def test_an_error_during_a_capture_leaves_nothing_behind():
     assert counted.item() == WARM_UPS + 3 and len(graphs) == 1
 
 
-def test_what_does_not_fit_is_refused_early(make):
+def test_buffers_that_do_not_fit_are_an_early_error(make):
     with pytest.raises(DeviceError, match="the buffers of a render need .* a smaller batch size"):
         make(1_000_000)
 
@@ -327,7 +328,7 @@ def test_dlpack(make, short):
 
 
 def test_jpegs_of_the_gpu(make, short, tmp_path):
-    """Of nvImageCodec, as near the frames as Pillow's."""
+    """nvImageCodec's JPEGs are as close to the frames as Pillow's."""
     pipeline = make(8)
     with warnings.catch_warnings(record=True) as said:
         if not images.on_gpu(pipeline.device):

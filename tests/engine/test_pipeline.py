@@ -1,4 +1,5 @@
-"""The whole way: against a frame-by-frame loop, and against itself in every other arrangement."""
+"""The whole pipeline against a frame-by-frame loop, and with other batch sizes, layouts and
+threads."""
 
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def finished(pipeline: Pipeline, speech, **options) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def short(speech) -> torch.Tensor:
-    """0.75 s from the middle."""
+    """0.75 s from the middle of the speech."""
     return speech[16000:28000]
 
 
@@ -43,10 +44,10 @@ def rendered(pipeline, short) -> torch.Tensor:
 
 
 def test_parity_with_the_frame_loop(folders, native, checkpoints, speech, monkeypatch):
-    """50 frames and more, both modes: librosa, OpenCV and PyTorch alone, one after another."""
+    """More than 50 frames in both modes, against librosa, OpenCV and PyTorch, frame by frame."""
     pcm = speech[: int(2.1 * 16000)]
     encoder, generator = (checkpoint.load(checkpoints[k]) for k in ("audio_encoder", "generator"))
-    generated = {}  # the same in both modes, and slow
+    generated = {}  # kept, because it is the same in both modes, and slow
 
     def once(picture, audio):
         key = (picture.numpy().tobytes(), audio.numpy().tobytes())
@@ -65,7 +66,7 @@ def test_parity_with_the_frame_loop(folders, native, checkpoints, speech, monkey
         assert len(ours) >= 50
         to_loop = TOLERANCES["frames", torch.uint8, "a loop of librosa, OpenCV and PyTorch"]
         assert_close(ours, theirs, to_loop)
-        # and the mouths were worth comparing: they differ from the frames, and move
+        # the comparison is meaningful: the mouths differ from the frames, and move
         numbers = [n for n, _ in zip(frame_numbers(12), ours, strict=False)]
         assert (ours != folders.frames[numbers]).any(axis=(1, 2, 3)).all()
         outside = np.ones(ours.shape[1:3], bool)
@@ -114,21 +115,21 @@ def test_a_bounded_cache_does_not_change_frames(native, short, rendered):
 
 
 def test_threads_render_as_if_alone(native, avatar, pipeline, short, rendered):
-    """One pipeline used by two threads, one sharing its avatar, one of its own."""
+    """Two threads use one pipeline, one uses a pipeline with the same avatar, one has its own."""
     pipelines = [pipeline, pipeline, Pipeline(avatar, batch_size=3), Pipeline(Avatar.load(native))]
     with ThreadPoolExecutor(4) as threads:
         for frames in threads.map(lambda one: finished(one, short), pipelines):
             assert torch.equal(frames, rendered)
 
 
-def test_frames_are_the_callers(pipeline, short, rendered):
+def test_the_caller_may_change_frames(pipeline, short, rendered):
     for frames in pipeline.render(short):
         frames.zero_()
     kept = list(pipeline.render(short))
     assert torch.equal(torch.cat(kept), rendered)
 
 
-def test_a_render_can_be_left(pipeline, short, rendered):
+def test_a_render_can_be_abandoned(pipeline, short, rendered):
     render = pipeline.render(short)
     next(render)
     render.close()
@@ -220,7 +221,7 @@ def test_loop_and_start(pipeline, folders, short):
         (lambda p, s: Pipeline(p.avatar, runtime="x"), "runtime is 'x'"),
     ],
 )
-def test_bad_input_is_said_at_once(pipeline, short, call, message):
+def test_bad_input_is_an_immediate_error(pipeline, short, call, message):
     with pytest.raises(InputError, match=message):
         call(pipeline, short)
 
@@ -247,5 +248,5 @@ def test_memory_does_not_grow_with_the_speech(native):
         command = [sys.executable, "-c", STUB, str(native), str(seconds)]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
         peaks.append(int(done.stdout) / 1e6)
-    # a minute of finished frames alone would be 880 MB; two runs of the same differ by up to 60
+    # a minute of finished frames would be 880 MB; two equal runs differ by up to 60
     assert peaks[1] - peaks[0] < 150

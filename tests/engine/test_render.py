@@ -1,4 +1,4 @@
-"""The command: what it writes, and what it says of bad input."""
+"""The command: its files, its output, and its errors."""
 
 import os
 import re
@@ -21,7 +21,7 @@ from engine.device.host_copy import copy_to_host
 from engine.media.speech import read_speech
 from engine.render import _describe, main
 from engine.render import render as render_file
-from tests.conftest import DEMO
+from tests.conftest import DEMO, ROOT
 from tests.engine.files import silent_film, write_audio
 
 RATE = 16000
@@ -86,8 +86,8 @@ def test_the_command_is_a_function(native, audio, tmp_path, capsys):
     assert len(list((tmp_path / "frames").iterdir())) == 14 and out.exists()
 
 
-def test_what_is_said_of_the_runtimes():
-    """Both, where they differ; and the memory that is taken."""
+def test_the_runtimes_are_printed():
+    """Both are printed if they differ, and the memory of the buffers."""
     generator = SimpleNamespace(description="tensorrt 11, cuda", reason="generator.plan fits")
     encoder = SimpleNamespace(description="ONNX Runtime 2, cuda", reason="there is no plan")
     pipeline = SimpleNamespace(generator=generator, audio_encoder=encoder, buffer_bytes=3 << 28)
@@ -100,14 +100,14 @@ def test_what_is_said_of_the_runtimes():
 
 
 def test_the_demos_length(tmp_path, native, speech):
-    """Both streams of a longer render are of one length: a frame, and what AAC fills up."""
+    """Both streams of a longer render have the same length, up to a frame and AAC's padding."""
     out = tmp_path / "out.mp4"
     assert render("--avatar", native, "--audio", DEMO / "speech.wav", "-o", out) == 0
     with av.open(str(out)) as container:
         video, sound = container.streams.video[0], container.streams.audio[0]
         frames = Pipeline(Avatar.load(native)).frame_count(speech)
         assert frames == int((len(speech) // 200 + 1 - 16) / 80 * 25) + 4
-        assert video.frames == frames + 1  # the last one is held
+        assert video.frames == frames + 1  # the last one is repeated
         lengths = [float(stream.duration * stream.time_base) for stream in (video, sound)]
     assert abs(lengths[0] - len(speech) / RATE) <= 0.04
     assert 0 <= lengths[1] - len(speech) / RATE <= 1024 / RATE
@@ -129,7 +129,7 @@ def test_frames(native, audio, tmp_path, kind):
 
 
 def test_jpeg(native, audio, tmp_path):
-    """The same frames as --frames, as JPEG, the better the quality the larger."""
+    """The frames equal those of --frames, as JPEG; a higher quality gives larger files."""
     sizes = []
     for quality in (60, 95):
         folder = tmp_path / f"q{quality}"
@@ -170,7 +170,7 @@ def test_a_warning_is_one_line(own, audio, tmp_path, capsys):
     assert render("--avatar", root, "--audio", audio, "-o", tmp_path / "o.mp4") == 0
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert warnings == [
-        "warning: avatar 'native' has 4 frames and 2 boxes: the first 2 of both are used"
+        "warning: avatar 'native' has 4 frames and 2 boxes; the first 2 of both are used"
     ]
 
 
@@ -223,11 +223,11 @@ def test_bad_speech(native, tmp_path, capsys, make, message):
         (["--batch-size", "0"], "batch size is 0"),
         (["--start-frame", "99"], "start frame is 99; expected 0 to 11"),
         (["--generator", "no.onnx"], "no.onnx (generator) does not exist"),
-        (["--runtime", "torch"], "the torch runtime takes checkpoints"),
-        (["--frames", "."], "exists and is not an empty folder"),
-        (["--frames", "no/folder"], "cannot be made"),
-        (["--jpeg", "."], "exists and is not an empty folder"),
-        (["--jpeg", "images", "--quality", "0"], "quality is 0, it must be 1 to 100"),
+        (["--runtime", "torch"], "cannot run in PyTorch; expected a checkpoint"),
+        (["--frames", "."], "exists; expected a new name or an empty folder"),
+        (["--frames", "no/folder"], "cannot be created"),
+        (["--jpeg", "."], "exists; expected a new name or an empty folder"),
+        (["--jpeg", "images", "--quality", "0"], "quality is 0; expected 1 to 100"),
     ],
 )
 def test_bad_options(native, audio, tmp_path, monkeypatch, capsys, options, message):
@@ -256,14 +256,14 @@ def test_no_gpu(native, audio, tmp_path, capsys):
         ["--frames", "a", "--jpeg", "b"],
     ],
 )
-def test_bad_words(native, audio, capsys, options):
+def test_invalid_choices(native, audio, capsys, options):
     with pytest.raises(SystemExit) as caught:
         render("--avatar", native, "--audio", audio, "-o", "o.mp4", *options)
     (said,) = capsys.readouterr().err.splitlines()
     assert caught.value.code == 2 and said.startswith("error: ") and options[1] in said
 
 
-def test_what_is_read_is_not_overwritten(own, audio, tmp_path, capsys):
+def test_inputs_are_not_overwritten(own, audio, tmp_path, capsys):
     root = own.native(video=True)
     film = root / "frames.mp4"
     spoken = write_audio(tmp_path / "speech.mp4", np.zeros((1, 9600)), RATE, "aac")
@@ -273,7 +273,7 @@ def test_what_is_read_is_not_overwritten(own, audio, tmp_path, capsys):
         assert message in capsys.readouterr().err and out.read_bytes() == before
 
 
-def test_what_the_system_refuses_is_one_line(native, audio, tmp_path, capsys, monkeypatch):
+def test_system_errors_are_one_line(native, audio, tmp_path, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
@@ -285,8 +285,8 @@ def test_what_the_system_refuses_is_one_line(native, audio, tmp_path, capsys, mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_fault_in_the_middle(own, audio, tmp_path, capsys):
-    """A frame that shows its damage only when it is decoded, after frames were written."""
+def test_an_error_in_the_middle_of_a_render(own, audio, tmp_path, capsys):
+    """A damaged frame is noticed when it is decoded, after other frames were written."""
     root = own.native()
     path = root / "frames" / "00003.jpg"
     path.write_bytes(path.read_bytes()[:600])
@@ -298,7 +298,7 @@ def test_a_fault_in_the_middle(own, audio, tmp_path, capsys):
 
 @pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_interrupted(native, tmp_path, kind, code):
-    """Ctrl-C, and a service manager's stop, in the middle of a render."""
+    """Ctrl-C and SIGTERM in the middle of a render leave no files."""
     command = [sys.executable, "-m", "engine.render", "--avatar", str(native), "--no-progress"]
     command += ["--audio", str(DEMO / "speech.wav"), "-o", str(tmp_path / "o.mp4")]
     command += ["--frames", str(tmp_path / "frames")]
@@ -316,7 +316,7 @@ def test_interrupted(native, tmp_path, kind, code):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_says_everything():
+def test_help_describes_every_option():
     done = subprocess.run(
         [sys.executable, "-m", "engine.render", "--help"],
         capture_output=True,
@@ -325,3 +325,56 @@ def test_help_says_everything():
     )
     for option in ("--avatar", "--audio", "--loop {pingpong,wrap}", "--runtime", "--frames DIR"):
         assert option in done.stdout
+
+
+# --- precision -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plain(native, audio, tmp_path) -> list[object]:
+    """The options of a render with networks that cost little."""
+    cases = ROOT / "tests" / "cases"
+    networks = ["--generator", cases / "meter.onnx", "--audio-encoder"]
+    networks += [cases / "loudness_encoder.onnx", "--device", "cpu", "--no-progress"]
+    return ["--avatar", native, "--audio", audio, "-o", tmp_path / "o.mp4", *networks]
+
+
+def test_precision(plain, capsys):
+    assert render(*plain, "--precision", "fp32") == 0
+    said = capsys.readouterr().err
+    assert "generator in ONNX Runtime " in said and "(for fp32, as requested)" in said
+    with pytest.raises(SystemExit, match="2"):
+        render(*plain, "--precision", "int8")
+    assert "invalid choice: 'int8'" in capsys.readouterr().err
+
+
+def test_bf16(plain, tmp_path, capsys):
+    """Where the CPU has it; elsewhere a line says what it lacks."""
+    openvino = pytest.importorskip("engine.runtime.openvino", reason="OpenVINO is not installed")
+    code = render(*plain, "--precision", "bf16")
+    said = capsys.readouterr().err
+    if openvino.has_bf16():
+        assert code == 0
+        assert "generator in OpenVINO " in said and "bfloat16 (for bf16, as requested)" in said
+    else:
+        assert code == 2
+        assert said == (
+            "error: precision is bf16, but this CPU has neither AVX512_BF16 nor AMX; expected fp32\n"
+        )
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_bf16_on_a_cpu_without_it(plain, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr("engine.runtime.openvino.has_bf16", lambda: False)
+    assert render(*plain, "--precision", "bf16") == 2
+    assert "neither AVX512_BF16 nor AMX; expected fp32" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bf16_in_another_runtime(plain, tmp_path, capsys):
+    assert render(*plain, "--precision", "bf16", "--runtime", "onnxruntime") == 2
+    assert capsys.readouterr().err == (
+        "error: precision is bf16, which the onnxruntime runtime has not; use openvino\n"
+    )
+    assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The command, and the speech it is given: the mp4's sound is what the mouth speaks."""
+"""The command and its speech: the mp4 has the sound that the mouth speaks."""
 
 import av
 import numpy as np
@@ -25,7 +25,7 @@ def sound_of(path) -> tuple[np.ndarray, int]:
 
 
 def test_a_track_of_a_film(native, tmp_path):
-    """With a gap in it, and later than the picture."""
+    """The track has a gap, and begins after the picture."""
     tracks = [bursts([0.2], 0.6, 48000), bursts([0.1, 0.4], 0.6, 48000)]
     film = write_sound(
         tmp_path / "film.mkv", *tracks, picture="libx264", at=0.12, frames=20, default=0,
@@ -48,7 +48,7 @@ def test_no_such_track(native, tmp_path, capsys):
     path = CASES / "eight_channels.opus"
     options = ["-o", tmp_path / "o.mp4", "--audio-track", 1]
     assert render("--avatar", native, "--audio", path, *options) == 2
-    assert capsys.readouterr().err == f"error: audio track is 1. {path} has 1, from 0 on: 0\n"
+    assert capsys.readouterr().err == f"error: audio track is 1; {path} has 1, from 0: 0\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -59,6 +59,6 @@ def test_a_warning_is_one_line_and_once(native, tmp_path, capsys):
     assert render("--avatar", native, "--audio", path, "-o", tmp_path / "o.mp4") == 0
     said = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert said == [
-        f"warning: {path}: mixed to mono, its channels keep 0.0% of the energy of channel 0. "
-        "The speech is taken from channel 0 alone"
+        f"warning: {path}: the mono mix keeps 0.0% of the energy of channel 0, the loudest; "
+        "channel 0 is used alone"
     ]

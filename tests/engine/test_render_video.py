@@ -1,4 +1,5 @@
-"""Renders with avatars that are videos: what of the video reaches the mp4, and what is refused."""
+"""Renders with avatars that are videos: properties that the mp4 keeps, and videos that are
+refused."""
 
 import json
 import warnings
@@ -26,8 +27,8 @@ def audio(tmp_path_factory, speech) -> Path:
 
 
 def film_avatar(own: Folders, fps: object = None, **how) -> Path:
-    """The avatar `own` with its frames as a video, encoded as told; without `fps`, a layout that
-    leaves the rate to the video."""
+    """Encode the frames of the avatar `own` as a video; without `fps`, in a layout that takes the
+    video's rate."""
     if fps is None:
         root = own.package(video=True)
         film = root / "full_body_video.mp4"
@@ -44,7 +45,7 @@ def render(*arguments) -> int:
 
 @pytest.mark.parametrize("turn", [False, True])
 def test_wide_pixels_stay_wide(own, audio, tmp_path, capsys, turn):
-    """The mp4 says how wide they are; images cannot."""
+    """The mp4 has the pixel aspect ratio; images cannot have it."""
     root = film_avatar(own, tags={"sample_aspect_ratio": Fraction(4, 3)})
     aspect = Fraction(3, 4) if turn else Fraction(4, 3)
     if turn:
@@ -61,10 +62,10 @@ def test_wide_pixels_stay_wide(own, audio, tmp_path, capsys, turn):
     assert Video(out).stream.pixel_aspect == aspect
     assert render(*arguments, "--frames", tmp_path / "frames") == 0
     (said,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
-    assert f"shown {float(aspect):.3g} times as wide as high" in said and "cannot" in said
+    assert f"has a pixel aspect ratio of {float(aspect):.3g}" in said and "cannot" in said
 
 
-def test_square_pixels_need_no_word(own, audio, tmp_path, capsys):
+def test_no_warning_for_square_pixels(own, audio, tmp_path, capsys):
     root = film_avatar(own)
     assert Avatar.load(root).pixel_aspect == Avatar.load(own.native("images")).pixel_aspect == 1
     options = ["--frames", tmp_path / "frames"]
@@ -74,7 +75,7 @@ def test_square_pixels_need_no_word(own, audio, tmp_path, capsys):
 
 
 def test_a_turned_film_is_rendered_upright(own, audio, tmp_path):
-    """Boxes are in pixels as shown."""
+    """Boxes are in pixels after rotation."""
     root = film_avatar(own)
     upright = Avatar.load(root)
     before = upright.batch([0, 1, 2, 3])[0].numpy()
@@ -108,7 +109,7 @@ def test_films_that_are_refused(own, audio, tmp_path, capsys, name, message):
 
 
 def test_an_edit_list_and_boxes(own):
-    """Frames and boxes are paired from the first frame that is shown on."""
+    """Frames and boxes are paired from the first displayed frame on."""
     root = film_avatar(own, fps=25)
     whole = Avatar.load(root).batch([0, 1, 2, 3])[0].numpy()
     hide_first(root / "frames.mp4", 1)
@@ -139,18 +140,18 @@ def test_the_rate_of_the_folder_and_of_the_video(own, given, own_rate, used, sai
 
 
 @pytest.mark.parametrize("rate", [Fraction(1, 5), Fraction(1000)])
-def test_one_rule_for_rates(own, rate):
-    """Those that avatar.json may not give, a video may not have."""
+def test_the_same_rates_are_allowed_everywhere(own, rate):
+    """A rate that avatar.json may not have, a video may not have either."""
     root = film_avatar(own, rate=rate)
-    with pytest.raises(InputError, match="frames a second; 1 to 240 are allowed"):
+    with pytest.raises(InputError, match="frames a second; expected 1 to 240"):
         Avatar.load(root)
     root = own.native("with_rate", fps=float(rate))
-    with pytest.raises(InputError, match="it must be a number from 1 to 240"):
+    with pytest.raises(InputError, match="expected a number from 1 to 240"):
         Avatar.load(root)
 
 
-def test_a_rate_that_nobody_gives(own):
-    """A single frame of no known rate: 25, as for images."""
+def test_the_default_rate(own):
+    """A single frame without a known rate has 25, as images have."""
     root = film_avatar(own)
     encode(root / "full_body_video.mp4", own.frames[:1], rate=Fraction(1, 5))
     (root / "crop_rects.json").write_text(json.dumps(own.boxes[:1]))

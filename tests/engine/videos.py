@@ -1,4 +1,4 @@
-"""Videos that tests read: any codec in any container, with the tags and faults that are wanted."""
+"""Make videos for tests: any codec in any container, with tags and faults."""
 
 import struct
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ QUIET = {"libx265": {"x265-params": "log-level=none"}}
 
 
 def moving(count: int = 60, height: int = 48, width: int = 64) -> np.ndarray:
-    """(count, height, width, 3) uint8: coarse noise that moves and grows brighter."""
+    """Return coarse noise that moves and grows brighter, (count, height, width, 3) uint8."""
     noise = np.random.default_rng(0).integers(0, 180, (height // 8, width // 8, 3))
     frames = [np.roll(noise, i, axis=1) + i for i in range(count)]
     return np.stack([np.kron(frame, np.ones((8, 8, 1))) for frame in frames]).astype(np.uint8)
@@ -35,7 +35,7 @@ def encode(
     movflags: str | None = None,
     metadata: dict[str, str] | None = None,
 ) -> Path:
-    """Encode frames, RGB or as they are to be stored, at a constant rate or at `times`."""
+    """Encode frames, in RGB or in the stored format, at a constant rate or at `times`."""
     try:
         av.Codec(codec, "w")
     except ValueError:
@@ -69,7 +69,7 @@ def encode(
 
 
 def planes(pix_fmt: str, height: int, width: int, values: tuple[int, int, int]) -> av.VideoFrame:
-    """A frame of one colour, as it is stored: 8 or 10 bits, 4:2:0."""
+    """Return a stored frame of one color, 4:2:0 with 8 or 10 bits."""
     frame = av.VideoFrame(width, height, pix_fmt)
     kind = np.uint16 if "10" in pix_fmt else np.uint8
     for plane, value in zip(frame.planes, values, strict=True):
@@ -78,7 +78,7 @@ def planes(pix_fmt: str, height: int, width: int, values: tuple[int, int, int]) 
 
 
 def plain_decode(path: Path) -> list[np.ndarray]:
-    """Every frame that PyAV decodes from the beginning on, as RGB; what is broken is passed over."""
+    """Decode all frames from the beginning with PyAV, as RGB, and skip broken packets."""
     frames = []
     with av.open(str(path)) as container:
         container.streams.video[0].thread_type = "NONE"
@@ -97,7 +97,7 @@ def packets_of(path: Path) -> Iterator[av.Packet]:
 
 
 def change_packet(path: Path, number: int, change) -> None:
-    """Change the bytes of a packet where they lie in the file."""
+    """Change the bytes of a packet in the file."""
     packet = bytes(next(p for i, p in enumerate(packets_of(path)) if i == number))
     data = path.read_bytes()
     assert data.count(packet) == 1
@@ -107,7 +107,7 @@ def change_packet(path: Path, number: int, change) -> None:
 
 
 def copy_packets(source: Path, target: Path, first: int = 0) -> Path:
-    """Another container for the same packets, from number `first` on."""
+    """Copy the packets from number `first` on to another container."""
     with av.open(str(source)) as container, av.open(str(target), "w") as output:
         stream = output.add_stream_from_template(container.streams.video[0])
         for number, packet in enumerate(container.demux(video=0)):

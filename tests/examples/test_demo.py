@@ -50,7 +50,7 @@ def utterance() -> Utterance:
 
 @pytest.fixture(scope="module")
 def truth(utterance) -> Truth:
-    """Its mouth shapes and the drawn mouths, 50 frames; frame i is the avatar's frame i."""
+    """The mouth shapes and the drawn mouths of 50 frames; frame i is the avatar's frame i."""
     shapes = mouths(utterance.phonemes, 50, FPS)
     numbers = list(range(50))
     boxes = [mouth_box(idle(number / FPS)) for number in numbers]
@@ -66,7 +66,7 @@ def test_openness_is_how_far_the_mouth_is_open():
 
 
 def test_truth_of_an_utterance(utterance):
-    """Frames in the order of a render, boxes and drawings of the same poses."""
+    """Frames come in the order of a render, boxes and drawings have the same poses."""
     truth = truth_of(utterance, 5)
     assert truth.numbers == [1, 2, 3, 4, 5]
     assert truth.boxes[2] == mouth_box(idle(3 / FPS))
@@ -76,7 +76,7 @@ def test_truth_of_an_utterance(utterance):
 
 
 def figures_of(truth: Truth, rows: np.ndarray) -> dict:
-    """Figures of a mouth that has these shapes instead of the right ones."""
+    """Return the figures of a mouth that has these shapes instead of the right ones."""
     metrics = MouthMetrics()
     metrics.add(mouth_pictures(rows), truth)
     return metrics.figures()
@@ -219,7 +219,7 @@ def test_training_data_of_the_drawn_person(utterance, monkeypatch):
     edge = torch.ones(320, 320, dtype=bool)
     edge[20:300, 20:300] = False
     assert torch.equal(target[:, edge], inputs[:3][:, edge])
-    # lips closed for a p, b or m: seen more often, but measured once
+    # lips closed for a p, b or m: trained on more often, but measured once
     shut = closed(utterance.phonemes, rows)
     assert closures(utterance, rows) <= shut and all(rows[frame, 0] < 0.05 for frame in shut)
     counts = [np.bincount(part[:, 1], minlength=len(rows)) for part in (data.train, data.held_out)]

@@ -1,4 +1,4 @@
-"""Speech with known mouth shapes: what is said, when, and what the mouth does meanwhile."""
+"""Speech with known mouth shapes: the samples, the times of phonemes, and the shapes."""
 
 import hashlib
 import json
@@ -58,7 +58,7 @@ def rms(pcm: np.ndarray, start: float, end: float) -> float:
     return float(np.sqrt(np.mean(pcm[round(start * 16000) : round(end * 16000)] ** 2)))
 
 
-# What is said
+# Speech and phonemes
 
 
 SAME = """
@@ -104,7 +104,7 @@ def test_rate_and_pitch():
     assert len(slow.pcm) > 1.4 * len(fast.pcm)
 
     def pitch(pcm: np.ndarray) -> float:
-        """Hz, where the autocorrelation of the whole is largest."""
+        """Return the pitch in Hz, where the autocorrelation of the whole is largest."""
         spectrum = np.abs(np.fft.rfft(pcm, 2 * len(pcm))) ** 2
         ripple = np.fft.irfft(spectrum)[16000 // 400 : 16000 // 60]
         return 16000 / (np.argmax(ripple) + 16000 // 400)
@@ -128,7 +128,7 @@ def test_phonemes_cover_the_utterance(held_out):
 
 
 def test_no_sound_is_lost():
-    """Final /l/ and /r/ take no time of their own in espeak-ng."""
+    """espeak-ng gives final /l/ and /r/ no duration."""
     names = [bare(p.name) for p in speak("All balls fall.", voice="en-us").phonemes]
     assert [n for n in names if n != PAUSE] == ["O:", "l", "b", "O:", "l", "z", "f", "O:", "l"]
     names = [bare(p.name) for p in speak("Pat kept Bob.", variant="m3").phonemes]
@@ -159,7 +159,7 @@ def test_vowels_are_loud_and_closures_silent(held_out):
 
 
 def test_boundaries_are_where_they_are_heard(held_out):
-    """Loudness follows the vowels with no lag: neither the median of all, nor far in any one."""
+    """Loudness follows the vowels without a lag: none in the median, and a small one in each."""
     lags = []
     for recipe, said, _ in held_out:
         if recipe.noise:
@@ -175,12 +175,12 @@ def test_boundaries_are_where_they_are_heard(held_out):
             for lag in range(-20, 21)
         ]
         lags.append(5 * (int(np.argmax(fits)) - 20))
-    # What voice there is in /b/ or /n/ is more often before a vowel than after it.
+    # The voice in /b/ or /n/ is more often before a vowel than after it.
     assert -12 <= np.median(lags) <= 5
     assert max(map(abs, lags)) <= 20
 
 
-def test_what_espeak_cannot_say(monkeypatch):
+def test_text_that_espeak_cannot_speak(monkeypatch):
     with pytest.raises(ValueError, match="no voice 'xx\\+f4'"):
         speak("hello", voice="xx")
     with pytest.raises(ValueError, match="no variant 'f99'"):
@@ -195,11 +195,11 @@ def test_what_espeak_cannot_say(monkeypatch):
     assert len(speak("hello").pcm) > 4000
 
 
-# What the mouth does
+# Mouth shapes
 
 
 def sequence(*names: str, each: float = 0.12, pause: float = 1.0) -> list[Phoneme]:
-    """The sounds, `each` seconds long, between two pauses."""
+    """Return the sounds, `each` seconds long, between two pauses."""
     lengths = [pause, *[each] * len(names), pause]
     ends = np.cumsum(lengths).tolist()
     starts = [0.0, *ends[:-1]]
@@ -221,7 +221,7 @@ def test_rows_are_the_middle_of_their_frames():
 
 
 def closed_frames(shapes: np.ndarray, phoneme: Phoneme) -> np.ndarray:
-    """Is each of the frames that show any of the phoneme one of closed lips?"""
+    """Return, for each frame of the phoneme, whether its lips are closed."""
     first, last = int(phoneme.start * 25), int(phoneme.end * 25)
     during = shapes[max(first, 0) : last + 1]
     return during[:, [OPENNESS, TEETH, TONGUE]].max(axis=1) < 1e-3
@@ -259,7 +259,7 @@ def test_lips_close_at_any_speed(rate, variant):
 @pytest.mark.parametrize("shift", np.arange(0, 0.04, 0.005))
 @pytest.mark.parametrize("name", sorted(LIPS))
 def test_short_closures_are_seen(name, shift):
-    """20 ms of closed lips, wherever they lie between the frames' middles."""
+    """20 ms of closed lips are seen, at any place between the frames' middles."""
     sounds = [
         Phoneme("'A:", 0, 0.4 + shift),
         Phoneme(name, 0.4 + shift, 0.42 + shift),
@@ -271,7 +271,7 @@ def test_short_closures_are_seen(name, shift):
 
 
 def test_shapes_of_sounds():
-    """Each sound between two vowels that lack what makes it."""
+    """Each sound stands between two vowels without its own feature."""
     for name in ("w", "u:", "U", "oU", "S"):
         assert at(mouths(sequence("'E", name, "'E"), 60), 1.18)[ROUNDING] > 0.35, name
     for name in ("f", "v", "s", "z", "S", "Z", "tS", "dZ"):
@@ -288,7 +288,7 @@ def test_shapes_of_sounds():
 
 
 def test_sounds_show_in_speech(held_out):
-    """The same in running speech: over all cases, on the frame in the middle of the sound."""
+    """The same in running speech, over all cases, in the frame in the middle of the sound."""
     seen: dict[str, list[np.ndarray]] = {}
     for _, said, shapes in held_out:
         for phoneme in said.phonemes:
@@ -308,7 +308,8 @@ def test_sounds_show_in_speech(held_out):
 
 
 def test_shapes_blend_with_their_neighbours():
-    """A /k/ leaves the lips alone: round before /u:/, broad before /i:/. An /s/ less so."""
+    """A /k/ takes the lip shape of its vowel: round before /u:/, broad before /i:/. An /s/ less
+    so."""
     before_u, before_i = (mouths(sequence("k", v), 60) for v in ("'u:", "'i:"))
     assert at(before_u, 1.06)[ROUNDING] > at(before_i, 1.06)[ROUNDING] + 0.3
     assert at(before_i, 1.06)[WIDTH] > at(before_u, 1.06)[WIDTH] + 0.3
@@ -354,10 +355,10 @@ def test_rest_before_within_and_after():
     shapes = mouths(sequence("'A:", PAUSE, "'A:", each=0.2, pause=0.6), 80)
     assert (shapes[:10] == REST).all()
     assert (shapes[34:] == REST).all()
-    assert not (shapes[15:29] == REST).all(axis=1).any()  # 0.2 s is no silence to rest in
+    assert not (shapes[15:29] == REST).all(axis=1).any()  # too short for REST
     round_lips = mouths(sequence("'u:", PAUSE, "'u:", each=0.2), 60)[28:36, ROUNDING]
     assert round_lips.min() > 0.2  # nor to begin with it
-    # Sound to the very end: the mouth closes after it, it does not jump.
+    # With sound to the very end, the mouth closes after it without a jump.
     shapes = mouths([Phoneme("'A:", 0, 1)], 40)
     assert np.abs(np.diff(shapes[:, OPENNESS])).max() < 0.36
     assert (shapes[29:] == REST).all()
@@ -386,7 +387,7 @@ def test_unknown_phoneme():
         mouths(sequence("p", "'y:"), 10)
 
 
-# What there is of it
+# The corpora
 
 
 def test_every_phoneme_has_a_shape(training):

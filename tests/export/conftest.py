@@ -1,4 +1,5 @@
-"""Networks with the statistics of trained ones, their checkpoints, and one export of each."""
+"""Fixtures: networks with the statistics of trained ones, their checkpoints, and an export of
+each."""
 
 import subprocess
 import sys
@@ -16,10 +17,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def as_if_trained(network: nn.Module, make_inputs, seed: int) -> nn.Module:
-    """Norms with statistics half way from a new network's to the data's, and scales that vary.
+    """Set norm statistics half-way between a new network's and the data's, with varying scales.
 
-    All the way, a network of random weights amplifies its rounding errors a thousandfold: float32
-    itself is then 1e-4 from float64, which no trained network is.
+    With the data's statistics, a network of random weights amplifies rounding errors a
+    thousandfold: float32 then differs from float64 by 1e-4, unlike in a trained network.
     """
     torch.manual_seed(seed)
     network.train()
@@ -51,7 +52,7 @@ def folder(tmp_path_factory):
 def generator_checkpoint(folder):
     torch.manual_seed(5)
     network = Generator()
-    # Logits as spread as a real picture's: the tolerance is on pixels.
+    # Logits with the spread of a real picture, because the tolerance is on pixels.
     network.outc.conv.weight.data *= 4
     network = as_if_trained(
         network, lambda: (torch.rand(2, 6, 320, 320), torch.randn(2, 32, 16, 16).relu()), 5

@@ -1,4 +1,4 @@
-"""Whatever goes wrong: one line, exit code 2, and no file."""
+"""Errors of the export: one line, exit code 2, and no file."""
 
 import importlib
 import os
@@ -15,13 +15,13 @@ from export import ExportError, export
 from export.__main__ import main
 from models import AudioEncoder, checkpoint
 
-# `export.export` is the function; this is the file it is in.
+# `export.export` is the function; this is its module.
 onnx_module = importlib.import_module("export.onnx")
 
 
 @pytest.fixture
 def existing(tmp_path):
-    """An earlier export, which a failing one must leave as it is."""
+    """An earlier export, which a failing one must not change."""
     file = tmp_path / "out" / "a.onnx"
     file.parent.mkdir()
     file.write_bytes(b"the one before")
@@ -32,7 +32,7 @@ def existing(tmp_path):
 
 def test_over_the_tolerance(monkeypatch, audio_encoder_checkpoint, existing):
     monkeypatch.setitem(comparison.TOLERANCES, ("audio_encoder", "fp32"), 1e-12)
-    with pytest.raises(ExportError, match=r"with PyTorch, differs by .*, more than 1e-12"):
+    with pytest.raises(ExportError, match=r"with PyTorch, differs by .*; expected at most 1e-12"):
         export("audio_encoder", audio_encoder_checkpoint[1], existing, precision="fp32")
 
 
@@ -50,12 +50,13 @@ def test_a_wrong_weight_is_noticed(monkeypatch, audio_encoder_checkpoint, existi
 
 def test_psnr_of_the_generator(monkeypatch, generator_checkpoint, existing):
     monkeypatch.setattr(comparison, "MIN_PSNR", 200.0)
-    with pytest.raises(ExportError, match=r"has a PSNR of \d+\.\d dB, under 200"):
+    with pytest.raises(ExportError, match=r"has a PSNR of \d+\.\d dB; expected at least 200"):
         export("generator", generator_checkpoint[1], existing, max_batch=1)
 
 
 def encoder_scaled(tmp_path, factor):
-    """The same features up to float32 rounding, through values `factor` times as large."""
+    """Return an encoder with the same features, up to float32 rounding, and inner values `factor`
+    times as large."""
     torch.manual_seed(0)
     network = AudioEncoder().eval()
     norm, conv = network[0].conv_block[1], network[1].conv_block[0]
@@ -67,7 +68,7 @@ def encoder_scaled(tmp_path, factor):
 
 def test_values_beyond_float16_inside_the_network(tmp_path, existing):
     path = encoder_scaled(tmp_path, 5e4)
-    with pytest.raises(ExportError, match="beyond float16's 65504: use fp32"):
+    with pytest.raises(ExportError, match="beyond float16's 65504; use fp32"):
         export("audio_encoder", path, existing, precision="fp16")
 
 
@@ -93,9 +94,9 @@ def test_large_variances_survive_float16(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "decoder"}, "kind is 'decoder', must be one of generator, audio_encoder"),
-        ({"precision": "int8"}, "precision is 'int8', must be one of fp16, fp32"),
-        ({"max_batch": 0}, "max_batch is 0, must be at least 1"),
+        ({"kind": "decoder"}, "kind is 'decoder'; expected one of: generator, audio_encoder"),
+        ({"precision": "int8"}, "precision is 'int8'; expected one of: fp16, fp32"),
+        ({"max_batch": 0}, "max_batch is 0; expected at least 1"),
     ],
 )
 def test_wrong_arguments(existing, arguments, message):
@@ -104,7 +105,7 @@ def test_wrong_arguments(existing, arguments, message):
         export(arguments.pop("kind"), "x.pth", existing, **arguments)
 
 
-def test_command_exports_and_says_so(command, audio_encoder_checkpoint, tmp_path):
+def test_command_exports_and_prints_a_summary(command, audio_encoder_checkpoint, tmp_path):
     file = tmp_path / "a.onnx"
     done = command("audio-encoder", audio_encoder_checkpoint[1], "-o", file)
     assert done.returncode == 0
@@ -127,7 +128,7 @@ def _umask():
 
 
 def failing(capsys, *arguments):
-    """The one line that the command's failure leaves on stderr, after its progress."""
+    """Return the error line of a failing command, after its progress lines."""
     try:
         code = main([str(a) for a in arguments])
     except SystemExit as error:  # argparse
@@ -146,12 +147,12 @@ def test_command_errors(capsys, generator_checkpoint, existing, tmp_path):
     line, _ = failing(capsys, "audio-encoder", path, "-o", existing)
     assert "not an audio encoder: it is a generator" in line
     line, before = failing(capsys, "generator", path, "-o", tmp_path / "no" / "a.onnx")
-    assert line == f"error: {tmp_path}/no: cannot be written to: No such file or directory"
-    assert before == []  # found out before the long work
+    assert line == f"error: {tmp_path}/no: cannot be written: No such file or directory"
+    assert before == []  # an error before the long work
     line, before = failing(capsys, "generator", path, "-o", existing.with_name("a.plan"))
-    assert line.endswith("a.plan: the output's name must end in .onnx") and before == []
+    assert line.endswith("a.plan; expected a name that ends in .onnx") and before == []
     line, _ = failing(capsys, "generator", path, "-o", existing, "--max-batch", "0")
-    assert line == "error: max_batch is 0, must be at least 1"
+    assert line == "error: max_batch is 0; expected at least 1"
     line, before = failing(capsys, "generator", path, "-o", existing, "--max-batch", "many")
     assert "invalid int value: 'many'" in line and before == []
     line, before = failing(capsys, "generator", path)
@@ -167,7 +168,9 @@ def test_command_refuses_quantized_weights(capsys, audio_encoder_checkpoint, exi
             weights[name] = (tensor * 20).round().clamp(-128, 127).to(torch.int8)
     torch.save(weights, tmp_path / "int8.pth")
     line, _ = failing(capsys, "audio-encoder", tmp_path / "int8.pth", "-o", existing)
-    assert line.startswith(f"error: {tmp_path}/int8.pth: 0.conv_block.0.weight is torch.int8, and ")
+    assert line.startswith(
+        f"error: {tmp_path}/int8.pth: 0.conv_block.0.weight is torch.int8; expected"
+    )
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")

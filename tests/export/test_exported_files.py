@@ -1,4 +1,4 @@
-"""The exported files: what is in them, and what they compute."""
+"""The exported files: their content and their results."""
 
 import collections
 
@@ -46,7 +46,7 @@ def test_names_shapes_and_types(exported, kind):
         assert value.type.tensor_type.elem_type == TENSOR_TYPE[exported.report.precision]
 
 
-def test_only_nodes_that_do_something(exported, kind):
+def test_no_redundant_nodes(exported, kind):
     model = onnx.load(exported.file)
     assert (
         collections.Counter(node.op_type for node in model.graph.node)
@@ -73,10 +73,10 @@ def test_weights_are_in_the_file_in_its_precision(exported):
     assert exported.file.stat().st_size == exported.report.bytes
 
 
-def test_nothing_tells_where_it_was_made(exported):
+def test_files_contain_no_paths(exported):
     model = onnx.load(exported.file)
     for weights in model.graph.initializer:
-        weights.ClearField("raw_data")  # fifty random megabytes spell ".py" by themselves
+        weights.ClearField("raw_data")  # fifty random megabytes contain ".py" by chance
     content = model.SerializeToString()
     assert len(content) < 200_000
     assert b".py" not in content and b"/models/" not in content

@@ -6,7 +6,8 @@ from models import AudioEncoder, Generator
 
 
 def with_random_norms(network: nn.Module, seed: int) -> nn.Module:
-    """A new network's norms do nothing; these would show a norm that is skipped or misplaced."""
+    """Randomize the norms, because those of a new network do nothing, and a missing one would not
+    be noticed."""
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

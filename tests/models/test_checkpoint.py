@@ -1,4 +1,4 @@
-"""Every form a checkpoint comes in, and every way in which a file is not one."""
+"""Checkpoints in every form, and files that are not checkpoints."""
 
 import argparse
 import datetime
@@ -165,7 +165,7 @@ WRONG = {
     "both networks": (
         lambda g, a: {"generator": g, "audio_encoder": a},
         None,
-        ["holds both networks"],
+        ["has both networks"],
     ),
     "mis-shaped": (
         lambda g, a: wider(a, "12.conv_block.0.bias"),
@@ -204,12 +204,12 @@ WRONG = {
     "unknown": (
         lambda g, a: {"layer1.weight": torch.zeros(3), "fc.weight": torch.zeros(2)},
         None,
-        ["not a network of Viseme", "no network that Viseme knows", "unexpected: layer1.weight"],
+        ["not a network of Viseme", "an unknown network", "unexpected: layer1.weight"],
     ),
     "optimizer only": (
         lambda g, a: {"epoch": 3, "optimizer": stepped_adam().state_dict()},
         None,
-        ["holds no weights", "the state of an optimizer"],
+        ["has no weights", "the state of an optimizer"],
     ),
     "no tensors": (lambda g, a: {"epoch": 3, "loss": 0.1}, None, ["no weights", "epoch, loss"]),
     "not a number": (
@@ -221,7 +221,7 @@ WRONG = {
 
 
 def refusal(path, kind=None):
-    """The message, which must be one line and name the file."""
+    """Return the message, which must be one line with the file's name."""
     with pytest.raises(CheckpointError) as error:
         load(path, kind)
     message = str(error.value)
@@ -245,8 +245,8 @@ def test_wrong_content(tmp_path, generator, audio_encoder, case):
         ("lfs.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "Git LFS pointer"),
         ("page.pth", b"\n<!DOCTYPE html><html>Sign in", "is a web page"),
         ("text.pth", b"not a checkpoint", "not a checkpoint file"),
-        ("x.onnx", b"\x08\x0a\x12\x07pytorch", "an ONNX file is already exported"),
-        ("x.plan", b"ftrt\x00\x00", "a TensorRT plan is already built"),
+        ("x.onnx", b"\x08\x0a\x12\x07pytorch", "an ONNX file needs no export"),
+        ("x.plan", b"ftrt\x00\x00", "it is a TensorRT plan"),
         ("x.pth", b"\x80\x02}", "broken or truncated"),
         ("x.safetensors", b'\x09\0\0\0\0\0\0\0{"a":1}!!', "broken safetensors"),
     ],
@@ -298,7 +298,9 @@ def test_torchscript_is_named(tmp_path):
 
 
 def test_unknown_kind(tmp_path):
-    with pytest.raises(ValueError, match="kind is 'decoder', must be one of generator, audio_enc"):
+    with pytest.raises(
+        ValueError, match="kind is 'decoder'; expected one of: generator, audio_enc"
+    ):
         load(tmp_path / "x.pth", "decoder")
 
 
@@ -332,9 +334,11 @@ def test_other_python_objects_are_named(tmp_path, audio_encoder):
     content = {"loss": np.float64(1), "config": Config(), "state_dict": audio_encoder.state_dict()}
     torch.save(content, tmp_path / "x.pth")
     message = refusal(tmp_path / "x.pth")
-    assert f"refused: it holds {__name__}.Config, " in message
+    assert f"refused, because it contains {__name__}.Config, " in message
     torch.save(AudioEncoder(), tmp_path / "x.pth")
-    assert "refused: it holds models.audio_encoder.AudioEncoder" in refusal(tmp_path / "x.pth")
+    assert "refused, because it contains models.audio_encoder.AudioEncoder" in refusal(
+        tmp_path / "x.pth"
+    )
 
 
 def test_other_pickle_protocols_are_named(tmp_path, audio_encoder):
@@ -342,7 +346,7 @@ def test_other_pickle_protocols_are_named(tmp_path, audio_encoder):
     assert "a pickle of another protocol" in refusal(tmp_path / "x.pth")
 
 
-# --- what trainers keep beside the weights -------------------------------------------------------
+# --- other objects beside the weights ------------------------------------------------------------
 
 BESIDE_WEIGHTS = {
     "epoch": np.int64(3),
@@ -377,7 +381,7 @@ def optimizer_state():
 
 
 def with_globals(path, replace):
-    """Rewrite the names of classes in a file of torch.save's: `replace` maps lines of its pickle."""
+    """Rename classes in a file of torch.save; `replace` maps lines of its pickle."""
     parts = {}
     with zipfile.ZipFile(path) as archive:
         parts = {name: archive.read(name) for name in archive.namelist()}
@@ -410,7 +414,8 @@ def test_a_training_checkpoint(tmp_path, audio_encoder, zipped):
 
 
 def test_a_checkpoint_of_another_python_and_numpy(tmp_path, audio_encoder):
-    """NumPy 1 called its core otherwise; a Windows path cannot be made here; 3.13 moved them."""
+    """NumPy 1 has another module name, Windows paths cannot be created here, and Python 3.13 moved
+    paths."""
     weights = audio_encoder.state_dict()
     content = {
         "epoch": np.int64(3),
@@ -427,14 +432,14 @@ def test_a_checkpoint_of_another_python_and_numpy(tmp_path, audio_encoder):
 
 
 def test_threads_read_training_checkpoints(tmp_path):
-    """PyTorch's list of safe classes is the process's."""
+    """PyTorch's list of safe classes is shared by all threads of the process."""
     torch.save({**BESIDE_WEIGHTS, "log": [np.float64(x) for x in range(2000)]}, tmp_path / "a.pth")
     with ThreadPoolExecutor(4) as threads:
         read = list(threads.map(read_pickle, [tmp_path / "a.pth"] * 8))
     assert all(len(content["log"]) == 2000 for content in read)
 
 
-# --- weights that are no floating-point numbers --------------------------------------------------
+# --- weights that are not floating point ---------------------------------------------------------
 
 
 def converted(weights, convert):
@@ -475,12 +480,14 @@ def test_quantized_weights_are_refused(tmp_path, audio_encoder, case):
     message = refusal(tmp_path / "x.pth", "audio_encoder")
     assert "0.conv_block.0.weight is " in message and case.strip() in message
     if case.strip() not in ("sparse_coo", "meta"):
-        assert f"is torch.{case.strip()}, and weights must be floating point; save" in message
+        assert f"is torch.{case.strip()}; expected floating point; save" in message
 
 
 def test_quantized_safetensors_are_refused(tmp_path, audio_encoder):
     safetensors.torch.save_file(int8_and_scales(audio_encoder.state_dict()), tmp_path / "x.pth")
-    assert "0.conv_block.0.weight is torch.int8, and weights" in refusal(tmp_path / "x.pth")
+    assert "0.conv_block.0.weight is torch.int8; expected floating point" in refusal(
+        tmp_path / "x.pth"
+    )
 
 
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])

@@ -1,4 +1,4 @@
-"""The networks against their published names, and against the same written from the tables."""
+"""The networks against the published names, and against a second implementation from the tables."""
 
 import json
 from pathlib import Path
@@ -77,7 +77,8 @@ def plain(weights, conv, bn, x, stride, padding):
 
 
 def twice_as_large(x):
-    """Aligned corners: output pixel i of 2n stands at i (n - 1) / (2n - 1) of the input."""
+    """Double the size with aligned corners: output pixel i of 2n is at i (n - 1) / (2n - 1) of the
+    input."""
     for dim in (2, 3):
         n = x.shape[dim]
         at = torch.arange(2 * n, dtype=torch.float64) * (n - 1) / (2 * n - 1)

@@ -84,7 +84,7 @@ def test_audio_track_is_chosen(tmp_path, capsys):
     arguments += ["--steps", "1", "--batch", "2"]
     assert main([*arguments, "--audio-track", "7"]) == 2
     assert capsys.readouterr().err == (
-        f"error: audio track is 7. {film} has 2, from 0 on: 0, 1 (default)\n"
+        f"error: audio track is 7; {film} has 2, from 0: 0, 1 (default)\n"
     )
     assert main(["--data", "a:b", "--audio-track", "1", "-o", output]) == 2
     assert "--audio-track is given with --data, which has speech" in capsys.readouterr().err
@@ -99,6 +99,6 @@ def test_warning_of_the_reader_is_one_line(tmp_path, capsys):
     arguments = ["--avatar", str(folder), "--audio", str(path), "-o", str(tmp_path / "person.pth")]
     assert main(arguments) == 2
     warning, error = capsys.readouterr().err.splitlines()
-    assert warning.startswith(f"warning: {path}: mixed to mono")
+    assert warning.startswith(f"warning: {path}: the mono mix keeps")
     assert error.startswith(f"error: {path} has 9.00 s of speech for 4.00 s of frames")
     assert len(read_speech(path)) == 9 * RATE

@@ -1,4 +1,4 @@
-"""Training on a GPU, in both precisions it may use there."""
+"""Training on a GPU, in both precisions that a GPU may use."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Avatar folders: all layouts, and everything that real ones do wrong."""
+"""Avatar folders: all layouts, and the faults that real ones have."""
 
 import json
 import os
@@ -91,15 +91,15 @@ def test_batch_repeats_and_orders(native, folders):
 
 
 @pytest.mark.parametrize(("kept", "frames"), [(3, 4), (6, 4)])
-def test_numbers_that_differ_are_cut_and_said(own, kept, frames):
+def test_surplus_frames_or_boxes_are_dropped_with_a_warning(own, kept, frames):
     root = own.native()
     (root / "boxes.json").write_text(json.dumps([[20, 30, 120, 130]] * kept))
-    with pytest.warns(UserWarning, match=f"{frames} frames and {kept} boxes: the first"):
+    with pytest.warns(UserWarning, match=f"{frames} frames and {kept} boxes; the first"):
         avatar = Avatar.load(root)
     assert len(avatar) == min(kept, frames) == len(avatar.boxes)
 
 
-# --- what is wrong -------------------------------------------------------------------------------
+# --- faults --------------------------------------------------------------------------------------
 
 
 def edit_boxes(root, frame, box):
@@ -118,7 +118,7 @@ def frame(root, number):
     return root / "frames" / f"{number:05}.jpg"
 
 
-OUTSIDE = "which lies outside the avatar folder"
+OUTSIDE = "expected a path inside the avatar folder"
 
 
 @pytest.mark.parametrize(
@@ -128,38 +128,38 @@ OUTSIDE = "which lies outside the avatar folder"
         (lambda root: (shutil.rmtree(root), root.write_text("")), "is not a folder"),
         (lambda root: (root / "avatar.json").unlink() or shutil.rmtree(root / "frames"), "not an avatar folder.*avatar.json"),
         (lambda root: (root / "avatar.json").write_text("{"), "avatar.json cannot be read as JSON"),
-        (lambda root: (root / "avatar.json").write_text("[]"), "holds a list, it must be an object"),
+        (lambda root: (root / "avatar.json").write_text("[]"), "contains a list; expected an object"),
         (lambda root: edit(root, boxes=None), "has no 'boxes'"),
         (lambda root: edit(root, boxes="nowhere.json"), "nowhere.json does not exist"),
         (lambda root: edit(root, frames="../frames"), OUTSIDE),
         (lambda root: edit(root, generator="/etc/passwd"), OUTSIDE),
-        (lambda root: edit(root, boxes="a\0b"), "it must be a path"),
-        (lambda root: edit(root, boxes=7), "boxes is 7, it must be a path"),
-        (lambda root: edit(root, fps="fast"), "fps is 'fast', it must be a number from 1 to 240"),
-        (lambda root: edit(root, fps=0), "fps is 0, it must be a number from 1 to 240"),
+        (lambda root: edit(root, boxes="a\0b"), "expected a path"),
+        (lambda root: edit(root, boxes=7), "boxes is 7; expected a path"),
+        (lambda root: edit(root, fps="fast"), "fps is 'fast'; expected a number from 1 to 240"),
+        (lambda root: edit(root, fps=0), "fps is 0; expected a number from 1 to 240"),
         (lambda root: edit(root, fps=float("nan")), "fps is nan"),
         (lambda root: edit(root, generator="no.onnx"), r"no.onnx \(generator\) does not exist"),
-        (lambda root: edit(root, generator="boxes.json"), "must end in one of .onnx"),
+        (lambda root: edit(root, generator="boxes.json"), "ends in '.json'; expected one of .onnx"),
         (lambda root: frame(root, 2).unlink(), r"number 2 is missing"),
         (lambda root: frame(root, 0).rename(frame(root, 9)), r"number 0 is missing|number 4 is missing"),
         (lambda root: shutil.copy(frame(root, 1), root / "frames" / "1.png"), "number 1 is"),
         (lambda root: shutil.rmtree(root / "frames") or (root / "frames").mkdir(), "no numbered files"),
-        (lambda root: Image.new("RGB", (90, 80)).save(frame(root, 3)), r"frame 3 .* is 90 x 80, frame 0 is 200 x 200"),
+        (lambda root: Image.new("RGB", (90, 80)).save(frame(root, 3)), r"frame 3 .* is 90 x 80; expected 200 x 200, the size of frame 0"),
         (lambda root: frame(root, 1).write_text("no"), "00001.jpg cannot be read as an image"),
         (lambda root: edit_boxes(root, 1, [50, 50, 50, 60]), r"frame 1, \[50, 50, 50, 60\], is empty"),
         (lambda root: edit_boxes(root, 0, [90, 50, 60, 80]), "is empty"),
         (lambda root: edit_boxes(root, 2, [50, 50, 60, 61]), r"frame 2.*not square \(10 x 11\)"),
-        (lambda root: edit_boxes(root, 3, [200, 5, 210, 15]), "frame 3.*wholly outside the frame of 200 x 200"),
-        (lambda root: edit_boxes(root, 3, [-10, 5, 0, 15]), "wholly outside"),
+        (lambda root: edit_boxes(root, 3, [200, 5, 210, 15]), "frame 3.*entirely outside the frame of 200 x 200"),
+        (lambda root: edit_boxes(root, 3, [-10, 5, 0, 15]), "entirely outside"),
         (lambda root: edit_boxes(root, 3, [0, 0, 9000, 9000]), "9000 pixels wide"),
-        (lambda root: edit_boxes(root, 3, [0, 0, 9]), r"box of frame 3 is \[0, 0, 9\], it must be 4 numbers"),
-        (lambda root: edit_boxes(root, 3, [0, 0, "9", 9]), "must be 4 numbers"),
-        (lambda root: edit_boxes(root, 3, [0, 0, 1e300, 9]), "must be 4 numbers"),
+        (lambda root: edit_boxes(root, 3, [0, 0, 9]), r"box of frame 3 is \[0, 0, 9\]; expected 4 numbers"),
+        (lambda root: edit_boxes(root, 3, [0, 0, "9", 9]), "expected 4 numbers"),
+        (lambda root: edit_boxes(root, 3, [0, 0, 1e300, 9]), "expected 4 numbers"),
         (lambda root: (root / "boxes.json").write_text('{"0": {"rect": [0, 0, 9, 9]}, "2": {"rect": [0, 0, 9, 9]}}'), "number 1 is missing"),
-        (lambda root: (root / "boxes.json").write_text("[]"), "holds no list of face boxes"),
+        (lambda root: (root / "boxes.json").write_text("[]"), "contains no list of face boxes"),
     ],
 )  # fmt: skip
-def test_faults(own, damage, message):
+def test_faulty_folders_are_refused(own, damage, message):
     root = own.native()
     damage(root)
     with pytest.raises(InputError, match=message) as caught:
@@ -177,10 +177,10 @@ def test_a_link_out_of_the_folder(own, tmp_path):
 
 def test_missing_networks(own, checkpoints, networks):
     root = own.synctalk(checkpoints["generator"])
-    with pytest.raises(InputError, match=r"has no audio encoder: give its file \(--audio-encoder"):
+    with pytest.raises(InputError, match=r"has no audio encoder; give its file \(--audio-encoder"):
         Avatar.load(root)
     shutil.rmtree(root / "checkpoint")
-    with pytest.raises(InputError, match=r"has no generator: give its file \(--generator FILE\)"):
+    with pytest.raises(InputError, match=r"has no generator; give its file \(--generator FILE\)"):
         Avatar.load(root, audio_encoder=networks["audio_encoder"])
 
 
@@ -188,7 +188,7 @@ def test_missing_boxes(own):
     root = own.package()
     (root / "crop_rects.json").unlink()
     with pytest.raises(
-        InputError, match="has no face boxes: it holds none of crop_rects.json, cache"
+        InputError, match="has no face boxes; expected one of crop_rects.json, cache"
     ):
         Avatar.load(root)
 
@@ -197,11 +197,11 @@ def test_bad_landmarks(own, checkpoints, networks):
     root = own.synctalk(checkpoints["generator"])
     for text in ("1 2\n" * 109, "1 2\n" * 109 + "1 x\n", "1 2\n" * 109 + "nan 1\n", ""):
         (root / "landmarks" / "2.lms").write_text(text)
-        with pytest.raises(InputError, match='2.lms must hold 110 lines "x y"'):
+        with pytest.raises(InputError, match='2.lms does not have 110 lines "x y"'):
             Avatar.load(root, audio_encoder=networks["audio_encoder"])
 
 
-def test_a_video_that_is_none(own):
+def test_a_video_that_cannot_be_read(own):
     root = own.native(video=True)
     (root / "frames.mp4").write_text("no video")
     with pytest.raises(InputError, match=r"frames.mp4 cannot be read as audio or video"):
@@ -209,7 +209,7 @@ def test_a_video_that_is_none(own):
 
 
 @pytest.mark.parametrize("device", ["gpu", "mps", "cuda"])
-def test_devices_that_are_not_there(native, device):
+def test_unavailable_devices(native, device):
     if device == "cuda" and torch.cuda.is_available():
         pytest.skip("has a GPU")
     with pytest.raises(InputError, match=f"device is '?{device}"):
@@ -237,12 +237,12 @@ def test_a_gpu_that_is_too_small(native, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**31 + 2**20, 2**32))
     # the boxes are copied to the device first: leave them where they are
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
-    with pytest.raises(InputError, match=r"needs 0.01 GiB on cuda for its 12 frames of 500 x 391, 2.00 GiB are free and 2.00 GiB of them"):  # fmt: skip
+    with pytest.raises(InputError, match=r"needs 0.01 GiB on cuda for its 12 frames of 500 x 391; 2.00 GiB are free, and 2.00 GiB of them"):  # fmt: skip
         Avatar.load(native, device="cuda")
 
 
-def test_lossless_video_is_what_the_test_says(tmp_path, small):
-    """The comparison between layouts rests on it."""
+def test_the_lossless_video_is_lossless(tmp_path, small):
+    """The comparison between layouts depends on it."""
     from engine.media.video import Video
 
     video = Video(write_video(tmp_path / "v.mp4", small[0]))

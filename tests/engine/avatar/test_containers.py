@@ -1,5 +1,5 @@
-"""Frame-exact reading, whatever the container and the codec: every frame, in any order, is the one
-that a plain decode from the beginning gives."""
+"""Frame-exact reading in any container and codec: every frame, read in any order, equals the one
+that decoding from the beginning gives."""
 
 import random
 from fractions import Fraction
@@ -34,7 +34,7 @@ REFRESH = {"g": "12", "bf": "0", "x264-params": "intra-refresh=1"}
 OPEN_265 = {"g": "12", "x265-params": "log-level=none:open-gop=1:keyint=12:bframes=3:b-adapt=0"}
 MPEG = {"g": "12", "bf": "2", "b": "800k"}
 
-# name of the file, encoder, its options, what else `encode` is told
+# file name, encoder, its options, other arguments of `encode`
 H264 = [
     (f"{name}.{container}", "libx264", options, {})
     for container in ("mp4", "mov", "mkv", "avi", "ts", "flv")
@@ -96,7 +96,7 @@ def orders(count: int) -> dict[str, list[int]]:
 
 
 def wrong_frames(path: Path, expected: list[np.ndarray], frames_kept: int) -> dict[str, list[int]]:
-    """For each order, the numbers of the frames that came out as others."""
+    """Return, for each order of reading, the numbers of the frames that differ."""
     wrong = {}
     for order, numbers in orders(len(expected)).items():
         source = VideoFile(path)
@@ -126,7 +126,7 @@ def test_every_frame_in_any_order(tmp_path, name, codec, options, more):
 
 
 @pytest.mark.parametrize("name", ["trimmed.mp4", "transport_stream.ts"])
-def test_films_that_people_have(name):
+def test_common_film_formats(name):
     expected = plain_decode(CASES / name)
     assert len(expected) == {"trimmed.mp4": 37, "transport_stream.ts": 50}[name]
     assert VideoFile(CASES / name).fps == 25
@@ -137,7 +137,7 @@ def test_films_that_people_have(name):
 @pytest.mark.parametrize("hidden", [1, 5, 12, 30])
 @pytest.mark.parametrize("name", ["a.mp4", "a.mov"])
 def test_an_edit_list_hides_frames(tmp_path, name, hidden, options):
-    """The others are those of the whole film, in order."""
+    """The frames that are left are those of the whole film, in order."""
     path = encode(tmp_path / name, moving(COUNT), options=options)
     whole = plain_decode(path)
     hide_first(path, hidden)
@@ -156,7 +156,7 @@ def test_an_edit_list_hides_frames(tmp_path, name, hidden, options):
     ],
 )
 def test_a_recording_that_begins_in_the_middle(tmp_path, whole, codec, options, bytes_lost):
-    """What comes before its first keyframe cannot be decoded, and is no frame."""
+    """Packets before the first keyframe cannot be decoded, and do not count as frames."""
     path = encode(tmp_path / whole, moving(COUNT), codec, options=options)
     path.write_bytes(path.read_bytes()[bytes_lost:])
     expected = plain_decode(path)
@@ -170,7 +170,7 @@ def test_a_recording_that_begins_in_the_middle(tmp_path, whole, codec, options, 
 @pytest.mark.parametrize("lost", [1, 4, "all before the second keyframe"])
 @pytest.mark.filterwarnings("ignore:.*begins with")
 def test_a_copy_without_its_first_packets(tmp_path, name, codec, lost):
-    """Of an open group, the first frames are predicted from the group before it."""
+    """The first frames of an open group of pictures are predicted from the group before it."""
     options = OPEN if codec == "libx264" else OPEN_265
     path = encode(tmp_path / "whole.mp4", moving(COUNT), codec, options=options)
     if isinstance(lost, str):
@@ -186,15 +186,15 @@ def test_a_copy_without_its_first_packets(tmp_path, name, codec, lost):
 
 
 def test_joined_recordings_are_refused(tmp_path):
-    """Their times begin again in the middle."""
+    """Their timestamps start again in the middle."""
     path = encode(tmp_path / "a.ts", moving(COUNT), options=B_FRAMES)
     path.write_bytes(path.read_bytes() * 2)
-    with pytest.raises(InputError, match="does not say when each of its frames is shown"):
+    with pytest.raises(InputError, match="has frames without timestamps"):
         VideoFile(path)
 
 
 def test_frames_that_only_others_are_predicted_from(tmp_path):
-    """VP8's alternate references are packets of their own, and are not shown."""
+    """VP8's alternate reference frames are separate packets, and are not displayed."""
 
     def hide(data: bytearray) -> bytearray:
         assert data[0] & 0x11 == 0x11  # predicted, and shown
@@ -213,7 +213,7 @@ def test_frames_that_only_others_are_predicted_from(tmp_path):
 
 
 def test_a_cover_is_not_a_film(tmp_path):
-    """The picture of an album is a video stream too."""
+    """Cover art is a video stream too."""
     path = tmp_path / "song.m4a"
     with av.open(str(path), "w", format="mp4") as output:
         sound, cover = output.add_stream("aac", rate=16000), output.add_stream("mjpeg", rate=25)
@@ -234,16 +234,16 @@ def test_a_cover_is_not_a_film(tmp_path):
 @pytest.mark.parametrize(
     ("name", "codec", "message"),
     [
-        ("a.h264", "libx264", "does not say when each of its frames is shown; make an mp4 of it"),
+        ("a.h264", "libx264", "has frames without timestamps; make an mp4 of it"),
         ("a.avi", "mjpeg", "has a video stream of a codec that FFmpeg does not know"),
         (
             "b.avi",
             "libx264",
-            "damaged: 1 of its frames cannot be .* say where .* make an mp4 of it",
+            "damaged: 1 of its frames cannot be .* have no timestamps; make an mp4 of it",
         ),
     ],
 )
-def test_what_cannot_be_read_is_said_in_one_line(tmp_path, name, codec, message):
+def test_unreadable_files_are_one_line_errors(tmp_path, name, codec, message):
     pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
     path = encode(tmp_path / name, moving(COUNT), codec, pix_fmt=pix_fmt)
     path.write_bytes(path.read_bytes().replace(b"MJPG", b"QJPG"))

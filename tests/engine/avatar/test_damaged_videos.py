@@ -1,4 +1,4 @@
-"""Videos with broken packets: the damaged frames are named once, the others are right."""
+"""Videos with broken packets: a warning names the damaged frames once, and the others are exact."""
 
 import warnings
 from pathlib import Path
@@ -16,7 +16,7 @@ OPTIONS = {"g": "10", "bf": "2", "qp": "24", "threads": "1", "x264-params": "b-a
 
 
 def textured() -> np.ndarray:
-    """Frames whose packets are large: noise that moves by another way each time."""
+    """Return frames whose packets are large: noise that moves irregularly."""
     noise = np.random.default_rng(1).integers(0, 256, (60, 90, 3), dtype=np.uint8)
     shifts = np.random.default_rng(2).integers(0, 40, (COUNT, 2))
     frames = [np.roll(noise, tuple(shift), (0, 1))[:36, :48] for shift in shifts]
@@ -24,7 +24,8 @@ def textured() -> np.ndarray:
 
 
 def ending_in_zeros(data: bytearray) -> bytes:
-    """As a lost sector leaves it. Any decoder of H.264 finds that; other bytes may pass for others."""
+    """Replace the end of a packet with zeros, as a lost sector does. Every H.264 decoder detects
+    that, but other bytes may be valid."""
     return data[: len(data) // 2] + bytes(len(data) - len(data) // 2)
 
 
@@ -33,7 +34,7 @@ def emptied(data: bytearray) -> bytes:
 
 
 def read_all(path: Path, numbers: list[int]) -> tuple[dict[int, np.ndarray], list[str]]:
-    """The frames that could be read, and all that was said."""
+    """Return the frames that can be read, and all warnings and errors."""
     frames = {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -73,7 +74,7 @@ def test_damaged_frames_are_named_and_the_others_are_right(tmp_path, name, packe
     (message,) = said  # once
     assert message.startswith(f"{path} is damaged; frames that are broken, or predicted from")
     assert other <= named(message)
-    # a frame of the group, and no more than the group
+    # at least one frame of the group, at most the whole group
     assert len(named(message)) <= 12 and message.endswith(f"({len(named(message))} of {COUNT})")
 
 
@@ -91,7 +92,7 @@ def test_a_frame_that_is_lost_does_not_shift_the_others(tmp_path, name, packet):
 
 
 def test_a_packet_that_is_cut_short(tmp_path):
-    """The container says so, whatever the decoder makes of it: here it decodes what there is."""
+    """The container marks it as damaged, although the decoder decodes the rest without an error."""
     path = encode(
         tmp_path / "a.mp4",
         textured(),
@@ -132,7 +133,7 @@ def test_other_codecs(tmp_path, codec):
 
 
 def test_a_first_keyframe_that_is_broken(tmp_path):
-    """Nothing can be decoded before the next one: the numbers begin there, and that is said."""
+    """Nothing can be decoded before the next keyframe. Frame 0 is there, and a warning says so."""
     path = encode(tmp_path / "a.mp4", textured(), options=OPTIONS)
     sound = plain_decode(path)
     second = Video(path).keyframes[1]
@@ -143,7 +144,7 @@ def test_a_first_keyframe_that_is_broken(tmp_path):
 
 
 def test_first_frames_that_are_lost(tmp_path):
-    """The container says that they are there."""
+    """The container lists them."""
     path = encode(tmp_path / "a.webm", textured(), "libvpx-vp9", options={"g": "10", "crf": "30"})
     sound = plain_decode(path)
     end = Video(path).keyframes[1]
@@ -155,7 +156,7 @@ def test_first_frames_that_are_lost(tmp_path):
     assert read_all(path, [1]) == ({}, [message])
 
 
-def test_nothing_is_said_of_a_sound_video_or_of_a_part_that_is_not_read(tmp_path):
+def test_no_warning_for_undamaged_or_unread_parts(tmp_path):
     path = encode(tmp_path / "a.mp4", textured(), options=OPTIONS)
     assert read_all(path, [*range(COUNT)])[1] == []
     change_packet(path, 35, ending_in_zeros)

@@ -34,8 +34,8 @@ ORDERS = {
 }
 
 
-# Groups of pictures that are short, as long as the video, with frames out of order, open at the
-# end; a cache of one frame, of less than a group, of everything.
+# Groups of pictures: short, as long as the video, with reordered frames, open. Caches: one frame,
+# less than a group, everything.
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("frames_kept", [1, 9, 60])
 @pytest.mark.parametrize(
@@ -112,12 +112,12 @@ def test_a_video_that_changes_its_size(tmp_path, numbered):
     ):
         copy(source, joined_video)
     cache = FrameCache(VideoFile(tmp_path / "v.mkv"))
-    with pytest.raises(InputError, match="frame 5 is 32 x 24, others are 64 x 48"):
+    with pytest.raises(InputError, match="frame 5 is 32 x 24; expected 64 x 48, as the others"):
         read(cache, list(range(10)))
 
 
 def copy(source: av.container.InputContainer, target: av.container.OutputContainer) -> None:
-    """The packets of a video as they are, 25 a second."""
+    """Copy the packets of a video, at 25 a second."""
     stream = target.add_stream_from_template(source.streams.video[0])
     packets = (packet for packet in source.demux(video=0) if packet.size)
     for number, packet in enumerate(packets):

@@ -1,4 +1,4 @@
-"""Frames that are images against OpenCV, which the SyncTalk 2D family reads them with."""
+"""Frames from image files against OpenCV, with which the SyncTalk 2D family reads them."""
 
 import io
 import struct
@@ -36,7 +36,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def write_png(path, samples, bits=8, colour=RGB, before=(), behind=()):
-    """A PNG of (H, W, channels) samples, with further chunks before and behind its pixels."""
+    """Write a PNG of (H, W, channels) samples, with other chunks before and after its pixels."""
     rows = samples.reshape(len(samples), -1)
     packed = rows.astype(">u2").view(np.uint8) if bits == 16 else rows.astype(np.uint8)
     if bits < 8:
@@ -67,7 +67,7 @@ PALETTES = [(b"PLTE", bytes(range(48)) * 16), (b"tRNS", bytes(range(256)))]
         *[(bits, GREY, []) for bits in (1, 2, 4, 8, 16)],
         *[(bits, colour, []) for bits in (8, 16) for colour in (RGB, GREY_ALPHA, RGBA)],
         *[(bits, PALETTE, [(b"PLTE", PALETTES[0][1][: 3 * 2**bits])]) for bits in (1, 2, 4, 8)],
-        (8, PALETTE, PALETTES),  # some of the colours can be seen through, more or less
+        (8, PALETTE, PALETTES),  # some of the colors are transparent
         (8, RGB, [(b"tRNS", bytes(6))]),
         (16, GREY, [(b"tRNS", bytes(2))]),
         (16, GREY, [(b"sBIT", bytes([10]))]),
@@ -86,7 +86,7 @@ def test_every_kind_of_png(tmp_path, bits, colour, before):
 
 
 def test_16_bits_of_grey_are_not_white(tmp_path):
-    """The first byte of each sample, as worked out by hand."""
+    """The result is the first byte of each sample."""
     samples = np.array([[[0], [127], [256], [32768], [65280], [65535]]])
     path = write_png(tmp_path / "0.png", samples, 16, GREY)
     assert read(path)[0].tolist() == [[v] * 3 for v in (0, 0, 1, 128, 255, 255)]
@@ -117,7 +117,7 @@ def test_every_kind_of_jpeg(tmp_path, picture, mode, options):
 
 
 def exif(orientation: int, order: str = "<", kind: int = 3, count: int = 1) -> bytes:
-    """EXIF data with one tag, of SHORT by default."""
+    """Return EXIF data with one tag, by default of type SHORT."""
     head = b"II*\0" if order == "<" else b"MM\0*"
     entry = struct.pack(order + "HHIHH", 0x0112, kind, count, orientation, 0)
     return head + struct.pack(order + "IH", 8, 1) + entry + bytes(4)
@@ -134,7 +134,8 @@ def jpeg_with(path, picture, segment: bytes):
 
 
 def upright(lying: np.ndarray, orientation: int) -> np.ndarray:
-    """What is seen when row 0 and column 0 of `lying` are where EXIF's table says."""
+    """Return the upright image, given that row 0 and column 0 of `lying` are where EXIF's table
+    says."""
     return {
         1: lying,  # top, left
         2: lying[:, ::-1],  # top, right
@@ -183,11 +184,11 @@ XMP = b'http://ns.adobe.com/xap/1.0/\0<rdf:Description tiff:Orientation="6"/>'
         b"Exif\0\0" + exif(6)[:14],
         b"Exif\0\0",
         b"Exif\0\0no EXIF data",
-        XMP,  # what programs note for themselves, and viewers ignore
+        XMP,  # notes of programs, which viewers ignore
     ],
 )
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_what_says_no_orientation(tmp_path, picture, segment):
+def test_images_without_a_valid_orientation(tmp_path, picture, segment):
     path = jpeg_with(tmp_path / "0.jpg", picture, segment)
     found = read(path)
     assert found.shape == picture.shape
@@ -195,7 +196,7 @@ def test_what_says_no_orientation(tmp_path, picture, segment):
 
 
 def test_several_pictures_in_one_jpeg(tmp_path, picture):
-    """As phones write them, with a preview behind: turned too."""
+    """Phones append a preview. The orientation applies all the same."""
     turn = Image.Exif()
     turn[0x0112] = 8
     first, second = Image.fromarray(picture), Image.fromarray(picture[::2, ::2])
@@ -205,7 +206,7 @@ def test_several_pictures_in_one_jpeg(tmp_path, picture):
     assert np.array_equal(read(path), read_with_opencv(path))
 
 
-# --- what is wrong -------------------------------------------------------------------------------
+# --- faults --------------------------------------------------------------------------------------
 
 
 def test_sizes_are_those_of_upright_images(tmp_path, picture):
@@ -215,7 +216,9 @@ def test_sizes_are_those_of_upright_images(tmp_path, picture):
         write_png(tmp_path / "2.png", picture, before=[(b"eXIf", exif(6))]),
     ]
     assert (ImageFolder(paths[:2]).height, ImageFolder(paths[:2]).width) == (HEIGHT, WIDTH)
-    with pytest.raises(InputError, match=r"2.png\) is 24 x 40, frame 0 is 40 x 24"):
+    with pytest.raises(
+        InputError, match=r"2.png\) is 24 x 40; expected 40 x 24, the size of frame 0"
+    ):
         ImageFolder(paths)
 
 

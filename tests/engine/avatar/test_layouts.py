@@ -1,4 +1,4 @@
-"""What counts in a folder and what does not; which checkpoint is the newest; rates; long values."""
+"""Which files of a folder count, which checkpoint is the newest, frame rates, and long values."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from engine.avatar.layouts import find_networks, newest
 from engine.errors import shortened
 from tests.engine.files import Folders
 
-MACOS = b"\0\5\x16\7\0\2\0\0Mac OS X        "  # how its second files begin
+MACOS = b"\0\5\x16\7\0\2\0\0Mac OS X        "  # the beginning of AppleDouble files ("._NAME")
 
 
 def add_what_systems_leave(folder: Path) -> None:
@@ -25,7 +25,7 @@ def add_what_systems_leave(folder: Path) -> None:
         (folder / name).write_bytes(MACOS)
 
 
-def test_files_that_systems_leave_are_not_there(own, checkpoints, networks):
+def test_system_files_are_ignored(own, checkpoints, networks):
     root = own.synctalk(checkpoints["generator"])
     for folder in (root, root / "full_body_img", root / "landmarks", root / "checkpoint"):
         add_what_systems_leave(folder)
@@ -86,13 +86,13 @@ def test_the_newest_checkpoint(names, expected):
         (["9" * 200, "8" * 200], "'8{30,80}[.]{3}"),
     ],
 )  # fmt: skip
-def test_names_that_do_not_tell(names, listed):
+def test_ambiguous_checkpoint_names(names, listed):
     with pytest.raises(InputError, match=rf"checkpoint: .*not tell .*newest: {listed}.*--generator FILE") as caught:  # fmt: skip
         newest(tuple(Path("a/checkpoint") / f"{name}.pth" for name in names))
     assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
 
 
-def test_names_are_not_asked_where_the_file_is_given(own, checkpoints, networks):
+def test_checkpoint_names_do_not_matter_if_the_file_is_given(own, checkpoints, networks):
     root = own.synctalk(checkpoints["generator"])
     for name in ("195", "95"):
         path = root / "checkpoint" / f"{name}.pth"
@@ -122,14 +122,14 @@ def test_a_rate_as_text(own, fps, expected):
     ['"1e999999999"', '"1e-999999999"', "1e999999999", "1e308", "1" * 4300, f'"{"1" * 100000}"', f'"25/{"1" * 5000}"', f'"25.{"0" * 100000}"', '"25/0"', '"-25"', '"1_0"', '"inf"', '"nan"', "true", "null", "[25]", '"25 fps"', "0.99", "240.5"],
 )  # fmt: skip
 @pytest.mark.parametrize("layout", ["native", "package"])
-def test_rates_that_are_none(own, layout, text):
-    """Exponents are not worked out: 10**999999999 would take all day."""
+def test_invalid_rates(own, layout, text):
+    """Exponents are not computed, because 10**999999999 would take all day."""
     root = getattr(own, layout)()
     path = root / {"native": "avatar.json", "package": "dataset_manifest.json"}[layout]
     record = json.loads(path.read_text())
     record["fps"] = "RATE"
     path.write_text(json.dumps(record).replace('"RATE"', text))
-    with pytest.raises(InputError, match=r"fps is .*, it must be a number from 1 to 240") as caught:
+    with pytest.raises(InputError, match=r"fps is .*; expected a number from 1 to 240") as caught:
         Avatar.load(root)
     assert len(str(caught.value)) < 400 and "\n" not in str(caught.value)
 
@@ -164,8 +164,8 @@ def test_a_rate_that_is_not_the_videos(own, fps, said):
 
 
 @pytest.mark.parametrize(("fps", "said"), [(25, False), (24.98, True), (25.01, False)])
-def test_a_rate_that_leads_away_in_a_long_video(tmp_path, networks, small, fps, said):
-    """24.98 puts the last of 1500 frames 1.2 frames later, which a rounded length does not."""
+def test_a_small_rate_difference_matters_in_a_long_video(tmp_path, networks, small, fps, said):
+    """24.98 moves the last of 1500 frames by 1.2 frames, which cannot be a rounded length."""
     pytest.importorskip("av", reason="GPU hosts have none")
     many = small[0][:1, :32, :32].repeat(1500, axis=0)
     boxes = [[0, 0, 9, 9]] * len(many)
@@ -185,14 +185,14 @@ def test_the_manifests_rate_is_compared_too(own):
     assert not rate_warnings(own.package(video=False))  # images have no rate of their own
 
 
-# --- values that are long or strange -------------------------------------------------------------
+# --- long and invalid values ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
     [("boxes", "x" * 10**6), ("frames", ["x" * 10**6]), ("generator", [[["x" * 1000] * 10] * 10] * 10), ("fps", "2" * 10**6), ("frames", "../" + "y" * 10**6), ("boxes", "\ud800"), ("boxes", "a\nb/../../..")],
 )  # fmt: skip
-def test_a_line_stays_short(own, key, value):
+def test_error_lines_are_short(own, key, value):
     root = own.native()
     record = json.loads((root / "avatar.json").read_text())
     (root / "avatar.json").write_text(json.dumps({**record, key: value}))
@@ -206,16 +206,16 @@ def test_a_line_stays_short(own, key, value):
     "box",
     ["1" * 400, "-" + "1" * 400, "1" * 4300, "1e999", "-1e999", "NaN", '"' + "x" * 10**6 + '"', "16777216", "true", "[" * 50 + "]" * 50],
 )  # fmt: skip
-def test_a_coordinate_that_is_none(own, box):
+def test_invalid_coordinates(own, box):
     root = own.native()
     text = json.dumps([[20, 30, 120, 130], [20, 30, 120, "BOX"]] * 2)
     (root / "boxes.json").write_text(text.replace('"BOX"', box))
-    with pytest.raises(InputError, match=r"the box of frame 1 is .*, it must be 4 numbers") as caught:  # fmt: skip
+    with pytest.raises(InputError, match=r"the box of frame 1 is .*; expected 4 numbers") as caught:  # fmt: skip
         Avatar.load(root)
     assert len(str(caught.value)) < 400
 
 
-def test_links_in_a_circle(own):
+def test_circular_links(own):
     root = own.native()
     (root / "boxes.json").unlink()
     (root / "boxes.json").symlink_to("other.json")

@@ -1,5 +1,5 @@
-"""Frames and boxes belong together by number. Every frame shows its number as a shade of grey, and
-every box has it as its column, so that a pair that is one off is seen."""
+"""Pairing of frames and boxes by number. Every frame shows its number as a shade of grey, and every
+box has it as its column, so that a pair that is off by one is noticed."""
 
 import json
 import tempfile
@@ -61,7 +61,7 @@ def rects(numbers, key="{}") -> dict:
 
 
 def pairs(root: Path) -> list[tuple[int, int]]:
-    """The numbers of each frame and of its box."""
+    """Return the number of each frame and that of its box."""
     avatar = Avatar.load(root, networks=False)
     frames, boxes, index = avatar.batch(list(range(len(avatar))))
     seen = (frames[index].float().mean((1, 2, 3)) / SHADES).round().int().tolist()
@@ -75,7 +75,7 @@ def warned(root: Path) -> tuple[list[tuple[int, int]], list[str]]:
 
 
 def run(numbers: set[int]) -> bool:
-    """Whether numbers begin at 0 or 1 and have no gap."""
+    """Return whether numbers begin at 0 or 1 and have no gap."""
     return min(numbers) <= 1 and max(numbers) - min(numbers) + 1 == len(numbers)
 
 
@@ -125,7 +125,7 @@ ZERO = "number 0 is missing"
         (range(2, 5), range(2, 5), "full_body_img: number 1 is missing"),
     ],
 )  # fmt: skip
-def test_landmarks_that_do_not_fit(tmp_path, frames, boxes, message):
+def test_landmarks_that_do_not_match_the_frames(tmp_path, frames, boxes, message):
     root = synctalk(tmp_path / "a", frames, boxes)
     with pytest.raises(InputError, match=message):
         Avatar.load(root, networks=False)
@@ -149,10 +149,10 @@ def test_keys_of_boxes(tmp_path, key, first):
         ({**rects([1, 2]), "3": [1, 2]}, r"the box of frame 3 is \[1, 2\]"),
         ({**rects([1, 2]), "3": {"box": [1, 2, 3, 4]}}, "the box of frame 3 is None"),
         ({"1" * 5000: box(1)}, "'1{20,60}[.]{3}1+' has no number"),
-        ({}, "holds no list of face boxes"),
+        ({}, "contains no list of face boxes"),
     ],
 )  # fmt: skip
-def test_numbered_boxes_that_do_not_fit(tmp_path, record, message):
+def test_numbered_boxes_that_do_not_match_the_frames(tmp_path, record, message):
     root = cpu_server(tmp_path / "a", range(1, 5), record)
     with pytest.raises(InputError, match=message) as caught:
         Avatar.load(root, networks=False)
@@ -163,12 +163,12 @@ def test_a_list_has_no_numbers(tmp_path):
     boxes = [box(number) for number in range(8)]
     root = cpu_server(tmp_path / "from_0", range(5), boxes[:5])
     assert warned(root) == ([(n, n) for n in range(5)], [])
-    root = cpu_server(tmp_path / "from_1", range(1, 6), boxes[1:6])  # as many: there is one way
+    root = cpu_server(tmp_path / "from_1", range(1, 6), boxes[1:6])  # of equal length
     assert warned(root) == ([(n, n) for n in range(1, 6)], [])
     root = cpu_server(tmp_path / "longer", range(5), boxes)
     found, said = warned(root)
-    assert found == [(n, n) for n in range(5)] and "5 frames and 8 boxes: the first 5" in said[0]
-    # The first frame of six was lost, or the last box is one too many? Nobody can tell.
+    assert found == [(n, n) for n in range(5)] and "5 frames and 8 boxes; the first 5" in said[0]
+    # Either the first of six frames is missing, or there is one box too many at the end.
     for name, count in (("more", 6), ("fewer", 4)):
         root = cpu_server(tmp_path / name, range(1, 6), boxes[:count])
         with pytest.raises(InputError, match=f"frames: {ZERO}. It has 5 frames from number 1 on, .*crop_rects.json has {count} boxes, counted from 0"):  # fmt: skip
@@ -182,7 +182,7 @@ def test_a_video_has_no_numbers(tmp_path):
     found, said = warned(film(tmp_path / "from_1", 4, rects(range(1, 5))))
     assert found == [(n, n + 1) for n in range(4)] and not said
     found, said = warned(film(tmp_path / "fewer", 4, rects(range(3))))
-    assert found == [(n, n) for n in range(3)] and "4 frames and 3 boxes: the first 3" in said[0]
+    assert found == [(n, n) for n in range(3)] and "4 frames and 3 boxes; the first 3" in said[0]
     found, said = warned(film(tmp_path / "list", 4, [box(n) for n in range(4)]))
     assert found == [(n, n) for n in range(4)] and not said
     root = film(tmp_path / "lost", 4, rects(range(1, 4)))  # 0 was lost

@@ -1,5 +1,5 @@
-"""What a render on a GPU is made of, on a CPU: batch sizes, buffers, the ring. The pipeline takes
-the buffers of a GPU for an avatar whose frames are all decoded, and calls the stages."""
+"""The parts of a GPU render, tested on a CPU: batch sizes, buffers, the ring. For an avatar whose
+frames are all decoded, the pipeline uses a GPU's buffers, and calls the stages."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -26,7 +26,7 @@ def short(speech) -> torch.Tensor:
 
 
 class Networks:
-    """Stand-ins whose outputs depend on every input, frame by frame, and cost nothing."""
+    """Cheap networks whose outputs depend on every input, frame by frame."""
 
     dtype, capturable, stream = torch.float32, True, None
     description = reason = "stand-in"
@@ -74,7 +74,7 @@ def test_batch_sizes():
     for n in range(1, 41):
         size = round_up_to(sizes, n)
         assert size >= n and not any(n <= smaller < size for smaller in sizes)
-    with pytest.raises(ValueError, match="batch of 41 is larger than"):
+    with pytest.raises(ValueError, match="batch size is 41; expected at most 40"):
         round_up_to(sizes, 41)
 
 
@@ -137,10 +137,10 @@ def test_a_pool_lends_and_takes_back():
     assert all(batch.frames is frames and batch.boxes is boxes for batch in batches)
 
 
-# --- the pipeline with buffers that stay ---------------------------------------------------------
+# --- the pipeline with fixed buffers -------------------------------------------------------------
 
 
-def test_the_same_frames_with_real_networks(native, held, short):
+def test_frames_equal_those_without_fixed_buffers_with_real_networks(native, held, short):
     expected = finished(Pipeline(Avatar.load(native)), short)
     assert torch.equal(finished(Pipeline(held, batch_size=8), short), expected)
 
@@ -150,7 +150,7 @@ WRAPPED = {"loop": "wrap", "start_frame": 5}
 
 @pytest.fixture(scope="module")
 def decoded(native, speech) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Speech of 43 frames, and what a pipeline without buffers that stay makes of it, by mode."""
+    """Speech of 43 frames, and its frames from a pipeline without fixed buffers, by mode."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("engine.pipeline.open_network", lambda s, *_, **__: Networks(s.kind))
         pipeline, pcm = Pipeline(Avatar.load(native)), speech[:28000]
@@ -160,16 +160,16 @@ def decoded(native, speech) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 5, 25, 40, 41])
 @pytest.mark.parametrize("mode", kernels.COMPOSITE_MODES)
-def test_the_same_frames(stand_ins, held, decoded, batch_size, mode):
+def test_frames_equal_those_without_fixed_buffers(stand_ins, held, decoded, batch_size, mode):
     pcm, expected = decoded[0], decoded[1][mode]
     pipeline = Pipeline(held, batch_size=batch_size)
-    for _ in range(2):  # with what the first one left in the buffers, too
+    for _ in range(2):  # also with the data that the first render left in the buffers
         batches = [frames.clone() for frames in pipeline.render(pcm, mode=mode, **WRAPPED)]
         assert torch.equal(torch.cat(batches), expected)
     total = len(expected)
     assert total == 43
     assert [len(frames) for frames in batches[:-1]] == [batch_size] * (-(-total // batch_size) - 1)
-    # only these sizes were run, the last one no larger than it takes
+    # only these sizes ran, the last one as small as possible
     assert set(pipeline.generator.batches) <= set(batch_sizes(batch_size))
     last = total % batch_size or batch_size
     assert pipeline.generator.batches[-1] == round_up_to(batch_sizes(batch_size), last)
@@ -185,7 +185,7 @@ def test_a_batch_is_valid_while_two_more_are_taken(stand_ins, held, speech):
             for view, copy in kept[-RING:]:
                 assert torch.equal(view, copy)
     assert len(kept) > 8
-    # and a ring it is: the fourth is where the first was
+    # the fourth batch is in the slot of the first
     assert kept[0][0].data_ptr() == kept[RING][0].data_ptr()
     assert len({view.data_ptr() for view, _ in kept}) == RING
 
@@ -241,8 +241,8 @@ def test_warm_up_runs_every_size(stand_ins, held, native):
     [(1, [8]), (2, [8]), (3, [32]), (26, [32]), (27, [32, 32]), (40, [32, 32])],
 )
 def test_the_first_frames_wait_for_few_windows(stand_ins, held, speech, batch_size, first):
-    """Six windows beyond the last frame, rounded up: 2 frames need 8, and 26 need 32, so
-    that one window more would show."""
+    """Six windows beyond the last frame, rounded up: 2 frames need 8, and 26 need 32. One window
+    more would be noticed."""
     pipeline = Pipeline(held, batch_size=batch_size)
     next(pipeline.render(speech))
     assert pipeline.audio_encoder.batches == first
@@ -250,11 +250,11 @@ def test_the_first_frames_wait_for_few_windows(stand_ins, held, speech, batch_si
 
 @pytest.mark.parametrize("on_gpu", [True, False])
 @pytest.mark.parametrize("batch_size", [1, 3, 27])
-def test_features_are_there_when_they_are_read(
+def test_features_are_encoded_before_they_are_read(
     stand_ins, native, held, speech, monkeypatch, on_gpu, batch_size
 ):
-    """Batches of 3 need 9 windows and of 27 need 33: of one less, the encoder would make one call
-    less for the first."""
+    """A batch of 3 needs 9 windows, and one of 27 needs 33. With one window less, the encoder would
+    make one call less for the first batch."""
     pipeline = Pipeline(held if on_gpu else Avatar.load(native), batch_size=batch_size)
     gather, read = kernels.feature_windows, []
 
@@ -274,7 +274,7 @@ def test_features_are_there_when_they_are_read(
 
 
 def test_look_ahead():
-    """Frame 20 reads the feature that is so far ahead, and none after it."""
+    """Frame 20 reads the feature `LOOK_AHEAD` after it, and none beyond."""
     features = torch.zeros(60, kernels.FEATURE_DIM)
     features[20 + LOOK_AHEAD + 1 :] = torch.nan
     assert kernels.feature_windows(features, start=20, count=1).isfinite().all()
@@ -292,7 +292,7 @@ def test_stages_are_measured_one_by_one(stand_ins, held, short):
     assert list(measured) == stages and all(s > 0 for s in measured.values())
 
 
-def test_frames_of_a_cpus_avatar_are_not_held(native):
+def test_a_cpu_avatar_keeps_no_decoded_frames(native):
     with pytest.raises(RuntimeError, match="decoded as needed"):
         _ = Avatar.load(native).frames
 
@@ -304,7 +304,7 @@ def test_arguments_are_checked_before_buffers_are_taken(stand_ins, held, short):
 
 
 def test_finished_frames_are_dlpack(stand_ins, native, held, short):
-    """To NumPy and back, and between libraries, without a copy."""
+    """They can be given to other libraries without a copy."""
     for avatar in (Avatar.load(native), held):
         frames = next(Pipeline(avatar).render(short))
         array = np.from_dlpack(frames)

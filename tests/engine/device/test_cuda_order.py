@@ -1,4 +1,4 @@
-"""The order of what is enqueued on a GPU: streams, waits, captures, with stand-ins for CUDA's."""
+"""The order of work on a GPU: streams, waits and captures, with fakes instead of CUDA."""
 
 import contextlib
 from functools import partial
@@ -15,7 +15,7 @@ CUDA = torch.device("cuda", 0)
 
 
 class Cuda:
-    """`torch.cuda` that writes down what is asked of it, and runs work at once."""
+    """A fake `torch.cuda` that records the calls and runs work immediately."""
 
     def __init__(self):
         self.log: list[str] = []
@@ -123,7 +123,7 @@ def test_blocks_follow_each_other_from_stream_to_stream(cuda):
 
 
 def test_an_upload(cuda):
-    """From pinned memory, on a stream of its own; what is on the device already is not pinned."""
+    """It uses pinned memory and a separate stream. Tensors on the device are not pinned."""
 
     class Copy:
         def record_stream(self, stream):
@@ -151,7 +151,7 @@ def test_an_upload(cuda):
 
 
 def run(cuda: Cuda, parts: list[Part], stopwatch) -> list[str]:
-    """What is marked in a profiler, and what the graphs are asked to run in it."""
+    """Return the NVTX ranges, and the graphs that run in them."""
     executor = CudaExecutor(Memory([]))
 
     def note(key, work, *, capture, stream):
@@ -207,7 +207,8 @@ def test_parts_are_separate_if_they_are_measured(cuda, monkeypatch):
 
 
 def test_a_stopwatch_that_is_off(cuda):
-    """On a GPU it marks stages in a profiler; the host's are not marked. On a CPU it does nothing."""
+    """On a GPU it marks stages in a profiler, except those of the host. On a CPU it does
+    nothing."""
     off = Stopwatch.off(CUDA)
     with off.stage("a"), off.stage("write", host=True):
         cuda.work("a")

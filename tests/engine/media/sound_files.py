@@ -1,5 +1,4 @@
-"""Sound in files of many kinds: where its bursts are, and timestamps that are not as they should
-be."""
+"""Write sound to files of many kinds, also with faulty timestamps, and find its bursts."""
 
 from collections.abc import Callable, Collection
 from fractions import Fraction
@@ -9,12 +8,13 @@ import av
 import numpy as np
 
 BURST = 0.04  # seconds
-# FFmpeg 8.1 writes into Matroska what an encoder puts before the sound, those before did not.
+# FFmpeg 8.1 writes the encoder's delay into Matroska; older versions do not.
 MATROSKA_SAYS = av.library_versions["libavformat"] >= (62, 12)
 
 
 def bursts(times: Collection[float], seconds: float, rate: int, level: float = 0.5) -> np.ndarray:
-    """A tone of 900 Hz at `level`, 40 ms long, at each of the times, on a soft hum of 200 Hz."""
+    """Return tones of 900 Hz at `level`, 40 ms long, at each of the times, over a soft hum of 200
+    Hz."""
     t = np.arange(round(seconds * rate)) / rate
     sound = 0.02 * np.sin(2 * np.pi * 200 * t)
     for time in times:
@@ -24,7 +24,8 @@ def bursts(times: Collection[float], seconds: float, rate: int, level: float = 0
 
 
 def heard_at(pcm: np.ndarray, rate: int = 16000) -> np.ndarray:
-    """When the bursts begin, in seconds, to about 1 ms: where half of the peak is passed."""
+    """Return when the bursts begin, in seconds, to about 1 ms: where half of the peak is
+    exceeded."""
     loud = np.flatnonzero(np.abs(pcm) > np.abs(pcm).max() / 2)
     return loud[np.diff(loud, prepend=-rate) > 2 * BURST * rate] / rate
 
@@ -100,7 +101,7 @@ def _encoded(stream, samples: np.ndarray, rate: int, first: int) -> list[av.Pack
 
 
 def _spoilt(packet: av.Packet) -> av.Packet:
-    """The packet with bytes that no decoder takes."""
+    """Return the packet with bytes that no decoder accepts."""
     made = av.Packet(b"\xff\x00" * (packet.size // 2 + 1))
     for name in ("pts", "dts", "time_base", "duration", "stream"):
         setattr(made, name, getattr(packet, name))

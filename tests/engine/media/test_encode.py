@@ -1,4 +1,5 @@
-"""Live frames encoded: decoded again by FFmpeg and Pillow, in order, keyframes where asked for."""
+"""Encoding of live frames: decoded again by FFmpeg and Pillow, in order, with the requested
+keyframes."""
 
 import io
 from fractions import Fraction
@@ -15,7 +16,7 @@ from engine.media.h264 import has_nvenc
 
 
 def pictures(count: int, height: int, width: int) -> np.ndarray:
-    """Smooth pictures that differ in where a bright spot is."""
+    """Return smooth pictures with a bright spot at different places."""
     y, x = np.mgrid[:height, :width]
     frames = np.empty((count, height, width, 3), np.uint8)
     for number, frame in enumerate(frames):
@@ -33,7 +34,7 @@ def decode(packets: list[bytes]) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("size", [(64, 96), (63, 95)])
 def test_h264(size):
-    """Every frame comes out at once, and is what went in."""
+    """Every frame is returned immediately, and decodes to the input."""
     frames = pictures(40, *size)
     encoder = H264Encoder(*size, Fraction(25), crf=12)
     encoded = [encoder.encode(frame, keyframe=number == 7) for number, frame in enumerate(frames)]

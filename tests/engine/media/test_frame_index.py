@@ -1,4 +1,4 @@
-"""Times of frames where FFmpeg guesses some of them, as it does in MPEG program streams."""
+"""Timestamps of which FFmpeg guesses some, as in MPEG program streams."""
 
 from fractions import Fraction
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ FRAME = 3600  # 25 a second at 90 kHz
 
 
 def reader(times: list[int], rate: Fraction | None = Fraction(25)) -> SimpleNamespace:
-    """A program stream of these times, whose frames are shown in the order they are stored."""
+    """Return a program stream with these timestamps, whose frames are stored in display order."""
     packets = [Packet(time, time - FRAME, None, 99, not i % 12, False, False) for i, time in enumerate(times)]  # fmt: skip
     return SimpleNamespace(
         path="a.mpg",
@@ -26,7 +26,8 @@ def reader(times: list[int], rate: Fraction | None = Fraction(25)) -> SimpleName
 
 
 def guessed(count: int, early: dict[int, int]) -> list[int]:
-    """`early`: from which frame on the guess is how many frames off."""
+    """Return timestamps as FFmpeg guesses them. `early` maps a frame to the error, in frames, of the
+    guesses from it on."""
     off, times = 0, []
     for number in range(count):
         off = early.get(number, off)
@@ -58,11 +59,11 @@ def test_times_between_those_that_the_stream_gives(early):
     ],
 )
 def test_times_that_no_rate_explains(early, rate):
-    with pytest.raises(InputError, match="a.mpg does not say when each of its frames is shown"):
+    with pytest.raises(InputError, match="a.mpg has frames without timestamps"):
         index_frames(reader(guessed(100, early), rate))
 
 
 def test_times_that_need_no_guess():
-    """What the stream says is taken, also where it is no rate."""
+    """The stream's timestamps are used, even if they have no constant rate."""
     times = guessed(100, {20: 2})
     assert index_frames(reader(times)).times == times

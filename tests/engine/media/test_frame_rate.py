@@ -1,4 +1,4 @@
-"""Which rate the times of frames keep, worked out by hand for times as containers round them."""
+"""The frame rate of timestamps, computed by hand, for timestamps as containers round them."""
 
 import random
 from fractions import Fraction
@@ -68,7 +68,7 @@ def test_an_odd_rate_is_exact():
 
 @pytest.mark.parametrize("jitter", [0.05, 0.2])
 def test_times_that_jitter(jitter):
-    """A phone's: each frame some milliseconds early or late."""
+    """Frames of a phone are some milliseconds early or late."""
     random.seed(0)
     times = [round((i + random.uniform(-jitter, jitter)) * 3000) for i in range(600)]
     assert constant_rate(times, MPEG) == 30

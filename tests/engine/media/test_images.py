@@ -1,4 +1,4 @@
-"""Numbered images, and which encoder makes the JPEGs of frames on a GPU."""
+"""Numbered images, and the choice of the JPEG encoder for frames on a GPU."""
 
 import io
 import sys
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 class OnGpu:
-    """Frames that say they are on a GPU."""
+    """Frames that claim to be on a GPU."""
 
     is_cuda, device = True, CPU
 
@@ -31,7 +31,7 @@ class OnGpu:
 
 
 class Codec(ModuleType):
-    """A stand-in for nvImageCodec: `encode` makes files, or what it makes where it does not work."""
+    """A fake nvImageCodec, whose `encode` returns files, or fails in the ways of the real one."""
 
     QualityType = SimpleNamespace(QUALITY="quality")
     ChromaSubsampling = SimpleNamespace(CSS_444="444")
@@ -54,7 +54,7 @@ class Codec(ModuleType):
 
 
 def jpegs(frames, suffix, params, cuda_stream):
-    """As nvImageCodec: what has the type of bytes, one a frame."""
+    """Return one bytes-like object per frame, as nvImageCodec does."""
     assert suffix == ".jpg" and params.chroma_subsampling == "444"
     files = []
     for frame in frames:
@@ -67,7 +67,7 @@ def jpegs(frames, suffix, params, cuda_stream):
 
 @pytest.fixture
 def install(monkeypatch):
-    """Put a stand-in, or nothing, where nvImageCodec is imported from."""
+    """Replace nvImageCodec's module with a fake, or with nothing."""
     on_gpu.cache_clear()
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: SimpleNamespace(cuda_stream=0))
 
@@ -113,19 +113,22 @@ def fails(*_, **__):
 
 
 BROKEN = {
-    "no encoder": (lambda frames, *_, **__: [None] * len(frames), "nvImageCodec made 0 JPEGs of 1"),
-    "left out": (lambda *_, **__: [], "nvImageCodec made 0 JPEGs of 1"),
+    "no encoder": (
+        lambda frames, *_, **__: [None] * len(frames),
+        "nvImageCodec encoded 0 of 1 frames",
+    ),
+    "left out": (lambda *_, **__: [], "nvImageCodec encoded 0 of 1 frames"),
     "no GPU": (fails, "Internal error - Could not create encoder. Code: 8;"),
-    "no JPEG": (lambda frames, *_, **__: [b"BM"] * len(frames), "nvImageCodec makes no JPEG;"),
+    "no JPEG": (lambda frames, *_, **__: [b"BM"] * len(frames), "nvImageCodec encodes no JPEG;"),
     "not installed": (None, r"nvImageCodec cannot be loaded \(.*nvimgcodec"),
 }
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_pillow_steps_in(install, tmp_path, pixels, case):
+def test_pillow_encodes_if_nvimagecodec_cannot(install, tmp_path, pixels, case):
     encode, reason = BROKEN[case]
     install(None if encode is None else Codec(encode))
-    message = rf"^JPEGs are made on the CPU, not on cpu: {reason}.*the extra 'jpeg' installs"
+    message = rf"^JPEGs are encoded on the CPU, not on cpu: {reason}.*the extra 'jpeg' installs"
     with pytest.warns(UserWarning, match=message) as said:
         files = write(tmp_path / "a", pixels)
         again = write(tmp_path / "b", pixels)

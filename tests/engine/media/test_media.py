@@ -1,4 +1,4 @@
-"""Audio in, video in, video out."""
+"""Read audio and video; write video."""
 
 import resource
 from fractions import Fraction
@@ -20,7 +20,7 @@ RATE = 16000
 
 
 def tones(rate: int, seconds: float = 1.5) -> np.ndarray:
-    """Something with a beginning, a middle and an end, below 3 kHz."""
+    """Return different tones below 3 kHz at the beginning, in the middle and at the end."""
     t = np.arange(int(rate * seconds)) / rate
     swell = np.clip(10 * t, 0, 1) * np.clip(10 * (seconds - t), 0, 1) * (1 + np.sin(9 * t**2)) / 2
     return 0.4 * swell * (np.sin(2 * np.pi * 220 * t) + 0.5 * np.sin(2 * np.pi * 1870 * t))
@@ -86,7 +86,7 @@ def test_formats(tmp_path, name, codec, rate, picture):
     samples = np.stack([tones(rate), tones(rate)])
     write_audio(tmp_path / name, samples, rate, codec, picture)
     pcm = read_speech(tmp_path / name).numpy()
-    assert similarity(pcm, tones(RATE)) > 0.99  # in time: the encoders' delays are gone
+    assert similarity(pcm, tones(RATE)) > 0.99  # in sync: the encoders' delays are removed
     assert abs(len(pcm) - 24000) <= 0.1 * RATE  # they may pad the last packet
 
 
@@ -155,7 +155,7 @@ def bad_sample(value, position, channels=1):
 
 def bad_samples(path):
     samples = np.zeros((20000, 2), np.float32)
-    samples[100, 1] = samples[900, 0] = np.nan  # the earliest is named, whatever its channel
+    samples[100, 1] = samples[900, 0] = np.nan  # the error names the earliest, in any channel
     wavfile.write(path, RATE, samples)
 
 
@@ -187,7 +187,7 @@ def test_bad_audio(tmp_path, make, message):
 
 @pytest.fixture(scope="module")
 def numbered() -> np.ndarray:
-    """40 small frames whose brightness tells their number."""
+    """40 small frames whose brightness encodes their number."""
     frames = np.zeros((40, 48, 64, 3), np.uint8)
     frames += (np.arange(40) * 6).astype(np.uint8)[:, None, None, None]
     return frames
@@ -206,7 +206,7 @@ def test_video_from_any_keyframe(tmp_path, numbered, options):
 
 
 def test_video_colors(tmp_path, person):
-    """A BT.709 file, as `VideoWriter` makes them, comes back in the colours that went in."""
+    """A BT.709 file, as `VideoWriter` writes it, is read with the original colors."""
     frames = person[:2].numpy()
     with VideoWriter(tmp_path / "v.mp4", height=1280, width=720, fps=Fraction(25)) as writer:
         writer.write(frames)
@@ -237,7 +237,7 @@ def test_bad_video(tmp_path, make, message):
 
 
 def probe(path) -> tuple[list[Fraction], np.ndarray, int]:
-    """Times of the frames in seconds, the audio, its rate."""
+    """Return the times of the frames in seconds, the audio, and its rate."""
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         times = [frame.pts * stream.time_base for frame in container.decode(stream)]
@@ -290,7 +290,7 @@ def test_odd_sizes(tmp_path, height, width):
     assert cv2.PSNR(frame[:height, :width].copy(), frames[0].copy()) > 30
 
 
-def test_nothing_stays_when_it_goes_wrong(tmp_path):
+def test_no_partial_video_after_an_error(tmp_path):
     (tmp_path / "v.mp4").write_bytes(b"what was there before")
     writer = VideoWriter(tmp_path / "v.mp4", height=48, width=64, fps=Fraction(25))
     with pytest.raises(KeyboardInterrupt), writer:

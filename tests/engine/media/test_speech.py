@@ -1,4 +1,4 @@
-"""Speech out of files of all formats: at the right time, at the right level, in its whole length."""
+"""Speech from files of all formats: at the right time and level, and in its full length."""
 
 import struct
 from fractions import Fraction
@@ -17,9 +17,9 @@ from tests.engine.media.sound_files import MATROSKA_SAYS, bursts, heard_at, writ
 RATE = 16000
 AT = (0.5, 1.5)
 SECONDS = 2.0
-# Samples that encoder and decoder put before the sound, where the format has no place to say so.
-# Of WMA, the decoder drops the first packet, and the format says when the second one is heard, which
-# counts in a film only.
+# The delay of encoder and decoder in samples, for formats that cannot store it. For WMA, the
+# decoder drops the first packet; the format has the time of the second one, which counts only in a
+# film.
 AAC, MP2, MP3, AC3, AMR, WMA = 1024, 481, 1105, 256, 130, -2048
 MKV_AAC, MKV_MP3, MKV_AC3 = (0, 0, 0) if MATROSKA_SAYS else (AAC, MP3, AC3)
 
@@ -103,7 +103,7 @@ def test_format(tmp_path, name, codec, rate, picture, before, after):
 @pytest.mark.parametrize("rate", [RATE, 44100])
 @pytest.mark.parametrize("channels", [1, 2])
 def test_mono_and_stereo_are_exact(tmp_path, channels, rate, kind):
-    """The mean of the samples as they are in the file, which FFmpeg resamples."""
+    """The result is the mean of the file's samples, resampled by FFmpeg."""
     noise = np.random.default_rng(0).uniform(-1, 1, (rate, channels))
     samples = (noise * 32767).astype(kind) if kind == np.int16 else noise.astype(kind)
     wavfile.write(tmp_path / "a.wav", rate, samples)
@@ -148,7 +148,7 @@ def test_the_default_track(tmp_path, tracks, name, default):
 
 @pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.nut"])
 def test_the_first_track_where_the_default_is_not_one(tmp_path, tracks, name):
-    """Not the one with the most channels, or with the highest bit rate."""
+    """Neither the number of channels nor the bit rate matters."""
     tracks[1] = np.stack([tracks[1]] * 2)
     marked = name != "a.nut"
     path = mark_all(write_sound(tmp_path / "a.ts", *tracks[:2]), tmp_path / name, marked)
@@ -159,7 +159,7 @@ def test_the_first_track_where_the_default_is_not_one(tmp_path, tracks, name):
 
 
 def mark_all(path, made, marked: bool):
-    """The same tracks, each marked as the default, or none."""
+    """Return the same file with all tracks marked as the default, or none."""
     with av.open(str(path)) as container, av.open(str(made), "w") as output:
         streams = {}
         for stream in container.streams.audio:
@@ -193,13 +193,13 @@ def test_no_such_track(tmp_path, tracks, track):
     with pytest.raises(InputError) as caught:
         read_speech(path, track=track)
     assert str(caught.value) == (
-        f"audio track is {track}. {path} has 3, from 0 on: "
+        f"audio track is {track}; {path} has 3, from 0: "
         '0 ("Director\'s commentary", eng), 1 (deu, default), 2'
     )
 
 
 def test_a_track_without_a_decoder(tmp_path, tracks):
-    """It is passed over where another can be read, and named where it is asked for."""
+    """It is skipped if another track can be read, and an error if it is requested."""
     path = write_sound(tmp_path / "a.mkv", *tracks[:2], default=0)
     data = path.read_bytes()
     path.write_bytes(data.replace(b"A_AAC", b"A_XYZ", 1))
@@ -211,9 +211,9 @@ def test_a_track_without_a_decoder(tmp_path, tracks):
         read_speech(path)
 
 
-def test_a_stream_that_comes_up_later(tmp_path):
-    """Text in an FLV, which says in its middle that there is some."""
-    sound = bursts(AT, 30, 44100)  # longer than what FFmpeg looks at beforehand
+def test_a_stream_that_appears_later(tmp_path):
+    """An FLV announces its text stream in the middle."""
+    sound = bursts(AT, 30, 44100)  # longer than FFmpeg's probe
     path = write_sound(tmp_path / "a.flv", sound, rate=44100, codec="libmp3lame")
     plain = read_speech(path)
     key, text = b"onTextData", b"text"
@@ -225,7 +225,7 @@ def test_a_stream_that_comes_up_later(tmp_path):
 
 
 def test_a_cover_is_not_a_film(tmp_path):
-    """Its time says nothing of the sound's."""
+    """Its timestamp does not shift the sound."""
     sound = bursts(AT, SECONDS, 48000)
     plain = write_sound(tmp_path / "plain.mp3", sound, codec="libmp3lame")
     with av.open(str(plain)) as container, av.open(str(tmp_path / "cover.mp3"), "w") as output:

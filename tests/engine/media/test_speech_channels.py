@@ -1,4 +1,4 @@
-"""What becomes of channels: any number of them, in any order, with and without names."""
+"""The mixing of channels: any number, in any order, with and without names."""
 
 import struct
 import subprocess
@@ -23,7 +23,7 @@ CASES = ROOT / "tests" / "cases"
 
 
 def read(path, **options) -> tuple[np.ndarray, list[str]]:
-    """The PCM and the warnings."""
+    """Return the PCM and the warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         pcm = read_speech(path, **options).numpy()
@@ -31,12 +31,12 @@ def read(path, **options) -> tuple[np.ndarray, list[str]]:
 
 
 def played(path) -> np.ndarray:
-    """What goes into an mp4: (channels, n)."""
+    """Return the samples for an mp4, (channels, n)."""
     return np.concatenate([block for block, _, _ in audio_blocks(path)], axis=1)
 
 
 def level(samples: np.ndarray) -> float:
-    """dB of full scale."""
+    """Return the level in dB of full scale."""
     return 10 * np.log10(np.mean(np.square(samples, dtype=np.float64)))
 
 
@@ -58,7 +58,8 @@ for path in sys.argv[1:]:
 
 
 def read_in_a_process(*paths) -> list[list[int]]:
-    """Samples at 16 kHz and in the mp4, for each file. What kills the process fails the test."""
+    """Return the number of samples at 16 kHz and in the mp4 of each file, read in a separate
+    process, because a fault may kill it."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", READ, *map(str, paths)],
         cwd=ROOT,
@@ -77,7 +78,7 @@ def test_eight_channels_of_opus():
 
 
 def test_many_channels(tmp_path, voice):
-    """In files of all kinds, one channel with the voice, the others without a sound."""
+    """One channel has the voice, the others are silent."""
     paths = []
     for channels in (8, 9, 16, 24, 37, 64):
         samples = np.zeros((channels, len(voice)), np.float32)
@@ -103,7 +104,7 @@ def test_many_channels(tmp_path, voice):
 
 @pytest.mark.parametrize("codec", ["ac3", "flac"])
 def test_a_voice_in_the_centre(tmp_path, voice, codec):
-    """As loud to the networks as it is in its channel, and at -3 dB on both sides of an mp4."""
+    """The networks get it at 0 dB, and the mp4 at -3 dB on both sides."""
     samples = np.zeros((6, 3 * len(voice)), np.float32)
     samples[2] = resample_poly(voice, 3, 1)
     path = write_sound(tmp_path / f"a.{codec}", samples, codec=codec, layout="5.1(side)")
@@ -122,7 +123,7 @@ def test_a_voice_in_the_centre(tmp_path, voice, codec):
 
 
 THREE = 0.70711
-# Layout, channels in FFmpeg's order, what each adds to left, right and mono: ITU-R BS.775.
+# Layout, channels in FFmpeg's order, weights in left, right and mono: ITU-R BS.775.
 BY_HAND = [
     ("3.0", "FL FR FC", [(1, 0, THREE), (0, 1, THREE), (THREE, THREE, 1)]),
     ("2.1", "FL FR LFE", [(1, 0, THREE), (0, 1, THREE), (0, 0, 0)]),
@@ -159,7 +160,7 @@ LAYOUTS = [
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_weights_are_ffmpegs(layout):
-    """Its own mixdown of one channel after the other, in float, which it does not turn down."""
+    """FFmpeg mixes each channel alone, in float, which it does not scale down."""
     names = tuple(channel.name for channel in av.AudioLayout(layout).channels)
     alone = np.eye(len(names), dtype=np.float32)
     for target, mixed in (("mono", to_mono(alone, names)), ("stereo", to_stereo(alone, names))):
@@ -172,7 +173,7 @@ def test_weights_are_ffmpegs(layout):
 
 
 def test_every_speaker_is_heard():
-    """Of all that FFmpeg names, also those above and below, which its own mixdown leaves out."""
+    """This includes the speakers above and below, which FFmpeg's own mixdown omits."""
     for layout in ("22.2", "7.1.4", "9.1.6", "hexadecagonal", "cube"):
         names = tuple(channel.name for channel in av.AudioLayout(layout).channels)
         alone = np.eye(len(names), dtype=np.float32)
@@ -195,7 +196,8 @@ def test_ambisonics_are_heard_from_no_side():
 
 
 def test_mono_then_stereo(tmp_path, voice):
-    """Joined: the mp4 is as it begins, and the same is heard in both parts."""
+    """In a joined file, the mp4 has the first part's channels, and both parts have the same
+    level."""
     parts = []
     for channels in (1, 2, 1):
         path = tmp_path / "part.mp3"
@@ -212,7 +214,7 @@ def test_mono_then_stereo(tmp_path, voice):
 
 
 def test_surround_in_the_middle(tmp_path):
-    """As on television: a stereo programme, then one with a voice in the centre."""
+    """A stereo programme is followed by one with a voice in the center, as on television."""
     t = np.arange(48000) / 48000
     tone = 0.3 * np.sin(2 * np.pi * 300 * t).astype(np.float32)
     silence = 0 * tone
@@ -236,8 +238,8 @@ def test_surround_in_the_middle(tmp_path):
 
 
 def write_caf(path, samples: np.ndarray, labels: list[int]):
-    """A CAF whose channels are (n, channels) in the order of Apple's labels: 1 L, 2 R, 3 C, 4 LFE,
-    5 Ls, 6 Rs, 65536 + i without a place."""
+    """Write (n, channels) to a CAF with Apple's channel labels: 1 L, 2 R, 3 C, 4 LFE, 5 Ls, 6 Rs;
+    65536 + i is a discrete channel."""
     count = samples.shape[1]
     data = (samples * 32767).astype(">i2").tobytes()
     form = struct.pack(">d4sIIIII", float(RATE), b"lpcm", 0, 2 * count, 1, count, 16)
@@ -258,7 +260,7 @@ ORDERS = [
 
 
 def test_an_order_that_is_not_ffmpegs(tmp_path, voice):
-    """Left, right and mono, in dB of the voice. PyAV 18 alone ends the process at such a file."""
+    """Left, right and mono are compared in dB of the voice. PyAV 18 crashes with such a file."""
     paths = []
     for number, (labels, spoken, _) in enumerate(ORDERS):
         samples = np.zeros((len(voice), len(labels)), np.float32)
@@ -277,15 +279,15 @@ def test_an_order_that_is_not_ffmpegs(tmp_path, voice):
 
 
 def test_opposite_phases(tmp_path, voice):
-    """The voice is taken from one channel, and that is said; the mp4 has both."""
+    """One channel is used alone, with a warning. The mp4 has both."""
     path = tmp_path / "a.wav"
     samples = np.stack([voice, -voice], axis=1)
     wavfile.write(path, RATE, samples)
     pcm, said = read(path)
     assert np.array_equal(pcm, voice)
     assert said == [
-        f"{path}: mixed to mono, its channels keep 0.0% of the energy of channel 0. "
-        "The speech is taken from channel 0 alone"
+        f"{path}: the mono mix keeps 0.0% of the energy of channel 0, the loudest; "
+        "channel 0 is used alone"
     ]
     assert np.array_equal(played(path), samples.T)
 
@@ -316,7 +318,7 @@ def test_when_channels_cancel(tmp_path, voice, left, right, alone, rate):
 
 
 def test_a_stereo_microphone_does_not_cancel(tmp_path, voice):
-    """Two microphones 20 cm apart, in a room each hears otherwise: the mean is kept."""
+    """The mean is used for two microphones 20 cm apart with different room reflections."""
     random = np.random.default_rng(5)
     sides = []
     for delay in (0, 9):
@@ -332,8 +334,8 @@ def test_a_stereo_microphone_does_not_cancel(tmp_path, voice):
 
 @pytest.mark.parametrize("channels", [3, 4, 16])
 def test_channels_without_names(tmp_path, voice, channels):
-    """The mean of all, and where a voice drowns in it, its channel: for the networks and in the
-    mp4."""
+    """Networks and mp4 get the mean of all channels, or a single channel if it is lost in the
+    mean."""
     labels = [65536 + i for i in range(channels)]
     samples = np.zeros((len(voice), channels), np.float32)
     samples[:, 1] = voice
@@ -345,7 +347,7 @@ def test_channels_without_names(tmp_path, voice, channels):
         assert level(side) == pytest.approx(expected, abs=0.01)
     assert len(said) == drowns
     if drowns:
-        assert said[0].endswith("The speech is taken from channel 1 alone")
+        assert said[0].endswith("channel 1 is used alone")
 
     samples[:] = voice[:, None]
     pcm, said = read(write_caf(tmp_path / "all.caf", samples, labels))
@@ -367,8 +369,8 @@ def test_a_loud_lfe_is_no_voice(tmp_path, voice):
 
 @pytest.mark.parametrize("gain", [0.2, 1.0])
 def test_a_mix_does_not_clip(tmp_path, gain):
-    """5.1 that fills all channels at once is turned down by as much as it passes 1, as a whole;
-    what fits is as ITU says."""
+    """5.1 with full level in all channels is scaled down as a whole, so that the peak is 1. Other
+    sound is mixed by ITU-R BS.775."""
     t = np.arange(2 * RATE) / RATE
     tone = np.sin(2 * np.pi * 300 * t) * (t < 1) + 0.1 * np.sin(2 * np.pi * 300 * t) * (t >= 1)
     samples = np.stack([gain * tone] * 6).astype(np.float32)

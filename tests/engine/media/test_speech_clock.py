@@ -1,4 +1,5 @@
-"""When speech is heard: on the clock of a film, and over gaps, losses and broken timestamps."""
+"""The time of speech: relative to the film's frames, and with gaps, losses and broken
+timestamps."""
 
 import tracemalloc
 import warnings
@@ -19,13 +20,13 @@ from tests.engine.media.sound_files import MATROSKA_SAYS, bursts, heard_at, writ
 RATE = 16000
 AT = np.array([0.5, 1.5, 2.5])
 SOUND = bursts(AT, 3, 48000)
-# Seconds that encoders put before the sound, where a container does not say so.
+# The encoder's delay in seconds, for containers that do not store it.
 AAC_DELAY = 1024 / 48000
 MKV_AAC, MKV_AC3 = (0, 0) if MATROSKA_SAYS else (AAC_DELAY, 256 / 48000)
 
 
 def read(path, **options) -> tuple[np.ndarray, list[str]]:
-    """The PCM and the warnings."""
+    """Return the PCM and the warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         pcm = read_speech(path, **options).numpy()
@@ -33,7 +34,7 @@ def read(path, **options) -> tuple[np.ndarray, list[str]]:
 
 
 def played(path) -> tuple[np.ndarray, int]:
-    """One channel of what goes into an mp4, and its rate."""
+    """Return one channel of the sound for an mp4, and its rate."""
     blocks = list(audio_blocks(path))
     for (block, _, first), (_, _, after) in pairwise(blocks):
         assert first + block.shape[1] == after
@@ -41,7 +42,8 @@ def played(path) -> tuple[np.ndarray, int]:
 
 
 def assert_heard(path, times, seconds, atol=0.002) -> list[str]:
-    """By the networks and in the mp4, with a packet's worth of padding; returns the warnings."""
+    """Assert that PCM and mp4 have the bursts at these times, within a packet of padding, and
+    return the warnings."""
     pcm, said = read(path)
     np.testing.assert_allclose(heard_at(pcm), times, atol=atol)
     assert seconds - 0.003 <= len(pcm) / RATE <= seconds + 0.035
@@ -99,7 +101,7 @@ def test_lost_packets_are_silence(tmp_path, name, codec, picture, delay, lost):
 
 
 def test_an_mp4_has_the_gap_too(tmp_path):
-    """Written out, and read by FFmpeg."""
+    """FFmpeg reads it from the written file."""
     path = write_sound(tmp_path / "a.mkv", SOUND, codec="libopus", times=lambda t: t + (t >= 1))
     writer = VideoWriter(tmp_path / "v.mp4", height=48, width=64, fps=Fraction(25), speech=path)
     with writer:
@@ -120,7 +122,7 @@ DAMAGED = [
 def test_damaged_packets_are_silence(tmp_path, name, codec, place):
     codec = {"mp3": "libmp3lame"}.get(codec, codec)
     spoilt = {
-        "first": lambda t: t < 0.1,  # with what the encoder puts before the sound
+        "first": lambda t: t < 0.1,  # with the encoder's delay
         "begin": lambda t: 0 <= t < 0.1,
         "middle": lambda t: 1 <= t < 1.1,
         "end": lambda t: t > 2.8,
@@ -129,17 +131,16 @@ def test_damaged_packets_are_silence(tmp_path, name, codec, place):
     path = write_sound(tmp_path / name, SOUND, codec=codec, spoilt=spoilt)
     if (codec, place) == ("libmp3lame", "end"):
         pytest.skip("what mp3 decoders make of it is silence already")
-    said = assert_heard(path, heard_at(whole), len(whole) / RATE - 0.008)  # mp4 cuts an end off
+    said = assert_heard(path, heard_at(whole), len(whole) / RATE - 0.008)  # mp4 trims the end
     (line,) = said
     assert line.startswith(f"{path}: ") and "of its sound cannot be decoded, the first at" in line
-    assert line.endswith("There is silence instead")
+    assert line.endswith("replaced by silence")
 
 
-def test_what_is_said_of_damage(tmp_path):
+def test_the_warning_about_damage(tmp_path):
     path = write_sound(tmp_path / "a.m4a", SOUND, spoilt=lambda t: 1 <= t < 1.02)
     assert read(path)[1] == [
-        f"{path}: 1 packet of its sound cannot be decoded, the first at 1.00 s. "
-        "There is silence instead"
+        f"{path}: 1 packet of its sound cannot be decoded, the first at 1.00 s; replaced by silence"
     ]
 
 
@@ -158,7 +159,7 @@ def test_a_tag_between_joined_files_is_no_damage(tmp_path, tag):
     assert len(pcm) == pytest.approx(samples / 3, abs=1)
 
 
-# --- timestamps that say nothing -----------------------------------------------------------------
+# --- faulty timestamps ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -166,7 +167,7 @@ def test_a_tag_between_joined_files_is_no_damage(tmp_path, tag):
 )
 @pytest.mark.parametrize("jitter", [0.001, 0.007])
 def test_jitter_is_no_gap(tmp_path, name, codec, jitter):
-    """Sample for sample the file whose timestamps are exact."""
+    """The samples equal those of a file with exact timestamps."""
     random = np.random.default_rng(3)
     shaken = write_sound(
         tmp_path / f"shaken{name}",
@@ -191,7 +192,7 @@ def test_rounding_does_not_add_up(tmp_path):
 
 
 def test_strong_jitter_costs_no_more_than_itself(tmp_path):
-    """Packets whose times come in bunches, up to 67 ms late: that is not filled up each time."""
+    """Packets come in bunches, up to 67 ms late, but silence is not added for each of them."""
     path = write_sound(
         tmp_path / "a.mka",
         bursts([0.5, 9.5], 10, 48000),
@@ -203,7 +204,7 @@ def test_strong_jitter_costs_no_more_than_itself(tmp_path):
 
 
 def joined(tmp_path, *begins: float, codec: str = "mp2"):
-    """MPEG-TS files one after the other, each of which begins at its own time."""
+    """Join MPEG-TS files, each of which begins at its own time."""
     data = b""
     for begin in begins:
         data += write_sound(tmp_path / "part.ts", SOUND, codec=codec, at=begin).read_bytes()
@@ -236,7 +237,7 @@ def test_joined_streams(tmp_path, second, silence):
 
 
 def test_a_gap_after_an_overlap(tmp_path):
-    """It is silence from what was heard on: the end is on the clock again."""
+    """Silence fills it, and the end has its own time again."""
     pcm, _ = read(joined(tmp_path, 10, 12.5, 16.5))
     single, _ = read(tmp_path / "part.ts")
     np.testing.assert_allclose(heard_at(pcm)[6:], heard_at(single) + 6.5, atol=0.002)
@@ -255,20 +256,20 @@ def test_a_jump_of_hours_is_no_gap(tmp_path, name):
     path = write_sound(tmp_path / name, SOUND, codec=codec, times=lambda t: t + 7200 * (t >= 1))
     (line,) = assert_heard(path, AT, 3)
     assert line.startswith(f"{path}: its timestamps jump by 7200.0 s at 1.0")
-    assert line.endswith("s. They are taken to start anew there, with no silence between")
+    assert line.endswith("s; the jump is taken for a restart, and no silence is added")
 
 
-def test_silence_has_an_end(tmp_path, monkeypatch):
-    """In all, not each: many jumps do not fill the memory either."""
+def test_total_silence_is_bounded(tmp_path, monkeypatch):
+    """The bound is for the whole file, so that many jumps cannot exhaust the memory."""
     monkeypatch.setattr(track, "MOST_SILENCE", 10)
     path = write_sound(tmp_path / "a.mka", SOUND, times=lambda t: t + 4 * round(t * 5))
     pcm, (line,) = read(path)
     assert 3 + 8 <= len(pcm) / RATE < 3.1 + 10
-    assert ", the first of 13. They are taken" in line
+    assert "(the first of 13 jumps); the jump is taken" in line
 
 
 def test_silence_comes_in_pieces(tmp_path):
-    """Half an hour of it, for an mp4 that is written as it is read."""
+    """Half an hour of silence is read in blocks, as the mp4 is written."""
     path = write_sound(
         tmp_path / "a.mka", SOUND, codec="libopus", times=lambda t: t + 1800 * (t >= 1)
     )
@@ -301,7 +302,7 @@ FILMS = [
 @pytest.mark.parametrize(("name", "codec", "picture"), FILMS)
 @pytest.mark.parametrize(("sound_at", "picture_at"), [(0, 0), (0.28, 0), (0, 0.4)])
 def test_sound_is_on_the_clock_of_its_film(tmp_path, name, codec, picture, sound_at, picture_at):
-    """From the first frame on; and in a render, no sound is lost that comes before it."""
+    """Training takes it from the first frame on. A render keeps the sound before it."""
     if name == "a.avi" and sound_at != picture_at:
         pytest.skip("an avi begins with both")
     path = write_sound(
@@ -309,7 +310,7 @@ def test_sound_is_on_the_clock_of_its_film(tmp_path, name, codec, picture, sound
     )
     delay = {"a.ts": AAC_DELAY, "a.flv": AAC_DELAY, "a.mkv": MKV_AAC}.get(name, 0)
     delay *= codec == "aac"
-    # Of FLV and MPEG-TS, the muxer moves both to begin at 0, the delay before the sound included.
+    # The muxers of FLV and MPEG-TS move both to begin at 0, including the encoder's delay.
     seen = AT + sound_at - picture_at
     pcm, _ = read(path, from_first_frame=True)
     np.testing.assert_allclose(heard_at(pcm), seen[seen > 0], atol=0.003)
@@ -323,7 +324,7 @@ def test_sound_is_on_the_clock_of_its_film(tmp_path, name, codec, picture, sound
 
 @pytest.mark.parametrize("name", ["a.ts", "a.mkv"])
 def test_a_film_that_is_cut_begins_with_a_keyframe(tmp_path, name):
-    """The frames from 10 to 24 cannot be decoded without those before them."""
+    """Frames 10 to 24 cannot be decoded without the ones before them."""
     path = write_sound(tmp_path / name, SOUND, codec="mp2", picture="libx264", frames=75, cut=10)
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
@@ -348,7 +349,7 @@ def test_a_flash_and_its_beep():
 
 
 def test_sound_alone_begins_at_its_first_sample(tmp_path):
-    """Whatever its clock says."""
+    """Its timestamps do not matter."""
     for name, codec in (("a.mka", "aac"), ("a.mka", "libopus"), ("a.ts", "mp2")):
         late = write_sound(tmp_path / f"late{name}", SOUND, codec=codec, at=0.28)
         early = write_sound(tmp_path / f"early{name}", SOUND, codec=codec)

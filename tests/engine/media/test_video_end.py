@@ -28,7 +28,7 @@ def write(path, fps, samples: int, frames: np.ndarray, speech_rate: int = RATE) 
 
 
 def ends(path) -> tuple[Fraction, Fraction, list[Fraction]]:
-    """When the picture and the sound end, seconds, and the times of the frames."""
+    """Return when the picture and the sound end, in seconds, and the times of the frames."""
     with av.open(str(path)) as container:
         video, sound = container.streams.video[0], container.streams.audio[0]
         times, last = [], Fraction(0)
@@ -51,15 +51,15 @@ def test_picture_and_sound_end_together(tmp_path, fps, samples):
     # AAC fills its last packet, which is 64 ms here
     assert -Fraction(1, RATE) <= sound - Fraction(samples, RATE) <= Fraction(1024, RATE)
     # the rate stays constant, and the first frames are those of the render
-    assert times == [i / Fraction(fps) for i in range(count + writer.held)]
+    assert times == [i / Fraction(fps) for i in range(count + writer.repeated)]
     # the sound ends 0.2 s after the frames, less the four that are added at its ends
     missing = samples / RATE - count / fps
-    assert writer.held == max(int(np.ceil(missing * fps - 1e-9)) - 1, 0)
+    assert writer.repeated == max(int(np.ceil(missing * fps - 1e-9)) - 1, 0)
     assert missing < 0.2125
 
 
 def test_60_frames_a_second_lack_more_than_25():
-    """Why it is there: worked out for 10 s of speech."""
+    """The reason for the repetition, computed for 10 s of speech."""
     lacks = {}
     for fps in (25, 60, 120):
         count = kernels.frame_count(kernels.mel_window_count(kernels.mel_rows(10 * RATE), fps))
@@ -67,10 +67,10 @@ def test_60_frames_a_second_lack_more_than_25():
     assert lacks == pytest.approx({25: 0.04, 60: 0.1333, 120: 0.1583}, abs=0.0085)
 
 
-def test_the_last_frame_is_held(tmp_path):
+def test_the_last_frame_is_repeated(tmp_path):
     frames = moving(30)
     writer = write(tmp_path / "o.mp4", 60, 16000, frames)
-    assert writer.held == 29
+    assert writer.repeated == 29
     decoded = plain_decode(tmp_path / "o.mp4")
     assert len(decoded) == 59
     for frame in decoded[29:]:
@@ -80,17 +80,17 @@ def test_the_last_frame_is_held(tmp_path):
 
 @pytest.mark.parametrize("frames", [14, 15, 28, 29])
 def test_a_frame_less_is_not_too_short(tmp_path, frames):
-    """Exactly one, whatever its end is as a float."""
-    assert write(tmp_path / "o.mp4", 25, (frames + 1) * 640, moving(frames)).held == 0
+    """Exactly one frame is missing, also with rounding errors of floats."""
+    assert write(tmp_path / "o.mp4", 25, (frames + 1) * 640, moving(frames)).repeated == 0
 
 
-def test_nothing_is_held_where_the_picture_is_longer(tmp_path):
-    assert write(tmp_path / "o.mp4", 25, 16000, moving(60)).held == 0
+def test_no_repetition_if_the_picture_is_longer(tmp_path):
+    assert write(tmp_path / "o.mp4", 25, 16000, moving(60)).repeated == 0
     with VideoWriter(tmp_path / "p.mp4", height=48, width=64, fps=Fraction(25)) as writer:
         writer.write(moving(5))
-    assert writer.held == 0 and len(plain_decode(tmp_path / "p.mp4")) == 5
+    assert writer.repeated == 0 and len(plain_decode(tmp_path / "p.mp4")) == 5
 
 
 def test_other_rates_of_speech(tmp_path):
     writer = write(tmp_path / "o.mp4", 60, 44100, moving(50), 44100)
-    assert writer.held == 9 and ends(tmp_path / "o.mp4")[0] == Fraction(59, 60)
+    assert writer.repeated == 9 and ends(tmp_path / "o.mp4")[0] == Fraction(59, 60)

@@ -1,4 +1,4 @@
-"""What a video stream is, and what is done with one that cannot be taken as it is."""
+"""The properties of video streams, and the policy for those that cannot be used as they are."""
 
 import warnings
 from fractions import Fraction
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engine import InputError
-from engine.media.policy import POLICY, judge, judge_damage
+from engine.media.policy import POLICY, check_damage, check_video
 from engine.media.video import Video
 from tests.engine.videos import CASES, encode, hide_first, moving, plain_decode, planes, set_matrix
 
@@ -18,10 +18,10 @@ BT709, BT470BG, SMPTE170M, SMPTE240M, BT2020 = 1, 5, 6, 7, 9
 
 
 def judged(path, purpose="avatar") -> list[str]:
-    """The warnings; an error is raised."""
+    """Return the warnings of `check_video`."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        judge(path, Video(path).stream, purpose)
+        check_video(path, Video(path).stream, purpose)
     return [str(warning.message) for warning in caught]
 
 
@@ -46,7 +46,7 @@ def test_constant_rates_are_exact(tmp_path, name, rate):
 
 
 def test_a_last_frame_of_another_duration(tmp_path):
-    """FFmpeg's own average counts it."""
+    """FFmpeg's average rate includes it."""
     path = tmp_path / "a.mp4"
     with av.open(str(path), "w") as output:
         stream = output.add_stream("libx264", rate=25, options={"bf": "0"})
@@ -82,7 +82,7 @@ def test_hidden_frames_are_no_part_of_the_rate(tmp_path):
 def test_a_variable_rate():
     path = CASES / "variable_rate.mp4"
     said = refusal(path)
-    for part in ("variable frame rate (40 to 80 ms", "ffmpeg -i IN -vf fps=25 OUT.mp4", "engine.prepare"):  # fmt: skip
+    for part in ("variable frame rate (40 to 80 ms", "ffmpeg -i IN -vf fps=25 OUT.mp4"):
         assert part in said
     assert judged(path, "film") == []  # that is what can be prepared
     stream = Video(path).stream
@@ -101,8 +101,8 @@ def test_a_frame_that_is_missing(tmp_path):
 @pytest.mark.parametrize(
     ("rate", "said"),
     [
-        (Fraction(1, 5), "0.2 frames a second; 1 to 240 are allowed"),
-        (Fraction(1000), "1000 frames a second; 1 to 240 are allowed"),
+        (Fraction(1, 5), "0.2 frames a second; expected 1 to 240"),
+        (Fraction(1000), "1000 frames a second; expected 1 to 240"),
         (Fraction(1), None),
         (Fraction(240), None),
     ],
@@ -118,13 +118,13 @@ def test_rates_that_an_avatar_may_have(tmp_path, rate, said):
 
 
 def test_one_frame(tmp_path):
-    """Its rate is what the file claims, if an avatar may have it."""
+    """Its rate is the one that the file states, if an avatar may have it."""
     assert Video(encode(tmp_path / "a.mp4", moving(1))).fps == 25
     path = encode(tmp_path / "b.mp4", moving(1), rate=Fraction(1, 5))
     assert Video(path).fps is None and judged(path) == []
 
 
-# --- how frames are shown ------------------------------------------------------------------------
+# --- orientation ---------------------------------------------------------------------------------
 
 TURN = {
     "as stored": (1, 0, 0, 1),
@@ -139,7 +139,7 @@ TURN = {
 
 
 def shown_by_ffmpeg(rgb: np.ndarray, matrix: tuple[float, ...], angle: float) -> np.ndarray:
-    """What `ffmpeg` does before its filters (fftools, configure_input_video_filter)."""
+    """Rotate as `ffmpeg` does before its filters (fftools, configure_input_video_filter)."""
     a, _, c, d = matrix[0], matrix[1], matrix[2], matrix[3]
     filters: list[tuple[str, str]] = []
     if abs(angle - 90) < 1:
@@ -169,14 +169,14 @@ def shown_by_ffmpeg(rgb: np.ndarray, matrix: tuple[float, ...], angle: float) ->
 @pytest.mark.parametrize("turn", TURN)
 @pytest.mark.parametrize("scale", [1, 0.5])
 def test_turned_and_mirrored(tmp_path, turn, scale):
-    """All eight ways: as FFmpeg shows them, and as the matrix says: (x, y) -> (ax + cy, bx + dy)."""
+    """All eight orientations equal FFmpeg's, and the matrix: (x, y) -> (ax + cy, bx + dy)."""
     path = encode(tmp_path / "a.mp4", moving(3))
     stored = plain_decode(path)
     matrix = tuple(scale * value for value in TURN[turn])
     set_matrix(path, *matrix)
     video = Video(path)
     with av.open(str(path)) as container:
-        # FFmpeg's program turns the other way round what PyAV says
+        # FFmpeg's program rotates in the direction opposite to PyAV's angle
         angle = -next(container.decode(video=0)).rotation % 360
     for (_, frame), before in zip(video.frames(), stored, strict=True):
         shown = video.pixels(frame)
@@ -193,7 +193,8 @@ def test_turned_and_mirrored(tmp_path, turn, scale):
 
 def test_an_odd_angle_is_refused(tmp_path):
     path = set_matrix(encode(tmp_path / "a.mp4", moving(3)), 0.866, 0.5, -0.5, 0.866)
-    assert "odd angle" in refusal(path) and "odd angle" in refusal(path, "film")
+    for purpose in ("avatar", "film"):
+        assert "a rotation that is not a multiple of 90 degrees" in refusal(path, purpose)
 
 
 @pytest.mark.parametrize("turn", ["as stored", "turned by 90"])
@@ -215,7 +216,7 @@ def test_interlaced(tmp_path):
     assert judged(encode(tmp_path / "b.mp4", moving(5))) == []
 
 
-# --- colours -------------------------------------------------------------------------------------
+# --- colors --------------------------------------------------------------------------------------
 
 KR_KB = {
     BT709: (0.2126, 0.0722),
@@ -227,7 +228,7 @@ KR_KB = {
 
 
 def rgb_by_hand(y, u, v, matrix: int, full: bool, bits: int) -> np.ndarray:
-    """ITU-T H.273, equations 41 to 43 and 20 to 25."""
+    """Convert to RGB by ITU-T H.273, equations 41 to 43 and 20 to 25."""
     kr, kb = KR_KB[matrix]
     step = 1 << (bits - 8)
     if full:
@@ -266,7 +267,7 @@ def test_colours_as_the_stream_says(tmp_path, matrix, color_range, bits):
 
 @pytest.mark.parametrize("bits", [8, 10])
 def test_colours_of_no_name_are_those_of_bt601(tmp_path, bits):
-    """As FFmpeg and OpenCV take them."""
+    """FFmpeg and OpenCV assume the same."""
     pix_fmt = "yuv420p" if bits == 8 else "yuv420p10le"
     stored = [tuple(value << (bits - 8) for value in colour) for colour in COLOURS]
     frames = [planes(pix_fmt, 48, 64, colour) for colour in stored]
@@ -302,8 +303,8 @@ def test_wide_gamuts_are_refused(tmp_path, primaries, name, trc):
     matrix = 9 if primaries == 9 else 1
     path = tagged(tmp_path / "a.mp4", color_trc=trc, color_primaries=primaries, colorspace=matrix)
     said = refusal(path)
-    assert f"has the colours of {name}" in said
-    # the advice does what it says
+    assert f"has the colors of {name}" in said
+    # the command of the error works
     name, arguments = said.partition("-vf ")[2].partition(" OUT")[0].split("=", 1)
     arguments, *more = arguments.split(",")
     frame = next(Video(path).frames())[1]
@@ -320,16 +321,16 @@ def test_wide_gamuts_are_refused(tmp_path, primaries, name, trc):
 
 def test_a_matrix_that_cannot_be_converted(tmp_path):
     path = tagged(tmp_path / "a.mp4", color_trc=1, color_primaries=1, colorspace=8)  # YCgCo
-    assert "colour matrix (number 8" in refusal(path)
+    assert "color matrix (number 8" in refusal(path)
 
 
 # --- damage --------------------------------------------------------------------------------------
 
 
-def test_what_is_said_of_damage():
+def test_the_warning_about_damage():
     with pytest.warns(UserWarning) as caught:
-        judge_damage("a.mp4", [7, 3, 4, 5, 12, 13], 50, "avatar")
-        judge_damage("b.mp4", range(0, 60, 2), 60, "film")
+        check_damage("a.mp4", [7, 3, 4, 5, 12, 13], 50, "avatar")
+        check_damage("b.mp4", range(0, 60, 2), 60, "film")
     first, second = (str(warning.message) for warning in caught)
     assert first == (
         "a.mp4 is damaged; frames that are broken, or predicted from broken ones: "

@@ -16,12 +16,12 @@ from tests.engine import onnx_files
 from tests.tolerances import TOLERANCES, assert_close
 
 SIGNATURES = {"generator": GENERATOR, "audio_encoder": AUDIO_ENCODER}
-TOLERANCE = 5e-3  # over the largest value: rounding weights and values to float16
+TOLERANCE = 5e-3  # relative to the largest value, for weights and values in float16
 
 
 @pytest.fixture(scope="module")
-def expected(gentle):
-    """kind -> 3 inputs, and what PyTorch makes of them in float32."""
+def expected(fp16_safe_checkpoints):
+    """kind -> 3 inputs, and PyTorch's outputs in float32."""
     generator = torch.Generator().manual_seed(5)
     inputs = {
         "generator": [
@@ -33,7 +33,7 @@ def expected(gentle):
     found = {}
     with torch.inference_mode():
         for kind, tensors in inputs.items():
-            found[kind] = tensors, checkpoint.load(gentle[kind])(*tensors)
+            found[kind] = tensors, checkpoint.load(fp16_safe_checkpoints[kind])(*tensors)
     return found
 
 
@@ -77,7 +77,7 @@ def test_conversion(halves, older, expected, tmp_path, kind, precision, freed, m
     assert output.dtype == dtype and output.shape == tuple(wanted.shape)
     difference = np.abs(output.astype(np.float64) - wanted.numpy()).max()
     assert difference < TOLERANCE * wanted.abs().max()
-    # every weight is of the precision, but for a Resize's region and scales: those are float32
+    # every weight has the precision, except a Resize's region and scales, which are float32
     inner, other = graph.model.graph, {"fp16": TensorProto.FLOAT, "fp32": TensorProto.FLOAT16}
     wrong = {tensor.name for tensor in inner.initializer if tensor.data_type == other[precision]}
     for node in inner.node:
@@ -85,7 +85,7 @@ def test_conversion(halves, older, expected, tmp_path, kind, precision, freed, m
         assert not wrong.intersection(data), node.name
 
 
-def test_what_fits_is_left_alone(halves):
+def test_matching_graphs_are_not_converted(halves):
     for kind, signature in SIGNATURES.items():
         graph = load_graph(signature, halves[kind])
         convert(graph, "fp16")
@@ -93,7 +93,7 @@ def test_what_fits_is_left_alone(halves):
 
 
 def audio_encoder(tmp_path, nodes, weights):
-    """An ONNX file with an audio encoder's input and output around these nodes, float32."""
+    """Make a float32 ONNX file of these nodes, with an audio encoder's input and output."""
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         nodes,
@@ -109,7 +109,7 @@ def audio_encoder(tmp_path, nodes, weights):
 
 
 def first_512(inputs):
-    """Nodes that flatten a tensor and take the first 512 of it, as "y"."""
+    """Return nodes that flatten a tensor and take its first 512 values as "y"."""
     return [
         helper.make_node("Flatten", [inputs], ["flat"]),
         helper.make_node("Slice", ["flat", "zero", "end", "one"], ["y"]),
@@ -124,7 +124,7 @@ SLICE = {
 
 
 def test_a_batch_norm_whose_variance_is_beyond_float16(tmp_path):
-    """It goes into the convolution before it while both are float32."""
+    """It is folded into the convolution before it in float32."""
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
         helper.make_node("BatchNormalization", ["c", "scale", "bias", "mean", "var"], ["b"]),
@@ -150,8 +150,8 @@ def test_a_batch_norm_whose_variance_is_beyond_float16(tmp_path):
     assert_close(y, wanted.flatten(1)[:, :512], formula)
 
 
-def test_floats_that_only_shape_stay(tmp_path):
-    """Sizes computed in float32, as older exporters do, next to data in float16."""
+def test_floats_of_shapes_stay_float32(tmp_path):
+    """Older exporters compute sizes in float32, also in a float16 network."""
     nodes = [
         helper.make_node("Shape", ["x"], ["shape"]),
         helper.make_node("Cast", ["shape"], ["sizes"], to=TensorProto.FLOAT),
@@ -183,7 +183,7 @@ def test_floats_that_only_shape_stay(tmp_path):
     ("gain", "message"),
     [(1e5, r"g16 is not finite in fp16|values reach"), (2e4, r"values reach 8e\+04 at loud")],
 )
-def test_what_float16_cannot_hold(tmp_path, gain, message):
+def test_values_beyond_float16_are_refused(tmp_path, gain, message):
     nodes = [
         helper.make_node("Mul", ["x", "g16"], ["l"], "loud"),
         helper.make_node("Div", ["l", "g16"], ["q"], "quiet"),
@@ -198,6 +198,6 @@ def test_what_float16_cannot_hold(tmp_path, gain, message):
 
 def test_small_errors_everywhere_are_refused(networks, monkeypatch):
     monkeypatch.setattr("engine.plans.comparison.MIN_PSNR", 200.0)
-    said = r"to fp16, has a PSNR of \d\d\.\d dB, under 200; use --precision fp32"
+    said = r"to fp16, has a PSNR of \d\d\.\d dB; expected at least 200; use --precision fp32"
     with pytest.raises(InputError, match=said):
         convert(load_graph(GENERATOR, networks["generator"]), "fp16")

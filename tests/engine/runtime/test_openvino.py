@@ -1,4 +1,4 @@
-"""OpenVINO next to ONNX Runtime: what it computes, whatever the batch; who may ask for what."""
+"""OpenVINO against ONNX Runtime: results for any batch, and unsupported combinations."""
 
 import json
 import threading
@@ -22,7 +22,7 @@ SIGNATURES = {"generator": GENERATOR, "audio_encoder": AUDIO_ENCODER}
 
 @pytest.fixture(scope="module")
 def faces(person) -> tuple[torch.Tensor, torch.Tensor]:
-    """Five faces of the demo, and audio as it comes out of a ReLU."""
+    """Five faces of the demo, and audio like the output of a ReLU."""
     boxes = torch.tensor(json.loads((DEMO / "boxes.json").read_text())[:50:10], dtype=torch.int32)
     pictures, _ = kernels.face_input(person[:5], boxes, torch.arange(5), dtype=torch.float32)
     audio = torch.randn(5, 32, 16, 16, generator=torch.Generator().manual_seed(0)).clamp_(min=0)
@@ -55,7 +55,7 @@ def bf16():
 
 
 def test_bf16_is_close_to_float32(faces, bf16, export_cache, monkeypatch):
-    """Of the demo's trained generator, on faces."""
+    """For the demo's trained generator, on faces."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(export_cache))
     trained = DEMO / "generator.safetensors"
     expected = run(open_network(GENERATOR, trained, device=CPU), faces, GENERATOR)
@@ -63,7 +63,7 @@ def test_bf16_is_close_to_float32(faces, bf16, export_cache, monkeypatch):
     assert "bfloat16" in network.description
     actual = run(network, faces, GENERATOR)
     assert_close(actual, expected, TOLERANCES["generator", torch.bfloat16, "ONNX Runtime"])
-    assert not torch.equal(actual, expected)  # it is another precision
+    assert not torch.equal(actual, expected)  # the precision differs
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -109,12 +109,16 @@ def test_pipelines_share_a_network(networks):
         (
             {"precision": "bf16", "runtime": "onnxruntime"},
             "cpu",
-            "bf16, which the onnxruntime runtime has not; use openvino",
+            "bf16, but the runtime is onnxruntime; expected openvino",
         ),
-        ({"runtime": "openvino"}, "cuda", "the openvino runtime runs on the CPU"),
+        (
+            {"runtime": "openvino"},
+            "cuda",
+            "runtime is openvino, but the device is cuda; expected cpu",
+        ),
     ],
 )
-def test_what_cannot_be(networks, options, device, message):
+def test_unsupported_combinations(networks, options, device, message):
     with pytest.raises(InputError, match=message):
         open_network(GENERATOR, networks["generator"], device=torch.device(device), **options)
 
@@ -125,7 +129,7 @@ def test_a_cpu_without_bf16(networks, monkeypatch):
         open_network(GENERATOR, networks["generator"], device=CPU, precision="bf16")
 
 
-def test_files_of_no_use(networks, tmp_path):
+def test_unusable_files(networks, tmp_path):
     (tmp_path / "a.onnx").write_text("no network")
     with pytest.raises(InputError, match=r"a\.onnx cannot be read by OpenVINO"):
         open_network(GENERATOR, tmp_path / "a.onnx", device=CPU, runtime="openvino")
@@ -134,14 +138,14 @@ def test_files_of_no_use(networks, tmp_path):
 
 
 def test_a_render(native, bf16, speech):
-    """The generator alone changes: what it hears stays float32."""
+    """Only the generator is bfloat16; the audio encoder stays float32."""
     pipeline = Pipeline(Avatar.load(native), precision="bf16")
     assert "bfloat16" in pipeline.generator.description
     assert "ONNX Runtime" in pipeline.audio_encoder.description
     (frames,) = pipeline.render(speech[:3200])
     (expected,) = Pipeline(Avatar.load(native)).render(speech[:3200])
     difference = (frames.int() - expected.int()).abs().float()
-    assert 0 < difference.mean() < 3  # of a network with random weights, which rounds more
+    assert 0 < difference.mean() < 3  # random weights round more
 
 
 @pytest.mark.parametrize("isa", ["AVX2", "avx512_core"])

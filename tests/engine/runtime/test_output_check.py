@@ -1,4 +1,5 @@
-"""Networks that return NaN, infinity or a constant stop a render, on both of its paths."""
+"""Networks that return NaN, infinity or a constant stop a render, on a CPU and with a GPU's
+buffers."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +31,7 @@ def short(speech) -> torch.Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("shape", [(5, 512), (3, 3, 320, 320), (1, 3, 320, 320)])
-def test_ranges_are_pytorchs(shape, dtype):
+def test_ranges_equal_pytorchs(shape, dtype):
     torch.manual_seed(1)
     output = torch.randn(shape).to(dtype)
     flat = output.flatten(1)
@@ -57,7 +58,7 @@ def check(signature=GENERATOR, dtype=torch.float32, rows=10, **options) -> Outpu
 
 
 def frames(count: int, value: float | None = None) -> torch.Tensor:
-    """(count, 3, 320, 320) that vary, or of one value."""
+    """Return (count, 3, 320, 320), random or with one value."""
     if value is not None:
         return torch.full((count, 3, 320, 320), value)
     return torch.rand(count, 3, 320, 320)
@@ -95,7 +96,7 @@ def test_the_feature_is_named_and_float32_is_advised():
 
 def test_a_constant_is_an_error_in_float16_only():
     constant, colors = frames(4, 0.5), frames(4, 0.5)
-    colors[:, 1] = 0.25  # as of a last bias, channel by channel
+    colors[:, 1] = 0.25  # one value per channel, as from a last bias
     for made in (constant, colors):
         watched = check(dtype=torch.float16, rows=8)
         watched.measure(frames(4).half())
@@ -107,12 +108,12 @@ def test_a_constant_is_an_error_in_float16_only():
         check().measure(made)
     varying = torch.cat([frames(1, 0.5), frames(1, 0.25)]).half()
     check(dtype=torch.float16).measure(varying)
-    # silence gives the same feature again, and a unit may be dead
+    # silence gives equal features, and a unit may be dead
     check(AUDIO_ENCODER, torch.float16).measure(torch.zeros(8, 512).half())
 
 
 class Event:
-    """A CUDA event that stands for copies not arrived yet."""
+    """A fake CUDA event of copies that have not arrived."""
 
     def __init__(self):
         self.here, self.waited = False, False
@@ -136,12 +137,12 @@ def events(monkeypatch) -> list[Event]:
     return made
 
 
-def test_nothing_is_waited_for_before_the_end(events):
+def test_no_wait_before_the_end(events):
     watched = check(rows=12)
     watched.measure(frames(4))
     watched.measure(broken(4, 1, NAN))
     events[0].here = True
-    watched.measure(frames(4))  # of the second, nothing is known yet
+    watched.measure(frames(4))  # the second batch has not arrived
     assert not any(event.waited for event in events)
     events[1].here = True
     with pytest.raises(InputError, match="NaN in video frame 5 "):
@@ -158,8 +159,8 @@ def test_the_end_waits(events):
     assert all(event.waited for event in events)
 
 
-def test_the_first_network_is_blamed(events):
-    """What it breaks makes the next one break, and both arrive at once."""
+def test_the_error_names_the_first_network(events):
+    """Its NaN makes the next network return NaN, and both arrive at the same time."""
     encoder = check(AUDIO_ENCODER, rows=8)
     generator = check(rows=8, before=encoder)
     encoder.measure(torch.full((8, 512), NAN))
@@ -173,7 +174,7 @@ def test_the_first_network_is_blamed(events):
 
 
 class Network:
-    """A stand-in whose outputs depend on their inputs, and in some rows are not numbers."""
+    """A fake network whose outputs depend on its inputs, and are NaN or infinity in some rows."""
 
     capturable, stream = True, None
     description = reason = "stand-in"
@@ -205,14 +206,14 @@ def avatar(request, native) -> Avatar:
 
 @pytest.fixture(params=[torch.float32, torch.float16], ids=str)
 def pipeline(request, avatar, monkeypatch) -> Pipeline:
-    """With batches of 8: the encoder's are of 32, or of 24 and less on a CPU."""
+    """Batches of 8; the encoder's are 32, or 24 and less on a CPU."""
     stand_in = lambda signature, *_, **__: Network(signature.kind, request.param)  # noqa: E731
     monkeypatch.setattr("engine.pipeline.open_network", stand_in)
     return Pipeline(avatar, batch_size=8)
 
 
 def taken(pipeline: Pipeline, speech: torch.Tensor) -> tuple[list[torch.Tensor], str]:
-    """The batches that came, and the error that ended them."""
+    """Return the number of batches, and the error that ended them."""
     pipeline.generator.rows = pipeline.audio_encoder.rows = 0
     batches: list[torch.Tensor] = []
     try:
@@ -224,21 +225,21 @@ def taken(pipeline: Pipeline, speech: torch.Tensor) -> tuple[list[torch.Tensor],
 
 
 @pytest.mark.parametrize(("frame", "came"), [(0, 0), (7, 0), (8, 1), (23, 2)])
-def test_a_generator_that_breaks_on_the_way(pipeline, short, frame, came):
+def test_a_generator_that_fails_in_the_middle(pipeline, short, frame, came):
     good, error = taken(pipeline, short)
     assert len(good) == 3 and error == ""
     pipeline.generator.bad = {frame: NAN}
     batches, error = taken(pipeline, short)
     assert error.startswith(f"{pipeline.avatar.generator}: the generator returns NaN in video ")
     assert f" frame {frame} (stand-in)" in error
-    assert len(batches) == came  # batches before it are as they were
+    assert len(batches) == came  # the batches before it are unchanged
     assert all(torch.equal(one, two) for one, two in zip(batches, good, strict=False))
     pipeline.generator.bad = {}
     again, error = taken(pipeline, short)
     assert error == "" and torch.equal(torch.cat(again), torch.cat(good))
 
 
-def test_an_audio_encoder_that_breaks_on_the_way(pipeline, short):
+def test_an_audio_encoder_that_fails_in_the_middle(pipeline, short):
     pipeline.audio_encoder.bad = {9: INF}
     pipeline.generator.bad = {0: NAN}
     batches, error = taken(pipeline, short)
@@ -246,9 +247,9 @@ def test_an_audio_encoder_that_breaks_on_the_way(pipeline, short):
     assert " feature 9 (stand-in)" in error and batches == []
 
 
-def test_rows_that_fill_a_batch_up_do_not_count(pipeline, short):
-    """24 frames, 22 features: on a GPU the encoder's batch is padded to 32, and 12 frames are a
-    batch of 8 and one of 4 that the 8 fill."""
+def test_padding_rows_do_not_count(pipeline, short):
+    """24 frames have 22 features. With a GPU's buffers the encoder's batch is padded to 32, and 12
+    frames are a batch of 8 and one of 4 that is padded to 8."""
     if not pipeline.avatar.frames_on_device:
         pytest.skip("batches are padded on a GPU only")
     pipeline.audio_encoder.bad = dict.fromkeys(range(22, 32), NAN)
@@ -264,7 +265,7 @@ def test_rows_that_fill_a_batch_up_do_not_count(pipeline, short):
 
 
 def test_nan_that_arrives_late(pipeline, short, events):
-    """Copies that are never seen on the way are waited for at the end, and only then."""
+    """Copies that do not arrive during the render are waited for at its end only."""
     if not pipeline.avatar.frames_on_device:
         pytest.skip("a CPU's outputs are there at once")
     batches = pipeline.render(short)
@@ -274,13 +275,13 @@ def test_nan_that_arrives_late(pipeline, short, events):
     with pytest.raises(InputError, match="NaN in video frame 3 "):
         next(batches)
     pipeline.generator.rows = pipeline.audio_encoder.rows = 0
-    pipeline.audio_encoder.bad = {9: INF}  # and what comes first is blamed
+    pipeline.audio_encoder.bad = {9: INF}  # and the error names the first network
     assert "returns infinity in feature 9 " in taken(pipeline, short)[1]
 
 
 @pytest.mark.parametrize("name", ["identity", "meter"])
-def test_plain_generators_that_work(native, speech, name):
-    """One gives its picture back; the other shows how loud it is, one constant for each frame."""
+def test_simple_generators_are_accepted(native, speech, name):
+    """One returns its input; the other returns a constant for each frame, the loudness."""
     files = {"generator": CASES / f"{name}.onnx", "audio_encoder": CASES / "loudness_encoder.onnx"}
     pipeline = Pipeline(Avatar.load(native, **files))
     for pcm in (speech[16000:22000], torch.zeros(6000)):
@@ -301,7 +302,7 @@ def test_the_command_names_a_generator_of_nan(native, tmp_path, capsys):
 
 
 def test_both_networks_of_the_demo_pass(native, short):
-    """Trained ones, in float32."""
+    """They are trained networks in float32."""
     files = {kind: DEMO / f"{kind}.safetensors" for kind in ("generator", "audio_encoder")}
     pipeline = Pipeline(Avatar.load(native, **files), runtime="torch")
     assert sum(map(len, pipeline.render(short[:4000]))) == pipeline.frame_count(short[:4000])

@@ -1,4 +1,4 @@
-"""The runtimes: any ONNX file in the wild, checkpoints, and what is neither."""
+"""The runtimes: all kinds of ONNX files, checkpoints, and invalid files."""
 
 import os
 import shutil
@@ -70,12 +70,12 @@ def test_fixed_batch(networks, inputs, expected, tmp_path, batch):
     assert (run(network, inputs) - expected).abs().max() < 1e-4  # 5 is no multiple of 3
 
 
-def test_half_precision(gentle, halves, inputs):
+def test_half_precision(fp16_safe_checkpoints, halves, inputs):
     with torch.inference_mode():
-        expected = checkpoint.load(gentle["generator"])(*inputs)
+        expected = checkpoint.load(fp16_safe_checkpoints["generator"])(*inputs)
     network = open_network(GENERATOR, halves["generator"], device=CPU)
     assert network.dtype == torch.float16
-    for dtype in (torch.float32, torch.float16):  # of what it is given and asked for
+    for dtype in (torch.float32, torch.float16):  # of inputs and output
         out = run(network, [t.to(dtype) for t in inputs], dtype)
         assert (out.float() - expected).abs().max() < 2e-3
 
@@ -133,7 +133,7 @@ def test_batch_norms_are_folded(checkpoints, inputs, expected):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """A module as on a GPU, but for the compiler, which only traces; and the sizes traced."""
+    """A module compiled as on a GPU, by a compiler that only traces, and the traced sizes."""
     sizes = []
 
     def backend(graph, examples):
@@ -173,7 +173,7 @@ def test_without_a_compiler(monkeypatch, recwarn, reason):
     assert str(warning.message) == said
 
 
-def test_memory_that_runs_out_is_not_the_compilers_fault(monkeypatch):
+def test_out_of_memory_is_not_a_compiler_error(monkeypatch):
     def compile(*_, **__):
         def fail(*_):
             raise torch.OutOfMemoryError("none left")
@@ -195,8 +195,8 @@ def test_a_checkpoint_is_exported_once(checkpoints, inputs, expected, tmp_path, 
 
 
 @pytest.mark.parametrize("search", [None, "", "."])
-def test_the_export_runs_nothing_of_the_working_folder(tmp_path, monkeypatch, search):
-    """Which may be where a server keeps what it was sent."""
+def test_the_export_runs_no_code_of_the_working_folder(tmp_path, monkeypatch, search):
+    """The working folder may be where a server keeps uploads."""
     folder = tmp_path / "uploads"
     (folder / "models").mkdir(parents=True)
     for name in ("export.py", "onnx.py", "torch.py", "models/__init__.py", "sitecustomize.py"):
@@ -212,7 +212,7 @@ def test_the_export_runs_nothing_of_the_working_folder(tmp_path, monkeypatch, se
     assert not list((tmp_path / "cache").rglob("*.onnx"))
 
 
-def test_an_export_that_makes_nothing(tmp_path, monkeypatch):
+def test_an_export_without_a_file(tmp_path, monkeypatch):
     (tmp_path / "a.pth").write_bytes(b"weights")
     done = SimpleNamespace(returncode=0, stderr="loading a.pth\nexporting to fp32\n")
     monkeypatch.setattr("engine.runtime.exported.subprocess.run", lambda *_, **__: done)
@@ -221,8 +221,8 @@ def test_an_export_that_makes_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("room", ["engine", "export"])
-def test_onnx_runtime_reports_nothing(tmp_path, room):
-    """It would write a device's number into the cache folder, and send it."""
+def test_onnx_runtime_sends_no_telemetry(tmp_path, room):
+    """Telemetry would write a device ID into the cache folder, and send it."""
     code = (
         f"import {room}, onnxruntime, sys\n"
         "onnxruntime.InferenceSession(sys.argv[1], providers=['CPUExecutionProvider'])"
@@ -240,7 +240,7 @@ def test_networks_share_a_session(networks):
 
 
 def test_networks_share_a_module(checkpoints, tmp_path):
-    """One that a GPU compiled for minutes, too; until the file is another."""
+    """They share it, also if a GPU compiled it for minutes, until the file changes."""
     path = tmp_path / "encoder.safetensors"
     shutil.copy(checkpoints["audio_encoder"], path)
     opened = partial(open_network, AUDIO_ENCODER, path, device=CPU, runtime="torch")
@@ -261,11 +261,11 @@ def test_a_changed_file_is_opened_anew(networks, tmp_path):
     shutil.copy(networks["generator"], path)
     first = open_network(GENERATOR, path, device=CPU)
     shutil.copy(networks["audio_encoder"], path)
-    open_network(AUDIO_ENCODER, path, device=CPU)  # not the generator's session again
+    open_network(AUDIO_ENCODER, path, device=CPU)  # not the generator's session
     assert first._session.get_inputs()[0].name == "input"
 
 
-def test_a_name_that_is_no_text(networks, checkpoints, inputs, expected, tmp_path):
+def test_a_name_that_is_not_utf8(networks, checkpoints, inputs, expected, tmp_path):
     for source, suffix, runtime in [
         (networks["generator"], b".onnx", "onnxruntime"),
         (checkpoints["generator"], b".safetensors", "torch"),
@@ -300,11 +300,11 @@ def double_generator(path):
         (
             "a.plan",
             text_file,
-            "TensorRT plan, which needs a GPU, and the device is cpu; give an ONNX",
+            "TensorRT plan, which needs a GPU, but the device is cpu; give an ONNX",
         ),
     ],
 )
-def test_files_of_no_use(tmp_path, name, make, message):
+def test_unusable_files(tmp_path, name, make, message):
     make(tmp_path / name)
     with pytest.raises(InputError, match=message) as caught:
         open_network(GENERATOR, tmp_path / name, device=CPU)
@@ -324,8 +324,8 @@ def test_onnx_of_another_network(networks):
         open_network(GENERATOR, networks["audio_encoder"], device=CPU)
 
 
-def test_choices(networks):
-    with pytest.raises(InputError, match="the torch runtime takes checkpoints"):
+def test_runtime_choices(networks):
+    with pytest.raises(InputError, match="cannot run in PyTorch; expected a checkpoint"):
         open_network(GENERATOR, networks["generator"], device=CPU, runtime="torch")
     with pytest.raises(
         InputError,
@@ -336,16 +336,18 @@ def test_choices(networks):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("runtime", ["onnxruntime", "torch"])
-def test_on_a_gpu(gentle, inputs, runtime):
+def test_on_a_gpu(fp16_safe_checkpoints, inputs, runtime):
     with torch.inference_mode():
-        expected = checkpoint.load(gentle["generator"])(*inputs)
+        expected = checkpoint.load(fp16_safe_checkpoints["generator"])(*inputs)
     cuda = torch.device("cuda")
     try:
-        network = open_network(GENERATOR, gentle["generator"], device=cuda, runtime=runtime)
+        network = open_network(
+            GENERATOR, fp16_safe_checkpoints["generator"], device=cuda, runtime=runtime
+        )
     except DeviceError as error:
         if runtime != "onnxruntime":
             raise
-        pytest.skip(str(error))  # a CPU build of ONNX Runtime will do on a GPU host
+        pytest.skip(str(error))  # a GPU host may have a CPU build of ONNX Runtime
     out = torch.empty(5, 3, 320, 320, device=cuda)
     network(*(tensor.to(cuda) for tensor in inputs), out=out)
     assert (out.cpu() - expected).abs().max() < 2e-3

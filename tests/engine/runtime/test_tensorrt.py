@@ -1,4 +1,4 @@
-"""Plans at work: which ones are loaded, which runtime is chosen, and, on a GPU, what they compute."""
+"""TensorRT plans: which ones are loaded, the choice of the runtime, and the results on a GPU."""
 
 import contextlib
 import json
@@ -86,7 +86,7 @@ AGAIN = "build it again: python -m engine.build audio-encoder "
             r"is damaged \(it has 5000 bytes",
         ),
         (lambda plan: plan.write_bytes(b""), rf"is damaged \(it has 0 bytes.*{AGAIN}.* --force$"),
-        (flip, rf"is damaged \(its bytes are not those of its record\); {AGAIN}.* --force$"),
+        (flip, rf"is damaged \(its hash differs from that in its record\); {AGAIN}.* --force$"),
         (lambda plan: plan.with_suffix(".json").unlink(), "has no record .encoder.json beside it"),
         (
             lambda plan: plan.with_suffix(".json").write_text("[1, 2]"),
@@ -100,26 +100,26 @@ AGAIN = "build it again: python -m engine.build audio-encoder "
         (alter(batch=None), "encoder.json is not the record of a TensorRT plan"),
         (
             alter(network="generator"),
-            r"is the plan of a\(n\) generator, expected that of a\(n\) audio encoder; build one with "
+            r"is the plan of a\(n\) generator; expected that of a\(n\) audio encoder, built with "
             "python -m engine.build audio-encoder FILE$",
         ),
         (
             alter(version="1.6.0.1"),
-            rf"was built by tensorrt_rtx 1\.6\.0\.1 and runs with no other, installed is .*{AGAIN}",
+            rf"was built by tensorrt_rtx 1\.6\.0\.1 and runs with no other version; .* is installed; {AGAIN}",
         ),
         (
             alter(edition="tensorrt"),
-            "needs tensorrt .*, which is not installed: pip install tensorrt-cu13",
+            "needs tensorrt .*, which is not installed; pip install tensorrt-cu13",
         ),
         (alter(edition="openvino"), "was built by 'openvino'; expected tensorrt or tensorrt_rtx"),
         (
             alter(architectures=[75, 120]),
-            rf"is for SM75, SM120, the GPU here is SM89; {AGAIN}.*encoder.onnx -o .*encoder.plan "
+            rf"is for SM75, SM120, but the GPU here is SM89; {AGAIN}.*encoder.onnx -o .*encoder.plan "
             "--precision fp16 --batch 2 3 4$",
         ),
     ],
 )
-def test_plans_of_no_use(plan, monkeypatch, change, message):
+def test_unusable_plans(plan, monkeypatch, change, message):
     on_gpu(monkeypatch, 89)
     assert check_plan(plan, AUDIO_ENCODER, CUDA).key.architectures == [86, 89]
     monkeypatch.setattr(
@@ -146,7 +146,7 @@ def test_the_command_that_an_error_gives_builds_the_plan(plan, monkeypatch, caps
 
 @pytest.fixture
 def opened(monkeypatch):
-    """The runtimes that were opened, in order; those in `broken` raise what it says."""
+    """The runtimes that were opened, in order. Those in `broken` raise its errors."""
     found, broken = [], {}
 
     def open_(runtime, signature, path, device, reason):
@@ -167,9 +167,9 @@ def test_a_plan_that_fits_comes_first(plan, opened):
     assert found[0][2] == "encoder.plan fits this GPU"
 
 
-def test_a_checkpoint_has_a_plan_too(trt, gentle, halves, tmp_path, opened):
+def test_a_checkpoint_has_a_plan_too(trt, fp16_safe_checkpoints, halves, tmp_path, opened):
     source = tmp_path / "encoder.safetensors"
-    shutil.copy(gentle["audio_encoder"], source)
+    shutil.copy(fp16_safe_checkpoints["audio_encoder"], source)
     assert main(["audio-encoder", str(source), "--arch", "86"]) == 0
     open_network(AUDIO_ENCODER, source, device=CUDA)
     assert opened[0][0][:2] == ("tensorrt", "encoder.plan")
@@ -192,25 +192,25 @@ def test_a_plan_that_does_not_fit(plan, opened, change, reason):
     open_network(AUDIO_ENCODER, plan.with_suffix(".onnx"), device=CUDA)
     ((runtime, name, said),) = found
     assert (runtime, name) == ("onnxruntime", "encoder.onnx") and reason in said
-    with pytest.raises(InputError, match=reason):  # asked for, it is an error
+    with pytest.raises(InputError, match=reason):  # requested, it is an error
         open_network(AUDIO_ENCODER, plan.with_suffix(".onnx"), device=CUDA, runtime="tensorrt")
 
 
-def test_what_comes_after_tensorrt(plan, gentle, opened):
+def test_fallbacks_after_tensorrt(plan, fp16_safe_checkpoints, opened):
     found, broken = opened
     broken["tensorrt"] = InputError("the plan is for SM75")
     broken["onnxruntime"] = DeviceError("no CUDA provider")
-    with pytest.raises(DeviceError):  # PyTorch takes no ONNX files: the render goes to the CPU
+    with pytest.raises(DeviceError):  # PyTorch runs no ONNX files, so the CPU has to render
         open_network(AUDIO_ENCODER, plan.with_suffix(".onnx"), device=CUDA)
     assert [runtime for runtime, *_ in found] == ["tensorrt", "onnxruntime"]
     assert found[-1][2] == "the plan is for SM75"
     found.clear()
-    open_network(AUDIO_ENCODER, gentle["audio_encoder"], device=CUDA)
+    open_network(AUDIO_ENCODER, fp16_safe_checkpoints["audio_encoder"], device=CUDA)
     assert [runtime for runtime, *_ in found] == ["onnxruntime", "torch"]
     assert found[-1][2].startswith("there is no ") and found[-1][2].endswith("no CUDA provider")
 
 
-def test_a_given_plan_has_no_second(plan, opened):
+def test_a_given_plan_has_no_fallback(plan, opened):
     found, broken = opened
     broken["tensorrt"] = InputError("the plan is for SM75")
     with pytest.raises(InputError, match="the plan is for SM75"):
@@ -218,22 +218,24 @@ def test_a_given_plan_has_no_second(plan, opened):
     assert len(found) == 1
 
 
-def test_a_cpu_has_no_plans(plan, opened):
+def test_plans_need_a_gpu(plan, opened):
     found, _ = opened
     open_network(AUDIO_ENCODER, plan.with_suffix(".onnx"), device=CPU)
     assert found == [("onnxruntime", "encoder.onnx", "the default on a CPU")]
     with pytest.raises(
-        InputError, match="is a TensorRT plan, which needs a GPU, and the device is cpu"
+        InputError, match="is a TensorRT plan, which needs a GPU, but the device is cpu"
     ):
         open_network(AUDIO_ENCODER, plan, device=CPU)
-    with pytest.raises(InputError, match="tensorrt needs a GPU, and the device is cpu"):
+    with pytest.raises(InputError, match="tensorrt needs a GPU, but the device is cpu"):
         open_network(AUDIO_ENCODER, plan.with_suffix(".onnx"), device=CPU, runtime="tensorrt")
-    with pytest.raises(InputError, match="a TensorRT plan, which the torch runtime does not take"):
+    with pytest.raises(
+        InputError, match="runtime is torch; expected tensorrt for the TensorRT plan"
+    ):
         open_network(AUDIO_ENCODER, plan, device=CUDA, runtime="torch")
 
 
-def test_what_a_plan_takes_is_left_to_it(plan):
-    """Of a GPU's memory, by the frames of an avatar: float32 at batch 25 takes more than usual."""
+def test_scratch_memory_of_a_plan_is_reserved(plan):
+    """An avatar's frames leave it free: float32 at batch 25 needs more than usual."""
     for file in (plan, plan.with_suffix(".onnx"), plan.with_suffix(".pth")):
         assert reserved_bytes(file) == RESERVED
         alter(scratch_bytes=25 * 128_000_000)(plan)
@@ -255,7 +257,7 @@ def test_an_avatar_may_name_a_plan(own, plan):
         Pipeline(avatar)
 
 
-# --- what is run, with a stand-in for the engine -------------------------------------------------
+# --- calls, with a fake engine -------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -267,7 +269,7 @@ def recorder(monkeypatch):
 
 
 class Recorder:
-    """Computes 512 numbers of each window and notes the batches it is given."""
+    """Computes 512 numbers of each window, and records its batches."""
 
     def __init__(self):
         self.batches = []
@@ -307,8 +309,8 @@ def test_any_batch_in_any_memory(plan, recorder, n, batches, dtype, offset):
     assert torch.equal(out, (windows.half().flatten(1)[:, :512] + 1).to(dtype))
 
 
-def test_rows_apart(plan, recorder):
-    """An output that is not contiguous, and inputs that are not."""
+def test_non_contiguous_tensors(plan, recorder):
+    """Neither the output nor the inputs are contiguous."""
     network = tensorrt_module.TensorRTNetwork(AUDIO_ENCODER, plan, CPU)
     windows = torch.randn(1, 80, 16, 3).half().permute(3, 0, 1, 2)
     out = torch.zeros(3, 1024).half()
@@ -317,7 +319,7 @@ def test_rows_apart(plan, recorder):
 
 
 class Stream:
-    """A CUDA stream that notes that it waits for another."""
+    """A fake CUDA stream that records its waits."""
 
     cuda_stream = 7
 
@@ -341,7 +343,7 @@ class Log:
 
 
 class TensorRT:
-    """The part of TensorRT's Python API that runs plans. Notes the calls."""
+    """A fake of TensorRT's Python API for running plans, which records the calls."""
 
     device_memory_size_v2 = 1000
     ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="the user's")
@@ -363,7 +365,7 @@ class TensorRT:
 
 @pytest.fixture
 def simulated(monkeypatch, export_cache):
-    """A GPU and TensorRT that only note what they are told."""
+    """A fake GPU and a fake TensorRT, which record their calls."""
     trt = TensorRT()
     monkeypatch.setattr("engine.plans.edition.TensorRTEdition.module", lambda self: trt)
     monkeypatch.setattr("engine.plans.edition.gpu_architecture", lambda: 89)
@@ -381,7 +383,7 @@ def simulated(monkeypatch, export_cache):
 
 @pytest.fixture
 def calls(plan, simulated):
-    """What TensorRT is told when the network is called: (windows, out) -> its calls."""
+    """A function of (windows, out) that calls the network and returns TensorRT's calls."""
     alter(version="1.2.3")(plan)
     network = tensorrt_module.TensorRTNetwork(AUDIO_ENCODER, plan, CPU)
     assert network.capturable
@@ -398,7 +400,7 @@ RUN = [("wait", "engine"), ("execute_async_v3", 7), ("wait", "caller")]
 
 
 def new_context(calls) -> bool:
-    """Whether they begin with a new context, that is given the scratch memory."""
+    """Return whether the calls begin with a new context that gets the scratch memory."""
     names = [name for name, *_ in calls[:2]]
     assert ("set_device_memory" in names) == ("create_execution_context" in names)
     if "set_device_memory" in names:
@@ -408,7 +410,7 @@ def new_context(calls) -> bool:
 
 
 def bound(windows, out) -> list[tuple]:
-    """All that a new context has to be told."""
+    """Return the bindings of a new context."""
     return [
         ("set_input_shape", "mel_spectrogram", tuple(windows.shape)),
         ("set_tensor_address", "mel_spectrogram", windows.data_ptr()),
@@ -423,13 +425,13 @@ def test_addresses_are_bound_once(calls, simulated):
     assert calls(windows, out) == RUN
     other = torch.zeros_like(out)
     assert calls(windows, other) == [bound(windows, other)[2], *RUN]
-    # another batch size has a context of its own, and the first one stays as it is
+    # another batch size has another context, and the first one stays unchanged
     second = calls(windows[:3], out[:3])
     assert new_context(second) and second[2:] == bound(windows[:3], out[:3]) + RUN
     assert calls(windows, other) == calls(windows[:3], out[:3]) == RUN
 
 
-def test_after_a_failure_nothing_is_taken_for_bound(calls, simulated):
+def test_bindings_are_renewed_after_a_failure(calls, simulated):
     windows, out = torch.zeros(4, 1, 80, 16).half(), torch.zeros(4, 512).half()
     calls(windows, out)
     simulated.fails = "set_tensor_address"
@@ -443,18 +445,18 @@ def test_after_a_failure_nothing_is_taken_for_bound(calls, simulated):
         calls(windows, out)
 
 
-def test_a_recordings_context_is_never_touched_again(calls, simulated):
-    """And while recording, nothing is made that an earlier call would not have made."""
+def test_the_context_of_a_captured_call_is_not_reused(calls, simulated):
+    """And no context is created during a capture if an earlier call has created it."""
     windows, out = torch.zeros(7, 1, 80, 16).half(), torch.zeros(7, 512).half()  # 4 and 3
     calls(windows, out)
     simulated.capturing = True
     assert calls(windows, out) == RUN + RUN
     simulated.capturing = False
-    assert calls(windows, out) == RUN + RUN  # the same again may use it: that changes nothing
+    assert calls(windows, out) == RUN + RUN  # the same call may use it, because its bindings stay
     other = torch.zeros_like(out)
     for call in (calls(windows[:4], other[:4]), calls(windows[4:], other[4:])):
         assert new_context(call)
-    # two parts of one size: each has its own before the recording begins
+    # two chunks of one size have a context each before the capture
     windows, out = torch.zeros(8, 1, 80, 16).half(), torch.zeros(8, 512).half()
     calls(windows, out)
     simulated.capturing = True
@@ -490,7 +492,7 @@ def test_compiled_kernels_are_kept(plan, simulated, monkeypatch, tmp_path):
         ),
     ],
 )
-def test_tensorrt_refuses(plan, simulated, fails, message):
+def test_errors_of_tensorrt(plan, simulated, fails, message):
     alter(version="1.2.3")(plan)
     simulated.fails = fails
     with pytest.raises(InputError, match=message):
@@ -525,8 +527,8 @@ def random_inputs(n: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.gpu
-def test_what_the_engine_says(on_this_gpu):
-    """Inputs, outputs, types and profile, read back from the plan."""
+def test_the_engine_matches_the_record(on_this_gpu):
+    """Inputs, outputs, types and profile are read from the plan."""
     edition, folder = on_this_gpu
     trt = edition.module()
     for kind in ("generator", "audio_encoder"):
@@ -551,11 +553,11 @@ def test_what_the_engine_says(on_this_gpu):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("n", [1, 4, 6, 13])
-def test_computes_what_pytorch_computes(on_this_gpu, gentle, n):
+def test_computes_what_pytorch_computes(on_this_gpu, fp16_safe_checkpoints, n):
     _, folder = on_this_gpu
     inputs = random_inputs(n)
     with torch.inference_mode():
-        expected = checkpoint.load(gentle["generator"])(*inputs)
+        expected = checkpoint.load(fp16_safe_checkpoints["generator"])(*inputs)
     network = open_network(GENERATOR, folder / "generator.onnx", device=CUDA)
     assert network.reason == "generator.plan fits this GPU"
     for dtype in (torch.float16, torch.float32):
@@ -566,7 +568,7 @@ def test_computes_what_pytorch_computes(on_this_gpu, gentle, n):
 
 @pytest.mark.gpu
 def test_threads_and_streams(on_this_gpu):
-    """Calls of several threads, each on a stream of its own, do not mix."""
+    """Concurrent calls on several streams give the right results."""
     _, folder = on_this_gpu
     one, two = (open_network(GENERATOR, folder / "generator.plan", device=CUDA) for _ in range(2))
     assert one._engine is two._engine
@@ -600,7 +602,7 @@ def test_threads_and_streams(on_this_gpu):
 
 @pytest.mark.gpu
 def test_caches_are_kept(on_this_gpu, tmp_path, monkeypatch):
-    """What was measured while building, or compiled while running, is there the next time."""
+    """The measurements of a build, and the kernels compiled by a run, are kept."""
     edition, folder = on_this_gpu
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     shutil.copytree(folder, tmp_path / "plans")
