@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python -m
 DEMO := examples/demo
 SPEECH := $(DEMO)/speech.wav
 
-.PHONY: demo docs test lint bench bench-kernels bench-pipeline clean
+.PHONY: demo docs test lint bench bench-kernels bench-pipeline bench-live clean
 
 demo: $(VENV)/.ready ## render the demo avatar to out/demo.mp4
 	@mkdir -p out
@@ -32,6 +32,9 @@ bench-kernels: $(VENV)/.ready ## every stage next to its alternatives, on the GP
 
 bench-pipeline: $(VENV)/.ready ## speech to finished frames next to the CPU and the split design
 	$(RUN) benchmarks.pipeline
+
+bench-live: $(VENV)/.ready ## live sessions in real time, their scheduler, an hour of one
+	$(RUN) benchmarks.live
 
 clean:
 	rm -rf $(VENV) out build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -14,6 +14,7 @@ import kernels
 from benchmarks import timing
 from benchmarks.providers import FPS, Renderer
 from benchmarks.runner import Budget
+from engine import Pipeline
 from engine.device.stopwatch import Stopwatch
 
 FIRST_CHUNK = 9  # frames of 0.4 s of speech, from which a live session can start
@@ -153,6 +154,25 @@ def single_frames(renderer: Renderer, pcm: Tensor, seconds: float, cuda: bool) -
                 samples.append(now - before)
             before = now
     return _latency(samples)
+
+
+def generator_alone(pipeline: Pipeline, total: int) -> Callable[[], int]:
+    """Return a call of the generator on `total` frames, in batches of the pipeline's size.
+
+    Random inputs take turns. The call returns `total`; on a GPU the work may not be finished then.
+    """
+    n, network, device = pipeline.batch_size, pipeline.generator, pipeline.device
+    pictures = [torch.rand(n, 6, 320, 320, dtype=network.dtype, device=device) for _ in range(3)]
+    audio = [torch.randn(n, 32, 16, 16, dtype=network.dtype, device=device) for _ in range(3)]
+    out = torch.empty(n, 3, 320, 320, dtype=network.dtype, device=device)
+
+    def generate() -> int:
+        for number, first in enumerate(range(0, total, n)):
+            some = min(n, total - first)
+            network(pictures[number % 3][:some], audio[number % 3][:some], out=out[:some])
+        return total
+
+    return generate
 
 
 def _latency(samples: list[float]) -> dict:

@@ -5,8 +5,9 @@
 # All files go to $OUT (default: benchmarks/results/<name of the GPU>).
 # Parts run one after another, whether they fail or not; the exit code tells whether one failed.
 #
-#     benchmarks/on_gpu.sh                           all parts, 25 minutes at most
-#     benchmarks/on_gpu.sh kernel-tests pipeline     some of: kernel-tests, engine-tests, train-tests, pipeline, kernels
+#     benchmarks/on_gpu.sh                           all parts, half an hour at most
+#     benchmarks/on_gpu.sh kernel-tests pipeline     some of: kernel-tests, engine-tests, train-tests, pipeline,
+#                                                    kernels, live
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 
@@ -67,8 +68,9 @@ everything() {
         train-tests) tests "$name" 120 tests/train/test_train_on_gpu.py ;;
         pipeline) part "$name" 240 python3 -m benchmarks.pipeline -o "$out/pipeline.json" ;;
         kernels) part "$name" 150 python3 -m benchmarks.kernels -o "$out/kernels.json" ;;
+        live) part "$name" 270 python3 -m benchmarks.live -o "$out/live.json" ;;
         *)
-            echo "error: unknown part $name; expected kernel-tests, engine-tests, train-tests, pipeline or kernels" >&2
+            echo "error: unknown part $name; expected kernel-tests, engine-tests, train-tests, pipeline, kernels or live" >&2
             failed=2
             ;;
         esac
@@ -77,7 +79,7 @@ everything() {
 }
 
 if (($# == 0)); then
-    set -- kernel-tests engine-tests train-tests pipeline kernels
+    set -- kernel-tests engine-tests train-tests pipeline kernels live
 fi
 everything "$@" 2>&1 | tee -a "$out/log.txt"
 exit "${PIPESTATUS[0]}"

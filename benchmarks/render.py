@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import kernels
-from benchmarks import frame_loop, report, runner, timing
+from benchmarks import frame_loop, measurements, report, runner, timing
 from benchmarks.report import PROVIDER, Column
 from engine import Avatar, Pipeline
 from engine.command import program, run
@@ -73,7 +73,7 @@ def measure(options: argparse.Namespace) -> None:
 
     spent: dict[str, float] = {}
     providers: dict[str, Callable[[], int]] = {
-        GENERATOR: _generator_alone(pipeline, total),
+        GENERATOR: measurements.generator_alone(pipeline, total),
         FRAMES: partial(_render, pipeline, pcm, spent),
         MP4: partial(_render_mp4, pipeline, pcm, options.audio),
     }
@@ -161,22 +161,6 @@ def _open(options: argparse.Namespace) -> Pipeline:
 # --- providers: each renders once and returns the number of frames -------------------------------
 
 
-def _generator_alone(pipeline: Pipeline, total: int) -> Callable[[], int]:
-    """Run the generator on as many frames in the same batches; random inputs take turns."""
-    n, network, device = pipeline.batch_size, pipeline.generator, pipeline.device
-    pictures = [torch.rand(n, 6, 320, 320, dtype=network.dtype, device=device) for _ in range(3)]
-    audio = [torch.randn(n, 32, 16, 16, dtype=network.dtype, device=device) for _ in range(3)]
-    out = torch.empty(n, 3, 320, 320, dtype=network.dtype, device=device)
-
-    def render() -> int:
-        for number, first in enumerate(range(0, total, n)):
-            some = min(n, total - first)
-            network(pictures[number % 3][:some], audio[number % 3][:some], out=out[:some])
-        return total
-
-    return render
-
-
 def _render(pipeline: Pipeline, pcm: Tensor, spent: dict[str, float]) -> int:
     """Render to finished frames; add the seconds of the stages to `spent`."""
     stopwatch = Stopwatch(pipeline.device)
@@ -188,10 +172,15 @@ def _render(pipeline: Pipeline, pcm: Tensor, spent: dict[str, float]) -> int:
 
 def _render_mp4(pipeline: Pipeline, pcm: Tensor, audio: str) -> int:
     avatar, frames = pipeline.avatar, 0
-    size = {"height": avatar.height, "width": avatar.width}
     with (
         tempfile.TemporaryDirectory() as folder,
-        VideoWriter(Path(folder) / "out.mp4", **size, fps=avatar.fps, speech=audio) as writer,
+        VideoWriter(
+            Path(folder) / "out.mp4",
+            height=avatar.height,
+            width=avatar.width,
+            fps=avatar.fps,
+            speech=audio,
+        ) as writer,
     ):
         for batch in pipeline.render(pcm):
             writer.write(batch.cpu().numpy())

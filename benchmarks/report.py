@@ -67,8 +67,9 @@ def text(results: dict, *tables: list[str]) -> str:
     machine = results["machine"]
     left_out: dict[tuple[str, str], list[str]] = defaultdict(list)
     for row in results["left out"]:
-        batch = f"batch {row['batch']}" if "batch" in row else ""
-        left_out[row["provider"], row["reason"]] += [", ".join(filter(None, (case(row), batch)))]
+        sizes = [f"{row['sessions']} sessions" if "sessions" in row else ""]
+        sizes += [f"batch {row['batch']}" if "batch" in row else ""]
+        left_out[row["provider"], row["reason"]] += [", ".join(filter(None, (case(row), *sizes)))]
     reasons = []
     for (provider, reason), cases in left_out.items():
         some = [*cases[:4], f"{len(cases) - 4} more"] if len(cases) > 5 else cases
@@ -102,7 +103,8 @@ def ordered(results: dict) -> list[dict]:
         rows,
         key=lambda row: (
             stages.index(row.get("stage")), cases.index(row["case"]),
-            not is_viseme(row), providers.index(row["provider"]), row["batch"],
+            not is_viseme(row), providers.index(row["provider"]),
+            row.get("sessions", 0), row.get("batch", 0),
         ),
     )  # fmt: skip
 
@@ -125,13 +127,24 @@ def speed_ups(results: dict, cost: Callable[[dict], float]) -> list[dict]:
 
 
 def plot(
-    results: dict, title: str, key: str, marks: Callable[[str], dict[str, float]], path: Path
+    results: dict,
+    title: str,
+    key: str,
+    marks: Callable[[str], dict[str, float]],
+    path: Path,
+    *,
+    over: str = "batch",
+    scale: str = "log",
 ) -> bool:
     """Plot a figure over batch sizes, a panel for each case; bars where there is one batch size.
+
+    Rows that lack the figure or its place on the x axis are left out.
 
     Args:
         key: of the figure in a row, or a path of keys separated by "/".
         marks: returns, for a case, values to mark by lines, with their labels.
+        over: key of the x axis, "batch" or "sessions".
+        scale: of the y axis, "log" or "linear".
 
     Returns:
         False if matplotlib is not installed.
@@ -143,12 +156,14 @@ def plot(
         return False
     panels: dict[str, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in ordered(results):
-        panels[row["case"]][row["provider"]][row["batch"]] = find(row, key)
+        if over in row and find(row, key) is not None:
+            panels[row["case"]][row["provider"]][row[over]] = find(row, key)
     providers = list(dict.fromkeys(row["provider"] for row in results["measured"]))
     columns = min(3, max(1, len(panels)))
     lines = max(1, -(-len(panels) // columns))
     figure = Figure(figsize=(6 * columns, 4.5 * lines), layout="constrained")
     figure.suptitle(f"{results['machine']['gpu'] or results['machine']['cpu']}: {title}")
+    label = {"batch": "batch size"}.get(over, over)
     grid = figure.subplots(lines, columns, squeeze=False).flat
     for axes, (name, values) in zip(grid, panels.items(), strict=False):
         batches = sorted({batch for points in values.values() for batch in points})
@@ -161,14 +176,14 @@ def plot(
                 x, y = zip(*points.items(), strict=True)
                 style = "-" if provider.startswith(VISEME) else "--"
                 axes.plot(x, y, color=color, linestyle=style, marker="o", label=provider)
-        for label, mark in marks(name).items():
+        for text, mark in marks(name).items():
             line = axes.axvline if len(batches) == 1 else axes.axhline
-            line(mark, color="black", linewidth=0.8, label=label)
+            line(mark, color="black", linewidth=0.8, label=text)
         if len(batches) == 1:
             axes.invert_yaxis()
-            axes.set(title=f"{name}, batch size {batches[0]}", xlabel=title)
+            axes.set(title=f"{name}, {label} {batches[0]}", xlabel=title)
         else:
-            axes.set(title=name, xlabel="batch size", xticks=batches, yscale="log")
+            axes.set(title=name, xlabel=label, xticks=batches, yscale=scale)
         if axes.get_legend_handles_labels()[1]:
             axes.legend(fontsize="x-small")
         axes.grid(linewidth=0.3)

@@ -5,10 +5,11 @@ The results of all benchmarks have one schema:
     command, machine, device    how and where they were measured, with versions
     copy, bytes a second        of a plain copy, at the start and at the end
     compared at batch           the batch size at which providers are compared
-    measured                    rows: provider, stage, batch, frame size, figures
+    measured                    rows: provider, stage, batch or sessions, frame size, figures
     left out                    the same without figures, with a reason
 """
 
+import argparse
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import TypeVar
 
 import cv2
 import torch
@@ -52,6 +54,9 @@ class Budget:
     avatar: int = 60  # frames of the avatar
     frames: tuple[int, int] = (1, 100)  # length of a render: batches at least, frames at most
     matrix: int = 1024  # rows of the matrix product that measures arithmetic
+
+
+Size = TypeVar("Size", bound=Budget)
 
 
 @dataclass(frozen=True)
@@ -129,10 +134,13 @@ class Benchmark:
         write_whole(self.output.with_suffix(".txt"), lambda path: path.write_text(table + "\n"))
         return table
 
-    def finish(self, title: str, key: str, marks: Callable[[str], dict[str, float]]) -> None:
+    def finish(
+        self, title: str, key: str, marks: Callable[[str], dict[str, float]], **axes: str
+    ) -> None:
         """Write the files, print the table and draw NAME.png; see `report.plot`."""
         print(f"{self.save()}\n\nwritten to {self.output}")
-        if not report.plot(self.results, title, key, marks, self.output.with_suffix(".png")):
+        path = self.output.with_suffix(".png")
+        if not report.plot(self.results, title, key, marks, path, **axes):
             print("no plot: matplotlib is not installed", file=sys.stderr)
 
 
@@ -145,21 +153,39 @@ def parser(name: str, description: str) -> Parser:
 
 
 def parse(
-    name: str, description: str, *, gpu: Budget, cpu: Budget, quick: Budget
-) -> tuple[Path, torch.device, Budget]:
+    name: str, description: str, *, gpu: Size, cpu: Size, quick: Size
+) -> tuple[Path, torch.device, Size]:
     """Parse the command line of a benchmark that has a budget, and set up the process.
 
     Returns:
         The results file, the device (a GPU if there is one) and its budget.
     """
+    chosen, device, budget = parse_parts(name, description, (), gpu=gpu, cpu=cpu, quick=quick)
+    return chosen.output, device, budget
+
+
+def parse_parts(
+    name: str, description: str, parts: tuple[str, ...], *, gpu: Size, cpu: Size, quick: Size
+) -> tuple[argparse.Namespace, torch.device, Size]:
+    """Do what `parse` does for a benchmark of several parts, of which --parts chooses some.
+
+    Returns:
+        The options `output` and `parts`, the device and its budget.
+    """
     options = parser(name, description)
     options.add_argument("--quick", action="store_true", help="small inputs, to check that it runs")
+    if parts:
+        text = f"which of: {', '.join(parts)} (all)"
+        options.add_argument(
+            "--parts", nargs="+", choices=parts, default=parts, metavar="PART", help=text
+        )
     chosen = options.parse_args()
     # with an index, as tensors have it: open networks are shared by the name of their device
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    torch._logging.set_logs(all=logging.ERROR)  # no warnings about operations that it cannot fuse
+    # No warnings about operations that it cannot fuse. It is documented, but not in `__all__`.
+    torch._logging.set_logs(all=logging.ERROR)  # type: ignore[attr-defined]
     cv2.setNumThreads(1)  # the CPU providers spread frames over threads
-    return chosen.output, device, quick if chosen.quick else gpu if device.type == "cuda" else cpu
+    return chosen, device, quick if chosen.quick else gpu if device.type == "cuda" else cpu
 
 
 def machine(device: torch.device, packages: Iterable[str]) -> dict:

@@ -19,6 +19,7 @@ import kernels
 from benchmarks import frame_loop
 from kernels import CROP_SIZE, FEATURE_DIM, MEL_BANDS, ROI_SIZE, SAMPLE_RATE, reference
 from kernels.checks import byte_shape
+from kernels.spec import ByteFormat
 
 Inputs = SimpleNamespace  # with the tensor `out`, which Viseme and the reference write to
 Provider = Callable[[Inputs], Tensor]
@@ -238,7 +239,7 @@ def face_input(batch: int, width: int, height: int) -> Stage:
     )  # fmt: skip
 
 
-def composite(batch: int, width: int, height: int, layout: str = "rgb") -> Stage:
+def composite(batch: int, width: int, height: int, layout: ByteFormat = "rgb") -> Stage:
     """Return the stage for a batch of generated faces; `layout` is the output's."""
     rgb = layout == "rgb"
     shape = byte_shape(layout, batch, height, width)
@@ -323,7 +324,7 @@ def resize(batch: int, width: int, height: int) -> Stage:
     )  # fmt: skip
 
 
-def convert_color(batch: int, width: int, height: int, target: str = "bgr") -> Stage:
+def convert_color(batch: int, width: int, height: int, target: ByteFormat = "bgr") -> Stage:
     """Return the stage for a batch of RGB images; `target` is bgr, nv12 or i420."""
     bgr = target == "bgr"
     shape = byte_shape(target, batch, height, width)

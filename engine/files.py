@@ -1,10 +1,13 @@
 """Write files and folders atomically: under a temporary name, then renamed."""
 
+import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from .errors import InputError
 
 
 @contextmanager
@@ -28,6 +31,18 @@ def whole(path: Path) -> Iterator[Path]:
         else:
             with suppress(OSError):  # usually there is nothing to remove
                 partial.unlink()
+
+
+def check_output(
+    output: Path, speech: str | os.PathLike[str], avatar: str | os.PathLike[str]
+) -> None:
+    """Raise InputError if the output would overwrite the speech or a file of the avatar."""
+    if not output.exists():
+        return
+    if Path(speech).exists() and output.samefile(speech):
+        raise InputError(f"{output} is the speech itself; give another name with -o")
+    if output.resolve().is_relative_to(Path(avatar).resolve()):
+        raise InputError(f"{output} is a file of the avatar; give another name with -o")
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

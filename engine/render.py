@@ -21,11 +21,12 @@ from .avatar import Avatar
 from .command import Parser, program, run
 from .device.host_copy import copy_to_host
 from .device.stopwatch import Stopwatch
-from .errors import DeviceError, InputError, printable
+from .errors import DeviceError, printable
+from .files import check_output
 from .media.images import IMAGE_FORMATS, QUALITY, ImageWriter
 from .media.video import VideoWriter
 from .pipeline import LOOPS, Loop, Pipeline, load_pcm
-from .runtime import RUNTIMES
+from .runtime import PRECISIONS, RUNTIMES
 
 StrPath = str | os.PathLike[str]
 
@@ -78,6 +79,7 @@ def render(
     mode: CompositeMode = "crop",
     device: str | None = None,
     runtime: str | None = None,
+    precision: str | None = None,
     generator: StrPath | None = None,
     audio_encoder: StrPath | None = None,
     stats: bool = False,
@@ -97,7 +99,7 @@ def render(
         DeviceError: the device cannot be used.
     """
     begin = time.perf_counter()
-    _check_output(Path(output), audio, avatar)
+    check_output(Path(output), audio, avatar)
     with ExitStack() as outputs:
         # Speech and folders first, so that their errors come before the networks are opened.
         pcm = load_pcm(audio, track=audio_track)
@@ -105,7 +107,9 @@ def render(
         image_writer = None
         if images:
             image_writer = outputs.enter_context(ImageWriter(images, image_format, quality=quality))
-        pipeline = _open_pipeline(avatar, device, generator, audio_encoder, batch_size, runtime)
+        pipeline = _open_pipeline(
+            avatar, device, generator, audio_encoder, batch_size, runtime, precision
+        )
         opened = pipeline.avatar
         measured = stats or opened.device.type == "cpu"
         stopwatch = Stopwatch(pipeline.device) if measured else Stopwatch.off(pipeline.device)
@@ -173,6 +177,7 @@ def _open_pipeline(
     audio_encoder: StrPath | None,
     batch_size: int | None,
     runtime: str | None,
+    precision: str | None,
 ) -> Pipeline:
     """Open an avatar and its networks on a device.
 
@@ -184,22 +189,12 @@ def _open_pipeline(
             opened = Avatar.load(
                 avatar, device=name, generator=generator, audio_encoder=audio_encoder
             )
-            return Pipeline(opened, batch_size=batch_size, runtime=runtime)
+            return Pipeline(opened, batch_size=batch_size, runtime=runtime, precision=precision)
         except DeviceError as error:
             if name == devices[-1]:
                 raise
             warnings.warn(f"rendering on the CPU: {error}", stacklevel=2)
     raise AssertionError
-
-
-def _check_output(output: Path, audio: StrPath, avatar: StrPath) -> None:
-    """Raise InputError if the output would overwrite the speech or a file of the avatar."""
-    if not output.exists():
-        return
-    if Path(audio).exists() and output.samefile(audio):
-        raise InputError(f"{output} is the speech itself; give another name with -o")
-    if output.resolve().is_relative_to(Path(avatar).resolve()):
-        raise InputError(f"{output} is a file of the avatar; give another name with -o")
 
 
 def _warn_of_wide_pixels(avatar: Avatar, output: StrPath, images: StrPath) -> None:
@@ -247,6 +242,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--mode", choices=COMPOSITE_MODES, default="crop", help="how the mouth is pasted")
     add("--device", choices=("cpu", "cuda"), help="cuda if there is a GPU, else cpu")
     add("--runtime", choices=RUNTIMES, help="runtime of the networks (the best for their files)")
+    add("--precision", choices=PRECISIONS, help="precision of the generator on a CPU (fp32)")
     add("--generator", metavar="FILE", help="generator to use instead of the avatar's")
     add("--audio-encoder", metavar="FILE", help="audio encoder to use instead of the avatar's")
     add(

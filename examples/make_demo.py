@@ -10,12 +10,11 @@ from fractions import Fraction
 from functools import partial
 from pathlib import Path
 
-import av
-from av.video.reformatter import ColorRange, Colorspace
 from tqdm import tqdm
 
 from engine.command import Parser, program, run
 from engine.files import write_whole
+from engine.media.mp4 import Mp4Writer
 
 from . import DEMO
 from .person import SIZE, draw, face_box, idle, idle_mouth
@@ -37,28 +36,15 @@ MANIFEST = {
 
 def write_frames(path: Path) -> None:
     """Write the idle loop as H.264, limited-range BT.709, with one keyframe per second."""
-    with av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        # Without CABAC and deblocking (fastdecode), decoding takes a third of the time. A single
-        # thread makes the file the same everywhere, because x264's rate control depends on it.
-        options = {"crf": "18", "preset": "slow", "tune": "fastdecode", "bf": "0", "threads": "1"}
-        stream = container.add_stream("libx264", rate=FPS, options=options)
-        stream.width, stream.height = SIZE
-        stream.pix_fmt = "yuv420p"
-        context = stream.codec_context
-        context.gop_size = FPS
-        context.max_b_frames = 0
-        context.color_range = ColorRange.MPEG
-        context.colorspace = Colorspace.ITU709
-        context.color_primaries = 1  # BT.709, as numbered in ISO 23091-2
-        context.color_trc = 1
+    # Without CABAC and deblocking (fastdecode), decoding takes a third of the time. A single thread
+    # makes the file the same everywhere, because x264's rate control depends on it.
+    x264 = {"crf": "18", "preset": "slow", "tune": "fastdecode", "bf": "0", "g": str(FPS)}
+    width, height = SIZE
+    with Mp4Writer(
+        path, height=height, width=width, fps=Fraction(FPS), x264=x264, threads=1
+    ) as writer:
         for i in tqdm(range(FRAMES), desc="frames", unit="frame"):
-            picture = draw(idle(i / FPS), idle_mouth(i / FPS))
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
-                format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG"
-            )
-            frame.pts, frame.time_base = i, Fraction(1, FPS)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+            writer.write_frame(draw(idle(i / FPS), idle_mouth(i / FPS)))
 
 
 def write_phonemes(path: Path, utterance: Utterance) -> None:
@@ -81,7 +67,7 @@ def make_demo(folder: Path, *, speech: bool) -> None:
         utterance = make(SPOKEN)
         write_whole(folder / "speech.wav", partial(write_wav, utterance=utterance))
         write_whole(folder / "phonemes.json", partial(write_phonemes, utterance=utterance))
-    write_whole(folder / "frames.mp4", write_frames)
+    write_frames(folder / "frames.mp4")
     boxes = ",\n".join(json.dumps(list(face_box(idle(i / FPS)))) for i in range(FRAMES))
     write_whole(folder / "boxes.json", lambda path: path.write_text(f"[\n{boxes}\n]\n"))
     manifest = json.dumps(MANIFEST, indent=2) + "\n"

@@ -151,7 +151,7 @@ def test_gpu_tests_import_without_optional_packages():
         "for name in [*names.split(), 'avatar.test_avatar', 'live.test_live_on_gpu']:\n"
         "    importlib.import_module(f'tests.engine.{name}')\n"
         "import tests.train.test_train_on_gpu\n"
-        "import tests.engine.conftest, benchmarks.pipeline, benchmarks.kernels\n"
+        "import tests.engine.conftest, benchmarks.pipeline, benchmarks.kernels, benchmarks.live\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -56,3 +56,29 @@ def test_some_may_differ_however_few_there_are():
     assert_close(torch.ones(2), torch.zeros(2), LEVEL, at_least=2)
     with pytest.raises(AssertionError, match="2 of 2 values differ"):
         assert_close(torch.ones(2), torch.zeros(2), LEVEL)
+
+
+def test_bound_relative_to_the_largest():
+    scaled = Tolerance(0, "rounding", scaled=1e-3)
+    assert_close(torch.tensor([0.09, 100.0]), torch.tensor([0.0, 100.0]), scaled)
+    with pytest.raises(AssertionError, match="off"):
+        assert_close(torch.tensor([0.11, 100.0]), torch.tensor([0.0, 100.0]), scaled)
+
+
+def test_some_may_be_further_off():
+    outliers = Tolerance(1, "edges", beyond=0.25)
+    assert_close(torch.tensor([1, 1, 0, 200]), torch.zeros(4), outliers)
+    with pytest.raises(AssertionError, match="2.0 off"):
+        assert_close(torch.tensor([1, 1, 2, 2]), torch.zeros(4), outliers)
+
+
+@pytest.mark.parametrize(("dtype", "peak"), [(torch.float32, 1), (torch.uint8, 255)])
+def test_psnr(dtype, peak):
+    """One value of 100 off by the whole range: a mean square of 1/100 of it, which is 20 dB."""
+    expected = torch.zeros(100, dtype=dtype)
+    actual = expected.clone()
+    actual[7] = peak
+    assert_close(actual, expected, Tolerance(peak, "one pixel", psnr=19.99))
+    assert_close(expected, expected, Tolerance(peak, "one pixel", psnr=99))
+    with pytest.raises(AssertionError, match=r"PSNR 20\.0 dB"):
+        assert_close(actual, expected, Tolerance(peak, "one pixel", psnr=20.01))

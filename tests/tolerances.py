@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-F32, U8 = torch.float32, torch.uint8
+BF16, F16, F32, U8 = torch.bfloat16, torch.float16, torch.float32, torch.uint8
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,13 @@ class Tolerance:
     why: str
     share: float = 1.0  # of the values, that may differ at all
     relative: float = 0.0  # of |expected|, in addition to `largest`
+    scaled: float = 0.0  # of the largest |expected|, in addition to `largest`
+    beyond: float = 0.0  # share of the values that may be further off than all this
+    psnr: float = 0.0  # dB, at least; of values in [0, 1], or of levels for uint8
 
 
 _TIES = "float32 sums in another order decide differently about values between two levels"
+_SUMS = "float32 sums in another order"
 _OPENCV = "OpenCV's weights are fixed-point numbers or float32, ours float64 rounded once"
 
 TOLERANCES: dict[tuple[str, torch.dtype, str], Tolerance] = {
@@ -63,6 +67,48 @@ TOLERANCES: dict[tuple[str, torch.dtype, str], Tolerance] = {
         3, "the limited range has 220 levels of Y and 225 of U and V"
     ),
     ("convert_color", U8, "Y of FFmpeg"): Tolerance(1, "FFmpeg's fast conversion rounds otherwise"),
+    # The networks. `engine.plans.comparison` has what the export and the converter allow users'.
+    ("generator", F32, "formula"): Tolerance(1e-5, _SUMS, relative=1e-4),
+    ("audio_encoder", F32, "formula"): Tolerance(1e-5, _SUMS, relative=1e-4),
+    ("generator", F32, "PyTorch"): Tolerance(1e-5, _SUMS),
+    ("audio_encoder", F32, "PyTorch"): Tolerance(0, _SUMS, scaled=1e-5),
+    ("generator", F16, "PyTorch"): Tolerance(
+        2e-3, "half an ulp of float16 at 1 is 2.4e-4, in weights and activations", psnr=55
+    ),
+    ("audio_encoder", F16, "PyTorch"): Tolerance(
+        0, "half an ulp of float16 is 5e-4 of a value, once for each of 13 layers", scaled=5e-3
+    ),
+    ("generator", F16, "itself"): Tolerance(
+        2e-3, "TensorRT computes the rest of a batch with other kernels than whole batches"
+    ),
+    ("generator", F32, "ONNX Runtime"): Tolerance(
+        0, "float32 sums in another order, of a network with random weights", scaled=1e-4
+    ),
+    ("audio_encoder", F32, "ONNX Runtime"): Tolerance(
+        0, "float32 sums in another order, of a network with random weights", scaled=1e-4
+    ),
+    ("generator", BF16, "ONNX Runtime"): Tolerance(
+        1, "8 bits of a value are kept; single pixels at edges differ by more", psnr=55
+    ),
+    ("converted graph", F16, "formula"): Tolerance(
+        1e-2, "half an ulp of float16 at 7 is 2e-3, in weights, input and output"
+    ),
+    ("linear layer", F32, "itself, not compiled"): Tolerance(1e-6, _SUMS, relative=1e-5),
+    # Frames.
+    ("frames", U8, "those of a CPU"): Tolerance(
+        255, "float16 in place of float32; single pixels at edges differ by more", psnr=50
+    ),
+    ("frames", U8, "a loop of librosa, OpenCV and PyTorch"): Tolerance(
+        1, "the stages' ties, and what the networks make of them at edges", beyond=1e-3
+    ),
+    ("frames", U8, "those of another runtime"): Tolerance(
+        1, "float32 sums in another order; single pixels at edges differ by more", beyond=1e-3
+    ),
+    ("frames", U8, "those of other batches"): Tolerance(
+        2, "the networks' rounding moves a value over a level's edge now and then", share=0.01
+    ),
+    ("JPEG of RGB or grey", U8, "OpenCV"): Tolerance(0, "both decode with libjpeg-turbo"),
+    ("JPEG of CMYK", U8, "OpenCV"): Tolerance(2, "OpenCV divides by 256 in place of 255"),
 }
 
 
@@ -81,16 +127,25 @@ def assert_close(
         tolerance: an entry of `TOLERANCES`.
         at_least: number of values that may differ however few there are in all.
     """
+    peak = 255 if expected.dtype in (U8, np.uint8) else 1
     actual, expected = (_signed(values) for values in (actual, expected))
     assert actual.shape == expected.shape
     expected = expected.to(actual.device)
     same = (actual == expected) | (actual.isnan() & expected.isnan())
     off = (actual - expected).abs().masked_fill_(same, 0)
     assert not off.isnan().any(), "NaN on one side only"
-    worst = (off - tolerance.relative * expected.abs().nan_to_num(0)).max() if off.numel() else 0
-    assert worst <= tolerance.largest, f"{worst} off: {tolerance}"
-    differing, allowed = int((off > 0).sum()), max(at_least, tolerance.share * off.numel())
-    assert differing <= allowed, f"{differing} of {off.numel()} values differ: {tolerance}"
+    if not off.numel():
+        return
+    size = expected.abs().nan_to_num(0)
+    allowed = tolerance.relative * size + tolerance.scaled * size.max()
+    excess = off - allowed
+    further = (~(excess <= tolerance.largest)).sum()
+    assert further <= tolerance.beyond * off.numel(), f"{excess.max()} off: {tolerance}"
+    differing, most = int((off > 0).sum()), max(at_least, tolerance.share * off.numel())
+    assert differing <= most, f"{differing} of {off.numel()} values differ: {tolerance}"
+    if tolerance.psnr:
+        psnr = -10 * torch.log10((off / peak).square().mean())
+        assert psnr >= tolerance.psnr, f"PSNR {psnr:.1f} dB: {tolerance}"
 
 
 def _signed(values: torch.Tensor | np.ndarray) -> torch.Tensor:

@@ -12,16 +12,12 @@ from torch import Tensor
 from kernels import FPS, MAX_SIDE
 
 from ..errors import DeviceError, InputError, shortened
-from ..plans.record import read_record
+from ..runtime.reserve import reserved_bytes
 from .boxes import boxes_from_json, boxes_from_landmarks, check_boxes
 from .frames import CACHE_BYTES, FrameCache, ImageFolder, Source, VideoFile
 from .layouts import IMAGE_SUFFIXES, Parts, choose_networks, find_layout, numbered
 from .pairing import Numbers, first_of_both
 
-# Bytes of GPU memory that uploading the frames must leave free for networks and buffers.
-RESERVED = 2 << 30
-# The part of them for buffers and weights; a plan's record gives its scratch memory besides.
-BUFFERS = 1 << 30
 MAX_RATE_ERROR = 0.01  # relative difference between the folder's frame rate and its video's
 
 
@@ -201,20 +197,6 @@ class Avatar:
             source.read(part.tolist(), staging[: len(part)].numpy())
             frames[part[0] : part[-1] + 1] = staging[: len(part)]
         return frames
-
-
-def reserved_bytes(generator: Path | None) -> int:
-    """Return the bytes of GPU memory to keep free for the networks and the buffers of a render.
-
-    They are more than `RESERVED` if the generator's plan needs much scratch memory.
-    """
-    if generator is None:
-        return RESERVED
-    try:
-        scratch = read_record(generator.with_suffix(".plan")).scratch_bytes or 0
-    except InputError:
-        scratch = 0
-    return max(RESERVED, BUFFERS + scratch)
 
 
 def _compare_rates(parts: Parts, video: VideoFile) -> None:

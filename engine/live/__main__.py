@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from tqdm import tqdm
 from ..avatar import Avatar
 from ..command import Parser, program, run
 from ..errors import InputError, printable
+from ..files import check_output
 from ..media import h264
 from ..media.mp4 import Mp4Writer
 from ..media.speech import audio_blocks
+from ..runtime import PRECISIONS
 from .live import PREBUFFER, Live
 from .session import Counts, Piece, Session
 
@@ -37,61 +40,62 @@ def talk(options: argparse.Namespace) -> str:
     """
     if Path(options.output).suffix.lower() != ".mp4":
         raise InputError(f"{options.output} does not end in .mp4")
+    if options.utterance is not None and not options.utterance >= 0.1:
+        raise InputError(f"utterance is {options.utterance}; expected at least 0.1 seconds")
+    if not 0 <= options.pause <= 600:
+        raise InputError(f"pause is {options.pause}; expected 0 to 600 seconds")
+    check_output(Path(options.output), options.audio, options.avatar)
     source = _stdin(options) if options.audio == "-" else _file(options.audio)
     rate, channels = next(source)
     avatar = Avatar.load(
-        options.avatar, generator=options.generator, audio_encoder=options.audio_encoder
+        options.avatar,
+        device=options.device,
+        generator=options.generator,
+        audio_encoder=options.audio_encoder,
     )
     with (
-        Live(avatar) as live,
+        Live(avatar, precision=options.precision) as live,
         live.open(sample_rate=rate, channels=channels, prebuffer=options.prebuffer) as session,
-        _Writer(options.output, avatar, rate, channels) as writer,
+        _Writer(Path(options.output), avatar, rate, channels) as writer,
     ):
         print(printable(f"{avatar.name}: {live.description}"), file=sys.stderr)
         feeder = _Feeder(session, source, options.utterance, options.pause)
         feeder.start()
-        arrivals = _receive(session, feeder, writer, options.progress)
+        first = _receive(session, feeder, writer, options.progress)
         counts = session.counts
-    return _summary(options.output, session, counts, feeder, arrivals)
+    return _summary(options.output, session, counts, first)
 
 
 def _receive(
     session: Session, feeder: "_Feeder", writer: "_Writer", progress: bool
-) -> list[tuple[Piece, float]]:
-    """Write pieces until the last utterance has been spoken; return when each came."""
-    arrivals: list[tuple[Piece, float]] = []
-    ends = 0
-    with tqdm(unit=" frames", disable=None if progress else True) as bar:
+) -> float | None:
+    """Write pieces until the last utterance has been spoken.
+
+    Returns:
+        Seconds from the first sample of speech to the frame that plays it; None without speech.
+    """
+    delay, ends = None, 0
+    # In a thread of its own, because PyAV may swallow what a signal raises: Ctrl-C would be lost.
+    with (
+        tqdm(unit=" frames", disable=None if progress else True) as bar,
+        ThreadPoolExecutor(1, "viseme-write") as writing,
+    ):
         for piece in session:
-            writer.write(piece)
-            piece.frames = piece.frames[:0]
-            arrivals.append((piece, time.monotonic()))
+            if delay is None and piece.speaking:
+                delay = time.monotonic() - feeder.begin
+            writing.submit(writer.write, piece).result()
             bar.update()
             ends += piece.end
-            if feeder.failure is not None:
-                raise feeder.failure
             if feeder.done and ends >= feeder.utterances:
-                break
-    return arrivals
+                return delay
+    raise feeder.failure or InputError("the session was closed")
 
 
-def _summary(
-    output: str,
-    session: Session,
-    counts: Counts,
-    feeder: "_Feeder",
-    arrivals: list[tuple[Piece, float]],
-) -> str:
-    begins = [
-        (piece, when)
-        for number, (piece, when) in enumerate(arrivals)
-        if piece.speaking and (number == 0 or not arrivals[number - 1][0].speaking)
-    ]
-    delays = [when - pushed for (_, when), pushed in zip(begins, feeder.begins, strict=False)]
-    first = f"first frame {1000 * delays[0]:.0f} ms after its first sample, " if delays else ""
-    seconds = float(len(arrivals) / session.fps)
+def _summary(output: str, session: Session, counts: Counts, delay: float | None) -> str:
+    first = "" if delay is None else f"first frame {1000 * delay:.0f} ms after its first sample, "
+    seconds = float(counts.frames / session.fps)
     return (
-        f"{output}: {len(arrivals)} frames, {seconds:.2f} s, {first}{counts.late} late, "
+        f"{output}: {counts.frames} frames, {seconds:.2f} s, {first}{counts.late} late, "
         f"{counts.skipped} without picture, {counts.underruns} underruns"
     )
 
@@ -100,7 +104,7 @@ class _Feeder(threading.Thread):
     """Pushes sound in real time, 20 ms at a time.
 
     Attributes:
-        begins: when the first sample of each utterance was pushed.
+        begin: when the first sample was pushed.
         utterances: how many there are, once `done`.
     """
 
@@ -113,8 +117,8 @@ class _Feeder(threading.Thread):
     ):
         super().__init__(daemon=True)
         self._session, self._blocks, self._pause = session, blocks, pause
-        self._most = round(utterance * session.sample_rate) if utterance else None
-        self.begins: list[float] = []
+        self._most = round(utterance * session.sample_rate) if utterance else sys.maxsize
+        self.begin = 0.0
         self.utterances, self.done = 0, False
         self.failure: BaseException | None = None
 
@@ -130,18 +134,21 @@ class _Feeder(threading.Thread):
         rate, step = self._session.sample_rate, int(STEP * self._session.sample_rate)
         due, spoken = time.monotonic(), 0
         for block in self._blocks:
-            for first in range(0, block.shape[1], step):
-                part = block[:, first : first + step]
+            while block.shape[1]:
+                most = min(step, self._most - spoken)
+                part, block = block[:, :most], block[:, most:]
                 if spoken == 0:
-                    self.begins.append(time.monotonic())
+                    self.begin = self.begin or time.monotonic()
                     self.utterances += 1
                 self._session.push(part)
                 spoken += part.shape[1]
                 due += part.shape[1] / rate
-                if self._most is not None and spoken >= self._most:
+                if spoken == self._most:
                     self._session.flush()
                     spoken, due = 0, due + self._pause
                 time.sleep(max(due - time.monotonic(), 0))
+        if not self.utterances:
+            raise InputError("the speech has 0 samples")
         self._session.flush()
 
 
@@ -174,7 +181,7 @@ def _stdin(options: argparse.Namespace) -> Iterator[Any]:
 class _Writer(Mp4Writer):
     """Writes pieces to an mp4. A skipped picture repeats the last one."""
 
-    def __init__(self, path: str, avatar: Avatar, rate: int, channels: int):
+    def __init__(self, path: Path, avatar: Avatar, rate: int, channels: int):
         super().__init__(
             path,
             height=avatar.height,
@@ -202,8 +209,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--avatar", required=True, metavar="DIR", help="avatar folder, any of the four layouts")
     add("--audio", required=True, metavar="FILE|-", help="speech; - for raw int16 PCM from stdin")
     add("-o", "--output", required=True, metavar="OUT.mp4")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where frames are made (cpu)")
     add("--generator", metavar="FILE", help="use this generator instead of the avatar's")
     add("--audio-encoder", metavar="FILE", help="use this encoder instead of the avatar's")
+    add("--precision", choices=PRECISIONS, help="of the generator (bf16 where the CPU has it)")
     add("--sample-rate", type=int, default=16000, metavar="HZ", help="of stdin (default: 16000)")
     add("--channels", type=int, choices=(1, 2), default=1, help="of stdin (default: 1)")
     add("--prebuffer", type=float, default=PREBUFFER, metavar="S", help="see the docs (0.45)")

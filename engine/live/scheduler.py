@@ -1,5 +1,6 @@
 """Many sessions of a device, one batch: which frames are made when."""
 
+import atexit
 import heapq
 import itertools
 import math
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from queue import SimpleQueue
 from typing import NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
@@ -25,6 +26,15 @@ ABANDONED = 10.0  # seconds without a take, unless told
 MARGIN = 0.005  # seconds between the end of a frame's making and the time it is due
 GATHER = 0.01  # seconds for which a batch that is not full waits for more frames
 SWEEP = 1.0  # seconds between two looks for sessions that were abandoned
+
+_running: "WeakSet[Scheduler]" = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    # A thread inside OpenVINO or CUDA while they are unloaded ends the process with a signal.
+    for scheduler in list(_running):
+        scheduler.close()
 
 
 class _Work(NamedTuple):
@@ -80,7 +90,8 @@ class Scheduler:
         self.failure: BaseException | None = None
 
     def start(self) -> None:
-        """Begin to make frames."""
+        """Begin to make frames. What still runs when Python exits is closed."""
+        _running.add(self)
         for name, work in (("viseme-live", self._loop), ("viseme-hand-out", self._hand_out)):
             self._threads.append(threading.Thread(target=work, name=name, daemon=True))
             self._threads[-1].start()

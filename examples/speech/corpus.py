@@ -49,7 +49,9 @@ def _pause(random: np.random.Generator) -> float:
     return round(0.3 + 2.2 * random.random() ** 6, 3)
 
 
-def _recipe(random: np.random.Generator, sentences, variants: tuple[str, ...]) -> Recipe:
+def _recipe(
+    random: np.random.Generator, sentences: tuple[str, ...], variants: tuple[str, ...]
+) -> Recipe:
     gain = round(random.uniform(0.3, 1.0), 3)
     noise = 0.0
     if random.random() < _NOISY:

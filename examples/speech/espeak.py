@@ -7,6 +7,7 @@ import wave
 from dataclasses import dataclass
 from math import gcd
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.signal import resample_poly
@@ -93,8 +94,11 @@ def _library() -> tuple[str, str | None]:
     return espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
 
 
-def _synthesise(text: str, voice: str, rate: int, pitch: int):
-    """Return (sample rate, int16 samples, [(phoneme, index of its first sample)])."""
+# Sample rate, int16 samples, phonemes with the indices of their first samples.
+_Spoken = tuple[int, np.ndarray, list[tuple[str, int]]]
+
+
+def _synthesise(text: str, voice: str, rate: int, pitch: int) -> _Spoken:
     path, data = _library()
     # The library is loaded anew for each utterance, because the state of its random numbers,
     # flutter and echo survives espeak_Terminate and would change the samples.
@@ -111,7 +115,9 @@ def _synthesise(text: str, voice: str, rate: int, pitch: int):
         _ctypes.dlclose(library._handle)
 
 
-def _run(library: ctypes.CDLL, data: str | None, text: str, voice: str, rate: int, pitch: int):
+def _run(
+    library: ctypes.CDLL, data: str | None, text: str, voice: str, rate: int, pitch: int
+) -> _Spoken:
     options = _PHONEME_EVENTS | _DONT_EXIT
     sample_rate = library.espeak_Initialize(
         _SYNCHRONOUS, 0, None if data is None else str(Path(data)).encode(), options
@@ -125,8 +131,8 @@ def _run(library: ctypes.CDLL, data: str | None, text: str, voice: str, rate: in
     parts: list[np.ndarray] = []
     marks: list[tuple[str, int]] = []
 
-    @_CALLBACK
-    def collect(samples, count, events):
+    @_CALLBACK  # type: ignore[untyped-decorator]  # a type of ctypes
+    def collect(samples: Any, count: int, events: Any) -> int:
         if samples and count:
             parts.append(np.ctypeslib.as_array(samples, (count,)).copy())
         i = 0

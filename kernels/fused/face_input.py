@@ -96,6 +96,9 @@ def _face_input(
         to = inputs + four // (4 * _ROI_SIZE) * (_ROI_SIZE * _ROI_SIZE) + four % (4 * _ROI_SIZE)
         to += (quad - _MARGIN // 4) * (4 * _ROI_SIZE)
         tl.store(to, value.to(inputs.dtype.element_ty), mask=live)
+        if inputs.dtype.element_ty == tl.float32:
+            # Loaded again: kept across the store of float32 values, it would spill on some GPUs.
+            place = tl.load(tables + 4 * ROW_BYTES_PADDED + four).to(tl.int32)
         row = top + (place & (4 * ROW_BYTES_PADDED - 1)) // ROW_BYTES_PADDED
         masked = (row >= _MASK_TOP) & (row < _MASK_BOTTOM) & (place >= 4 * ROW_BYTES_PADDED)
         value = tl.where(masked, 0.0, value)

@@ -21,7 +21,7 @@ from engine.device.host_copy import copy_to_host
 from engine.media.speech import read_speech
 from engine.render import _describe, main
 from engine.render import render as render_file
-from tests.conftest import DEMO
+from tests.conftest import DEMO, ROOT
 from tests.engine.files import silent_film, write_audio
 
 RATE = 16000
@@ -325,3 +325,56 @@ def test_help_describes_every_option():
     )
     for option in ("--avatar", "--audio", "--loop {pingpong,wrap}", "--runtime", "--frames DIR"):
         assert option in done.stdout
+
+
+# --- precision -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def plain(native, audio, tmp_path) -> list[object]:
+    """The options of a render with networks that cost little."""
+    cases = ROOT / "tests" / "cases"
+    networks = ["--generator", cases / "meter.onnx", "--audio-encoder"]
+    networks += [cases / "loudness_encoder.onnx", "--device", "cpu", "--no-progress"]
+    return ["--avatar", native, "--audio", audio, "-o", tmp_path / "o.mp4", *networks]
+
+
+def test_precision(plain, capsys):
+    assert render(*plain, "--precision", "fp32") == 0
+    said = capsys.readouterr().err
+    assert "generator in ONNX Runtime " in said and "(for fp32, as requested)" in said
+    with pytest.raises(SystemExit, match="2"):
+        render(*plain, "--precision", "int8")
+    assert "invalid choice: 'int8'" in capsys.readouterr().err
+
+
+def test_bf16(plain, tmp_path, capsys):
+    """Where the CPU has it; elsewhere a line says what it lacks."""
+    openvino = pytest.importorskip("engine.runtime.openvino", reason="OpenVINO is not installed")
+    code = render(*plain, "--precision", "bf16")
+    said = capsys.readouterr().err
+    if openvino.has_bf16():
+        assert code == 0
+        assert "generator in OpenVINO " in said and "bfloat16 (for bf16, as requested)" in said
+    else:
+        assert code == 2
+        assert said == (
+            "error: precision is bf16, but this CPU has neither AVX512_BF16 nor AMX; expected fp32\n"
+        )
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_bf16_on_a_cpu_without_it(plain, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("openvino")
+    monkeypatch.setattr("engine.runtime.openvino.has_bf16", lambda: False)
+    assert render(*plain, "--precision", "bf16") == 2
+    assert "neither AVX512_BF16 nor AMX; expected fp32" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bf16_in_another_runtime(plain, tmp_path, capsys):
+    assert render(*plain, "--precision", "bf16", "--runtime", "onnxruntime") == 2
+    assert capsys.readouterr().err == (
+        "error: precision is bf16, but the runtime is onnxruntime; expected openvino\n"
+    )
+    assert list(tmp_path.iterdir()) == []

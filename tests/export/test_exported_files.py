@@ -8,6 +8,8 @@ import onnxruntime
 import pytest
 import torch
 
+from tests.tolerances import TOLERANCES, assert_close
+
 TENSOR_TYPE = {"fp16": onnx.TensorProto.FLOAT16, "fp32": onnx.TensorProto.FLOAT}
 
 
@@ -94,16 +96,8 @@ def test_computes_what_pytorch_does(exported, kind, n):
     feeds = {name: x.numpy().astype(dtype) for name, x in zip(names, inputs, strict=True)}
     (actual,) = session.run(None, feeds)
     assert actual.dtype == dtype and actual.shape == expected.shape
-    error = np.abs(actual.astype(np.float64) - expected)
-
-    scale = 1 if kind == "generator" else expected.max()
-    bound = {
-        ("generator", "fp16"): 2e-3,
-        ("audio_encoder", "fp16"): 5e-3,
-    }.get((kind, exported.report.precision), 1e-5)
-    assert error.max() <= bound * scale
-    if kind == "generator":
-        assert 10 * np.log10(1 / (error**2).mean()) >= 55
+    precision = torch.from_numpy(actual).dtype
+    assert_close(actual, expected, TOLERANCES[kind, precision, "PyTorch"])
 
 
 def test_report_gives_the_differences(exported, kind):

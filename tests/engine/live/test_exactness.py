@@ -214,6 +214,16 @@ def test_a_long_session_does_not_drift_and_keeps_no_more_than_a_short_one():
     assert max(sizes[minute:]) <= max(sizes[:minute]) + 200_000
 
 
+def test_long_speech():
+    """The ring of features goes round four times."""
+    stage = Stage()
+    recorded = Recorded(stage)
+    recorded.session.push(voice(1, 640 * 520))
+    recorded.session.flush()
+    recorded.take(535)
+    check(recorded, True)
+
+
 def test_speech_right_after_an_interruption_is_mixed_with_its_fade():
     stage = Stage()
     session = stage.open()

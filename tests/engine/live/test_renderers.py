@@ -40,16 +40,21 @@ def tiny(small, networks, tmp_path_factory):
     return folders.native("tiny")
 
 
-@pytest.fixture(scope="module")
-def pipeline(tiny) -> Pipeline:
-    """Brightness of the mouth follows the loudness of the speech."""
-    return Pipeline(Avatar.load(tiny, **NETWORKS), batch_size=4)
+@pytest.fixture(scope="module", params=["meter", "identity"])
+def generator(request):
+    """One shows how loud the speech is; the other gives its picture back."""
+    return {"generator": CASES / f"{request.param}.onnx"}
 
 
 @pytest.fixture(scope="module")
-def resident(tiny) -> Pipeline:
+def pipeline(tiny, generator) -> Pipeline:
+    return Pipeline(Avatar.load(tiny, **NETWORKS | generator), batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def resident(tiny, generator) -> Pipeline:
     """The same, with all frames of the avatar in memory, as on a GPU."""
-    avatar = Avatar.load(tiny, **NETWORKS)
+    avatar = Avatar.load(tiny, **NETWORKS | generator)
     avatar._frames = avatar.batch(list(range(len(avatar))))[0]
     return Pipeline(avatar, batch_size=4)
 
@@ -77,7 +82,7 @@ def taken(stage: Stage, session: Session, most: int) -> tuple[np.ndarray, torch.
 
 
 @settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(cuts=st.lists(st.integers(1, 9_000), min_size=1, max_size=8), turns=st.integers(1, 7))
 def test_frames_of_two_sessions_are_those_of_renders(make, pipeline, cuts, turns):

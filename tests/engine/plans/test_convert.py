@@ -13,6 +13,7 @@ from engine.plans.onnx_graph import load_graph
 from engine.runtime.signature import AUDIO_ENCODER, GENERATOR
 from models import checkpoint
 from tests.engine import onnx_files
+from tests.tolerances import TOLERANCES, assert_close
 
 SIGNATURES = {"generator": GENERATOR, "audio_encoder": AUDIO_ENCODER}
 TOLERANCE = 5e-3  # relative to the largest value, for weights and values in float16
@@ -145,7 +146,8 @@ def test_a_batch_norm_whose_variance_is_beyond_float16(tmp_path):
     wanted = (c - 3) / np.sqrt(1e5) * 2 + 0.5
     session = onnxruntime.InferenceSession(graph.data, providers=["CPUExecutionProvider"])
     (y,) = session.run(None, {"x": x.numpy().astype(np.float16)})
-    assert np.abs(y - wanted.flatten(1)[:, :512].numpy()).max() < 1e-2
+    formula = TOLERANCES["converted graph", torch.float16, "formula"]
+    assert_close(y, wanted.flatten(1)[:, :512], formula)
 
 
 def test_floats_of_shapes_stay_float32(tmp_path):

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from engine import Avatar, InputError, Pipeline
-from engine.avatar.avatar import RESERVED, reserved_bytes
 from engine.build import main
 from engine.errors import DeviceError
 from engine.plans.check import check_plan
@@ -19,9 +18,11 @@ from engine.plans.edition import EDITIONS, gpu_architecture, logger
 from engine.runtime import open as open_module
 from engine.runtime import open_network
 from engine.runtime import tensorrt as tensorrt_module
+from engine.runtime.reserve import RESERVED, reserved_bytes
 from engine.runtime.signature import AUDIO_ENCODER, GENERATOR
 from models import checkpoint
 from tests.engine import onnx_files
+from tests.tolerances import TOLERANCES, assert_close
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -562,7 +563,7 @@ def test_computes_what_pytorch_computes(on_this_gpu, fp16_safe_checkpoints, n):
     for dtype in (torch.float16, torch.float32):
         out = torch.full((n, 3, 320, 320), float("nan"), dtype=dtype, device=CUDA)
         assert network(*(t.to(CUDA, dtype) for t in inputs), out=out) is out
-        assert (out.float().cpu() - expected).abs().max() < 2e-3
+        assert_close(out.cpu(), expected, TOLERANCES["generator", torch.float16, "PyTorch"])
 
 
 @pytest.mark.gpu
@@ -584,8 +585,10 @@ def test_threads_and_streams(on_this_gpu):
             for _ in range(10):
                 out = torch.empty_like(wanted)
                 two(*tensors, out=out)
-                if not torch.allclose(out.float(), wanted.float(), atol=2e-3):
-                    wrong.append(len(wanted))
+                try:
+                    assert_close(out, wanted, TOLERANCES["generator", torch.float16, "itself"])
+                except AssertionError as error:
+                    wrong.append(error)
 
     threads = [
         threading.Thread(target=work, args=pair) for pair in zip(inputs, expected, strict=True)

@@ -1,0 +1,24 @@
+"""GPU memory that stays free for the networks and their buffers when frames are uploaded."""
+
+from pathlib import Path
+
+from ..errors import InputError
+from ..plans.record import read_record
+
+RESERVED = 2 << 30  # bytes, at least
+# The part of them for buffers and weights; a plan's record gives its scratch memory besides.
+BUFFERS = 1 << 30
+
+
+def reserved_bytes(generator: Path | None) -> int:
+    """Return the bytes to keep free.
+
+    They are more than `RESERVED` if the generator's plan needs much scratch memory.
+    """
+    if generator is None:
+        return RESERVED
+    try:
+        scratch = read_record(generator.with_suffix(".plan")).scratch_bytes or 0
+    except InputError:
+        scratch = 0
+    return max(RESERVED, BUFFERS + scratch)
