@@ -36,17 +36,13 @@ def whole(path: Path) -> Iterator[Path]:
 def check_output(
     output: Path, speech: str | os.PathLike[str], avatar: str | os.PathLike[str]
 ) -> None:
-    """Check that an output does not overwrite what is read.
-
-    Raises:
-        InputError: it does.
-    """
+    """Raise InputError if the output would overwrite the speech or a file of the avatar."""
     if not output.exists():
         return
     if Path(speech).exists() and output.samefile(speech):
-        raise InputError(f"{output} is the speech itself")
+        raise InputError(f"{output} is the speech itself; give another name with -o")
     if output.resolve().is_relative_to(Path(avatar).resolve()):
-        raise InputError(f"{output} is a file of the avatar")
+        raise InputError(f"{output} is a file of the avatar; give another name with -o")
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

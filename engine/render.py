@@ -242,7 +242,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--mode", choices=COMPOSITE_MODES, default="crop", help="how the mouth is pasted")
     add("--device", choices=("cpu", "cuda"), help="cuda if there is a GPU, else cpu")
     add("--runtime", choices=RUNTIMES, help="runtime of the networks (the best for their files)")
-    add("--precision", choices=PRECISIONS, help="of the generator on a CPU (fp32)")
+    add("--precision", choices=PRECISIONS, help="precision of the generator on a CPU (fp32)")
     add("--generator", metavar="FILE", help="generator to use instead of the avatar's")
     add("--audio-encoder", metavar="FILE", help="audio encoder to use instead of the avatar's")
     add(

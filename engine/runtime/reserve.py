@@ -1,4 +1,4 @@
-"""Memory of a GPU that whoever fills it first leaves to the networks and their buffers."""
+"""GPU memory that stays free for the networks and their buffers when frames are uploaded."""
 
 from pathlib import Path
 
@@ -6,12 +6,15 @@ from ..errors import InputError
 from ..plans.record import read_record
 
 RESERVED = 2 << 30  # bytes, at least
-BUFFERS = 1 << 30  # bytes, for buffers and weights where a plan says what it takes besides
+# The part of them for buffers and weights; a plan's record gives its scratch memory besides.
+BUFFERS = 1 << 30
 
 
 def reserved_bytes(generator: Path | None) -> int:
-    """Return the bytes to leave: more than usual where the generator has a plan, given or beside
-    it, that takes much to run."""
+    """Return the bytes to keep free.
+
+    They are more than `RESERVED` if the generator's plan needs much scratch memory.
+    """
     if generator is None:
         return RESERVED
     try:

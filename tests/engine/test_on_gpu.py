@@ -116,7 +116,6 @@ def test_frames_equal_the_cpus(make, expected, short, batch_size, mode):
 
 
 def test_batch_size_does_not_change_frames(make, short):
-    """They may differ by the networks' rounding, which sometimes changes a level."""
     first = finished(make(1), short)
     for batch_size in (4, 5, 16, 40):
         tolerance = TOLERANCES["frames", torch.uint8, "those of other batches"]

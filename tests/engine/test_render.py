@@ -375,6 +375,6 @@ def test_bf16_on_a_cpu_without_it(plain, tmp_path, monkeypatch, capsys):
 def test_bf16_in_another_runtime(plain, tmp_path, capsys):
     assert render(*plain, "--precision", "bf16", "--runtime", "onnxruntime") == 2
     assert capsys.readouterr().err == (
-        "error: precision is bf16, which the onnxruntime runtime has not; use openvino\n"
+        "error: precision is bf16, but the runtime is onnxruntime; expected openvino\n"
     )
     assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ def test_the_generators_difference_is_of_pixels():
     found = measure("generator", actual, expected)
     assert found.largest == found.relative == pytest.approx(0.1, abs=1e-3)
     assert found.psnr == pytest.approx(40, abs=0.05)
-    assert found.excess("fp16") == "differs by 0.1, more than 0.03"
+    assert found.excess("fp16") == "differs by 0.1; expected at most 0.03"
     actual[1][0, :20] = 0.515625  # 1/64 off: 0.2 / 4096
     assert measure("generator", actual, expected).excess("fp16").startswith("has a PSNR of 43.1 dB")
     assert measure("generator", expected, expected).psnr == math.inf
@@ -28,7 +28,7 @@ def test_the_encoders_difference_is_relative_to_its_largest_feature():
     found = measure("audio_encoder", actual, expected)
     assert (found.largest, found.relative, found.psnr) == (0.5, 0.0025, None)
     assert found.excess("fp16") is None
-    assert found.excess("fp32") == "differs by 0.0025, more than 0.0001"
+    assert found.excess("fp32") == "differs by 0.0025; expected at most 0.0001"
 
 
 @pytest.mark.parametrize("kind", ["generator", "audio_encoder"])

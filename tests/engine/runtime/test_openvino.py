@@ -55,7 +55,7 @@ def bf16():
 
 
 def test_bf16_is_close_to_float32(faces, bf16, export_cache, monkeypatch):
-    """For the demo's trained generator, on faces."""
+    """The demo's trained generator on faces."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(export_cache))
     trained = DEMO / "generator.safetensors"
     expected = run(open_network(GENERATOR, trained, device=CPU), faces, GENERATOR)
