@@ -374,6 +374,28 @@ def _close(state) -> None:
         state.close()
 
 
+def test_closing_ends_the_waiting(running):
+    """Of a thread and of a coroutine, for frames that would never come."""
+    session, taken = opened(running), []
+    session.push(voice(1, 100))
+    thread = threading.Thread(target=lambda: taken.append(session.take()), daemon=True)
+    thread.start()
+
+    async def waiting():
+        async for piece in session:
+            taken.append(piece)
+
+    async def both():
+        task = asyncio.ensure_future(waiting())
+        await asyncio.sleep(0.05)
+        session.close()
+        await asyncio.wait_for(task, 30)
+
+    asyncio.run(both())
+    thread.join(30)
+    assert taken == [None]
+
+
 def test_frames_are_handed_out_in_order_once_they_are_there(running):
     """The scheduler goes on while a GPU works, and an interruption drops what it works on."""
     there = threading.Event()
