@@ -41,7 +41,7 @@ GPU = LiveBudget(
 )  # fmt: skip
 CPU = LiveBudget(
     (1, 2, 4, 8), (FRAME,), 1, copied=1 << 28, sample=2.0, job=300, compiling=0, total=2400,
-    sessions=(1, 2, 4), scheduled=SCHEDULED, talk=20, rounds=3, taken=8, many=10, hour=3600,
+    sessions=(1, 2, 4), scheduled=SCHEDULED, talk=20, rounds=2, taken=4, many=10, hour=3600,
     compared=32,
 )  # fmt: skip
 QUICK = LiveBudget(

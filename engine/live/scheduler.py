@@ -282,8 +282,9 @@ class Scheduler:
         due = state.due(stream.frame)
         if stream.ready():
             return due - state.seconds_ahead
-        # Speech may still come, until the frame has to be begun.
-        return due - self._costs_of(state.renderer).seconds(len(self._turns)) - MARGIN
+        # Speech may still come, until the frame has to be begun. Twice the time that it takes,
+        # because an encoder or another batch may be at work.
+        return due - 2 * self._costs_of(state.renderer).seconds(len(self._turns)) - MARGIN
 
     # --- one batch -------------------------------------------------------------------------------
 
