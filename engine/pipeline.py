@@ -134,9 +134,9 @@ class Pipeline:
             batch size. On a CPU the caller may keep and change them. On a GPU they are views into a
             ring of three batches: a batch is overwritten when the third one after it is taken, of
             this render or of one begun after it. They are ready for work on the stream that was
-            current when they were taken, which must be the same for all batches of a render. To
-            read them on another stream, make that one wait for this one first, and this one for
-            that one before the third batch is taken.
+            current when they were taken, which must be the same for all batches of a render.
+            Another stream that reads them must wait for that stream first. Before the third batch
+            after them is taken, that stream must wait for the other one.
 
         Raises:
             InputError: the speech cannot be used, or an argument is out of range. While frames are
@@ -184,10 +184,11 @@ class Pipeline:
         """Return the device seconds that each stage takes for one video frame of a long render.
 
         "windows" is everything between `log_mel` and the networks: mel windows, feature windows,
-        copies. The measurement renders that many seconds of noise twice.
+        copies of features and of frame numbers. The measurement renders that many seconds of noise
+        twice, because the first render compiles and captures.
         """
         noise = torch.randn(int(seconds * kernels.SAMPLE_RATE)).clamp_(-1, 1) / 4
-        for stopwatch in (Stopwatch(self.device), Stopwatch(self.device)):  # the second one counts
+        for stopwatch in (Stopwatch(self.device), Stopwatch(self.device)):
             frames = sum(map(len, self.render(noise, stopwatch=stopwatch)))
         return {name: spent / frames for name, spent in stopwatch.seconds().items()}
 
@@ -196,26 +197,27 @@ class Pipeline:
     ) -> Iterator[Tensor]:
         """Yield finished frames: PCM -> mel -> features -> generated mouths -> frames."""
         total, fps = len(numbers), float(self.avatar.fps)
+        feature_count = total - 2  # the first and the last one count twice
         encoder_check, generator_check = self.checks(total)
         encoded = 0
         with self._take_buffers(total) as buffers:
             tensors, executor = buffers.tensors, buffers.executor
             with executor.on_current_stream():
                 pcm = buffers.start(pcm, numbers)
-                features = torch.empty(
-                    total - 2, kernels.FEATURE_DIM, dtype=self.generator.dtype, device=self.device
-                )
+                shape = feature_count, kernels.FEATURE_DIM
+                features = torch.empty(shape, dtype=self.generator.dtype, device=self.device)
                 with stopwatch.stage("log_mel"):
                     mel = kernels.log_mel(pcm)
             for first in range(0, total, self.batch_size):
                 n = min(self.batch_size, total - first)
                 with executor.on_current_stream():
-                    needed = min(first + n + LOOK_AHEAD, len(features))
+                    needed = min(first + n + LOOK_AHEAD, feature_count)
                     while encoded < needed:
-                        # The first frames wait for no more windows than they need.
-                        m = ENCODER_BATCH if encoded else min(needed, ENCODER_BATCH)
-                        m = round_up_to(buffers.encoder_batch_sizes, m)
-                        m = min(m, len(features) - encoded)
+                        # The first call takes only the windows that the first frames need, rounded
+                        # up to a size that the buffers run. Later calls take as many as they can.
+                        wanted = ENCODER_BATCH if encoded else min(needed, ENCODER_BATCH)
+                        call = round_up_to(buffers.encoder_batch_sizes, wanted)
+                        m = min(call, feature_count - encoded)
                         with stopwatch.stage("windows"):
                             windows = tensors["windows"][:m]
                             kernels.mel_windows(mel, fps=fps, start=encoded, count=m, out=windows)
@@ -231,7 +233,7 @@ class Pipeline:
                     finished, ranges = self.finish(buffers, frames, n, mode, stopwatch)
                     generator_check.add(*ranges)
                 yield finished
-            generator_check.look(wait=True)
+            generator_check.look(wait=True)  # and at the encoder's, which it was given
 
     def encode(self, buffers: Buffers, m: int, stopwatch: Stopwatch) -> tuple[Tensor, list[Tensor]]:
         """Run the audio encoder on the first `m` windows in the buffers.
@@ -258,14 +260,15 @@ class Pipeline:
         *,
         generate: Part | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
-        """Put the mouths for the first `n` feature windows in the buffers into frames.
+        """Generate mouths for the first `n` feature windows in the buffers, and paste them into the
+        batch's frames.
 
         Args:
-            generate: what fills the buffer "generated" instead of the generator.
+            generate: writes mouths into the buffer "generated" in place of the generator.
 
         Returns:
-            (n, H, W, 3) finished frames, or what the batch's format makes of that, and the
-            smallest and the largest value that was generated for each channel of each, (n, 3).
+            n finished frames, (n, H, W, 3) for RGB, and the smallest and the largest value that was
+            generated for each channel of each, (n, 3).
         """
         size = len(batch.index)
         audio, inputs, crops, generated, low, high = (
