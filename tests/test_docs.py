@@ -301,6 +301,40 @@ def test_the_shares_are_the_results(measured):
     assert command == measured["command"]
 
 
+def test_the_live_figures_are_the_results():
+    """Each figure of the page's section, as the results round."""
+    results = json.loads((RESULTS / "cpu-2-cores" / "live.json").read_text())
+    section = (DOCS / "live.md").read_text().partition("## How fast\n")[2].partition("\n## ")[0]
+    said = " ".join(section.split())
+    rows = {
+        (row["stage"], row["provider"], row.get("sessions")): row for row in results["measured"]
+    }
+    table = [line.strip("| ").split(" | ") for line in section.splitlines() if "ms |" in line]
+    assert len(table) == 3
+    for name, rate, late, first, most in table:
+        row = rows["in real time", f"viseme, {name}", 1]
+        assert same(rate, row["frames a second"]) and late == str(row["late"])
+        assert first == f"after {1000 * row['first frame, s']['p50']:.0f} ms"
+        ms = 1000 * row["lateness, s"]["p99"]
+        assert most.strip(" |") == f"{abs(ms):.0f} ms {'late' if ms > 0 else 'early'}"
+        assert row["old frames after an interruption"] == 0
+    many = rows["scheduler", "viseme, no networks", 200]
+    hour = rows["an hour", "viseme, no networks", 1]
+    memory = hour["resident memory, bytes"]
+    idle = rows["idle", "viseme, OpenVINO bf16", None]
+    assert many["skipped"] == 0 and results["machine"]["cores"] == 2
+    for words in (
+        f"takes {idle['idle over speaking']:.1%} of the CPU time",
+        f"take {many['scheduler, cores']:.2f} cores of the scheduler's thread, "
+        f"{1e6 * many['scheduler, CPU s a frame']:.0f} us a frame, "
+        f"in batches of {many['batch size']['mean']:.0f}, "
+        f"and 99% of the frames come at least {-1000 * many['lateness, s']['p99'] // 1:.0f} ms early",
+        f"drifts by {hour['drift, samples']} samples, and memory grows by "
+        f"{(memory['at the end'] - memory['after a minute']) / 1e6:.1f} MB",
+    ):
+        assert words in said, words
+
+
 def test_no_gpu_figure_is_claimed_while_there_is_none():
     files = [json.loads(path.read_text()) for path in RESULTS.rglob("*.json")]
     measured = any(results["machine"]["gpu"] for results in files)
