@@ -329,8 +329,8 @@ def test_the_live_figures_are_the_results():
         f"{1e6 * many['scheduler, CPU s a frame']:.0f} us a frame, "
         f"in batches of {many['batch size']['mean']:.0f}, "
         f"and 99% of the frames come at least {-1000 * many['lateness, s']['p99'] // 1:.0f} ms early",
-        f"drifts by {hour['drift, samples']} samples, and memory grows by "
-        f"{(memory['at the end'] - memory['after a minute']) / 1e6:.1f} MB",
+        f"drifts by {hour['drift, samples']} samples, and memory changes by "
+        f"{abs(memory['at the end'] - memory['after a minute']) / 1e6:.1f} MB",
     ):
         assert words in said, words
 
