@@ -86,7 +86,6 @@ def _stages(budget: Budget) -> Iterator[Stage]:
         yield stages.log_mel(batch, budget.speech)
         yield stages.mel_windows(batch)
         yield stages.feature_windows(batch)
-        yield stages.ring_mel_windows(batch)
         yield stages.ring_feature_windows(batch)
         for size in budget.sizes:
             yield stages.face_input(batch, *size)

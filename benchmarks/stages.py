@@ -124,28 +124,6 @@ def feature_windows(batch: int) -> Stage:
     )  # fmt: skip
 
 
-def ring_mel_windows(batch: int) -> Stage:
-    """Return the stage for a batch of mel windows of as many streams, at random places."""
-    rows = 96
-
-    def inputs(device: torch.device) -> Inputs:
-        x = _ring_places(batch, device)
-        x.mel = torch.rand(batch, rows, MEL_BANDS, device=device) * 8 - 4
-        x.out = torch.empty(batch, 1, MEL_BANDS, 16, device=device)
-        return x
-
-    def cpu(x: Inputs) -> Items:
-        mel, places = x.mel.numpy(), zip(x.source_list, x.number_list, strict=True)
-        return [partial(_ring_rows, mel[source], first) for source, first in places]
-
-    return Stage(
-        "ring_mel_windows", batch, None, inputs, cpu=cpu,
-        viseme=lambda x: kernels.ring_mel_windows(x.mel, x.numbers, x.sources, out=x.out),
-        reference=lambda x: reference.ring_mel_windows(x.mel, x.numbers, x.sources, x.out),
-        bytes=lambda x: 2 * x.out.nbytes,
-    )  # fmt: skip
-
-
 def ring_feature_windows(batch: int) -> Stage:
     """Return the stage for a batch of feature windows of as many streams, at random places."""
     rows = 32

@@ -24,7 +24,7 @@ engine/live/session.py: engine.live Session Piece Counts
 engine/media/encode.py: engine.media.encode H264Encoder JpegEncoder EncoderPool
 engine/media/encode.py: engine.media.encode EncoderQueue EncodedFrame
 kernels/audio.py: kernels log_mel mel_windows feature_windows
-kernels/audio.py: kernels ring_mel_windows ring_feature_windows
+kernels/audio.py: kernels ring_feature_windows
 kernels/faces.py: kernels face_input composite
 kernels/images.py: kernels resize convert_color
 kernels/spec.py: kernels mel_rows mel_window_count frame_count

@@ -10,6 +10,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -54,11 +55,15 @@ class Truth:
     closures: set[int]  # frames in which the lips must be closed
 
 
-def truth_of(utterance: Utterance, frames: int) -> Truth:
-    """Draw the mouth in every frame of a render of the utterance."""
+def truth_of(utterance: Utterance, frames: int, *, first: int = 0) -> Truth:
+    """Draw the mouth in every frame of a render of the utterance.
+
+    Args:
+        first: video frame in which the utterance begins.
+    """
     shapes = mouths(utterance.phonemes, frames, FPS)
     cycle = frame_numbers(FRAMES, "pingpong", None)
-    numbers = [next(cycle) for _ in shapes]
+    numbers = list(islice(cycle, first, first + len(shapes)))
     boxes = [mouth_box(idle(number / FPS)) for number in numbers]
     pictures = [
         draw(idle(number / FPS), Mouth(*shape.tolist()), region=box)
@@ -218,7 +223,7 @@ def evaluate(
             delayed = torch.cat([pcm.new_zeros(DELAY * kernels.SAMPLE_RATE // FPS), pcm])
             speaks.add(rendered, truth)
             still.add(own, truth)
-            late.add(list(map(_cut, _frames(pipeline, delayed), truth.boxes)), truth)
+            late.add(list(map(cut, _frames(pipeline, delayed), truth.boxes)), truth)
             edges += errors
             bar.update(len(errors))
     return {
@@ -240,8 +245,8 @@ def _render(
     for frame, (number, box) in zip(_frames(pipeline, pcm), numbers, strict=True):
         frames, _, index = pipeline.avatar.batch([number])
         original = frames[index[0]].numpy()
-        rendered.append(_cut(frame, box))
-        own.append(_cut(original, box))
+        rendered.append(cut(frame, box))
+        own.append(cut(original, box))
         errors.append(edge_errors(frame, original, face_box(idle(number / FPS))))
     return rendered, own, errors
 
@@ -251,7 +256,7 @@ def _frames(pipeline: Pipeline, pcm: torch.Tensor) -> Iterator[np.ndarray]:
         yield from batch.numpy()
 
 
-def _cut(frame: np.ndarray, box: Box) -> np.ndarray:
+def cut(frame: np.ndarray, box: Box) -> np.ndarray:
     x0, y0, x1, y1 = box
     return frame[y0:y1, x0:x1].copy()
 

@@ -21,7 +21,6 @@ from .audio import (
     log_mel,
     mel_windows,
     ring_feature_windows,
-    ring_mel_windows,
 )
 from .faces import composite, face_input
 from .images import convert_color, resize
@@ -86,5 +85,4 @@ __all__ = [
     "reference",
     "resize",
     "ring_feature_windows",
-    "ring_mel_windows",
 ]

@@ -121,39 +121,6 @@ def feature_windows(
     return out
 
 
-def ring_mel_windows(
-    mel: Tensor, rows: Tensor, sources: Tensor, *, out: Tensor | None = None
-) -> Tensor:
-    """Cut mel windows out of the rings of many endless streams, each where its entry says.
-
-    A ring holds the newest R rows of a stream's mel: row t is at t mod R. Window k is rows
-    rows[k] to rows[k] + 15 of stream sources[k].
-
-    The values of `rows` and `sources` are not checked, because they may be on the device; one that
-    is out of range reads memory that is not the ring's. An entry that only fills up a batch needs
-    a valid stream too.
-
-    Args:
-        mel: (B, R, 80) float32, R >= 16: the rings of B streams.
-        rows: (n,) int64, at least 0: first mel row of each window, counted from the beginning of
-            its stream.
-        sources: (n,) int64, 0 to B - 1: stream of each window.
-        out: (n, 1, 80, 16) float32 to write into.
-
-    Returns:
-        (n, 1, 80, 16) float32.
-    """
-    check_tensor("mel", mel, ("B", "R", MEL_BANDS), (torch.float32,))
-    _check_rings("mel", mel, MEL_WINDOW_ROWS, "rows", rows, sources)
-    n = rows.shape[0]
-    out = make_output(out, (n, 1, MEL_BANDS, MEL_WINDOW_ROWS), torch.float32, mel.device)
-    check_no_overlap(out, "mel", mel)
-    if n:
-        with implementation(mel) as stages:
-            stages.ring_mel_windows(mel, rows, sources, out)
-    return out
-
-
 def ring_feature_windows(
     features: Tensor, frames: Tensor, sources: Tensor, *, out: Tensor | None = None
 ) -> Tensor:

@@ -57,9 +57,6 @@ def pipeline_cases() -> Iterator[Case]:
     for dtype, start, n in product(FLOATS, (0, 25), (1, 25)):
         variant = f"{_name(dtype)} start={start} n={n}"
         yield Case("feature_windows", variant, partial(_feature_windows, dtype, start, n))
-    for streams, rows in product((1, 200), (96, 101)):
-        variant = f"float32 B={streams} R={rows}"
-        yield Case("ring_mel_windows", variant, partial(_ring_mel_windows, streams, rows))
     for dtype, streams, rows in product(RING_FLOATS, (1, 200), (32, 37)):
         variant = f"{_name(dtype)} B={streams} R={rows}"
         launch = partial(_ring_feature_windows, dtype, streams, rows)
@@ -108,11 +105,6 @@ def _feature_windows(dtype: torch.dtype, start: int, n: int) -> None:
     features = torch.empty(309, FEATURE_DIM, dtype=dtype)
     out = torch.empty(n, 32, 16, 16, dtype=dtype)
     stages.feature_windows(features, start, out)
-
-
-def _ring_mel_windows(streams: int, rows: int) -> None:
-    mel, out = torch.empty(streams, rows, MEL_BANDS), torch.empty(25, 1, MEL_BANDS, MEL_WINDOW_ROWS)
-    stages.ring_mel_windows(mel, torch.zeros(25).long(), torch.zeros(25).long(), out)
 
 
 def _ring_feature_windows(dtype: torch.dtype, streams: int, rows: int) -> None:

@@ -21,10 +21,6 @@ class Stages(Protocol):
 
     def feature_windows(self, features: Tensor, start: int, out: Tensor) -> Tensor: ...
 
-    def ring_mel_windows(
-        self, mel: Tensor, rows: Tensor, sources: Tensor, out: Tensor
-    ) -> Tensor: ...
-
     def ring_feature_windows(
         self, features: Tensor, frames: Tensor, sources: Tensor, out: Tensor
     ) -> Tensor: ...

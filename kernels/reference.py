@@ -97,12 +97,6 @@ def feature_windows(features: Tensor, start: int, out: Tensor) -> Tensor:
     return out.copy_(windows.view(out.shape))
 
 
-def ring_mel_windows(mel: Tensor, rows: Tensor, sources: Tensor, out: Tensor) -> Tensor:
-    row = rows[:, None] + torch.arange(MEL_WINDOW_ROWS, device=mel.device)
-    out[:, 0] = mel[sources[:, None], row % mel.shape[1]].transpose(1, 2)
-    return out
-
-
 def ring_feature_windows(features: Tensor, frames: Tensor, sources: Tensor, out: Tensor) -> Tensor:
     half = FEATURES_PER_FRAME // 2
     row = frames[:, None] + torch.arange(-half, half, device=features.device)

@@ -390,9 +390,7 @@ def test_the_kernels_python(person, speech):
         DOCS / "kernels.md",
         pcm=speech[:16000],
         features=torch.rand(5, 512),
-        mel_rings=torch.rand(2, 96, 80),
         feature_rings=torch.rand(2, 32, 512),
-        rows=torch.tensor([96, 100, 7]),
         numbers=torch.tensor([30, 31, 0]),
         sources=torch.tensor([0, 0, 1]),
         frames=person[:2],
@@ -405,7 +403,6 @@ def test_the_kernels_python(person, speech):
         "mel": (81, 80), "windows": (22, 1, 80, 16), "audio": (7, 32, 16, 16),
         "inputs": (3, 6, 320, 320),
     }  # fmt: skip
-    assert names["live_windows"].shape == (3, 1, 80, 16)
     assert names["live_audio"].shape == (3, 32, 16, 16)
     assert names["finished"].shape == (3, 1920, 720) and names["rgba"].shape == (2, 640, 360, 4)
 

@@ -8,7 +8,7 @@ from .composite import composite
 from .face_input import face_input
 from .log_mel import log_mel
 from .resize import resize
-from .windows import feature_windows, mel_windows, ring_feature_windows, ring_mel_windows
+from .windows import feature_windows, mel_windows, ring_feature_windows
 
 __all__ = [
     "composite",
@@ -19,5 +19,4 @@ __all__ = [
     "mel_windows",
     "resize",
     "ring_feature_windows",
-    "ring_mel_windows",
 ]

@@ -14,16 +14,6 @@ _FEATURES_PER_FRAME = tl.constexpr(FEATURES_PER_FRAME)
 
 
 @triton.jit
-def _copy_mel_window(lines, out, BANDS: tl.constexpr):
-    """Copy the 16 mel rows at `lines`, (16, 1) pointers, transposed."""
-    row = tl.arange(0, _MEL_WINDOW_ROWS)[:, None]
-    band = tl.arange(0, BANDS)[None, :]
-    live = band < _MEL_BANDS
-    tile = tl.load(lines + band, mask=live)
-    tl.store(out + band * _MEL_WINDOW_ROWS + row, tile, mask=live)
-
-
-@triton.jit
 def _copy_feature_window(lines, live, out):
     """Copy the 16 features at `lines`, (16, 1) pointers, or zeros where not `live`."""
     feature = tl.arange(0, _FEATURE_DIM)[None, :]
@@ -41,8 +31,11 @@ def _mel_windows(mel, stride, rows, fps_bits, start, out, BANDS: tl.constexpr):
     first = ((start + window).to(tl.float64) * _MEL_RATE / fps).to(tl.int64)
     first = tl.minimum(first, rows - _MEL_WINDOW_ROWS)
     row = tl.arange(0, _MEL_WINDOW_ROWS)[:, None]
+    band = tl.arange(0, BANDS)[None, :]
+    live = band < _MEL_BANDS
+    tile = tl.load(mel + (first + row) * stride + band, mask=live)
     out += window * _MEL_BANDS * _MEL_WINDOW_ROWS
-    _copy_mel_window(mel + (first + row) * stride, out, BANDS)
+    tl.store(out + band * _MEL_WINDOW_ROWS + row, tile, mask=live)
 
 
 def mel_windows(mel: Tensor, fps: float, start: int, out: Tensor) -> Tensor:
@@ -73,27 +66,6 @@ def feature_windows(features: Tensor, start: int, out: Tensor) -> Tensor:
     _feature_windows[(out.shape[0],)](
         features, features.stride(0), features.shape[0], start, out, num_warps=8
     )
-    return out
-
-
-@triton.jit(do_not_specialize=["ring"], do_not_specialize_on_alignment=["rows", "sources"])
-def _ring_mel_windows(mel, stream_stride, stride, ring, rows, sources, out, BANDS: tl.constexpr):
-    """Copy window k: rows (first + j) mod R of a stream's ring, j = 0 .. 15, transposed."""
-    window = tl.program_id(0).to(tl.int64)
-    first, source = tl.load(rows + window), tl.load(sources + window)
-    row = first % ring + tl.arange(0, _MEL_WINDOW_ROWS)[:, None]
-    row = tl.where(row < ring, row, row - ring)  # R >= 16, so it wraps once at most
-    out += window * _MEL_BANDS * _MEL_WINDOW_ROWS
-    _copy_mel_window(mel + source * stream_stride + row * stride, out, BANDS)
-
-
-def ring_mel_windows(mel: Tensor, rows: Tensor, sources: Tensor, out: Tensor) -> Tensor:
-    if mel.stride(2) != 1:
-        mel = mel.contiguous()
-    _ring_mel_windows[(out.shape[0],)](
-        mel, mel.stride(0), mel.stride(1), mel.shape[1], rows.contiguous(), sources.contiguous(),
-        out, BANDS=triton.next_power_of_2(MEL_BANDS), num_warps=2,
-    )  # fmt: skip
     return out
 
 

@@ -144,27 +144,6 @@ def streams_of(make, data: st.DataObject, least: int) -> tuple[list[torch.Tensor
 
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_mel_windows_of_rings(data):
-    streams, ring = streams_of(mel_of, data, 16)
-    mel = rings_of(streams, ring)
-    sources = data.draw(st.lists(st.integers(0, len(streams) - 1), max_size=6))
-    # What a ring still holds: its last R rows.
-    rows = [
-        data.draw(st.integers(max(len(streams[source]) - ring, 0), len(streams[source]) - 16))
-        for source in sources
-    ]
-    windows = kernels.ring_mel_windows(mel, torch.tensor(rows).long(), torch.tensor(sources).long())
-    assert windows.shape == (len(rows), 1, 80, 16)
-    for window, row, source in zip(windows, rows, sources, strict=True):
-        # At 80 frames a second, window f begins at row f.
-        assert torch.equal(
-            window[None], kernels.mel_windows(streams[source], fps=80, start=row, count=1)
-        )
-        np.testing.assert_array_equal(window[0], streams[source].numpy()[row : row + 16].T)
-
-
-@given(data=st.data())
-@settings(max_examples=60, deadline=None)
 def test_feature_windows_of_rings(data):
     streams, ring = streams_of(features_of, data, 7)
     features = rings_of(streams, ring)
@@ -205,10 +184,6 @@ def test_rings_of_other_dtypes_and_out():
         assert kernels.ring_feature_windows(rings, frames, sources, out=out) is out
         whole = kernels.ring_feature_windows(rings.float(), frames, sources)
         assert torch.equal(out.float(), whole)
-    out = torch.full((3, 1, 80, 16), float("nan"))
-    mel = mel_of(64).view(2, 32, 80)
-    assert kernels.ring_mel_windows(mel, frames, sources, out=out) is out
-    assert torch.equal(out, kernels.ring_mel_windows(mel, frames, sources))
 
 
 def test_half_precision_and_out():
@@ -222,7 +197,7 @@ def test_half_precision_and_out():
     assert torch.equal(out, kernels.mel_windows(mel))
 
 
-MELS, RINGS = torch.zeros(2, 16, 80), torch.zeros(2, 16, 512)
+RINGS = torch.zeros(2, 16, 512)
 NUMBERS, SOURCES = torch.zeros(3).long(), torch.zeros(3).long()
 
 
@@ -247,42 +222,24 @@ NUMBERS, SOURCES = torch.zeros(3).long(), torch.zeros(3).long()
         ),
         (lambda: kernels.feature_windows(torch.zeros(5, 512).double()), "float64"),
         (
-            lambda: kernels.ring_mel_windows(MELS[0], NUMBERS, SOURCES),
-            r"mel has shape \(16, 80\); expected \(B, R, 80\)",
+            lambda: kernels.ring_feature_windows(RINGS[0], NUMBERS, SOURCES),
+            r"features has shape \(16, 512\); expected \(B, R, 512\)",
         ),
         (
-            lambda: kernels.ring_mel_windows(MELS[:, :15], NUMBERS, SOURCES),
-            "mel has rings of 15 rows; expected at least 16",
+            lambda: kernels.ring_feature_windows(RINGS, NUMBERS.int(), SOURCES),
+            "frames has dtype torch.int32; expected torch.int64",
         ),
         (
-            lambda: kernels.ring_mel_windows(MELS.half(), NUMBERS, SOURCES),
-            "mel has dtype torch.float16; expected torch.float32",
-        ),
-        (
-            lambda: kernels.ring_mel_windows(MELS, NUMBERS.int(), SOURCES),
-            "rows has dtype torch.int32; expected torch.int64",
-        ),
-        (
-            lambda: kernels.ring_mel_windows(MELS, NUMBERS, SOURCES[:2]),
+            lambda: kernels.ring_feature_windows(RINGS, NUMBERS, SOURCES[:2]),
             r"sources has shape \(2,\); expected \(3,\)",
         ),
         (
-            lambda: kernels.ring_mel_windows(MELS[:0], NUMBERS, SOURCES),
-            "mel has 0 streams; sources selects 3",
+            lambda: kernels.ring_feature_windows(RINGS[:0], NUMBERS, SOURCES),
+            "features has 0 streams; sources selects 3",
         ),
         (
-            lambda: kernels.ring_mel_windows(MELS, NUMBERS, SOURCES.to("meta")),
+            lambda: kernels.ring_feature_windows(RINGS, NUMBERS, SOURCES.to("meta")),
             "sources is on meta; expected cpu",
-        ),
-        (
-            lambda: kernels.ring_mel_windows(MELS, NUMBERS, SOURCES, out=torch.zeros(2, 1, 80, 16)),
-            r"out has shape \(2, 1, 80, 16\); expected \(3, 1, 80, 16\)",
-        ),
-        (
-            lambda: kernels.ring_mel_windows(
-                MELS, NUMBERS[:1], SOURCES[:1], out=MELS[:1].view(1, 1, 80, 16)
-            ),
-            "out overlaps mel in memory",
         ),
         (
             lambda: kernels.ring_feature_windows(RINGS[:, :15], NUMBERS, SOURCES),

@@ -199,17 +199,6 @@ def picks(streams: int, device: torch.device) -> tuple[torch.Tensor, torch.Tenso
     return torch.tensor(NUMBERS, device=device), sources.to(device)
 
 
-@pytest.mark.parametrize(("streams", "ring"), RINGS)
-def test_ring_mel_windows(device, poisoned, streams, ring):
-    mel = mel_of(streams * ring, device).view(streams, ring, 80)
-    rows, sources = picks(streams, device)
-    out = poisoned(len(rows), 1, 80, 16)
-    assert kernels.ring_mel_windows(mel, rows, sources, out=out) is out
-    want = torch.empty(out.shape)
-    reference.ring_mel_windows(mel.cpu(), rows.cpu(), sources.cpu(), want)
-    assert torch.equal(out.cpu(), want)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("streams", "ring"), RINGS)
 def test_ring_feature_windows(device, poisoned, streams, ring, dtype):
@@ -224,34 +213,26 @@ def test_ring_feature_windows(device, poisoned, streams, ring, dtype):
 
 
 def test_ring_windows_strided_and_transposed(device, poisoned):
-    mel = mel_of(3 * 20, device).view(3, 20, 80)
-    features = torch.randn(3, 20, 512, device=device)
+    rings = torch.randn(3, 20, 512, device=device)
     numbers, sources = picks(3, device)
-    audio = poisoned(len(numbers), 32, 16, 16, shift=3)
-    for stage, rings, out in (
-        (kernels.ring_mel_windows, mel, poisoned(len(numbers), 1, 80, 16, shift=1)),
-        (kernels.ring_feature_windows, features, audio),
-    ):
-        want = stage(rings, numbers, sources, out=out)
-        wide = torch.cat([rings, -rings], dim=2)[..., : rings.shape[2]]  # gaps between the rows
-        long = torch.cat([rings, -rings], dim=1)[:, : rings.shape[1]]  # and between the rings
-        by_row = rings.transpose(0, 1).contiguous().transpose(0, 1)
-        by_column = rings.transpose(1, 2).contiguous().transpose(1, 2)
-        for strided in (wide, long, by_row, by_column):
-            assert torch.equal(stage(strided, numbers, sources), want)
-        numbers_of_two = torch.stack([numbers, sources], dim=1)
-        assert torch.equal(stage(rings, *numbers_of_two.unbind(1)), want)
+    out = poisoned(len(numbers), 32, 16, 16, shift=3)
+    want = kernels.ring_feature_windows(rings, numbers, sources, out=out)
+    wide = torch.cat([rings, -rings], dim=2)[..., : rings.shape[2]]  # gaps between the rows
+    long = torch.cat([rings, -rings], dim=1)[:, : rings.shape[1]]  # and between the rings
+    by_row = rings.transpose(0, 1).contiguous().transpose(0, 1)
+    by_column = rings.transpose(1, 2).contiguous().transpose(1, 2)
+    for strided in (wide, long, by_row, by_column):
+        assert torch.equal(kernels.ring_feature_windows(strided, numbers, sources), want)
+    numbers_of_two = torch.stack([numbers, sources], dim=1)
+    assert torch.equal(kernels.ring_feature_windows(rings, *numbers_of_two.unbind(1)), want)
 
 
 def test_other_rows_of_a_ring_are_not_read(device):
     """The rows that a stream is about to overwrite may hold anything."""
     features = torch.full((2, 40, 512), float("nan"), device=device)
-    mel = torch.full((2, 40, 80), float("nan"), device=device)
     numbers = torch.tensor([75, 3], device=device)
-    mel[0, 75 - 40 :], mel[0, : 75 + 16 - 80], mel[1, 3 : 3 + 16] = 1, 1, 1
     features[0, 75 - 9 - 40 :], features[0, : 75 + 7 - 80], features[1, : 3 + 7] = 1, 1, 1
     sources = torch.arange(2, device=device)
-    assert (kernels.ring_mel_windows(mel, numbers, sources) == 1).all()
     windows = kernels.ring_feature_windows(features, numbers, sources).view(2, 16, 512)
     assert (windows[0] == 1).all() and (windows[1, 5:] == 1).all() and (windows[1, :5] == 0).all()
 

@@ -116,10 +116,9 @@ def stages() -> dict[str, Stage]:
     cut = kernels.mel_windows(one)
     features = torch.randn(len(cut), 512, device=CUDA).half()
     audio = kernels.feature_windows(features)
-    mels, rings = torch.randn(8, 96, 80, device=CUDA), torch.randn(8, 32, 512, device=CUDA).half()
+    rings = torch.randn(8, 32, 512, device=CUDA).half()
     numbers, sources = torch.randint(0, 10_000, (2, 25), device=CUDA)
     sources %= 8
-    ring_cut = kernels.ring_mel_windows(mels, numbers, sources)
     ring_audio = kernels.ring_feature_windows(rings, numbers, sources)
     inputs, crops = kernels.face_input(frames, boxes, index, dtype=torch.float16)
     rgba = kernels.convert_color(generated, "planar_bgr", "rgba")
@@ -128,9 +127,6 @@ def stages() -> dict[str, Stage]:
         "log_mel": (lambda: kernels.log_mel(pcm, lengths, out=mel), [mel]),
         "mel_windows": (lambda: kernels.mel_windows(one, out=cut), [cut]),
         "feature_windows": (lambda: kernels.feature_windows(features, out=audio), [audio]),
-        "ring_mel_windows": (
-            lambda: kernels.ring_mel_windows(mels, numbers, sources, out=ring_cut), [ring_cut],
-        ),
         "ring_feature_windows": (
             lambda: kernels.ring_feature_windows(rings, numbers, sources, out=ring_audio),
             [ring_audio],
@@ -167,7 +163,7 @@ def warm() -> dict[str, Stage]:
 
 
 NAMES = [
-    "log_mel", "mel_windows", "feature_windows", "ring_mel_windows", "ring_feature_windows",
+    "log_mel", "mel_windows", "feature_windows", "ring_feature_windows",
     "face_input", "convert_color", "resize",
     *(f"composite {m} {f}" for m in kernels.COMPOSITE_MODES for f in kernels.COMPOSITE_FORMATS),
 ]  # fmt: skip
@@ -205,29 +201,20 @@ def test_cuda_graphs(warm, name):
 
 
 def test_a_graph_of_ring_windows_reads_its_indices_again():
-    mel = torch.randn(200, 96, 80, device=CUDA)
     features = torch.randn(200, 32, 512, device=CUDA).half()
-    rows, frames, sources = torch.zeros(3, 40, dtype=torch.int64, device=CUDA)
-    cut = kernels.ring_mel_windows(mel, rows, sources)
+    frames, sources = torch.zeros(2, 40, dtype=torch.int64, device=CUDA)
     audio = kernels.ring_feature_windows(features, frames, sources)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        kernels.ring_mel_windows(mel, rows, sources, out=cut)
         kernels.ring_feature_windows(features, frames, sources, out=audio)
     for first, last in ((0, 30), (0, 10_000), (2**33, 2**33 + 100)):
-        rows.random_(first, last)
         frames.random_(first, last)
         sources.random_(0, 200)
-        mel.normal_()
         features.normal_()
-        cut.fill_(77)
         audio.fill_(77)
         graph.replay()
         torch.cuda.synchronize()
-        assert torch.equal(
-            cut, reference.ring_mel_windows(mel, rows, sources, torch.empty_like(cut))
-        )
         assert torch.equal(
             audio,
             reference.ring_feature_windows(features, frames, sources, torch.empty_like(audio)),
@@ -236,35 +223,27 @@ def test_a_graph_of_ring_windows_reads_its_indices_again():
 
 def test_rings_over_2_gib():
     features = torch.zeros(140_000, 16, 512, dtype=torch.float16, device=CUDA)
-    mel = torch.zeros(1_700_000, 16, 80, device=CUDA)
-    assert features.numel() > 2**30 and features.nbytes > 2**31 and mel.numel() > 2**31
-    few = torch.randn(3, 16, 512, device=CUDA).half(), torch.randn(3, 16, 80, device=CUDA)
-    features[-3:], mel[-3:] = few
+    assert features.numel() > 2**30 and features.nbytes > 2**31
+    features[-3:] = few = torch.randn(3, 16, 512, device=CUDA).half()
     numbers, sources = torch.tensor([[0, 7, 1000], [2, 0, 1]], device=CUDA)
     assert torch.equal(
         kernels.ring_feature_windows(features, numbers, sources + len(features) - 3),
-        kernels.ring_feature_windows(few[0], numbers, sources),
-    )
-    assert torch.equal(
-        kernels.ring_mel_windows(mel, numbers, sources + len(mel) - 3),
-        kernels.ring_mel_windows(few[1], numbers, sources),
+        kernels.ring_feature_windows(few, numbers, sources),
     )
 
 
 def test_other_rings_compile_nothing():
     def run(streams: int, rows: int, n: int) -> None:
         numbers, sources = torch.zeros(2, n, dtype=torch.int64, device=CUDA)
-        kernels.ring_mel_windows(torch.zeros(streams, rows, 80, device=CUDA), numbers, sources)
         features = torch.zeros(streams, rows, 512, device=CUDA)
         kernels.ring_feature_windows(features, numbers, sources)
 
     run(2, 96, 2)
-    jitted = windows._ring_mel_windows, windows._ring_feature_windows
-    before = compiled(*jitted)
+    before = compiled(windows._ring_feature_windows)
     assert before > 0
     for streams, rows, n in ((1, 16, 1), (3, 17, 5), (200, 96, 40)):
         run(streams, rows, n)
-    assert compiled(*jitted) == before
+    assert compiled(windows._ring_feature_windows) == before
 
 
 def compiled(*jitted) -> int:
