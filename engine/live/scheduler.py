@@ -247,7 +247,7 @@ class Scheduler:
     def _look_at(self, state: SessionState, now: float) -> None:
         """Plan a session's next frame; forget a session that is closed."""
         with state.lock:
-            if not state.closed and state.queue and now - state.last_taken > self._abandoned:
+            if not state.closed and state.queue and now - state.waiting_since > self._abandoned:
                 state.close(InputError(f"nobody took a piece for {self._abandoned:g} s"))
             if not state.closed:
                 self._plan_next(state)
