@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from fractions import Fraction
 from queue import SimpleQueue
@@ -79,6 +80,8 @@ class Scheduler:
         self._nothing = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
         self._sessions: dict[SessionState, None] = {}
         self._stirred: dict[SessionState, None] = {}  # something happened to these
+        self._dropped: deque[SessionState] = deque()  # nobody can take their pieces any more
+        self.opening = threading.Lock()  # held while a session is admitted and added
         self._alarm = False  # the thread is to look at them now
         # when the next frame of a session should be made, see `_when`; those whose turn is over too
         self._plan: list[_Entry] = []  # in real time
@@ -120,6 +123,11 @@ class Scheduler:
                 raise InputError("live sessions are closed")
             self._sessions[state] = None
         self.wake(state)
+
+    def drop(self, state: SessionState) -> None:
+        """Close a session soon. Takes no lock, because the garbage collector may call it in a
+        thread that holds one."""
+        self._dropped.append(state)
 
     def __len__(self) -> int:
         with self._changed:
@@ -228,6 +236,11 @@ class Scheduler:
             session can change that.
         """
         now = self.now()
+        while self._dropped:
+            state = self._dropped.popleft()
+            with state.lock:
+                if not state.closed:
+                    state.close()
         with self._changed:
             stirred, self._stirred, self._alarm = self._stirred, {}, False
             if now >= self._next_sweep:
@@ -287,11 +300,10 @@ class Scheduler:
                 return None
             return -math.inf if state.wanted or stream.waiting else None
         due = state.due(stream.frame)
-        if stream.ready():
-            return due - state.seconds_ahead
-        # Speech may still come, until the frame has to be begun. Twice the time that it takes,
-        # because an encoder or another batch may be at work.
-        return due - 2 * self._costs_of(state.renderer).seconds(len(self._turns)) - MARGIN
+        # When the frame has to be begun. Twice the time that it takes, because an encoder or another
+        # batch may be at work. Until then, speech may still come.
+        needed = 2 * self._costs_of(state.renderer).seconds(len(self._turns)) + MARGIN
+        return due - (max(state.seconds_ahead, needed) if stream.ready() else needed)
 
     # --- one batch -------------------------------------------------------------------------------
 
@@ -347,7 +359,7 @@ class Scheduler:
         changed = state.stream.changed()
         if changed is not None:
             state.features.invalidate(changed)
-        if state.clock == "taken" or late <= state.seconds_ahead:
+        if state.clock == "taken" or late <= state.patience:
             state.in_flight += 1
             silent = state.features.is_silent(bound.number, state.stream.last_voiced)
             work.append(_Work(state, bound, state.generation, silent))

@@ -101,6 +101,7 @@ class SessionState:
         self.picture = picture
         self.fps, self.clock, self.begin, self.ahead, self._wake = fps, clock, begin, ahead, wake
         self.seconds_ahead = ahead / float(fps)
+        self.patience = max(ahead, 1) / float(fps)  # a frame that is later has no picture
         self.counts, self.generation, self.closed = Counts(), 0, False
         self.failure: BaseException | None = None  # why it is closed, if nobody wanted that
         self.queue: deque[Piece] = deque()
@@ -180,6 +181,14 @@ class SessionState:
             self.wake()
         self._waiters.append((loop, future))
         return future
+
+    def leave(self, future: asyncio.Future) -> None:
+        """Forget a waiter that was cancelled; nothing if it got what it waited for."""
+        for number, (_, waiting) in enumerate(self._waiters):
+            if waiting is future:
+                del self._waiters[number]
+                self.wanted -= 1
+                return
 
     def interrupt(self) -> None:
         if self.stream.waiting or any(piece.speaking for piece in self.queue):
@@ -340,7 +349,11 @@ class Session:
             if piece is not None:
                 yield piece
             elif future is not None:
-                await future
+                try:
+                    await future
+                finally:
+                    with state.lock:
+                        state.leave(future)
 
     def _check_open(self) -> None:
         if self._state.closed:

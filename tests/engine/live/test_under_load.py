@@ -1,5 +1,7 @@
 """Sessions that are late, slow, idle or left, and what the others notice of it."""
 
+import asyncio
+
 import pytest
 import torch
 
@@ -90,3 +92,35 @@ def test_a_client_that_asks_for_nothing_is_not_taken_for_one_that_left():
     assert stage.take(session, 30)
     stage.advance(6.5, step=0.2)
     assert session._state.closed  # four frames waited for 6.5 s
+
+
+@pytest.mark.parametrize("step", [0.002, 0.0031])
+def test_frames_that_are_not_made_early_have_their_pictures(step):
+    """Begun so that they are there in time, and shown if they are not."""
+    stage = Stage(seconds=0.001)
+    session = stage.open(clock="wall", ahead=0)
+    session.push(voice(1, 16_000))
+    session.flush()
+    for _ in range(50):
+        stage.advance(0.04, step=step)
+        assert all(len(piece.frames) for piece in stage.take(session, 100))
+    assert session.counts.frames >= 49 and session.counts.skipped == 0
+    late = session.counts.late
+    assert late <= 1  # the first one is due when the session is opened
+    stage.clock.time += 0.04
+    stage.settle()
+    assert session.counts.late == late + 1 and session.counts.skipped == 0
+
+
+def test_cancelled_coroutines_are_forgotten():
+    """A server that looks for frames of a session whose speech is not there yet."""
+    session = Stage().open(clock="taken")
+    session.push(voice(1, 100))
+
+    async def impatient():
+        for _ in range(5):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(aiter(session)), 0.001)
+
+    asyncio.run(impatient())
+    assert session._state._waiters == [] and session._state.wanted == 0
