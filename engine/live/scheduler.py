@@ -300,8 +300,8 @@ class Scheduler:
                 return None
             return -math.inf if state.wanted or stream.waiting else None
         due = state.due(stream.frame)
-        # When the frame has to be begun. Twice the time that it takes, because an encoder or another
-        # batch may be at work. Until then, speech may still come.
+        # Speech may still come, until the frame has to be begun. Twice the time that it takes,
+        # because an encoder or another batch may be at work.
         needed = 2 * self._costs_of(state.renderer).seconds(len(self._turns)) + MARGIN
         return due - (max(state.seconds_ahead, needed) if stream.ready() else needed)
 
