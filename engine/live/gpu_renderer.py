@@ -80,8 +80,9 @@ class GpuRenderer(LiveRenderer):
             self.hear([Window(slot * RING_ROWS, silence)] * size)
         self.rings.close(slot)
         for size in reversed(self._slots.batch_sizes):  # the smaller ones fit its memory
-            for _ in range(2 * RING):  # generated, then kept
-                rendered = self.render([Job(SILENT_SLOT, SILENT_FRAME, 0, silent=True)] * size)
+            # generated in each place, then kept by one more, then copied in each place
+            for silent in [False] * RING + [True] * (1 + RING):
+                rendered = self.render([Job(SILENT_SLOT, SILENT_FRAME, 0, silent)] * size)
                 if rendered.wait is not None:
                     rendered.wait()
             self._rows.clear()

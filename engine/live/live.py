@@ -1,6 +1,7 @@
 """Live sessions with one avatar."""
 
 import math
+import operator
 import time
 import weakref
 from collections.abc import Callable
@@ -121,6 +122,12 @@ class Live:
             InputError: an argument out of range.
             DeviceError: one more session would make the others late.
         """
+        sample_rate, channels, ahead = (
+            _integer(name, value)
+            for name, value in (
+                ("sample rate", sample_rate), ("channels", channels), ("ahead", ahead)
+            )
+        )  # fmt: skip
         if not RATES[0] <= sample_rate <= RATES[1]:
             raise InputError(f"sample rate is {sample_rate}; expected {RATES[0]} to {RATES[1]}")
         if channels not in (1, 2):
@@ -132,31 +139,34 @@ class Live:
         if not 0 <= ahead <= 25:
             raise InputError(f"ahead is {ahead}; expected 0 to 25 frames")
         pictures = _picture_numbers(len(self.avatar), loop, start_frame)
-        if clock == "wall":
-            self._admit()
-        fps, slot = self.avatar.fps, self._renderer.rings.open()
-        if slot is None:
-            raise DeviceError(f"{len(self.scheduler)} sessions are open; expected fewer")
-        state = SessionState(
-            self._renderer,
-            SpeechStream(
-                fps,
-                sample_rate,
-                channels,
-                prebuffer=prebuffer,
-                converter=lambda: SpeechConverter(sample_rate),
-            ),
-            FeatureStream(fps, slot),
-            pictures,
-            fps=fps,
-            clock=clock,
-            begin=self.scheduler.now() + ahead / float(fps),
-            ahead=ahead,
-            wake=self.scheduler.wake,
+        fps = self.avatar.fps
+        stream = SpeechStream(
+            fps,
+            sample_rate,
+            channels,
+            prebuffer=prebuffer,
+            converter=lambda: SpeechConverter(sample_rate),
         )
+        with self.scheduler.opening:
+            if clock == "wall":
+                self._admit()
+            slot = self._renderer.rings.open()
+            if slot is None:
+                raise DeviceError(f"{len(self.scheduler)} sessions are open; expected fewer")
+            state = SessionState(
+                self._renderer,
+                stream,
+                FeatureStream(fps, slot),
+                pictures,
+                fps=fps,
+                clock=clock,
+                begin=self.scheduler.now() + ahead / float(fps),
+                ahead=ahead,
+                wake=self.scheduler.wake,
+            )
+            self.scheduler.add(state)
         session = Session(state, sample_rate=sample_rate, channels=channels, now=self.scheduler.now)
-        weakref.finalize(session, _close, state)
-        self.scheduler.add(state)
+        weakref.finalize(session, self.scheduler.drop, state)
         return session
 
     @property
@@ -208,7 +218,9 @@ def _picture_numbers(length: int, loop: Loop, start: int | None) -> Callable[[in
     return lambda number: cycle[number % len(cycle)]
 
 
-def _close(state: SessionState) -> None:
-    with state.lock:
-        if not state.closed:
-            state.close()
+def _integer(name: str, value: object) -> int:
+    """Return an integer of any type as Python's, which has no largest one."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise InputError(f"{name} is {value!r}; expected an integer") from None

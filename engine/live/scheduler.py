@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from fractions import Fraction
 from queue import SimpleQueue
@@ -46,6 +47,9 @@ class _Work(NamedTuple):
     silent: bool
 
 
+_Entry = tuple[float, int, SessionState]  # when, whose turn, the session
+
+
 class _Batch(NamedTuple):
     """A batch that is being made."""
 
@@ -56,7 +60,8 @@ class _Batch(NamedTuple):
 
 
 class Scheduler:
-    """Makes the frames of all sessions of a device, earliest deadline first.
+    """Makes the frames of all sessions of a device, earliest deadline first; those of sessions that
+    are not in real time when no other is due.
 
     One thread makes frames; it never waits for a client. A batch holds frames of any sessions of
     one avatar. Where frames are made while the thread goes on, on a GPU, a second thread hands them
@@ -75,9 +80,12 @@ class Scheduler:
         self._nothing = torch.empty(0, 0, 0, 3, dtype=torch.uint8)
         self._sessions: dict[SessionState, None] = {}
         self._stirred: dict[SessionState, None] = {}  # something happened to these
+        self._dropped: deque[SessionState] = deque()  # nobody can take their pieces any more
+        self.opening = threading.Lock()  # held while a session is admitted and added
         self._alarm = False  # the thread is to look at them now
         # when the next frame of a session should be made, see `_when`; those whose turn is over too
-        self._plan: list[tuple[float, int, SessionState]] = []
+        self._plan: list[_Entry] = []  # in real time
+        self._asked: list[_Entry] = []  # as fast as they are taken, in what time the others leave
         self._turns: dict[SessionState, int] = {}  # which entry of a session is the one that counts
         self._turn = itertools.count()
         self._next_sweep = -math.inf
@@ -115,6 +123,11 @@ class Scheduler:
                 raise InputError("live sessions are closed")
             self._sessions[state] = None
         self.wake(state)
+
+    def drop(self, state: SessionState) -> None:
+        """Close a session soon. Takes no lock, because the garbage collector may call it in a
+        thread that holds one."""
+        self._dropped.append(state)
 
     def __len__(self) -> int:
         with self._changed:
@@ -223,6 +236,11 @@ class Scheduler:
             session can change that.
         """
         now = self.now()
+        while self._dropped:
+            state = self._dropped.popleft()
+            with state.lock:
+                if not state.closed:
+                    state.close()
         with self._changed:
             stirred, self._stirred, self._alarm = self._stirred, {}, False
             if now >= self._next_sweep:
@@ -230,20 +248,19 @@ class Scheduler:
                 stirred = dict(self._sessions)
         for state in stirred:
             self._look_at(state, now)
-        plan = self._plan
-        while plan and self._turns.get(plan[0][2]) != plan[0][1]:
-            heapq.heappop(plan)
-        if not plan:
-            return None
-        if (delay := self._delay(now)) > 0:
-            return delay
-        self._make(now)
-        return 0.0
+        for plan in (self._plan, self._asked):
+            while plan and self._turns.get(plan[0][2]) != plan[0][1]:
+                heapq.heappop(plan)
+        delay = self._delay(now) if self._plan else None
+        if delay == 0 or self._asked:
+            self._make(now)
+            return 0.0
+        return delay
 
     def _look_at(self, state: SessionState, now: float) -> None:
         """Plan a session's next frame; forget a session that is closed."""
         with state.lock:
-            if not state.closed and state.queue and now - state.last_taken > self._abandoned:
+            if not state.closed and state.queue and now - state.waiting_since > self._abandoned:
                 state.close(InputError(f"nobody took a piece for {self._abandoned:g} s"))
             if not state.closed:
                 self._plan_next(state)
@@ -261,13 +278,16 @@ class Scheduler:
             self._turns.pop(state, None)
             return
         self._turns[state] = turn = next(self._turn)
-        heapq.heappush(self._plan, (when, turn, state))
+        heapq.heappush(self._plan_of(state), (when, turn, state))
+
+    def _plan_of(self, state: SessionState) -> list[_Entry]:
+        return self._plan if state.clock == "wall" else self._asked
 
     def _delay(self, now: float) -> float:
-        """Return how long the next batch may wait, for more frames to be in it."""
+        """Return how long the next batch in real time may wait, for more frames to be in it."""
         when, _, state = self._plan[0]
         costs = self._costs_of(state.renderer)
-        if len(self._turns) > 1 and state.renderer.batch_size > 1 and when > -math.inf:
+        if len(self._turns) > 1 and state.renderer.batch_size > 1:
             latest = state.due(state.stream.frame) - costs.seconds(len(self._turns)) - MARGIN
             when = max(min(when + GATHER, latest), when)
         return max(when - now, 0.0)
@@ -280,11 +300,10 @@ class Scheduler:
                 return None
             return -math.inf if state.wanted or stream.waiting else None
         due = state.due(stream.frame)
-        if stream.ready():
-            return due - state.seconds_ahead
         # Speech may still come, until the frame has to be begun. Twice the time that it takes,
         # because an encoder or another batch may be at work.
-        return due - 2 * self._costs_of(state.renderer).seconds(len(self._turns)) - MARGIN
+        needed = 2 * self._costs_of(state.renderer).seconds(len(self._turns)) + MARGIN
+        return due - (max(state.seconds_ahead, needed) if stream.ready() else needed)
 
     # --- one batch -------------------------------------------------------------------------------
 
@@ -310,23 +329,27 @@ class Scheduler:
 
     def _bind_batch(self, now: float) -> list[_Work]:
         """Bind the frames whose turn it is, first come first, several of a session where there is
-        room, of the avatar whose frame is the first."""
-        plan, others = self._plan, []
-        renderer = plan[0][2].renderer
+        room, of the avatar whose frame is the first. Those in real time come before all others."""
+        first = self._plan if self._plan and self._plan[0][0] <= now else self._asked
+        renderer = first[0][2].renderer
+        # `_when` counts on a batch of no more than a frame of each session.
+        most = min(renderer.batch_size, len(self._turns)) if self._plan else renderer.batch_size
+        others: list[_Entry] = []
         work: list[_Work] = []
-        while plan and plan[0][0] <= now and len(work) < renderer.batch_size:
-            when, turn, state = heapq.heappop(plan)
-            if self._turns.get(state) != turn:
-                continue
-            if state.renderer is not renderer:
-                others.append((when, turn, state))
-                continue
-            with state.lock:
-                if not state.closed:
-                    self._bind(state, work)
-                    self._plan_next(state)
+        for plan, room in ((self._plan, renderer.batch_size), (self._asked, most)):
+            while plan and plan[0][0] <= now and len(work) < room:
+                when, turn, state = heapq.heappop(plan)
+                if self._turns.get(state) != turn:
+                    continue
+                if state.renderer is not renderer:
+                    others.append((when, turn, state))
+                    continue
+                with state.lock:
+                    if not state.closed:
+                        self._bind(state, work)
+                        self._plan_next(state)
         for entry in others:
-            heapq.heappush(plan, entry)
+            heapq.heappush(self._plan_of(entry[2]), entry)
         return work
 
     def _bind(self, state: SessionState, work: list[_Work]) -> None:
@@ -336,7 +359,7 @@ class Scheduler:
         changed = state.stream.changed()
         if changed is not None:
             state.features.invalidate(changed)
-        if state.clock == "taken" or late <= state.seconds_ahead:
+        if state.clock == "taken" or late <= state.patience:
             state.in_flight += 1
             silent = state.features.is_silent(bound.number, state.stream.last_voiced)
             work.append(_Work(state, bound, state.generation, silent))

@@ -101,11 +101,15 @@ class SessionState:
         self.picture = picture
         self.fps, self.clock, self.begin, self.ahead, self._wake = fps, clock, begin, ahead, wake
         self.seconds_ahead = ahead / float(fps)
+        self.patience = max(ahead, 1) / float(fps)  # a frame that is later has no picture
         self.counts, self.generation, self.closed = Counts(), 0, False
         self.failure: BaseException | None = None  # why it is closed, if nobody wanted that
         self.queue: deque[Piece] = deque()
-        self.last_taken = begin
+        self.waiting_since = begin  # when a piece was taken, or the first one came
         self.taken = 0  # the first frame that nobody got
+        # without a picture, and therefore there before those that are still being made
+        self._early: deque[Piece] = deque()
+        self._next = 0  # number of the next piece in the queue
         self._arrived = threading.Condition(self.lock)
         self._waiters: list[Waiter] = []
         self.wanted = 0  # takers that wait
@@ -121,27 +125,40 @@ class SessionState:
         self._wake(self, now)
 
     def deliver(self, piece: Piece, now: float) -> "list[Waiter]":
-        """Queue a piece; a client that is slow loses pictures, never sound.
+        """Queue a piece, after those of the frames before it. A client that is slow loses pictures,
+        never sound.
 
         Returns:
             Who waits for it, to be called by `finish`.
         """
+        if piece.number != self._next:
+            self._early.append(piece)
+            return []
+        self._enqueue(piece, now)
+        while self._early and self._early[0].number == self._next:
+            self._enqueue(self._early.popleft(), now)
+        return self._notify()
+
+    def _enqueue(self, piece: Piece, now: float) -> None:
+        if not self.queue:
+            self.waiting_since = now
         self.queue.append(piece)
+        self._next += 1
         if self.clock == "wall" and now > self.due(piece.number):
             self.counts.late += 1
         extra = len(self.queue) - 2 * self.ahead - 2
         if extra > 0 and len(self.queue[extra - 1].frames):
             old = self.queue[extra - 1]
-            old.frames = old.frames[:0]
+            # not a view, which would keep the picture's memory
+            old.frames = old.frames.new_empty(0, *old.frames.shape[1:])
             self.counts.skipped += 1
-        return self._notify()
 
     def take(self, now: float) -> Piece | None:
         """Return the next piece, None if there is none yet."""
         if not self.queue:
             return None
         piece = self.queue.popleft()
-        self.taken, self.last_taken = piece.number + 1, now
+        self.taken, self.waiting_since = piece.number + 1, now
         self.counts.frames += 1
         if self.clock == "taken":
             self.wake()
@@ -165,16 +182,27 @@ class SessionState:
         self._waiters.append((loop, future))
         return future
 
+    def leave(self, future: asyncio.Future) -> None:
+        """Forget a waiter that was cancelled; nothing if it got what it waited for."""
+        for number, (_, waiting) in enumerate(self._waiters):
+            if waiting is future:
+                del self._waiters[number]
+                self.wanted -= 1
+                return
+
     def interrupt(self) -> None:
         if self.stream.waiting or any(piece.speaking for piece in self.queue):
             self.counts.interruptions += 1
         self.generation += 1
         self.queue.clear()
+        self._early.clear()
+        self._next = self.taken
         self.stream.interrupt(self.taken)
 
     def close(self, failure: BaseException | None = None) -> None:
         self.closed, self.failure = True, failure
         self.queue.clear()
+        self._early.clear()
         finish(self._notify())
         self.wake()
 
@@ -321,7 +349,11 @@ class Session:
             if piece is not None:
                 yield piece
             elif future is not None:
-                await future
+                try:
+                    await future
+                finally:
+                    with state.lock:
+                        state.leave(future)
 
     def _check_open(self) -> None:
         if self._state.closed:

@@ -5,6 +5,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from fractions import Fraction
 from threading import Lock
 from typing import Any, Literal, NamedTuple, Protocol
@@ -150,7 +151,10 @@ class EncoderPool:
 
 
 class EncoderQueue:
-    """Encodes the frames of one session in order, in the threads of a pool."""
+    """Encodes the frames of one session in order, in the threads of a pool, in turn with others.
+
+    A frame whose future is cancelled before its turn is left out.
+    """
 
     def __init__(self, encoder: FrameEncoder, pool: ThreadPoolExecutor):
         self._encoder, self._pool = encoder, pool
@@ -174,7 +178,11 @@ class EncoderQueue:
                     self._running = False
                     return
                 future, task = self._tasks.popleft()
-            try:
-                future.set_result(task())
-            except BaseException as error:
-                future.set_exception(error)
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(task())
+                except BaseException as error:
+                    future.set_exception(error)
+            with suppress(RuntimeError):  # the pool is closing: the rest is encoded here
+                self._pool.submit(self._run)  # after the frames of others
+                return

@@ -39,6 +39,8 @@ def costs(live: Live, seconds: float) -> None:
     ("options", "message"),
     [
         ({"sample_rate": 7999}, "sample rate is 7999; expected 8000 to 192000"),
+        ({"sample_rate": 24000.0}, "sample rate is 24000.0; expected an integer"),
+        ({"ahead": 2.5}, "ahead is 2.5; expected an integer"),
         ({"sample_rate": 192001}, "sample rate is 192001; expected 8000 to 192000"),
         ({"channels": 3}, "channels is 3; expected 1 or 2"),
         ({"prebuffer": -0.1}, "prebuffer is -0.1; expected 0 to 10 seconds"),
@@ -71,6 +73,64 @@ def test_no_more_sessions_than_there_is_time_for(live):
         session.close()
     live.scheduler.close_sessions(live._renderer)
     assert live.capacity() == 1
+
+
+def test_no_more_sessions_from_many_threads(live, monkeypatch):
+    """Which are admitted one after another, even if that takes long."""
+    costs(live, 0.012)
+    add = live.scheduler.add
+
+    def slowly(state):
+        time.sleep(0.05)
+        add(state)
+
+    monkeypatch.setattr(live.scheduler, "add", slowly)
+    sessions, refused = [], []
+
+    def client():
+        try:
+            sessions.append(live.open())
+        except DeviceError as error:
+            refused.append(error)
+
+    clients = [threading.Thread(target=client) for _ in range(6)]
+    for thread in clients:
+        thread.start()
+    for thread in clients:
+        thread.join(60)
+    assert (len(sessions), len(refused)) == (3, 3)
+
+
+def test_the_garbage_collector_may_drop_a_session_anywhere(live):
+    """In a thread that holds a lock, while another one holds the session's and waits for it."""
+    session = live.open()
+    state = session._state
+    session.itself = session
+    del session
+    with live.scheduler._changed:
+        holding = threading.Event()
+
+        def waiting():
+            with state.lock:
+                holding.set()
+                state.wake()
+
+        thread = threading.Thread(target=waiting, daemon=True)
+        thread.start()
+        assert holding.wait(60)
+        collecting = threading.Thread(target=gc.collect, daemon=True)
+        collecting.start()
+        collecting.join(10)
+        assert not collecting.is_alive()
+    thread.join(60)
+    live.scheduler.step()
+    assert state.closed and len(live.scheduler) == 0
+
+
+def test_an_integer_of_numpy_is_one(live):
+    """Positions of samples would overflow 32 bits, after an hour at the latest."""
+    session = live.open(sample_rate=np.int32(24000), channels=np.int64(1))
+    assert type(session.sample_rate) is type(session.channels) is int
 
 
 def test_no_more_sessions_than_there_are_rings(live, monkeypatch):

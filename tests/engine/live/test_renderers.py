@@ -13,12 +13,16 @@ from hypothesis import strategies as st
 
 import kernels
 from engine import Avatar, Pipeline
+from engine.device.executor import CpuExecutor
 from engine.errors import InputError
 from engine.live import gpu_renderer, renderer
+from engine.live.features import RING_ROWS, Window
 from engine.live.gpu_renderer import GpuRenderer
+from engine.live.job import Job
 from engine.live.live import _picture_numbers
 from engine.live.renderer import CpuRenderer
 from engine.live.session import Session
+from engine.live.timing import WINDOW_SAMPLES
 from tests.conftest import ROOT
 from tests.engine.files import Folders
 from tests.engine.live.stage import Stage, voice
@@ -168,6 +172,28 @@ def test_a_generator_that_returns_nan_ends_the_sessions(tiny):
     avatar = Avatar.load(tiny, **NETWORKS | {"generator": CASES / "nan.onnx"})
     with pytest.raises(InputError, match=r"nan\.onnx: the generator returns NaN in a video frame"):
         CpuRenderer(Pipeline(avatar, batch_size=1)).warm_up()
+
+
+def test_no_graph_is_captured_after_the_warm_up(resident, monkeypatch):
+    """Generated and kept mouths, in batches of each size, in each place of the ring."""
+    ran = set()
+
+    def run(_, key, parts, __):
+        ran.add((key, *(part.name for part in parts)))
+        for part in parts:
+            part.work()
+
+    monkeypatch.setattr(CpuExecutor, "run", run)
+    renderer = GpuRenderer(resident)
+    renderer.warm_up()
+    warm = set(ran)
+    for silent in (False, True, True):
+        for size in (1, 2, 4):
+            for _ in range(3):
+                renderer.render([Job(0, 20, picture, silent) for picture in range(size)])
+    for windows in (1, 9):
+        renderer.hear([Window(RING_ROWS, np.zeros(WINDOW_SAMPLES, np.float32))] * windows)
+    assert ran == warm
 
 
 def test_everything_runs_before_the_first_session(make):

@@ -3,6 +3,7 @@ keyframes."""
 
 import io
 from fractions import Fraction
+from threading import Event
 
 import av
 import numpy as np
@@ -107,6 +108,46 @@ def test_jpeg():
     assert encoded.keyframe and encoded.number == 0
     decoded = np.asarray(Image.open(io.BytesIO(encoded.data)))
     assert np.abs(decoded.astype(int) - frame).mean() < 3
+
+
+def test_a_frame_that_is_cancelled_is_left_out():
+    """As `asyncio.wait_for` does when it gives up; the frames after it are encoded."""
+    go = Event()
+
+    class Waiting:
+        def encode(self, rgb, *, keyframe=False):
+            assert go.wait(60)
+            return int(rgb[0, 0, 0])
+
+    frames = [np.full((2, 2, 3), number, np.uint8) for number in range(5)]
+    with EncoderPool(1) as pool:
+        queue = pool.queue(Waiting())
+        futures = [queue.submit(frame) for frame in frames]
+        assert futures[2].cancel()
+        go.set()
+        assert [futures[number].result(60) for number in (0, 1, 3, 4)] == [0, 1, 3, 4]
+
+
+def test_a_session_with_many_frames_does_not_hold_up_the_others():
+    """With one thread, they take turns."""
+    go, seen = Event(), []
+
+    class Noted:
+        def __init__(self, name):
+            self.name = name
+
+        def encode(self, rgb, *, keyframe=False):
+            assert go.wait(60)
+            seen.append(self.name)
+
+    with EncoderPool(1) as pool:
+        many, few = pool.queue(Noted("many")), pool.queue(Noted("few"))
+        futures = [many.submit(np.zeros((2, 2, 3), np.uint8)) for _ in range(9)]
+        futures += [few.submit(np.zeros((2, 2, 3), np.uint8)) for _ in range(2)]
+        go.set()
+        for future in futures:
+            future.result(60)
+    assert seen.index("few") <= 1 and seen.count("many") == 9
 
 
 def test_a_pool_keeps_the_order_of_each_session():
