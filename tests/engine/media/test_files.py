@@ -13,10 +13,11 @@ from PIL import Image
 from engine import InputError
 from engine.avatar.frames import VideoFile
 from engine.media import files, limits
+from engine.media.packets import PacketReader
 from engine.media.speech import read_speech
 from engine.media.video import Video
 from tests.engine.media.sound_files import write_sound
-from tests.engine.videos import encode, moving
+from tests.engine.videos import encode
 
 ROOT = Path(__file__).parents[3]
 HLS = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:9\n"
@@ -163,29 +164,36 @@ def test_a_pipe_of_the_shell_is_refused():
     [("a.mkv", "aac", "libx264"), ("a.mpg", "mp2", "mpeg2video"), ("a.mp3", "libmp3lame", None)],
 )
 def test_a_file_without_a_next_packet(tmp_path, monkeypatch, name, codec, picture):
-    """It goes on with 32 GB of zeros, which take no room on the disk."""
+    """It goes on with 4 GB of zeros, which take no room on the disk."""
     path = write_sound(
         tmp_path / name, np.zeros(44100), rate=44100, codec=codec, picture=picture, frames=25
     )
-    os.truncate(path, 32 << 30)
+    os.truncate(path, 4 << 30)
     monkeypatch.setattr(limits, "TIMEOUT", 0.3)
     for read in (read_speech, Video) if picture else (read_speech,):
         with pytest.raises(InputError, match=f"{name} gives no sound or picture within 0.3 s"):
             read(path)
 
 
-def test_a_long_pause_between_frames(tmp_path, monkeypatch):
-    """The time of the caller does not count."""
-    path = encode(tmp_path / "a.mp4", moving(30), options={"g": "10"})
+@pytest.mark.parametrize("name", ["a.mp4", "a.ts", "a.mkv"])
+def test_a_long_pause_between_frames(tmp_path, monkeypatch, name):
+    """The time of the caller does not count, also not for the seek after it."""
+    noise = np.random.default_rng(0).integers(0, 256, (60, 96, 128, 3), np.uint8)
+    options = {"g": "10", "crf": "10", "sc_threshold": "0"}
+    path = encode(tmp_path / name, noise, options=options)
+    reopened = []
+    monkeypatch.setattr(PacketReader, "_reopen", lambda _: reopened.append(name))
     monkeypatch.setattr(limits, "TIMEOUT", 0.2)
     video = Video(path)
-    for start in (20, 0, 10):
-        numbers = []
-        for number, _ in video.frames(start):
-            numbers.append(number)
-            if number == start:
-                time.sleep(0.3)
-        assert numbers == list(range(start, 30))
+    opened = []
+    for start in (50, 10, 30):
+        frames = video.frames(start)
+        opened.append(frames)  # so that it is not closed
+        number, _ = next(frames)
+        time.sleep(0.3)
+        assert [number, next(frames)[0]] == [start, start + 1]
+        time.sleep(0.3)
+    assert reopened == []
 
 
 @pytest.mark.parametrize("kept", [50, 200, 0.5, 0.9])
