@@ -175,24 +175,22 @@ def test_a_file_without_a_next_packet(tmp_path, monkeypatch, name, codec, pictur
             read(path)
 
 
-@pytest.mark.parametrize("name", ["a.mp4", "a.ts", "a.mkv"])
-def test_a_long_pause_between_frames(tmp_path, monkeypatch, name):
+def test_a_long_pause_between_frames(tmp_path, monkeypatch):
     """The time of the caller does not count, also not for the seek after it."""
     noise = np.random.default_rng(0).integers(0, 256, (60, 96, 128, 3), np.uint8)
     options = {"g": "10", "crf": "10", "sc_threshold": "0"}
-    path = encode(tmp_path / name, noise, options=options)
+    path = encode(tmp_path / "a.ts", noise, options=options)
     reopened = []
-    monkeypatch.setattr(PacketReader, "_reopen", lambda _: reopened.append(name))
-    monkeypatch.setattr(limits, "TIMEOUT", 0.2)
-    video = Video(path)
-    opened = []
-    for start in (50, 10, 30):
+    monkeypatch.setattr(PacketReader, "_reopen", lambda _: reopened.append(path))
+    monkeypatch.setattr(limits, "TIMEOUT", 1.0)
+    video, opened = Video(path), []
+    for start in (50, 10):
         frames = video.frames(start)
         opened.append(frames)  # so that it is not closed
         number, _ = next(frames)
-        time.sleep(0.3)
+        time.sleep(1.2)
         assert [number, next(frames)[0]] == [start, start + 1]
-        time.sleep(0.3)
+        time.sleep(1.2)
     assert reopened == []
 
 
