@@ -3,12 +3,14 @@
 import os
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, NamedTuple
 
 import av
 from av.stream import Disposition
 
 from ..errors import InputError
+from . import limits
 from .files import open_media, reading
 
 SEARCHED = 100  # packets to read after a seek until a known one is found
@@ -39,7 +41,8 @@ class PacketReader:
         failed: numbers of the packets that could not be decoded so far.
 
     Raises:
-        InputError: there is no such file, FFmpeg cannot read it, or it has no video stream.
+        InputError: there is no such file, FFmpeg cannot read it, it has no video stream, or its
+            frames are too many or too large (see `limits`).
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -57,9 +60,13 @@ class PacketReader:
                     hidden=packet.is_discard or self._is_invisible(packet),
                     damaged=packet.is_corrupt,
                 )
-                for packet in self._container.demux(self.stream)
+                for packet in islice(self._demux(), limits.MAX_PACKETS + 1)
                 if packet.size
             ]
+        if len(self.packets) > limits.MAX_PACKETS:
+            raise InputError(
+                f"{path} has more than {limits.MAX_PACKETS} frames; split it into shorter files"
+            )
         places = [(packet.position, packet.size, packet.pts) for packet in self.packets]
         counts = Counter(places)
         self._numbers = {
@@ -78,7 +85,7 @@ class PacketReader:
         return self.stream.codec_context.name
 
     def read(self, first: int) -> Iterator[av.Packet]:
-        """Read the packets from number `first` on. One iterator at a time.
+        """Read the packets from number `first` on. A new iterator ends the one before.
 
         A packet's `pts` is set to its number, because a decoder copies it to the frame. The last
         packet is empty, which makes the decoder return the frames that it holds back.
@@ -105,6 +112,9 @@ class PacketReader:
         Returns:
             An iterator over (number of the packet, frame) in display order. Packets that cannot be
             decoded are skipped and added to `failed`.
+
+        Raises:
+            InputError: as `read`, or a frame is larger than `limits.MAX_PIXELS`.
         """
         for packet in self.read(first):
             try:
@@ -113,7 +123,13 @@ class PacketReader:
                 last = len(self.packets) - 1
                 self.failed.add(last if packet.pts is None or not packet.size else packet.pts)
                 continue
+            except av.error.FFmpegError as error:  # of a frame that is too large, among others
+                raise InputError(
+                    f"{self.path}: a frame cannot be decoded ({error.strerror}); "
+                    f"expected at most {limits.MAX_PIXELS} pixels"
+                ) from error
             for frame in frames:
+                self._check_size(frame.width, frame.height)
                 number: Any = frame.pts  # None if a packet held more than one frame
                 yield number, frame
 
@@ -131,6 +147,20 @@ class PacketReader:
             raise InputError(f"{self.path} has a video stream of a codec that FFmpeg does not know")
         # With threads, the decoder does not report all damage, and drops undamaged frames.
         self.stream.thread_type = "NONE"
+        context = self.stream.codec_context
+        self._check_size(context.width, context.height)
+        self._unread: Any = None
+
+    def _check_size(self, width: int, height: int) -> None:
+        if width * height > limits.MAX_PIXELS:
+            raise InputError(
+                f"{self.path} has frames of {width} x {height}; "
+                f"expected at most {limits.MAX_PIXELS} pixels"
+            )
+
+    def _demux(self) -> Iterator[av.Packet]:
+        self._unread = self._container.demux(self.stream)
+        return self._unread
 
     def _reopen(self) -> None:
         self._container.close()
@@ -139,13 +169,15 @@ class PacketReader:
     def _seek(self, first: int) -> tuple[int, Iterator[av.Packet]]:
         """Seek to packet `first` or one before it. Return its number, and the packets from it
         on."""
+        if self._unread is not None:
+            self._unread.close()  # the time limit of its next packet would also hold for the seek
         wanted = self.packets[first]
         times = [time for time in (wanted.pts, wanted.dts) if time is not None]
         if times:
             try:
                 # The earlier of the two, because some containers seek by pts and others by dts.
                 self._container.seek(min(times), stream=self.stream)
-                packets = self._container.demux(self.stream)
+                packets = self._demux()
                 for _, packet in zip(range(SEARCHED), packets, strict=False):
                     place = packet.pos, packet.size, packet.pts
                     number = self._numbers.get(place)
@@ -156,7 +188,7 @@ class PacketReader:
             except av.error.FFmpegError:
                 pass  # reading from the beginning raises the error again
         self._reopen()
-        return 0, self._container.demux(self.stream)
+        return 0, self._demux()
 
     def _is_invisible(self, packet: av.Packet) -> bool:
         """Return whether it is a VP8 frame that is only a reference for others (RFC 6386, 9.1)."""

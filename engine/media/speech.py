@@ -12,14 +12,19 @@ import torch
 from kernels import SAMPLE_RATE
 
 from ..errors import InputError
+from . import limits
 from .mixdown import Meter, to_mono, to_stereo
 from .track import Block, read_track
 
 
 def read_speech(
-    path: str | os.PathLike, *, track: int | None = None, from_first_frame: bool = False
+    path: str | os.PathLike,
+    *,
+    track: int | None = None,
+    from_first_frame: bool = False,
+    max_seconds: float = limits.MAX_SECONDS,
 ) -> torch.Tensor:
-    """Read an audio track of any file that FFmpeg reads, as PCM.
+    """Read an audio track of a media file, as PCM.
 
     The channels are mixed to mono (see `mixdown.to_mono`), then resampled to 16 kHz. If the mix
     keeps almost nothing of the loudest channel, that channel is used alone. `read_track` defines
@@ -32,30 +37,32 @@ def read_speech(
             default, else the first.
         from_first_frame: drop the sound before the first frame of a film, so that speech and frames
             begin together.
+        max_seconds: the longest speech to read. A second takes 64 kB.
 
     Returns:
         (S,) float32, nominally in [-1, 1].
 
     Raises:
-        InputError: there is no such file or track, FFmpeg cannot read it, it has no samples, or a
-            sample is not finite.
+        InputError: there is no such file or track, FFmpeg cannot read it, it has no samples, it is
+            longer than `max_seconds`, or a sample is not finite or far beyond full scale.
     """
     notes: list[str] = []
     meter = Meter()
 
     def mixed() -> Iterator[tuple[np.ndarray, Block]]:
         for block in read_track(path, track, from_first_frame=from_first_frame, notes=notes):
-            _check_finite(path, block)
+            _check_samples(path, block)
             mono = to_mono(block.samples, block.names)
             meter.add(block.samples, block.names, mono)
             yield mono, block
 
-    pcm = _resampled(mixed())
+    pcm = _resampled(path, mixed(), max_seconds)
     if lost := meter.lost_channel():
         channel, kept = lost
         del pcm
         blocks = read_track(path, track, from_first_frame=from_first_frame)
-        pcm = _resampled((block.samples[channel], block) for block in blocks)
+        alone = ((block.samples[channel], block) for block in blocks)
+        pcm = _resampled(path, alone, max_seconds)
         notes.append(
             f"{path}: the mono mix keeps {kept:.1%} of the energy of channel {channel}, the "
             f"loudest; channel {channel} is used alone"
@@ -80,11 +87,11 @@ def audio_blocks(
         Samples (1 or 2, n) float32, the rate in Hz, and the number of the first sample.
 
     Raises:
-        InputError: as `read_speech`, except that empty tracks and samples that are not finite are
-            accepted.
+        InputError: as `read_speech`, except that tracks may be empty or of any length.
     """
     channels, surround = 0, None
     for block in read_track(path, track):
+        _check_samples(path, block)
         samples, names, gain = block.samples, block.names, np.float32(1)
         channels = channels or min(len(samples), 2)
         if len(samples) > 2:
@@ -118,27 +125,58 @@ def audio_frame(block: np.ndarray, rate: int, first: int) -> av.AudioFrame:
     return frame
 
 
-def _resampled(blocks: Iterable[tuple[np.ndarray, Block]]) -> np.ndarray:
+def _resampled(
+    path: str | os.PathLike, blocks: Iterable[tuple[np.ndarray, Block]], max_seconds: float
+) -> np.ndarray:
     """Resample mono samples to 16 kHz; each comes with its block, which has the rate."""
-    resampler, parts = None, []
+    resampler, pcm = None, _Pcm(path, max_seconds)
     for mono, block in blocks:
         if block.rate == SAMPLE_RATE:
-            parts.append(mono)
+            pcm.add(mono)
             continue
         resampler = resampler or av.AudioResampler("flt", "mono", SAMPLE_RATE)
         frame = audio_frame(mono[None], block.rate, block.first)
-        parts += [part.to_ndarray()[0] for part in resampler.resample(frame)]
+        for part in resampler.resample(frame):
+            pcm.add(part.to_ndarray()[0])
     if resampler is not None:
-        parts += [part.to_ndarray()[0] for part in resampler.resample(None)]
-    return np.concatenate(parts) if parts else np.empty(0, np.float32)
+        for part in resampler.resample(None):
+            pcm.add(part.to_ndarray()[0])
+    return pcm.samples()
 
 
-def _check_finite(path: str | os.PathLike, block: Block) -> None:
-    if np.isfinite(block.samples).all():
+class _Pcm:
+    """Collects samples at 16 kHz in one array, which takes half the memory of joining parts."""
+
+    def __init__(self, path: str | os.PathLike, max_seconds: float):
+        self._path, self._max_seconds = path, max_seconds
+        self._array, self._count = np.empty(0, np.float32), 0
+
+    def add(self, part: np.ndarray) -> None:
+        first, self._count = self._count, self._count + len(part)
+        if self._count > self._max_seconds * SAMPLE_RATE:
+            raise InputError(
+                f"{self._path} is longer than {self._max_seconds:g} s; split it into shorter files"
+            )
+        if self._count > len(self._array):
+            # By a minute: the operating system moves an array of this size without a copy.
+            self._array.resize(self._count + 60 * SAMPLE_RATE, refcheck=False)
+        self._array[first : self._count] = part
+
+    def samples(self) -> np.ndarray:
+        self._array.resize(self._count, refcheck=False)
+        return self._array
+
+
+def _check_samples(path: str | os.PathLike, block: Block) -> None:
+    samples, most = block.samples, limits.MAX_AMPLITUDE
+    if samples.min() >= -most and samples.max() <= most:  # neither is true of NaN
         return
-    number, channel = np.argwhere(~np.isfinite(block.samples.T))[0]
-    sample = block.first + number
+    number, channel = np.argwhere(~(np.abs(samples.T) <= most))[0]
+    sample, value = block.first + number, samples[channel, number]
+    expected = "a finite value"
+    if np.isfinite(value):
+        expected = "-1 to 1; scale integers, for example: ffmpeg -i IN -af volume=1/32768 OUT.wav"
     raise InputError(
         f"{path}: sample {sample} ({sample / block.rate:.3f} s) of channel {channel} "
-        f"is {block.samples[channel, number]}; expected a finite value"
+        f"is {value:g}; expected {expected}"
     )

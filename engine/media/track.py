@@ -12,6 +12,7 @@ import numpy as np
 from av.stream import Disposition
 
 from ..errors import InputError
+from . import limits
 from .files import open_media, reading
 
 # Timestamps are rounded, to 1 ms in Matroska and Flash, and jitter if they come from a clock. A gap
@@ -77,8 +78,8 @@ def read_track(
         notes: a list that gets warnings about damage and jumps at the end of the track.
 
     Raises:
-        InputError: there is no such file or track, FFmpeg cannot read it, or no packet can be
-            decoded.
+        InputError: there is no such file or track, FFmpeg cannot read it, no packet can be decoded,
+            or the rate is not one of `limits`.
     """
     with open_media(path) as container:
         stream = _choose(path, container, track)
@@ -89,6 +90,7 @@ def read_track(
         begun = False
         with reading(path):
             for frame in damage.decode(_packets(container, stream)):
+                _check_rate(path, frame.sample_rate)
                 time = damage.time(frame)
                 yield from samples.prepare(frame)
                 if not begun:
@@ -131,6 +133,14 @@ def _describe(stream: Any) -> str:
     facts = [title and f'"{title}"', "" if language == "und" else language]
     facts.append("default" if stream.disposition & Disposition.default else "")
     return f" ({', '.join(filter(None, facts))})" if any(facts) else ""
+
+
+def _check_rate(path: str | os.PathLike, rate: int) -> None:
+    if not limits.MIN_SAMPLE_RATE <= rate <= limits.MAX_SAMPLE_RATE:
+        raise InputError(
+            f"{path} has a sample rate of {rate} Hz; "
+            f"expected {limits.MIN_SAMPLE_RATE} to {limits.MAX_SAMPLE_RATE}"
+        )
 
 
 def _packets(container: Any, stream: Any) -> Iterator[Any]:

@@ -163,8 +163,8 @@ def bad_samples(path):
     ("make", "message"),
     [
         (lambda path: None, "does not exist"),
-        (lambda path: path.mkdir(), "cannot be read as audio or video"),
-        (lambda path: path.touch(), "cannot be read as audio or video"),
+        (lambda path: path.mkdir(), "is a folder; expected a file"),
+        (lambda path: path.touch(), "is empty; expected a media file"),
         (text_file, "cannot be read as audio or video"),
         (no_samples, "0 samples"),
         (bad_sample(np.nan, 12345), r"sample 12345 \(0.772 s\) of channel 0 is nan"),
