@@ -18,7 +18,9 @@ from PIL import Image
 import engine.avatar.avatar
 import engine.avatar.boxes
 import engine.avatar.folder
+import engine.avatar.frames
 from engine import Avatar, InputError
+from engine.avatar.layouts import find_networks
 from engine.files import check_output
 from tests.engine.files import landmarks, write_video
 
@@ -162,6 +164,17 @@ def test_a_link_inside_the_folder(tmp_path, make, part):
     shutil.move(root / part, root / "other" / "elsewhere")
     (root / part).symlink_to(os.path.relpath(root / "other" / "elsewhere", (root / part).parent))
     assert torch.equal(Avatar.load(root).batch([2])[0], frames)
+
+
+def test_networks_for_the_build_are_inside_the_folder_too(tmp_path):
+    root = native(tmp_path / "avatar")
+    assert find_networks(root)["generator"] == root / "generator.onnx"
+    shutil.move(root / "generator.onnx", tmp_path / "elsewhere.onnx")
+    (root / "generator.onnx").symlink_to("../elsewhere.onnx")
+    with pytest.raises(InputError, match="generator.onnx leads out of the avatar folder"):
+        find_networks(root)
+    given = root / "generator.onnx"  # whoever names a file may link it
+    assert find_networks(root, generator=given)["generator"] == given
 
 
 def test_the_folder_itself_may_be_a_link(tmp_path, monkeypatch):
@@ -357,14 +370,15 @@ def test_frames_of_too_many_pixels(tmp_path):
         assert Avatar.load(root).width == size[0]
 
 
-@pytest.mark.filterwarnings("ignore:Image size")
-def test_a_frame_that_becomes_large(tmp_path):
-    """It is not decoded: 13000 x 13000 pixels take 500 MB."""
+def test_a_frame_that_becomes_large(tmp_path, monkeypatch):
+    """It is not decoded, which could take any amount of memory."""
     root = native(tmp_path / "avatar")
     avatar = Avatar.load(root)
-    Image.new("1", (13000, 13000)).save(root / "frames" / "1.png")
-    with pytest.raises(InputError, match="1.png changed its size while it was in use"):
-        avatar.batch([1])
+    monkeypatch.setattr(engine.avatar.frames, "_rgb", lambda _: pytest.fail("it is decoded"))
+    for size in ((2000, 2000), (SIZE, SIZE + 1)):
+        Image.new("1", size).save(root / "frames" / "1.png")
+        with pytest.raises(InputError, match="1.png changed its size while it was in use"):
+            avatar.batch([1])
 
 
 @pytest.mark.parametrize("format", ["PNG", "JPEG"])
