@@ -7,11 +7,17 @@ class InputError(ValueError):
     """An input cannot be used. The message is one line: the value, and what is expected instead.
 
     Commands print it after "error:" and exit with 2. Every other exception is a bug. Characters
-    that cannot be printed, such as a newline in a file's name, are escaped.
+    that cannot be printed, such as a newline in a file's name, are escaped. A message of more than
+    400 characters, which may have a very long path, is cut in the middle.
     """
 
     def __init__(self, message: object):
-        super().__init__(printable(message))
+        # cut first too, because escaping megabytes takes long
+        super().__init__(_cut(printable(_cut(str(message)))))
+
+
+def _cut(text: str, limit: int = 400) -> str:
+    return text if len(text) <= limit else f"{text[: limit // 2 - 3]} ... {text[2 - limit // 2 :]}"
 
 
 class DeviceError(InputError):

@@ -41,7 +41,8 @@ def check_output(
         return
     if Path(speech).exists() and output.samefile(speech):
         raise InputError(f"{output} is the speech itself; give another name with -o")
-    if output.resolve().is_relative_to(Path(avatar).resolve()):
+    # unlike Path.resolve, realpath raises nothing for circular links
+    if Path(os.path.realpath(output)).is_relative_to(os.path.realpath(avatar)):
         raise InputError(f"{output} is a file of the avatar; give another name with -o")
 
 

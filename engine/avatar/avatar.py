@@ -14,10 +14,12 @@ from kernels import FPS, MAX_SIDE
 from ..errors import DeviceError, InputError, shortened
 from ..runtime.reserve import reserved_bytes
 from .boxes import boxes_from_json, boxes_from_landmarks, check_boxes
+from .folder import MAX_FILES, Folder
 from .frames import CACHE_BYTES, FrameCache, ImageFolder, Source, VideoFile
 from .layouts import IMAGE_SUFFIXES, Parts, choose_networks, find_layout, numbered
 from .pairing import Numbers, first_of_both
 
+MAX_PIXELS = 4096 * 4096  # of a frame; a render holds many at a time
 MAX_RATE_ERROR = 0.01  # relative difference between the folder's frame rate and its video's
 
 
@@ -57,12 +59,16 @@ class Avatar:
         self.height, self.width = source.height, source.width
         self.pixel_aspect = source.pixel_aspect
         self.device = _usable(device)
-        for side in (self.height, self.width):
-            if side > MAX_SIDE:
-                raise InputError(
-                    f"avatar {shortened(name)} has frames of {self.width} x {self.height}; "
-                    f"expected at most {MAX_SIDE} x {MAX_SIDE}"
-                )
+        too_large = self.height * self.width > MAX_PIXELS
+        if too_large or max(self.height, self.width) > MAX_SIDE:
+            raise InputError(
+                f"avatar {shortened(name)} has frames of {self.width} x {self.height}; "
+                f"expected at most {MAX_SIDE} pixels a side, and {MAX_PIXELS} in all (4096 x 4096)"
+            )
+        if len(source) > MAX_FILES:
+            raise InputError(
+                f"avatar {shortened(name)} has {len(source)} frames; expected at most {MAX_FILES}"
+            )
         self._length = min(len(source), boxes.shape[0])
         if len(source) != boxes.shape[0]:
             warnings.warn(
@@ -89,6 +95,7 @@ class Avatar:
         audio_encoder: str | os.PathLike | None = None,
         networks: bool = True,
         cache_bytes: int = CACHE_BYTES,
+        follow_links: bool = False,
     ) -> "Avatar":
         """Open an avatar folder in any of the four layouts: native, SyncTalk 2D, package 2.0, CPU
         server. The layout is recognized by the files in the folder. Frames and boxes are paired by
@@ -101,29 +108,34 @@ class Avatar:
                 none.
             networks: whether the networks are required. Training opens avatars without them.
             cache_bytes: memory for decoded frames on a CPU.
+            follow_links: whether links may lead out of the folder. Only for folders that you made
+                yourself, because a link can name any file of this machine. The folder itself may
+                always be a link.
 
         Raises:
-            InputError: a file is missing or damaged, or frames, boxes and networks do not fit
-                together.
+            InputError: a file is missing, damaged, too large or outside the folder, or frames,
+                boxes and networks do not fit together.
         """
-        parts = find_layout(Path(path))
+        folder = Folder(path, follow_links=follow_links)
+        parts = find_layout(folder)
         none = {"generator": None, "audio_encoder": None}
-        found = choose_networks(Path(path), parts, generator, audio_encoder) if networks else none
+        found = choose_networks(parts, generator, audio_encoder) if networks else none
         source: Source
         first_frame = None
         if parts.frames.is_dir():
-            images, first_frame = numbered(parts.frames, IMAGE_SUFFIXES)
-            source, fps = ImageFolder(images), parts.fps
+            images, first_frame = numbered(folder, parts.frames, IMAGE_SUFFIXES)
+            source, fps = ImageFolder(folder, images), parts.fps
         else:
+            folder.check(parts.frames)
             source = VideoFile(parts.frames)
             fps = parts.fps or source.fps
             _compare_rates(parts, source)
         if parts.boxes.is_dir():
             first_box: int | None
-            landmarks, first_box = numbered(parts.boxes, (".lms",))
-            boxes = boxes_from_landmarks(landmarks)
+            landmarks, first_box = numbered(folder, parts.boxes, (".lms",))
+            boxes = boxes_from_landmarks(folder, landmarks)
         else:
-            boxes, first_box = boxes_from_json(parts.boxes)
+            boxes, first_box = boxes_from_json(folder, parts.boxes)
         first_number = first_of_both(
             Numbers(parts.frames, "frames", len(source), first_frame),
             Numbers(parts.boxes, "boxes", len(boxes), first_box),

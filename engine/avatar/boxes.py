@@ -1,7 +1,7 @@
 """Face boxes: read from JSON or landmarks, and checked."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,19 +9,15 @@ from torch import Tensor
 from kernels import MAX_SIDE
 
 from ..errors import InputError, shortened
+from .folder import MAX_FILES, Folder
 from .pairing import in_order
 
 LANDMARKS = 110  # per frame
+MAX_JSON_BYTES = 16_000_000
+MAX_LANDMARK_BYTES = 16_000
 
 
-def read_json(path: Path) -> object:
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read as JSON: {error}") from error
-
-
-def boxes_from_json(path: Path) -> tuple[Tensor, int | None]:
+def boxes_from_json(folder: Folder, path: Path) -> tuple[Tensor, int | None]:
     """Read [[x0, y0, x1, y1], ...] or {"0": {"rect": [x0, y0, x1, y1]}, ...}.
 
     Returns:
@@ -29,29 +25,51 @@ def boxes_from_json(path: Path) -> tuple[Tensor, int | None]:
         a list.
 
     Raises:
-        InputError: the file contains something else, a key has no number, a number is missing or
-            occurs twice, or a box is not four numbers.
+        InputError: the file is too large or contains something else, a key has no number, a number
+            is missing or occurs twice, or a box is not four numbers. The message has no text of the
+            file but a key, and that only if the file contains a box.
     """
-    record = read_json(path)
+    record = folder.read_json(path, MAX_JSON_BYTES)
+    entries = list(record.values()) if isinstance(record, dict) else record
+    entries = entries if isinstance(entries, list) else []
+    if len(entries) > MAX_FILES:
+        raise InputError(f"{path} has {len(entries)} boxes; expected at most {MAX_FILES}")
+    if not any(map(_is_box, map(_rect, entries))):
+        raise InputError(
+            f"{path} contains no list of face boxes; expected 4 numbers x0, y0, x1, y1 per frame"
+        )
     first: int | None = None
-    names: list[str] = []
-    if isinstance(record, dict) and record:
+    rects = entries
+    if isinstance(record, dict):
         first, names = in_order(record, path, "boxes")
-        rects = [record[name] for name in names]
-        rects = [rect.get("rect") if isinstance(rect, dict) else rect for rect in rects]
-    else:
-        rects = record  # type: ignore[assignment]
-    if not isinstance(rects, list) or not rects:
-        raise InputError(f"{path} contains no list of face boxes")
+        rects = [_rect(record[name]) for name in names]
     for index, rect in enumerate(rects):
-        usable = isinstance(rect, list) and len(rect) == 4 and all(map(_is_coordinate, rect))
-        if not usable:
+        if not _is_box(rect):
             raise InputError(
-                f"{path}: the box of frame {index + (first or 0)} is {shortened(rect)}; "
+                f"{path}: the box of frame {index + (first or 0)} is {_without_text(rect)}; "
                 "expected 4 numbers x0, y0, x1, y1 in pixels"
             )
     boxes = [[int(value) for value in rect] for rect in rects]
     return torch.tensor(boxes, dtype=torch.int32), first
+
+
+def _rect(entry: Any) -> Any:
+    return entry.get("rect") if isinstance(entry, dict) else entry
+
+
+def _is_box(rect: object) -> bool:
+    return isinstance(rect, list) and len(rect) == 4 and all(map(_is_coordinate, rect))
+
+
+def _without_text(rect: object) -> str:
+    """Return `rect` for an error line, with "..." for text, which may be that of another file."""
+    if isinstance(rect, list):
+        return f"[{', '.join(map(_number, rect[:5]))}{', ...' if len(rect) > 5 else ''}]"
+    return _number(rect)
+
+
+def _number(value: object) -> str:
+    return shortened(value, 40) if value is None or isinstance(value, int | float) else "..."
 
 
 def _is_coordinate(value: object) -> bool:
@@ -59,7 +77,7 @@ def _is_coordinate(value: object) -> bool:
     return number and abs(value) < 2**24  # type: ignore[arg-type]  # False for NaN
 
 
-def boxes_from_landmarks(paths: list[Path]) -> Tensor:
+def boxes_from_landmarks(folder: Folder, paths: list[Path]) -> Tensor:
     """Read one file of 110 lines "x y" per frame, and compute its face box.
 
     The box begins at the x of landmark 1 and the y of landmark 52 (counted from 0). Its side is the
@@ -69,13 +87,14 @@ def boxes_from_landmarks(paths: list[Path]) -> Tensor:
         (F, 4) int32.
 
     Raises:
-        InputError: a file cannot be read, or contains something else.
+        InputError: a file cannot be read, is too large or contains something else.
     """
     boxes = []
     for path in paths:
+        data = folder.read(path, MAX_LANDMARK_BYTES)
         try:
-            points = [tuple(map(float, line.split())) for line in path.read_text().splitlines()]
-        except (OSError, ValueError):
+            points = [tuple(map(float, line.split())) for line in data.decode().splitlines()]
+        except ValueError:
             points = []
         points = [point for point in points if point]  # a last empty line
         if len(points) != LANDMARKS or not all(

@@ -5,17 +5,21 @@ import struct
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from PIL import ExifTags, Image
 
 from ..errors import InputError
+from .folder import Folder
 
 CACHE_BYTES = 128 << 20
+MAX_IMAGE_BYTES = 256_000_000  # of a file; 4096 x 4096 pixels of 64 bits take 134 MB
+FORMATS = ("PNG", "JPEG")  # Pillow's other decoders are never used, whatever the file contains
 MAX_EXIF_BYTES = 1 << 16  # read from a PNG; a JPEG cannot have more
 # EXIF orientation -> the transposition that makes the image upright
 TURNS = {
@@ -27,8 +31,6 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Pillow's exceptions for an image that is damaged, or larger than any frame
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 class Source(Protocol):
@@ -62,28 +64,27 @@ class Source(Protocol):
 
 
 class ImageFolder:
-    """A list of image files of one size. Opening reads only their headers.
+    """A list of image files of one size in an avatar folder. Opening reads only their headers.
 
     Pixels equal those of `cv2.imread`: 16 bits are truncated to 8, alpha and color profiles are
     ignored, and the EXIF orientation is applied. A CMYK JPEG may differ by 2 levels.
 
     Raises:
-        InputError: a file is not an image, or differs in size from the first one.
+        InputError: a file is not an image, is refused by `Folder.open`, or differs in size from the
+            first one.
     """
 
     pixel_aspect = Fraction(1)
 
-    def __init__(self, paths: list[Path]):
-        self._paths = paths
+    def __init__(self, folder: Folder, paths: list[Path]):
+        self._folder, self._paths = folder, paths
         self._turns: list[Image.Transpose | None] = []
         self.height = self.width = 0
         for number, path in enumerate(paths):
-            try:
-                with Image.open(path) as image:
-                    width, height = image.size
-                    orientation = _orientation(path, image)
-            except UNREADABLE as error:
-                raise _unreadable(path) from error
+            with folder.open(path, MAX_IMAGE_BYTES) as file, _decoding(path):
+                image = Image.open(file, formats=FORMATS)
+                width, height = image.size
+                orientation = _orientation(file, image)
             self._turns.append(TURNS.get(orientation))
             if orientation >= 5:  # stored on its side
                 width, height = height, width
@@ -100,13 +101,13 @@ class ImageFolder:
 
     def decode(self, number: int) -> Iterator[tuple[int, np.ndarray]]:
         path, turn = self._paths[number], self._turns[number]
-        try:
-            with Image.open(path) as image:
+        frame = None
+        with self._folder.open(path, MAX_IMAGE_BYTES) as file, _decoding(path):
+            image = Image.open(file, formats=FORMATS)
+            if sorted(image.size) == sorted((self.height, self.width)):
                 rgb = _rgb(image)
-        except UNREADABLE as error:
-            raise _unreadable(path) from error
-        frame = np.asarray(rgb if turn is None else rgb.transpose(turn))
-        if frame.shape[:2] != (self.height, self.width):
+                frame = np.asarray(rgb if turn is None else rgb.transpose(turn))
+        if frame is None or frame.shape[:2] != (self.height, self.width):
             raise InputError(f"{path} changed its size while it was in use")
         yield number, frame
 
@@ -243,36 +244,43 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _orientation(path: Path, image: Image.Image) -> int:
+@contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Turn what Pillow raises for a damaged image, which can be any exception, into one line.
+
+    Even a MemoryError: it allocates as many bytes as a chunk of a PNG claims to have.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise InputError(f"{path} cannot be read as an image (JPEG or PNG)") from error
+
+
+def _orientation(file: BinaryIO, image: Image.Image) -> int:
     """Return the EXIF orientation of an image, 1 to 8; 1 (upright) if its file does not say."""
-    data = _png_exif(path) if image.format == "PNG" else image.info.get("exif")
+    data = _png_exif(file.fileno()) if image.format == "PNG" else image.info.get("exif")
     if not data:
         return 1
     exif = Image.Exif()
     try:
         exif.load(data)
         orientation = exif.get(ExifTags.Base.Orientation)
-    except (*UNREADABLE, struct.error):  # damaged EXIF data
+    except Exception:  # damaged EXIF data
         return 1
     return orientation if isinstance(orientation, int) and 2 <= orientation <= 8 else 1
 
 
-def _png_exif(path: Path) -> bytes | None:
+def _png_exif(file: int) -> bytes | None:
     """Return the EXIF data of a PNG, without decoding it.
 
     ImageMagick writes it after the pixels, where Pillow finds it only after it has decoded them.
     """
-    with open(path, "rb", buffering=0) as file:
-        file.seek(8)
-        while len(header := file.read(8)) == 8:
-            length, kind = struct.unpack(">I4s", header)
-            if kind == b"eXIf":
-                return file.read(min(length, MAX_EXIF_BYTES))
-            if kind == b"IEND":
-                break
-            file.seek(length + 4, os.SEEK_CUR)  # data and checksum
+    position = 8
+    while len(header := os.pread(file, 8, position)) == 8:
+        length, kind = struct.unpack(">I4s", header)
+        if kind == b"eXIf":
+            return os.pread(file, min(length, MAX_EXIF_BYTES), position + 8)
+        if kind == b"IEND":
+            break
+        position += length + 12  # header, data and checksum
     return None
-
-
-def _unreadable(path: Path) -> InputError:
-    return InputError(f"{path} cannot be read as an image (JPEG or PNG)")

@@ -2,13 +2,14 @@
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 from ..errors import InputError, shortened
 from ..media.frame_rate import MAX_FPS, MIN_FPS, allowed
-from .boxes import read_json
+from .folder import Folder
 from .pairing import in_order, number_of
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -16,22 +17,25 @@ NETWORK_SUFFIXES = (".onnx", ".plan", ".pth", ".pt", ".safetensors")
 # A frame rate as text. Exponents are excluded, because Fraction would compute all digits of
 # "1e999999999".
 RATE = re.compile(r"\+?\d{1,9}(\.\d{0,30}|/\d{1,9})?")
+MAX_RECORD_BYTES = 1_000_000  # of avatar.json and dataset_manifest.json
+MAX_NAME = 200  # characters
 
 
 @dataclass(frozen=True)
 class Parts:
     """The files and the frame rate of an avatar folder, before any file is opened.
 
-    If the generator is None, the newest of `checkpoints` is used.
+    If the generator is None, the newest file of `checkpoints` is used.
     """
 
+    folder: Folder
     name: str
     frames: Path  # a video or a folder of numbered images
     boxes: Path  # a JSON file or a folder of landmarks
     fps: Fraction | None = None
     generator: Path | None = None
     audio_encoder: Path | None = None
-    checkpoints: tuple[Path, ...] = ()
+    checkpoints: Path | None = None  # a folder
 
 
 def find_networks(
@@ -47,29 +51,28 @@ def find_networks(
     Raises:
         InputError: the folder is not an avatar's, or one of the files is missing.
     """
-    return choose_networks(Path(path), find_layout(Path(path)), generator, audio_encoder)
+    return choose_networks(find_layout(Folder(path)), generator, audio_encoder)
 
 
-def find_layout(root: Path) -> Parts:
-    if not root.is_dir():
-        raise InputError(f"{root} {'is not a folder' if root.exists() else 'does not exist'}")
+def find_layout(folder: Folder) -> Parts:
+    root = folder.root
     if (root / "avatar.json").exists():
-        return _native(root)
+        return _native(folder)
     if (root / "dataset_manifest.json").exists():
-        return _package(root)
+        return _package(folder)
     if (root / "full_body_img").is_dir():
-        return _synctalk(root)
+        return _synctalk(folder)
     if (root / "frames").is_dir():
-        return _cpu_server(root)
+        return _cpu_server(folder)
     raise InputError(
         f"{root} is not an avatar folder; expected one of avatar.json (native), "
         "dataset_manifest.json (package 2.0), full_body_img/ (SyncTalk 2D), frames/ (CPU server)"
     )
 
 
-def _native(root: Path) -> Parts:
-    path = root / "avatar.json"
-    record = read_json(path)
+def _native(folder: Folder) -> Parts:
+    path = folder.root / "avatar.json"
+    record = folder.read_json(path, MAX_RECORD_BYTES)
     if not isinstance(record, dict):
         raise InputError(f"{path} contains a {type(record).__name__}; expected an object")
     for key in ("fps", "frames", "boxes", "generator", "audio_encoder"):
@@ -78,22 +81,29 @@ def _native(root: Path) -> Parts:
 
     def inside(key: str) -> Path:
         value = record[key]
-        if not isinstance(value, str) or not value or "\0" in value:
+        if not isinstance(value, str) or not value:
             raise InputError(f"{path}: {key} is {shortened(value)}; expected a path")
-        target = root / value
+        target = folder.root / value
         try:
-            lies_inside = target.resolve().is_relative_to(root.resolve())
-            target.exists()
-        except (OSError, ValueError, RuntimeError):  # too long, not Unicode, circular links
+            with suppress(FileNotFoundError, NotADirectoryError):
+                os.stat(target)
+        except ValueError:  # a NUL, a surrogate
             raise InputError(f"{path}: {key} is {shortened(value)}; expected a path") from None
-        if not lies_inside:
+        except OSError as error:  # too long, a circular link
+            raise InputError(
+                f"{path}: {key} is {shortened(value)}, which cannot be opened: {error.strerror}"
+            ) from error
+        # Only what the path itself says. Links are checked when the file is opened.
+        leaves = os.path.normpath(value).split(os.sep)[0] in ("..", "")
+        if leaves and not folder.contains(target):
             raise InputError(
                 f"{path}: {key} is {shortened(value)}; expected a path inside the avatar folder"
             )
         return target
 
     return Parts(
-        name=str(record.get("name", root.resolve().name)),
+        folder,
+        name=_name(path, record, folder),
         frames=_existing(inside("frames")),
         boxes=_existing(inside("boxes")),
         fps=_fps(path, record["fps"]),
@@ -102,12 +112,14 @@ def _native(root: Path) -> Parts:
     )
 
 
-def _package(root: Path) -> Parts:
+def _package(folder: Folder) -> Parts:
+    root = folder.root
     manifest = root / "dataset_manifest.json"
-    record = read_json(manifest)
+    record = folder.read_json(manifest, MAX_RECORD_BYTES)
     record = record if isinstance(record, dict) else {}
     return Parts(
-        name=str(record.get("name", root.resolve().name)),
+        folder,
+        name=_name(manifest, record, folder),
         frames=_first(root, ("full_body_video.mp4", "full_body_img"), "frames"),
         boxes=_first(
             root, ("crop_rects.json", "cache/crop_rectangles.json", "landmarks"), "face boxes"
@@ -118,19 +130,23 @@ def _package(root: Path) -> Parts:
     )
 
 
-def _synctalk(root: Path) -> Parts:
+def _synctalk(folder: Folder) -> Parts:
+    root = folder.root
     return Parts(
-        name=root.resolve().name,
+        folder,
+        name=folder.name,
         frames=root / "full_body_img",
         boxes=_first(root, ("landmarks",), "face boxes"),
         audio_encoder=_maybe(root, ("models/audio_encoder.onnx",)),
-        checkpoints=tuple(path for path in visible(root / "checkpoint") if path.suffix == ".pth"),
+        checkpoints=root / "checkpoint",
     )
 
 
-def _cpu_server(root: Path) -> Parts:
+def _cpu_server(folder: Folder) -> Parts:
+    root = folder.root
     return Parts(
-        name=root.resolve().name,
+        folder,
+        name=folder.name,
         frames=root / "frames",
         boxes=_first(root, ("crop_rects.json",), "face boxes"),
         generator=_maybe(root, ("checkpoint/model_best.onnx",)),
@@ -156,28 +172,38 @@ def _existing(path: Path) -> Path:
 
 
 def choose_networks(
-    root: Path,
     parts: Parts,
     generator: str | os.PathLike | None,
     audio_encoder: str | os.PathLike | None,
 ) -> dict[str, Path]:
-    found = parts.generator
-    if generator is None and parts.checkpoints:
-        found = newest(parts.checkpoints)
+    folder, found = parts.folder, parts.generator
+    if generator is None and parts.checkpoints is not None and parts.checkpoints.is_dir():
+        names = folder.names(parts.checkpoints)
+        saved = [parts.checkpoints / name for name in names if Path(name).suffix == ".pth"]
+        found = newest(tuple(saved)) if saved else None
     return {
-        "generator": _network(root, found, generator, "generator"),
-        "audio_encoder": _network(root, parts.audio_encoder, audio_encoder, "audio encoder"),
+        "generator": _network(folder, found, generator, "generator"),
+        "audio_encoder": _network(folder, parts.audio_encoder, audio_encoder, "audio encoder"),
     }
 
 
-def _network(root: Path, found: Path | None, given: str | os.PathLike | None, what: str) -> Path:
+def _network(
+    folder: Folder, found: Path | None, given: str | os.PathLike | None, what: str
+) -> Path:
     path = Path(given) if given is not None else found
     if path is None:
         option = what.replace(" ", "-")
-        raise InputError(f"{root} has no {what}; give its file (--{option} FILE)")
-    if not path.is_file():
-        fault = "is not a file" if path.exists() else "does not exist"
+        raise InputError(f"{folder.root} has no {what}; give its file (--{option} FILE)")
+    if not os.path.isfile(path):
+        fault = "is not a file" if os.path.exists(path) else "does not exist"
         raise InputError(f"{path} ({what}) {fault}")
+    if given is None:
+        folder.check(path)
+        plan, record = path.with_suffix(".plan"), path.with_suffix(".json")
+        if plan.exists():  # it may be used instead
+            folder.check(plan)
+            if record.exists():
+                folder.check(record)
     if path.suffix.lower() not in NETWORK_SUFFIXES:
         allowed = ", ".join(NETWORK_SUFFIXES)
         raise InputError(f"{path} ({what}) ends in {path.suffix!r}; expected one of {allowed}")
@@ -246,31 +272,34 @@ def _fps(path: Path, value: object) -> Fraction:
     return television if 0 < abs(fps - television) < Fraction(1, 200) and fps % 1 else fps
 
 
-def visible(folder: Path) -> list[Path]:
-    """List a folder by name, without the names that start with a dot; [] if it does not exist.
-
-    macOS writes a "._0.png" beside every 0.png that it copies to another file system.
-    """
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def numbered(folder: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], int]:
+def numbered(folder: Folder, path: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], int]:
     """List the files of a folder in the order of the numbers that their names end in.
 
     Returns:
         The files, and the first number, 0 or 1.
 
     Raises:
-        InputError: there are no such files, a number is missing, or two files have the same number.
+        InputError: there are no such files, a number is missing, two files have the same number,
+            or `folder.names` refuses the folder.
     """
     names = [
-        path.name
-        for path in visible(folder)
-        if path.suffix.lower() in suffixes and number_of(path.name) is not None
+        name
+        for name in folder.names(path)
+        if os.path.splitext(name)[1].lower() in suffixes and number_of(name) is not None
     ]
     if not names:
-        raise InputError(f"{folder} has no numbered files ending in {', '.join(suffixes)}")
-    first, names = in_order(names, folder, "files")
-    return [folder / name for name in names], first
+        raise InputError(f"{path} has no numbered files ending in {', '.join(suffixes)}")
+    first, names = in_order(names, path, "files")
+    return [path / name for name in names], first
+
+
+def _name(path: Path, record: dict, folder: Folder) -> str:
+    """Return the name that a record gives the avatar, by default the folder's."""
+    value = record.get("name")
+    if value is None:
+        return folder.name
+    if not isinstance(value, str | int | float) or len(str(value)) > MAX_NAME:
+        raise InputError(
+            f"{path}: name is {shortened(value)}; expected text of at most {MAX_NAME} characters"
+        )
+    return str(value)

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from engine import InputError
+from engine.avatar.folder import Folder
 from engine.avatar.frames import FrameCache, ImageFolder
 from tests.tolerances import TOLERANCES, assert_close
 
@@ -21,7 +22,7 @@ CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}
 
 
 def read(path) -> np.ndarray:
-    folder = ImageFolder([path])
+    folder = ImageFolder(Folder(path.parent), [path])
     out = np.empty((1, folder.height, folder.width, 3), np.uint8)
     FrameCache(folder).read([0], out)
     return out[0]
@@ -195,6 +196,14 @@ def test_images_without_a_valid_orientation(tmp_path, picture, segment):
     assert np.array_equal(found, read_with_opencv(path))
 
 
+@pytest.mark.parametrize(("kind", "count"), [(1, 2), (2, 2), (2, 4), (5, 1), (7, 1), (7, 4), (10, 1), (11, 1), (12, 1)])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_an_orientation_that_is_no_whole_number(tmp_path, picture, kind, count):
+    """Bytes, text, fractions and floats say nothing, although OpenCV takes some of them for 6."""
+    path = jpeg_with(tmp_path / "0.jpg", picture, b"Exif\0\0" + exif(6, kind=kind, count=count))
+    assert np.array_equal(read(path), read_with_opencv(path, cv2.IMREAD_IGNORE_ORIENTATION))
+
+
 def test_several_pictures_in_one_jpeg(tmp_path, picture):
     """Phones append a preview. The orientation applies all the same."""
     turn = Image.Exif()
@@ -215,17 +224,18 @@ def test_sizes_are_those_of_upright_images(tmp_path, picture):
         write_png(tmp_path / "1.png", np.rot90(picture), behind=[(b"eXIf", exif(6))]),
         write_png(tmp_path / "2.png", picture, before=[(b"eXIf", exif(6))]),
     ]
-    assert (ImageFolder(paths[:2]).height, ImageFolder(paths[:2]).width) == (HEIGHT, WIDTH)
+    folder = ImageFolder(Folder(tmp_path), paths[:2])
+    assert (folder.height, folder.width) == (HEIGHT, WIDTH)
     with pytest.raises(
         InputError, match=r"2.png\) is 24 x 40; expected 40 x 24, the size of frame 0"
     ):
-        ImageFolder(paths)
+        ImageFolder(Folder(tmp_path), paths)
 
 
 def test_a_truncated_image(tmp_path, picture):
     path = tmp_path / "0.png"
     Image.fromarray(picture).save(path)
     path.write_bytes(path.read_bytes()[:-300])
-    folder = ImageFolder([path])  # its header can be read
+    folder = ImageFolder(Folder(tmp_path), [path])  # its header can be read
     with pytest.raises(InputError, match=r"0.png cannot be read as an image"):
         FrameCache(folder).read([0], np.empty((1, HEIGHT, WIDTH, 3), np.uint8))

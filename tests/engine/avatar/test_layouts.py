@@ -227,11 +227,15 @@ def test_circular_links(own):
 def test_a_long_name(own):
     root = own.native()
     record = json.loads((root / "avatar.json").read_text())
-    (root / "avatar.json").write_text(json.dumps({**record, "name": "n" * 10**6}))
+    (root / "avatar.json").write_text(json.dumps({**record, "name": "n" * 200}))
     (root / "boxes.json").write_text(json.dumps([[20, 30, 120, 130]] * 3))
     with pytest.warns(UserWarning, match="4 frames and 3 boxes") as caught:
         Avatar.load(root)
     assert all(len(str(warning.message)) < 400 for warning in caught)
+    for name in ("n" * 201, ["n"], {}):
+        (root / "avatar.json").write_text(json.dumps({**record, "name": name}))
+        with pytest.raises(InputError, match=r"name is .*; expected text of at most 200 char"):
+            Avatar.load(root)
 
 
 def test_shortened():
