@@ -254,6 +254,7 @@ class Session:
         now: Callable[[], float],
     ):
         self._state, self._now = state, now
+        self._pushing = threading.Lock()  # one push or flush after another
         self.sample_rate, self.channels, self.fps = sample_rate, channels, state.fps
 
     @property
@@ -272,19 +273,26 @@ class Session:
             InputError: another shape or dtype, a sample that is not finite, more than ten minutes
                 that wait, or a closed session.
         """
-        samples = _as_float(sound, self.channels)
-        with self._state.lock:
-            self._check_open()
-            if not self._state.stream.push(samples):
-                waiting = self._state.stream.waiting_samples / self.sample_rate
-                raise InputError(
-                    f"{waiting:.0f} s of speech wait to be shown; push more when some are taken"
-                )
-        self._state.wake(now=self._state.clock == "taken")
+        samples, state = _as_float(sound, self.channels), self._state
+        with self._pushing:
+            with state.lock:
+                self._check_open()
+                utterance = state.stream.utterance(samples.shape[1])
+                if utterance is None:
+                    waiting = state.stream.waiting_samples / self.sample_rate
+                    raise InputError(
+                        f"{waiting:.0f} s of speech wait to be shown; push more when some are taken"
+                    )
+            for first in range(0, samples.shape[1], self.sample_rate):
+                part = samples[:, first : first + self.sample_rate]
+                pcm = utterance.convert(part)  # without the lock, for which all sessions may wait
+                with state.lock:
+                    utterance.append(part, pcm)
+                state.wake(now=state.clock == "taken")
 
     def flush(self) -> None:
         """End the utterance: what follows it is silence, and it waits for no more speech."""
-        with self._state.lock:
+        with self._pushing, self._state.lock:
             self._check_open()
             self._state.stream.flush()
         self._state.wake()
