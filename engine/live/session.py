@@ -27,8 +27,8 @@ class Piece:
 
     Attributes:
         number: counts the session's frames from 0, without gaps.
-        frames: (1, H, W, 3) uint8 RGB on the avatar's device; (0, H, W, 3) where the picture was
-            skipped because it would have been too late, or because nobody took it in time.
+        frames: (1, H, W, 3) uint8 RGB, or the shape of the format that `Live` was given. Its length
+            is 0 if the picture was skipped: it would have been too late, or was not taken in time.
         sound: (C, n) float32, the frame's samples at the session's own rate.
         fps: frames a second.
         speaking: whether the frame plays samples of an utterance.
