@@ -184,11 +184,9 @@ class SessionState:
 
     def leave(self, future: asyncio.Future) -> None:
         """Forget a waiter that was cancelled; nothing if it got what it waited for."""
-        for number, (_, waiting) in enumerate(self._waiters):
-            if waiting is future:
-                del self._waiters[number]
-                self.wanted -= 1
-                return
+        others = [waiter for waiter in self._waiters if waiter[1] is not future]
+        self.wanted -= len(self._waiters) - len(others)
+        self._waiters = others
 
     def interrupt(self) -> None:
         if self.stream.waiting or any(piece.speaking for piece in self.queue):
@@ -264,7 +262,7 @@ class Session:
         return self._state.counts
 
     def push(self, sound: np.ndarray | Tensor) -> None:
-        """Append speech to the utterance that has not ended, or begin one.
+        """Append speech to the utterance that has not ended, or begin one. No samples begin none.
 
         Args:
             sound: (S,) or (C, S), int16 or float32 in [-1, 1], at the session's rate.
@@ -277,6 +275,8 @@ class Session:
         with self._pushing:
             with state.lock:
                 self._check_open()
+                if not samples.shape[1]:
+                    return
                 utterance = state.stream.utterance(samples.shape[1])
                 if utterance is None:
                     waiting = state.stream.waiting_samples / self.sample_rate

@@ -168,3 +168,13 @@ def test_speech_that_is_long_to_convert_keeps_nobody_waiting():
     session.flush()
     stage.advance(1.0)
     assert any(piece.end for piece in stage.take(session, 100))
+
+
+def test_no_samples_begin_no_utterance():
+    """As a text-to-speech may send at its end; the session would wait for the rest of it."""
+    stage = Stage()
+    session = stage.open(clock="taken")
+    session.push(voice(1, 8_000))
+    session.flush()
+    session.push(np.empty(0, np.float32))
+    assert len(stage.take(session, 40)) == 40
