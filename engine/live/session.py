@@ -27,8 +27,8 @@ class Piece:
 
     Attributes:
         number: counts the session's frames from 0, without gaps.
-        frames: (1, H, W, 3) uint8 RGB on the avatar's device; (0, H, W, 3) where the picture was
-            skipped because it would have been too late, or because nobody took it in time.
+        frames: (1, H, W, 3) uint8 RGB, or the shape of the format that `Live` was given. Its length
+            is 0 if the picture was skipped: it would have been too late, or was not taken in time.
         sound: (C, n) float32, the frame's samples at the session's own rate.
         fps: frames a second.
         speaking: whether the frame plays samples of an utterance.
@@ -184,11 +184,9 @@ class SessionState:
 
     def leave(self, future: asyncio.Future) -> None:
         """Forget a waiter that was cancelled; nothing if it got what it waited for."""
-        for number, (_, waiting) in enumerate(self._waiters):
-            if waiting is future:
-                del self._waiters[number]
-                self.wanted -= 1
-                return
+        others = [waiter for waiter in self._waiters if waiter[1] is not future]
+        self.wanted -= len(self._waiters) - len(others)
+        self._waiters = others
 
     def interrupt(self) -> None:
         if self.stream.waiting or any(piece.speaking for piece in self.queue):
@@ -254,6 +252,7 @@ class Session:
         now: Callable[[], float],
     ):
         self._state, self._now = state, now
+        self._pushing = threading.Lock()  # one push or flush after another
         self.sample_rate, self.channels, self.fps = sample_rate, channels, state.fps
 
     @property
@@ -263,7 +262,7 @@ class Session:
         return self._state.counts
 
     def push(self, sound: np.ndarray | Tensor) -> None:
-        """Append speech to the utterance that has not ended, or begin one.
+        """Append speech to the utterance that has not ended, or begin one. No samples begin none.
 
         Args:
             sound: (S,) or (C, S), int16 or float32 in [-1, 1], at the session's rate.
@@ -272,19 +271,28 @@ class Session:
             InputError: another shape or dtype, a sample that is not finite, more than ten minutes
                 that wait, or a closed session.
         """
-        samples = _as_float(sound, self.channels)
-        with self._state.lock:
-            self._check_open()
-            if not self._state.stream.push(samples):
-                waiting = self._state.stream.waiting_samples / self.sample_rate
-                raise InputError(
-                    f"{waiting:.0f} s of speech wait to be shown; push more when some are taken"
-                )
-        self._state.wake(now=self._state.clock == "taken")
+        samples, state = _as_float(sound, self.channels), self._state
+        with self._pushing:
+            with state.lock:
+                self._check_open()
+                if not samples.shape[1]:
+                    return
+                utterance = state.stream.utterance(samples.shape[1])
+                if utterance is None:
+                    waiting = state.stream.waiting_samples / self.sample_rate
+                    raise InputError(
+                        f"{waiting:.0f} s of speech wait to be shown; push more when some are taken"
+                    )
+            for first in range(0, samples.shape[1], self.sample_rate):
+                part = samples[:, first : first + self.sample_rate]
+                pcm = utterance.convert(part)  # without the lock, for which all sessions may wait
+                with state.lock:
+                    utterance.append(part, pcm)
+                state.wake(now=state.clock == "taken")
 
     def flush(self) -> None:
         """End the utterance: what follows it is silence, and it waits for no more speech."""
-        with self._state.lock:
+        with self._pushing, self._state.lock:
             self._check_open()
             self._state.stream.flush()
         self._state.wake()

@@ -70,7 +70,7 @@ class _Queue:
         return taken
 
 
-class _Utterance:
+class Utterance:
     """Speech that was pushed, of which the stream does not hold everything yet.
 
     Attributes:
@@ -84,9 +84,13 @@ class _Utterance:
         self.sound, self.pcm, self.ended = _Queue(), _Queue(), False
         self.sound_end = self.pcm_end = 0
 
-    def push(self, sound: np.ndarray) -> None:
+    def convert(self, sound: np.ndarray) -> np.ndarray:
+        """Return what (C, n) samples that come next make ready at 16 kHz, to be appended."""
+        return self._converter(sound)
+
+    def append(self, sound: np.ndarray, pcm: np.ndarray) -> None:
         self.sound.append(sound)
-        self.pcm.append(self._converter(sound))
+        self.pcm.append(pcm)
 
     def end(self) -> None:
         self.pcm.append(self._converter.flush())
@@ -129,8 +133,8 @@ class SpeechStream:
         self._fps, self._rate, self._channels = fps, sample_rate, channels
         self._prebuffer, self._converter = round(prebuffer * kernels.SAMPLE_RATE), converter
         self._most = int(most * sample_rate)
-        self._waiting: deque[_Utterance] = deque()
-        self._placed: deque[_Utterance] = deque()  # all but the last one have ended
+        self._waiting: deque[Utterance] = deque()
+        self._placed: deque[Utterance] = deque()  # all but the last one have ended
         self._sound = Rolling((channels,))
         self._fade_end = 0
         self._changed: int | None = None
@@ -146,20 +150,21 @@ class SpeechStream:
         """Samples that were pushed and not bound yet, at the session's own rate."""
         return sum(utterance.sound.count for utterance in (*self._placed, *self._waiting))
 
-    def push(self, sound: np.ndarray) -> bool:
-        """Append (C, n) float32 samples to the utterance that has not ended, or begin one.
+    def utterance(self, count: int) -> Utterance | None:
+        """Return the utterance that has not ended, or begin one, to append `count` samples to.
+
+        What is appended to it after an interruption is not heard.
 
         Returns:
-            Whether there was room; False changes nothing.
+            None if there is no room for these samples.
         """
-        if self.waiting_samples + sound.shape[1] > self._most:
-            return False
+        if self.waiting_samples + count > self._most:
+            return None
         utterance = self._last()
         if utterance is None or utterance.ended:
-            utterance = _Utterance(self._converter())
+            utterance = Utterance(self._converter())
             self._waiting.append(utterance)
-        utterance.push(sound)
-        return True
+        return utterance
 
     def flush(self) -> None:
         """End the utterance. Without one, do nothing."""
@@ -234,10 +239,10 @@ class SpeechStream:
         self._sound.forget(frame_start(frame, self._rate, self._fps))
         self.pcm.forget(samples)
 
-    def _last(self) -> _Utterance | None:
+    def _last(self) -> Utterance | None:
         return (self._waiting or self._placed or [None])[-1]
 
-    def _placeable(self, utterance: _Utterance) -> bool:
+    def _placeable(self, utterance: Utterance) -> bool:
         return utterance.ended or utterance.pcm.count >= max(self._prebuffer, 1)
 
     def _place_next(self, number: int, needed: int) -> None:
@@ -259,7 +264,7 @@ class SpeechStream:
             self._extend(utterance, needed)
             frame = self._frame_after(utterance)
 
-    def _frame_after(self, utterance: _Utterance) -> int:
+    def _frame_after(self, utterance: Utterance) -> int:
         """Return the first frame after what is there of an utterance."""
         end = utterance.sound_end + utterance.sound.count
         frame = int(end * self._fps / self._rate)
@@ -267,7 +272,7 @@ class SpeechStream:
             frame += 1
         return frame
 
-    def _extend(self, utterance: _Utterance, needed: int) -> None:
+    def _extend(self, utterance: Utterance, needed: int) -> None:
         chunks = utterance.pcm.take(needed - utterance.pcm_end)
         if chunks:
             self._note(utterance.pcm_end)
@@ -278,7 +283,7 @@ class SpeechStream:
                 self.last_voiced = utterance.pcm_end + int(voiced[-1])
             utterance.pcm_end += len(chunk)
 
-    def _play(self, utterance: _Utterance, stop: int) -> None:
+    def _play(self, utterance: Utterance, stop: int) -> None:
         for chunk in utterance.sound.take(stop - utterance.sound_end):
             first, last = utterance.sound_end, utterance.sound_end + chunk.shape[1]
             rows = chunk.T

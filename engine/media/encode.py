@@ -75,6 +75,7 @@ class H264Encoder:
         codec: H264Codec | None = None,
     ):
         self._input, self._number = H264Input(height, width, format), 0
+        self._shape = (height, width, 3) if format == "rgb" else (height * 3 // 2, width)
         found = None
         if codec == "h264_nvenc" or (codec is None and has_nvenc()):
             options = NVENC_LIVE | {"rc": "constqp", "qp": str(crf)}
@@ -99,6 +100,8 @@ class H264Encoder:
         return codec
 
     def encode(self, rgb: np.ndarray, *, keyframe: bool = False) -> EncodedFrame:
+        if rgb.shape != self._shape:  # which FFmpeg would scale
+            raise InputError(f"the frame has the shape {rgb.shape}; expected {self._shape}")
         frame = self._input.convert(rgb)
         frame.pts, frame.time_base = self._number, self._codec.time_base
         frame.pict_type = PictureType.I if keyframe else PictureType.NONE

@@ -38,6 +38,10 @@ def write_ranges(output: Tensor, low: Tensor, high: Tensor) -> None:
         high.copy_(torch.from_numpy(values.max(axis=-1)))
 
 
+def _overlap(one: slice, other: slice) -> bool:
+    return one.start < other.stop and other.start < one.stop
+
+
 def _arrival(source: Tensor) -> torch.cuda.Event | None:
     """Return an event after the copies enqueued so far; None on a CPU, where they are done."""
     return torch.cuda.current_stream(source.device).record_event() if source.is_cuda else None
@@ -100,9 +104,10 @@ class OutputCheck:
             lows = torch.empty(shape, dtype=low.dtype, pin_memory=self._pinned)
             self._ranges = lows, torch.empty_like(lows, pin_memory=self._pinned)
         if self._endless and self._added + len(low) > self._rows:
-            self.look(wait=True)  # nearly all of these arrived long ago
             self._added = 0
         rows = slice(self._added, self._added + len(low))
+        while self._pending and _overlap(self._pending[0][0], rows):
+            self._look_at_next(wait=True)  # nearly always it arrived long ago
         for kept, bound in zip(self._ranges, (low, high), strict=True):
             kept[rows].copy_(bound, non_blocking=True)
         self._pending.append((rows, _arrival(low)))
@@ -116,17 +121,22 @@ class OutputCheck:
             InputError: the network returned NaN, infinity or a constant. The message has the first
                 bad feature or frame, and the remedy.
         """
-        while self._pending:
-            rows, arrived = self._pending[0]
-            if arrived is not None:
-                if wait:
-                    arrived.synchronize()
-                elif not arrived.query():
-                    return
-            self._pending.popleft()
-            if self._before is not None:
-                self._before.look(wait=wait)
-            self._check(rows)
+        while self._pending and self._look_at_next(wait=wait):
+            pass
+
+    def _look_at_next(self, *, wait: bool) -> bool:
+        """Check the next ranges, if they have arrived or with `wait`; return whether."""
+        rows, arrived = self._pending[0]
+        if arrived is not None:
+            if wait:
+                arrived.synchronize()
+            elif not arrived.query():
+                return False
+        self._pending.popleft()
+        if self._before is not None:
+            self._before.look(wait=wait)
+        self._check(rows)
+        return True
 
     def _check(self, rows: slice) -> None:
         assert self._ranges is not None

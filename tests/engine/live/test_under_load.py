@@ -1,7 +1,9 @@
 """Sessions that are late, slow, idle or left, and what the others notice of it."""
 
 import asyncio
+import threading
 
+import numpy as np
 import pytest
 import torch
 
@@ -124,3 +126,55 @@ def test_cancelled_coroutines_are_forgotten():
 
     asyncio.run(impatient())
     assert session._state._waiters == [] and session._state.wanted == 0
+
+
+def test_speech_that_is_long_to_convert_keeps_nobody_waiting():
+    """Neither the scheduler, nor an interruption, after which the rest of it is not heard."""
+    stage = Stage()
+    session, other = stage.open(clock="wall"), stage.open(clock="wall")
+    converting, go = threading.Event(), threading.Event()
+
+    class Slow:
+        def __call__(self, sound):
+            converting.set()
+            assert go.wait(60)
+            return sound[0]
+
+        def flush(self):
+            return np.empty(0, np.float32)
+
+    session._state.stream._converter = Slow
+    pushing = threading.Thread(target=session.push, args=(voice(1, 40_000),), daemon=True)
+    pushing.start()
+    assert converting.wait(60)
+
+    def goes_on():
+        stage.advance(0.5)
+        session.interrupt()
+
+    going = threading.Thread(target=goes_on, daemon=True)
+    going.start()
+    going.join(30)
+    waited = going.is_alive()
+    go.set()
+    pushing.join(60)
+    going.join(60)
+    assert not waited
+    stage.advance(1.5)
+    pieces = stage.take(session, 100)
+    assert len(pieces) >= 50 and not any(piece.speaking for piece in pieces)
+    assert len(stage.take(other, 100)) >= 50
+    session.push(voice(2, 10_000))
+    session.flush()
+    stage.advance(1.0)
+    assert any(piece.end for piece in stage.take(session, 100))
+
+
+def test_no_samples_begin_no_utterance():
+    """As a text-to-speech may send at its end; the session would wait for the rest of it."""
+    stage = Stage()
+    session = stage.open(clock="taken")
+    session.push(voice(1, 8_000))
+    session.flush()
+    session.push(np.empty(0, np.float32))
+    assert len(stage.take(session, 40)) == 40

@@ -2,6 +2,7 @@
 keyframes."""
 
 import io
+import re
 from fractions import Fraction
 from threading import Event
 
@@ -69,6 +70,16 @@ def test_planes_are_encoded_as_they_are(format):
         assert packets[0] == packets[1]
     for one, two in zip(*map(decode, packets), strict=True):
         assert np.abs(one.astype(int) - two).mean() < 1
+
+
+@pytest.mark.parametrize(("format", "shape"), [("rgb", (64, 96, 3)), ("i420", (96, 96))])
+def test_a_frame_of_another_size_is_an_error(format, shape):
+    """It would be scaled, and the picture of a piece without one is empty."""
+    encoder = H264Encoder(64, 96, Fraction(25), format=format, codec="libx264")
+    for other in [(32, 48, 3), (48, 48), (0, 96, 3)]:
+        with pytest.raises(InputError, match=f"shape {re.escape(f'{other}; expected {shape}')}"):
+            encoder.encode(np.zeros(other, np.uint8))
+    assert encoder.encode(np.zeros(shape, np.uint8)).number == 0
 
 
 def test_nvenc_only_where_there_is_one(monkeypatch):

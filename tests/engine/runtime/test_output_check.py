@@ -159,6 +159,26 @@ def test_the_end_waits(events):
     assert all(event.waited for event in events)
 
 
+def test_without_an_end_only_rows_that_are_overwritten_are_waited_for(events, monkeypatch):
+    """The last three batches are always on their way; what failed among them is found."""
+    monkeypatch.setattr(output_check, "ENDLESS_ROWS", 10)
+    watched = check(rows=None)
+    for number in range(12):  # the rows are used again after each fifth batch
+        watched.measure(frames(2))
+        if number >= 3:
+            events[number - 3].here = True
+    assert not any(event.waited for event in events)
+    watched = check(rows=None)
+    del events[:]
+    watched.measure(broken(2, 1, INF))  # never arrives by itself
+    for _ in range(4):
+        watched.measure(frames(2))
+    assert not any(event.waited for event in events)
+    with pytest.raises(InputError, match="returns infinity in a video frame"):
+        watched.measure(frames(2))  # in its rows
+    assert [event.waited for event in events] == [True] + 4 * [False]
+
+
 def test_the_error_names_the_first_network(events):
     """Its NaN makes the next network return NaN, and both arrive at the same time."""
     encoder = check(AUDIO_ENCODER, rows=8)
