@@ -9,6 +9,7 @@ import kernels
 
 from ..avatar import Avatar
 from ..errors import DeviceError, InputError
+from ..forks import check_fork, note_computing
 from ..pipeline import Loop, Pipeline, frame_numbers
 from .convert import SpeechConverter
 from .features import FeatureStream
@@ -81,6 +82,7 @@ class Live:
         self.pipeline = Pipeline(
             avatar, batch_size=batch_size, runtime=runtime, precision=precision
         )
+        note_computing()
         self._renderer: LiveRenderer
         if on_gpu:
             self._renderer = GpuRenderer(self.pipeline, mode=mode, format=format, on_host=on_host)
@@ -121,6 +123,7 @@ class Live:
             InputError: an argument out of range.
             DeviceError: one more session would make the others late.
         """
+        check_fork()
         if not RATES[0] <= sample_rate <= RATES[1]:
             raise InputError(f"sample rate is {sample_rate}; expected {RATES[0]} to {RATES[1]}")
         if channels not in (1, 2):
