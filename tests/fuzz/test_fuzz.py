@@ -131,6 +131,8 @@ def test_the_seeds_are_read(tmp_path, monkeypatch):
     for name in ("audio", "video", "image", "boxes", "landmarks", "plan", "avatar", "onnx"):
         target = targets.TARGETS[name]
         for data in target.seeds(tmp_path):
+            if name == "image" and not data.startswith((b"\x89PNG", b"\xff\xd8")):
+                continue  # under a name that is not its own
             path = tmp_path / f"seed{target.suffix_of(data)}"
             path.write_bytes(data)
             target.prepare()
