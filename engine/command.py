@@ -10,6 +10,8 @@ from typing import NoReturn
 
 from .errors import InputError, printable
 
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+
 
 class Parser(argparse.ArgumentParser):
     """Reports a wrong option in one line and exits with 2."""
@@ -49,11 +51,26 @@ def run(work: Callable[[], object], *, interrupted: str) -> int:
 def program(main: Callable[[], int]) -> NoReturn:
     """Run a command's `main`, which returns an exit code, as a program.
 
-    SIGTERM unwinds the stack, so that temporary files are removed. Characters that the locale
-    cannot print are escaped.
+    SIGTERM and SIGHUP (the terminal was closed) unwind the stack, so that temporary files are
+    removed. Characters that the locale cannot print are escaped.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # None if the parent process closed it
             stream.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.exit(main())
+    for number in ENDING:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, _end)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `engine/__init__.py`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:  # before or after the command's work
+        sys.exit(130)
+
+
+def _end(number: int, _: object) -> NoReturn:
+    # Of a closed terminal, two SIGHUPs may come, from the shell and from the kernel. The second one
+    # must not interrupt the removal of files.
+    for ending in ENDING:
+        signal.signal(ending, signal.SIG_IGN)
+    sys.exit(128 + number)

@@ -12,6 +12,7 @@ from torch import Tensor
 import kernels
 from kernels import CompositeMode
 
+from .admission import Admission, renders_that_fit
 from .avatar import Avatar
 from .device.batch_sizes import ENCODER_BATCH_SIZES, round_up_to
 from .device.buffers import (
@@ -28,6 +29,8 @@ from .device.executor import Part
 from .device.memory import Shapes
 from .device.stopwatch import Stopwatch
 from .errors import InputError, shortened
+from .forks import check_fork
+from .pcm import load_pcm
 from .runtime import Network, open_network
 from .runtime.output_check import OutputCheck, write_ranges
 from .runtime.signature import AUDIO_ENCODER, GENERATOR
@@ -57,6 +60,9 @@ class Pipeline:
             avatar's networks.
         precision: of the generator on a CPU: "fp32" (the default), or "bf16", which needs OpenVINO
             and a CPU with AVX512_BF16 or AMX.
+        max_renders: renders that run at a time; one more is refused when its first batch is taken.
+            By default, on a CPU, as many as fit half of the available memory; on a GPU, as many as
+            fit its memory.
 
     Raises:
         InputError: the avatar has no networks, or one cannot be opened.
@@ -70,6 +76,7 @@ class Pipeline:
         batch_size: int | None = None,
         runtime: str | None = None,
         precision: str | None = None,
+        max_renders: int | None = None,
     ):
         on_gpu = avatar.device.type == "cuda"
         self.batch_size = batch_size if batch_size is not None else 25 if on_gpu else 8
@@ -85,6 +92,9 @@ class Pipeline:
         self.generator = open_network(
             GENERATOR, avatar.generator, device=self.device, runtime=runtime, precision=precision
         )
+        if max_renders is None and not on_gpu:
+            max_renders = renders_that_fit(self.buffer_shapes(), self.batch_size, avatar)
+        self._admission = Admission(max_renders)
         self._pool: BufferPool | None = None
         if avatar.frames_on_device:
             shapes = self.buffer_shapes()
@@ -141,8 +151,11 @@ class Pipeline:
         Raises:
             InputError: the speech cannot be used, or an argument is out of range. While frames are
                 taken: a network returns NaN, infinity or a constant; on a GPU this comes a batch
-                or more later, at the latest after the last batch.
+                or more later, at the latest after the last batch. Or `max_renders` others run: each
+                from its first batch until it ends, is closed or is deleted. Or the process was
+                forked after its parent had rendered, so that it lacks the parent's threads.
         """
+        check_fork()
         numbers = frame_numbers(len(self.avatar), loop, start_frame)
         if mode not in kernels.COMPOSITE_MODES:
             allowed = ", ".join(kernels.COMPOSITE_MODES)
@@ -200,7 +213,7 @@ class Pipeline:
         feature_count = total - 2  # the first and the last one count twice
         encoder_check, generator_check = self.checks(total)
         encoded = 0
-        with self._take_buffers(total) as buffers:
+        with self._admission.admit(), self._take_buffers(total) as buffers:
             tensors, executor = buffers.tensors, buffers.executor
             with executor.on_current_stream():
                 pcm = buffers.start(pcm, numbers)
@@ -209,6 +222,7 @@ class Pipeline:
                 with stopwatch.stage("log_mel"):
                     mel = kernels.log_mel(pcm)
             for first in range(0, total, self.batch_size):
+                check_fork()  # the batches before may have been taken in the parent process
                 n = min(self.batch_size, total - first)
                 with executor.on_current_stream():
                     needed = min(first + n + LOOK_AHEAD, feature_count)
@@ -326,42 +340,6 @@ def _network(
         write_ranges(out, *ranges)
 
     return Part(name, work, capturable=network.capturable, stream=network.stream)
-
-
-def load_pcm(speech: str | os.PathLike[str] | Tensor, *, track: int | None = None) -> Tensor:
-    """Read speech from a file, or take it as PCM, and check that it can be rendered.
-
-    Args:
-        speech: an audio or video file, or (S,) float32 at 16 kHz.
-        track: the audio track of a file, as in `read_speech`.
-
-    Returns:
-        (S,) float32 at 16 kHz.
-
-    Raises:
-        InputError: it cannot be read, is shorter than one mel window (3000 samples), or has a
-            sample that is not finite.
-    """
-    name = "speech" if isinstance(speech, Tensor) else speech
-    if isinstance(speech, Tensor):
-        pcm = speech
-    else:
-        from .media.speech import read_speech  # late, because PCM needs no FFmpeg
-
-        pcm = read_speech(speech, track=track)
-    if pcm.ndim != 1 or pcm.dtype != torch.float32:
-        raise InputError(f"{name} is {tuple(pcm.shape)} {pcm.dtype}; expected (S,) torch.float32")
-    if pcm.numel() < kernels.MIN_SAMPLES:
-        raise InputError(
-            f"{name} is too short: {pcm.numel()} samples at 16 kHz "
-            f"({pcm.numel() / kernels.SAMPLE_RATE:.3f} s); expected at least "
-            f"{kernels.MIN_SAMPLES} ({kernels.MIN_SAMPLES / kernels.SAMPLE_RATE:.2f} s)"
-        )
-    finite = torch.isfinite(pcm)
-    if not finite.all():
-        sample = int((~finite).nonzero()[0])
-        raise InputError(f"{name}: sample {sample} is {pcm[sample]}; expected a finite value")
-    return pcm
 
 
 def frame_numbers(count: int, loop: Loop = "pingpong", start: int | None = None) -> Iterator[int]:

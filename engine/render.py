@@ -25,7 +25,8 @@ from .errors import DeviceError, printable
 from .files import check_output
 from .media.images import IMAGE_FORMATS, QUALITY, ImageWriter
 from .media.video import VideoWriter
-from .pipeline import LOOPS, Loop, Pipeline, load_pcm
+from .pcm import load_pcm
+from .pipeline import LOOPS, Loop, Pipeline
 from .runtime import PRECISIONS, RUNTIMES
 
 StrPath = str | os.PathLike[str]

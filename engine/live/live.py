@@ -10,6 +10,7 @@ import kernels
 
 from ..avatar import Avatar
 from ..errors import DeviceError, InputError
+from ..forks import check_fork, note_computing
 from ..pipeline import Loop, Pipeline, frame_numbers
 from .convert import SpeechConverter
 from .features import FeatureStream
@@ -82,6 +83,7 @@ class Live:
         self.pipeline = Pipeline(
             avatar, batch_size=batch_size, runtime=runtime, precision=precision
         )
+        note_computing()
         self._renderer: LiveRenderer
         if on_gpu:
             self._renderer = GpuRenderer(self.pipeline, mode=mode, format=format, on_host=on_host)
@@ -122,6 +124,7 @@ class Live:
             InputError: an argument out of range.
             DeviceError: one more session would make the others late.
         """
+        check_fork()
         sample_rate, channels, ahead = (
             _integer(name, value)
             for name, value in (

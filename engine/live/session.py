@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import DeviceError, InputError
+from ..forks import check_fork
 from .features import FeatureStream, first_sample
 from .job import Renderer
 from .stream import BoundFrame, SpeechStream
@@ -271,6 +272,7 @@ class Session:
             InputError: another shape or dtype, a sample that is not finite, more than ten minutes
                 that wait, or a closed session.
         """
+        check_fork()  # before the lock, which a thread of the parent may have held
         samples, state = _as_float(sound, self.channels), self._state
         with self._pushing:
             with state.lock:
@@ -319,6 +321,7 @@ class Session:
             InputError, DeviceError: the session ended because nobody took its pieces for too long,
                 a network returned NaN, a frame could not be decoded, or the device failed.
         """
+        check_fork()
         state = self._state
         with state.lock:
             while not state.queue:
@@ -346,6 +349,7 @@ class Session:
             yield piece
 
     async def __aiter__(self) -> AsyncIterator[Piece]:
+        check_fork()
         state, loop = self._state, asyncio.get_running_loop()
         while True:
             with state.lock:

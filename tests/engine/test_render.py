@@ -1,11 +1,8 @@
 """The command: its files, its output, and its errors."""
 
-import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -294,26 +291,6 @@ def test_an_error_in_the_middle_of_a_render(own, audio, tmp_path, capsys):
     assert render("--avatar", root, "--audio", audio, "-o", tmp_path / "o.mp4", *options) == 2
     assert "00003.jpg cannot be read as an image" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["avatars"]
-
-
-@pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted(native, tmp_path, kind, code):
-    """Ctrl-C and SIGTERM in the middle of a render leave no files."""
-    command = [sys.executable, "-m", "engine.render", "--avatar", str(native), "--no-progress"]
-    command += ["--audio", str(DEMO / "speech.wav"), "-o", str(tmp_path / "o.mp4")]
-    command += ["--frames", str(tmp_path / "frames")]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=DEMO.parents[1]
-    ) as process:
-        deadline = time.monotonic() + 600
-        while not any(tmp_path.glob(".frames*/000003.png")):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-        os.kill(process.pid, kind)
-        out, error = process.communicate(timeout=600)
-    assert process.returncode == code
-    assert "Traceback" not in error and out == ""
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_help_describes_every_option():

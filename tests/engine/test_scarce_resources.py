@@ -1,0 +1,92 @@
+"""The render command with few descriptors, on full and read-only disks, and without streams."""
+
+import resource
+import shlex
+import subprocess
+from pathlib import Path
+
+import av
+import pytest
+
+from tests.engine import tiny
+
+
+@pytest.fixture(scope="module")
+def avatar(tmp_path_factory):
+    return tiny.write_avatar(tmp_path_factory.mktemp("avatars") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory):
+    return tiny.write_speech(tmp_path_factory.mktemp("audio") / "speech.wav", 4)
+
+
+def run(command: list[str], **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command, env=tiny.ENVIRONMENT, capture_output=True, text=True, timeout=200, **options
+    )
+
+
+def is_whole(path: Path) -> bool:
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0)) == 99
+
+
+def test_32_descriptors(avatar, audio, tmp_path):
+    few = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))  # noqa: E731
+    command = tiny.command(avatar, audio, tmp_path / "o.mp4", "--frames", tmp_path / "frames")
+    done = run(command, preexec_fn=few)
+    assert done.returncode == 0, done.stderr
+    assert is_whole(tmp_path / "o.mp4")
+
+
+def test_closed_streams(avatar, audio, tmp_path):
+    """The files that are opened next get the descriptors 0 to 2, and must not get any text."""
+    command = shlex.join(tiny.command(avatar, audio, tmp_path / "o.mp4"))
+    done = run(["sh", "-c", f"{command} <&- >&- 2>&-"])
+    assert done.returncode == 0, done.stderr
+    assert is_whole(tmp_path / "o.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["o.mp4"]
+
+
+def test_a_limit_on_file_sizes(avatar, audio, tmp_path):
+    small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # noqa: E731
+    done = run(tiny.command(avatar, audio, tmp_path / "o.mp4"), preexec_fn=small)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "File too large" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def namespace() -> list[str]:
+    """A command before a script that mounts what no other process sees."""
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    try:
+        done = subprocess.run([*command, "mount -t tmpfs tmpfs /mnt"], capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("unshare is not installed")
+    if done.returncode != 0:
+        pytest.skip("this user may not mount anything, even in a namespace of its own")
+    return command
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "reason"),
+    [
+        ([], "size=64k", "No space left on device"),
+        (["png"], "size=64k", "No space left on device"),
+        ([], "ro", "Read-only file system"),
+    ],
+)
+def test_a_disk_that_cannot_be_written(avatar, audio, namespace, tmp_path, images, options, reason):
+    if images:
+        images = ["--frames", tmp_path / "frames", "--frames-format", *images]
+    command = shlex.join(tiny.command(avatar, audio, tmp_path / "o.mp4", *images))
+    folder = shlex.quote(str(tmp_path))
+    script = f"mount -t tmpfs -o {options} tmpfs {folder} && {command}; code=$?; ls -A {folder}"
+    done = run([*namespace, f"{script}; exit $code"])
+    assert done.returncode == 2, done.stderr
+    *_, line = done.stderr.splitlines()
+    assert line.startswith("error: ") and line.endswith(reason) and "Traceback" not in done.stderr
+    assert done.stdout == ""  # nothing is left in the folder
