@@ -88,8 +88,11 @@ def sources(fp16_safe_checkpoints, halves, checkpoints, networks, export_cache, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(export_cache))
         for kind, path in checkpoints.items():  # they are exported already
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
-            shutil.copy(networks[kind], cache_folder() / f"{kind}-{digest}-fp32.onnx")
+            source, made = (
+                hashlib.sha256(file.read_bytes()).hexdigest()[:32]
+                for file in (path, networks[kind])
+            )
+            shutil.copy(networks[kind], cache_folder() / f"{kind}-{source}-fp32-{made}.onnx")
     found = {}
     for precision, saved, free in (
         ("fp16", fp16_safe_checkpoints, halves),
