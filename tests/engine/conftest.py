@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import zlib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -88,11 +89,9 @@ def sources(fp16_safe_checkpoints, halves, checkpoints, networks, export_cache, 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(export_cache))
         for kind, path in checkpoints.items():  # they are exported already
-            source, made = (
-                hashlib.sha256(file.read_bytes()).hexdigest()[:32]
-                for file in (path, networks[kind])
-            )
-            shutil.copy(networks[kind], cache_folder() / f"{kind}-{source}-fp32-{made}.onnx")
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+            checksum = f"{zlib.crc32(networks[kind].read_bytes()):08x}"
+            shutil.copy(networks[kind], cache_folder() / f"{kind}-{digest}-fp32-{checksum}.onnx")
     found = {}
     for precision, saved, free in (
         ("fp16", fp16_safe_checkpoints, halves),
