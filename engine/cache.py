@@ -1,13 +1,18 @@
 """The version, and its folder in the user's cache."""
 
 import os
+import shutil
 import stat
 import tempfile
+import time
 import warnings
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
 from .errors import InputError
+
+LEFTOVER_AGE = 3600  # seconds
 
 try:
     VERSION = metadata.version("viseme")
@@ -43,6 +48,21 @@ def cache_folder() -> Path:
         stacklevel=2,
     )
     return _made(root / "viseme" / VERSION)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove unfinished files and folders older than an hour from a cache folder.
+
+    Processes that were killed left them. No work in the cache takes an hour.
+    """
+    for path in folder.glob(".*.partial*"):
+        with suppress(OSError):  # another process may remove it too
+            if time.time() - path.lstat().st_mtime < LEFTOVER_AGE:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
 
 
 def _made(folder: Path) -> Path:

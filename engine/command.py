@@ -42,6 +42,11 @@ def run(work: Callable[[], object], *, interrupted: str) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(printable(f"error: {where}{error.strerror or error}"), file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:  # PyTorch's is a RuntimeError
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error):
+            raise
+        print("error: there is too little memory", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(printable(f"interrupted: {interrupted}"), file=sys.stderr)
         return 130

@@ -87,10 +87,19 @@ class Pipeline:
             raise InputError(f"avatar {shortened(avatar.name)} was loaded without its networks")
         self._files = avatar.audio_encoder, avatar.generator
         self.audio_encoder = open_network(
-            AUDIO_ENCODER, avatar.audio_encoder, device=self.device, runtime=runtime
+            AUDIO_ENCODER,
+            avatar.audio_encoder,
+            device=self.device,
+            runtime=runtime,
+            trusted=avatar.trusted,
         )
         self.generator = open_network(
-            GENERATOR, avatar.generator, device=self.device, runtime=runtime, precision=precision
+            GENERATOR,
+            avatar.generator,
+            device=self.device,
+            runtime=runtime,
+            precision=precision,
+            trusted=avatar.trusted,
         )
         if max_renders is None and not on_gpu:
             max_renders = renders_that_fit(self.buffer_shapes(), self.batch_size, avatar)

@@ -118,7 +118,10 @@ def export(
 
         _progress(f"exporting to {precision}")
         model = _to_onnx(kind, network, max_batch)
-        onnx.save(model, part)
+        try:
+            onnx.save(model, part)
+        except OSError as error:  # a full disk, whose error has no file name
+            raise OSError(error.errno, error.strerror, str(output)) from error
         _progress("checking against PyTorch")
         difference = _check(kind, reference, part, precision, max_batch)
     return Report(

@@ -4,8 +4,9 @@ import functools
 import os
 import pickle
 import secrets
+import stat
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
@@ -15,13 +16,17 @@ from torch import nn
 
 from models.audio_encoder import AudioEncoder
 from models.generator import Generator
-from models.safe_pickle import read_pickle, refused_global
+from models.safe_pickle import MAX_BYTES, MAX_ENTRIES, TooLarge, read_pickle, refused_global
 
 _NETWORKS: dict[str, type[nn.Module]] = {"generator": Generator, "audio_encoder": AudioEncoder}
 _WORDS = {"generator": "a generator", "audio_encoder": "an audio encoder"}
 
 # Older PyTorch did not write these counters; inference never reads them.
 _COUNTER = "num_batches_tracked"
+
+MAX_NAME = 300  # characters in the name of a weight
+_NO_MEMORY = "there is too little memory to read it"
+MAX_HEADER = 16_000_000  # bytes, of a safetensors file: names, shapes and offsets
 
 
 class CheckpointError(ValueError):
@@ -36,6 +41,9 @@ def load(path: str | os.PathLike[str], kind: str | None = None) -> nn.Module:
     `weights_only=True`, so that no code in the file is run. Values that trainers keep beside the
     weights (NumPy scalars and arrays, paths, dates, namespaces, defaultdicts) are skipped.
 
+    A file may come from anyone: it has at most 2 GiB, also uncompressed, 100 000 entries, and
+    300 characters in the name of a weight.
+
     Args:
         path: a .pth or .pt file (a state dict, or a training checkpoint with one inside, with or
             without the prefixes of wrappers) or a .safetensors file, in any float dtype.
@@ -45,15 +53,15 @@ def load(path: str | os.PathLike[str], kind: str | None = None) -> nn.Module:
         A `Generator` or `AudioEncoder` in eval mode, float32, on the CPU.
 
     Raises:
-        CheckpointError: the file is missing, is not a checkpoint, has another network, or has
-            weights that are not finite or not floating point.
+        CheckpointError: the file is missing, is not a checkpoint, exceeds a limit, has another
+            network, or has weights that are not finite or not floating point.
         ValueError: `kind` is unknown.
     """
     if kind is not None and kind not in _NETWORKS:
         raise ValueError(f"kind is {kind!r}; expected one of: {', '.join(_NETWORKS)}, None")
     path = Path(path)
     content = _read(path)
-    candidates = [_without_prefix(tensors) for tensors in _state_dicts(content)]
+    candidates = [_without_prefix(tensors) for tensors in _state_dicts(path, content)]
     if not candidates:
         raise CheckpointError(f"{path}: has no weights{_guess_without_weights(content)}")
 
@@ -64,7 +72,11 @@ def load(path: str | os.PathLike[str], kind: str | None = None) -> nn.Module:
         for i, tensors in enumerate(candidates)
     }
     if kind is None:
-        complete = {name for name, i in scores if not any(_misfit(name, candidates[i]))}
+        complete = {
+            name
+            for (name, i), score in scores.items()
+            if score >= _required(name) and not any(_misfit(name, candidates[i]))
+        }
         if len(complete) > 1:
             raise CheckpointError(f"{path}: has both networks; give the kind of the one to load")
     # Of equal scores, max() returns the first in the file, where `model` comes before `ema`.
@@ -116,6 +128,14 @@ def save(module: nn.Module, path: str | os.PathLike[str], *, precision: str = "f
 def _read(path: Path) -> object:
     """Read a checkpoint file of any format."""
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+            raise CheckpointError(f"{path}: is a pipe or a device, not a checkpoint file")
+        if status.st_size > MAX_BYTES:
+            raise CheckpointError(
+                f"{path}: has {status.st_size / 2**30:.2f} GiB; expected at most "
+                f"{MAX_BYTES / 2**30:.0f} GiB"
+            )
         with path.open("rb") as file:
             head = file.read(64)
     except FileNotFoundError:
@@ -134,9 +154,9 @@ def _read(path: Path) -> object:
     # A safetensors file starts with the length of its JSON header, in 8 bytes.
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 100_000_000:
         try:
-            # Not `load_file`, which needs a name in UTF-8, and crashes if the file is truncated,
-            # because it maps it.
-            return safetensors.torch.load(path.read_bytes())
+            return _read_safetensors(path)
+        except MemoryError:
+            raise CheckpointError(f"{path}: {_NO_MEMORY}") from None
         except (safetensors.SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: broken safetensors file: {_line(error)}") from None
     # torch.save writes a zip archive; older versions wrote a pickle.
@@ -146,6 +166,8 @@ def _read(path: Path) -> object:
         with warnings.catch_warnings():  # about TorchScript files, which are refused below
             warnings.simplefilter("ignore")
             return read_pickle(path)
+    except TooLarge as error:
+        raise CheckpointError(f"{path}: {error}") from None
     except pickle.UnpicklingError as error:
         if name := refused_global(error):
             raise CheckpointError(
@@ -165,24 +187,66 @@ def _read(path: Path) -> object:
             raise CheckpointError(
                 f"{path}: is a TorchScript program; save the network's state_dict instead"
             ) from None
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            raise CheckpointError(f"{path}: {_NO_MEMORY}") from None
         raise CheckpointError(f"{path}: broken or truncated checkpoint file") from None
 
 
-def _state_dicts(content: object, depth: int = 3) -> Iterator[dict[str, torch.Tensor]]:
-    """Yield every mapping from names to weights in a checkpoint, the outermost first."""
-    # "param_groups" marks an optimizer, whose tensors are not weights.
-    if not isinstance(content, Mapping) or "param_groups" in content:
-        return
-    tensors = {
-        name: value
-        for name, value in content.items()
-        if isinstance(name, str) and isinstance(value, torch.Tensor) and not value.is_nested
-    }
-    if tensors:
-        yield tensors
-    if depth:
-        for value in content.values():
-            yield from _state_dicts(value, depth - 1)
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    # Not `load_file`, which needs a name in UTF-8, and crashes if the file is truncated, because it
+    # maps it.
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        # Every tensor's description is a JSON object. A brace in a name counts too, which is rare.
+        if length > MAX_HEADER or file.read(length).count(b"{") > MAX_ENTRIES:
+            raise CheckpointError(
+                f"{path}: has more names than expected: at most {MAX_ENTRIES} in "
+                f"{MAX_HEADER // 10**6} MB"
+            )
+        file.seek(0)
+        return safetensors.torch.load(file.read())
+
+
+def _state_dicts(path: Path, content: object) -> list[dict[str, torch.Tensor]]:
+    """Return every mapping from names to weights in a checkpoint, the outermost first.
+
+    A pickle may refer to one mapping many times. It is returned once, and visited again only if
+    more of its inner mappings can be reached.
+    """
+    found: dict[int, dict[str, torch.Tensor]] = {}  # by the mapping's id
+    visited: dict[int, int] = {}  # how many levels below it were visited
+    entries = 0
+
+    def visit(value: object, levels: int) -> None:
+        nonlocal entries
+        if not isinstance(value, Mapping) or visited.get(id(value), -1) >= levels:
+            return
+        visited[id(value)] = levels
+        if "param_groups" in value:  # an optimizer, whose tensors are not weights
+            return
+        entries += len(value)
+        if entries > MAX_ENTRIES:
+            raise CheckpointError(f"{path}: has more than {MAX_ENTRIES} entries")
+        if id(value) not in found:
+            tensors = {
+                name: tensor
+                for name, tensor in value.items()
+                if isinstance(name, str)
+                and isinstance(tensor, torch.Tensor)
+                and not tensor.is_nested
+            }
+            longest = max(map(len, tensors), default=0)
+            if longest > MAX_NAME:
+                raise CheckpointError(
+                    f"{path}: has a name of {longest} characters; expected at most {MAX_NAME}"
+                )
+            found[id(value)] = tensors
+        if levels:
+            for inner in value.values():
+                visit(inner, levels - 1)
+
+    visit(content, 3)
+    return [tensors for tensors in found.values() if tensors]
 
 
 def _without_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -190,9 +254,9 @@ def _without_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
     A prefix is common to all names, which a network's own names never are.
     """
-    while len({name.partition(".")[0] for name in tensors}) == 1 and all("." in n for n in tensors):
-        tensors = {name.partition(".")[2]: tensor for name, tensor in tensors.items()}
-    return tensors
+    common = os.path.commonprefix(list(tensors))  # noqa: RUF071, of texts that are no paths
+    start = common.rfind(".") + 1
+    return {name[start:]: tensor for name, tensor in tensors.items()}
 
 
 @functools.cache
@@ -201,13 +265,19 @@ def _expected(kind: str) -> dict[str, torch.Tensor]:
         return _NETWORKS[kind]().state_dict()
 
 
+@functools.cache
+def _required(kind: str) -> int:
+    """Return the number of names that a checkpoint of this network has at least."""
+    return sum(not name.endswith(_COUNTER) for name in _expected(kind))
+
+
 def _misfit(kind: str, tensors: dict[str, torch.Tensor]) -> tuple[list[str], list[str], list[str]]:
     """Return the names that are missing, unexpected, and of another shape."""
     expected = _expected(kind)
     missing = [n for n in expected if n not in tensors and not n.endswith(_COUNTER)]
     unexpected = [n for n in tensors if n not in expected]
     misshaped = [
-        f"{n} {list(tensors[n].shape)} instead of {list(expected[n].shape)}"
+        f"{n} {str(list(tensors[n].shape))[:60]} instead of {list(expected[n].shape)}"
         for n in expected
         if n in tensors and tensors[n].shape != expected[n].shape
     ]
@@ -262,10 +332,12 @@ def _guess(tensors: dict[str, torch.Tensor], wanted: str | None) -> str:
 
 def _guess_without_weights(content: object) -> str:
     if isinstance(content, Mapping):
-        if "param_groups" in content or any("optim" in str(key) for key in content):
+        # Only texts, because the text of a nested key may be longer than any memory.
+        keys = sorted(key[:50] for key in content if isinstance(key, str))
+        if "param_groups" in content or any("optim" in key for key in keys):
             return ": it is the state of an optimizer, without a network"
-        if content:
-            return f": its entries are {', '.join(sorted(map(str, content))[:5])}"
+        if keys:
+            return f": its entries are {', '.join(keys[:5])}"
     return ""
 
 

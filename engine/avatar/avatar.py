@@ -12,6 +12,7 @@ from torch import Tensor
 from kernels import FPS, MAX_SIDE
 
 from ..errors import DeviceError, InputError, shortened
+from ..runtime.open import check_untrusted
 from ..runtime.reserve import reserved_bytes
 from .boxes import boxes_from_json, boxes_from_landmarks, check_boxes
 from .folder import MAX_FILES, Folder
@@ -36,6 +37,7 @@ class Avatar:
         generator, audio_encoder: paths of the network files; None if the avatar has none.
         device: the device of `batch`'s tensors. On a GPU all frames are in its memory; on a CPU
             they are decoded as needed.
+        trusted: whether the networks may be ONNX files and TensorRT plans, which are programs.
 
     Args:
         first_number: number of the first frame and box, for errors that name one.
@@ -53,8 +55,9 @@ class Avatar:
         device: str | torch.device = "cpu",
         cache_bytes: int = CACHE_BYTES,
         first_number: int = 0,
+        trusted: bool = True,
     ):
-        self.name, self.fps = name, fps
+        self.name, self.fps, self.trusted = name, fps, trusted
         self.generator, self.audio_encoder = generator, audio_encoder
         self.height, self.width = source.height, source.width
         self.pixel_aspect = source.pixel_aspect
@@ -96,6 +99,7 @@ class Avatar:
         networks: bool = True,
         cache_bytes: int = CACHE_BYTES,
         follow_links: bool = False,
+        trusted: bool = True,
     ) -> "Avatar":
         """Open an avatar folder in any of the four layouts: native, SyncTalk 2D, package 2.0, CPU
         server. The layout is recognized by the files in the folder. Frames and boxes are paired by
@@ -111,15 +115,21 @@ class Avatar:
             follow_links: whether links may lead out of the folder. Only for folders that you made
                 yourself, because a link can name any file of this machine. The folder itself may
                 always be a link.
+            trusted: whether the networks come from someone you trust. If not, they must be
+                checkpoints: ONNX files and TensorRT plans are programs, which may use all memory
+                and never end.
 
         Raises:
-            InputError: a file is missing, damaged, too large or outside the folder, or frames,
-                boxes and networks do not fit together.
+            InputError: a file is missing, damaged, too large or outside the folder, frames, boxes
+                and networks do not fit together, or a network that is not trusted is no checkpoint.
         """
         folder = Folder(path, follow_links=follow_links)
         parts = find_layout(folder)
         none = {"generator": None, "audio_encoder": None}
         found = choose_networks(parts, generator, audio_encoder) if networks else none
+        if not trusted:
+            for file in filter(None, found.values()):
+                check_untrusted(file)
         source: Source
         first_frame = None
         if parts.frames.is_dir():
@@ -148,6 +158,7 @@ class Avatar:
             device=device,
             cache_bytes=cache_bytes,
             first_number=first_number,
+            trusted=trusted,
             **found,
         )
 
@@ -195,7 +206,7 @@ class Avatar:
         shape = (self._length, self.height, self.width, 3)
         torch.cuda.empty_cache()  # memory that PyTorch caches is free too
         needed, (free, _) = math.prod(shape), torch.cuda.mem_get_info(self.device)
-        reserved = reserved_bytes(self.generator)
+        reserved = reserved_bytes(self.generator, trusted=self.trusted)
         if needed > free - reserved:
             raise DeviceError(
                 f"avatar {shortened(self.name)} needs {needed / 2**30:.2f} GiB on {self.device} "

@@ -6,11 +6,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, shortened
 from ..files import whole
+from ..reading import open_regular
 from .digest import sha256
 
 FORMAT = 3  # format of the record; also raised if plans are built differently
+MAX_BYTES = 1_000_000  # of a record, which has about 700
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,13 @@ def read_record(plan: Path) -> PlanRecord:
     """
     path = record_path(plan)
     try:
-        content = json.loads(path.read_text())
+        content = _load(path)
     except FileNotFoundError:
         raise InputError(
             f"{plan} has no record ({path.name} beside it); build it with python -m engine.build"
         ) from None
+    except InputError:
+        raise
     except (ValueError, RecursionError):
         content = None
     except OSError as error:
@@ -90,8 +94,8 @@ def read_record(plan: Path) -> PlanRecord:
         raise strange
     if key["format"] != FORMAT:
         raise InputError(
-            f"{path} is a record of format {key['format']!r}; this version reads {FORMAT}. "
-            "Build the plan again with python -m engine.build"
+            f"{path} is a record of format {shortened(key['format'])}; this version reads "
+            f"{FORMAT}. Build the plan again with python -m engine.build"
         )
     try:
         values = {field.name: content[field.name] for field in fields(PlanRecord)}
@@ -113,19 +117,43 @@ def _is_valid(record: PlanRecord) -> bool:
         and _are_counts(key.architectures)
         and _are_counts(key.batch)
         and len(key.batch) == 3
-        and isinstance(record.source, str)
-        and Path(record.source).name == record.source != ""
+        and key.batch == sorted(key.batch)
+        and _is_file_name(record.source)
         and all(map(_is_tensor, [*_list(record.inputs), *_list(record.outputs)]))
         and len(_list(record.inputs)) > 0
         and len(_list(record.outputs)) == 1
         and (record.scratch_bytes is None or _is_count(record.scratch_bytes, 0))
         and isinstance(record.build_seconds, int | float)
+        and 0 <= record.build_seconds < 1e9
         and _is_count(record.plan_bytes, 0)
     )
 
 
+def _load(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: it is not a regular file, or is larger than a record.
+        ValueError, RecursionError: it is not JSON.
+        OSError: it cannot be read.
+    """
+    with open_regular(path, MAX_BYTES) as file:
+        return json.loads(file.read())
+
+
+def _is_file_name(value: Any) -> bool:
+    """Return whether the value is the name of a file in the record's folder."""
+    return (
+        isinstance(value, str)
+        and Path(value).name == value
+        and value not in ("", "..")
+        and "\0" not in value
+        and value == value.encode(errors="replace").decode()  # json reads half surrogate pairs
+    )
+
+
 def _is_count(value: Any, least: int = 1) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 1 << 63
 
 
 def _are_counts(value: Any) -> bool:
@@ -178,9 +206,9 @@ def check_output_path(plan: Path) -> None:
         raise InputError(f"{plan} is a folder")
     path = record_path(plan)
     try:
-        if path.exists() and "plan_sha256" not in dict(json.loads(path.read_text())):
+        if path.exists() and "plan_sha256" not in dict(_load(path)):
             raise ValueError
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         raise InputError(
             f"{path} exists and is not the record of a plan; give another name with -o"
         ) from None
@@ -207,7 +235,8 @@ def source_of(path: Path) -> Path:
 def find_damage(plan: Path, record: PlanRecord) -> str | None:
     """Compare a plan's bytes with its record, and describe the difference; None if there is
     none."""
-    data = plan.read_bytes()
+    with open_regular(plan) as file:
+        data = file.read()
     if len(data) != record.plan_bytes:
         return f"it has {len(data)} bytes; its record says {record.plan_bytes}"
     if sha256(data) != record.plan_sha256:

@@ -2,49 +2,153 @@
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 
-from ..cache import cache_folder
+from ..cache import cache_folder, remove_leftovers
 from ..errors import InputError, printable
+from ..reading import open_regular
 from .signature import Signature
+
+MAX_BYTES = 2 << 30  # of a checkpoint, as in `models.checkpoint`
+TIMEOUT = 20 * 60  # seconds; an export takes less than one minute on two cores
+CHUNK = 1 << 20  # bytes
+
+# Files of the cache whose content was compared with the checksum in their name: path and state.
+_verified: set[tuple[object, ...]] = set()
 
 
 def exported(signature: Signature, path: Path, precision: str) -> Path:
     """Return the ONNX file of a checkpoint. If it is not in the cache, run `python -m export`.
 
+    The name of the file in the cache has the SHA-256 of the checkpoint and the CRC-32 of its own
+    content. A file with another content is removed and made again.
+
     Raises:
-        InputError: the checkpoint cannot be exported, or the cache folder cannot be created.
+        InputError: the checkpoint cannot be exported, or the cache folder cannot be used.
     """
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
-    target = cache_folder() / f"{signature.kind}-{digest}-{precision}.onnx"
-    if target.exists():
-        return target
-    kind = signature.kind.replace("_", "-")
-    print(printable(f"exporting {path} to ONNX, once: {target}"), file=sys.stderr)
+    folder = cache_folder()
+    try:
+        with open_regular(path, MAX_BYTES) as file:
+            source = hashlib.file_digest(file, "sha256").hexdigest()
+        found = _find(folder, _stem(signature, source, precision))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:
+        raise InputError(f"{error.filename or path} cannot be read: {error.strerror}") from error
+    return found or _export(signature, path, precision, folder)
+
+
+def _stem(signature: Signature, source: str, precision: str) -> str:
+    """Return the beginning of a file's name, which is followed by the checksum of its content."""
+    return f"{signature.kind}-{source[:32]}-{precision}"
+
+
+def _find(folder: Path, stem: str) -> Path | None:
+    """Return an undamaged file of the cache, and remove damaged ones."""
+    for path in sorted(folder.glob(f"{stem}-*.onnx")):
+        status = path.stat()
+        state = (path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        if state in _verified:
+            return path
+        if path.stem == f"{stem}-{_checksum(path)}":
+            _verified.add(state)
+            return path
+        print(printable(f"{path} is damaged; it is made again"), file=sys.stderr)
+        path.unlink(missing_ok=True)
+    return None
+
+
+def _checksum(path: Path) -> str:
+    """Return the CRC-32 of a file, which takes less than half the time of a digest.
+
+    It finds damage; nobody but the user can write to the cache.
+    """
+    checksum, chunk = 0, memoryview(bytearray(CHUNK))
+    with open_regular(path) as file:
+        while size := file.readinto(chunk):
+            checksum = zlib.crc32(chunk[:size], checksum)
+    return f"{checksum:08x}"
+
+
+def _export(signature: Signature, path: Path, precision: str, folder: Path) -> Path:
+    """Export a checkpoint to the cache folder, and return the file."""
+    remove_leftovers(folder)
+    print(printable(f"exporting {path} to ONNX, once: {folder}"), file=sys.stderr)
+    try:
+        # In a temporary folder, so that no partial file stays if the export is killed.
+        with tempfile.TemporaryDirectory(
+            prefix=".export.", suffix=".partial", dir=folder
+        ) as temporary:
+            # A copy is exported, because the checkpoint may change after it was hashed. It has the
+            # checkpoint's name, for errors.
+            copy = Path(temporary) / f"checkpoint{path.suffix}"
+            source = _copy(path, copy)
+            made = Path(temporary) / "made.onnx"
+            _run(signature, path, copy, made, precision)
+            with made.open("rb") as file:
+                os.fsync(file.fileno())
+            target = folder / f"{_stem(signature, source, precision)}-{_checksum(made)}.onnx"
+            made.replace(target)
+    except OSError as error:  # a full disk
+        raise InputError(
+            f"{path} cannot be exported to {folder}: {error.strerror or error}"
+        ) from error
+    return target
+
+
+def _copy(path: Path, copy: Path) -> str:
+    """Copy a checkpoint, and return the SHA-256 of what was copied."""
+    digest = hashlib.sha256()
+    with open_regular(path, MAX_BYTES) as source, copy.open("wb") as target:
+        while chunk := source.read(CHUNK):
+            digest.update(chunk)
+            target.write(chunk)
+    return digest.hexdigest()
+
+
+def _run(signature: Signature, path: Path, copy: Path, made: Path, precision: str) -> None:
+    """Export `copy`, which errors call `path`, in a process of its own.
+
+    Raises:
+        InputError: it cannot be exported.
+    """
     home = str(Path(__file__).resolve().parents[2])
     search = [home, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     environment = {"PYTHONPATH": os.pathsep.join(search), "PYTHONIOENCODING": "utf-8"}
-    # in a temporary folder, so that no partial file stays if the export is killed
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        made = Path(folder).resolve() / target.name
-        # An export.py or onnx.py in the user's working folder must not be run. Therefore -P, which
-        # keeps -m from searching there, and absolute entries in PYTHONPATH.
-        command = [sys.executable, "-P", "-m", "export", kind, str(path.resolve()), "-o", str(made)]
+    script = Path(__file__).resolve().with_name("export_process.py")
+    # An export.py or onnx.py in the user's working folder must not be run. Therefore -P, which
+    # keeps Python from searching beside the script, and absolute entries in PYTHONPATH.
+    command = [sys.executable, "-P", str(script), str(os.getpid()), signature.option]
+    command += [str(copy.resolve()), "-o", str(made.resolve()), "--precision", precision]
+    try:
         done = subprocess.run(
-            [*command, "--precision", precision],
-            cwd=folder,
+            command,
+            cwd=copy.parent,
             env={**os.environ, **environment},
             capture_output=True,
             encoding="utf-8",
             errors="backslashreplace",
+            timeout=TIMEOUT,
         )
-        lines = done.stderr.strip().splitlines() or [f"export ended with {done.returncode}"]
-        if done.returncode != 0:
-            raise InputError(lines[-1].removeprefix("error: "))
-        if not made.exists():
-            raise InputError(f"{path} was not exported: {lines[-1]}")
-        made.replace(target)
-    return target
+    except subprocess.TimeoutExpired:
+        raise InputError(
+            f"{path} was not exported to ONNX within {TIMEOUT / 60:g} minutes"
+        ) from None
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise InputError(
+            f"{path} was not exported to ONNX: its process was ended by {name}, perhaps because "
+            "of too little memory"
+        )
+    lines = done.stderr.strip().splitlines() or [f"export ended with {done.returncode}"]
+    line = lines[-1].removeprefix("error: ")
+    line = line.replace(printable(copy.resolve()), str(path.resolve()))
+    if done.returncode == 2:
+        raise InputError(line)
+    if done.returncode != 0 or not made.exists():
+        raise InputError(f"{path} was not exported to ONNX: {line}")

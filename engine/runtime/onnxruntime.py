@@ -8,7 +8,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from ..errors import DeviceError, InputError
+from ..errors import DeviceError, InputError, one_line
 from .batching import run_in_chunks
 from .exported import exported
 from .sharing import SharedCache
@@ -25,7 +25,8 @@ class OnnxNetwork:
     """An ONNX file in a session: float16 or float32, with a free or a fixed batch size.
 
     Raises:
-        InputError: the file is not an ONNX file, or is the file of another network.
+        InputError: the file is not an ONNX file, or is the file of another network. In a call: the
+            network fails, for example because of too little memory.
         DeviceError: the CUDA provider does not start.
     """
 
@@ -33,7 +34,7 @@ class OnnxNetwork:
     capturable, stream = False, None  # a call makes the host wait for the session's stream
 
     def __init__(self, signature: Signature, path: Path, device: torch.device):
-        self._device = device
+        self._device, self._path = device, path
         if path.suffix.lower() in CHECKPOINT_SUFFIXES:
             path = exported(signature, path, "fp16" if device.type == "cuda" else "fp32")
         session = _sessions.get(path, str(device), make=lambda: _new_session(path, device))
@@ -60,14 +61,19 @@ class OnnxNetwork:
         )
 
     def _run(self, inputs: list[Tensor], out: Tensor, first: int) -> None:
-        binding = self._session.io_binding()
-        for value, tensor in zip(self._inputs, inputs, strict=True):
-            binding.bind_input(value.name, *self._address(tensor))
-        binding.bind_output(self._output.name, *self._address(out))
         if self._device.type == "cuda":
             # The provider runs on its own stream.
             torch.cuda.current_stream(self._device).synchronize()
-        self._session.run_with_iobinding(binding)
+        binding = self._session.io_binding()
+        try:
+            for value, tensor in zip(self._inputs, inputs, strict=True):
+                binding.bind_input(value.name, *self._address(tensor))
+            binding.bind_output(self._output.name, *self._address(out))
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # ONNX Runtime's exceptions have no common base
+            raise InputError(
+                f"{self._path} failed in ONNX Runtime: {one_line(error) or 'no reason given'}"
+            ) from error
 
     @staticmethod
     def _address(tensor: Tensor) -> tuple[object, ...]:
@@ -101,6 +107,8 @@ def _new_session(path: Path, device: torch.device) -> onnxruntime.InferenceSessi
     source = name if is_utf8 else path.read_bytes()
     try:
         session = onnxruntime.InferenceSession(source, options, providers=providers)
+        for value in (*session.get_inputs(), *session.get_outputs()):
+            str(value.name)  # raises UnicodeDecodeError if it is not UTF-8
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         reason = str(error).strip().splitlines()[0][:300]
         raise InputError(f"{path} cannot be opened by ONNX Runtime: {reason}") from error

@@ -20,6 +20,7 @@ def open_network(
     device: torch.device,
     runtime: str | None = None,
     precision: str | None = None,
+    trusted: bool = True,
 ) -> Network:
     """Open a network's file with a runtime.
 
@@ -34,14 +35,21 @@ def open_network(
             OpenVINO for bf16.
         precision: precision of the computation on a CPU: "fp32" (the default) or "bf16", which
             needs OpenVINO and a CPU with AVX512_BF16 or AMX.
+        trusted: whether the file may be a program: an ONNX file or a TensorRT plan, which may use
+            all memory and never end. If not, it must be a checkpoint, and a plan beside it is not
+            used.
 
     Raises:
-        InputError: the file cannot be read, is that of another network, or does not fit the
-            runtime.
+        InputError: the file cannot be read, is that of another network, does not fit the runtime,
+            or is a program that is not trusted.
         DeviceError: no runtime that supports the file can use the device.
     """
     path = Path(path)
     suffix = path.suffix.lower()
+    if not trusted:
+        check_untrusted(path)
+        if runtime == "tensorrt":
+            raise InputError(f"runtime is tensorrt, but {path} is not trusted; expected another")
     if runtime is not None and runtime not in RUNTIMES:
         raise InputError(f"runtime is {runtime!r}; expected one of: {', '.join(RUNTIMES)}")
     if precision is not None:
@@ -63,6 +71,8 @@ def open_network(
     if device.type == "cpu":
         return _open("onnxruntime", signature, path, device, "the default on a CPU")
     try:
+        if not trusted:
+            raise InputError(f"{path.name} is not trusted, so that no plan beside it is used")
         plan = _plan_beside(path)
         return _open("tensorrt", signature, plan, device, f"{plan.name} fits this GPU")
     except InputError as error:
@@ -73,6 +83,15 @@ def open_network(
         if suffix not in CHECKPOINT_SUFFIXES:
             raise
         return _open("torch", signature, path, device, f"{reason}; {error}")
+
+
+def check_untrusted(path: Path) -> None:
+    """Raise InputError if a network's file is not a checkpoint, but may be a program."""
+    if path.suffix.lower() not in CHECKPOINT_SUFFIXES:
+        raise InputError(
+            f"{path} is not trusted, and ONNX files and TensorRT plans are programs; expected a "
+            f"checkpoint ({', '.join(CHECKPOINT_SUFFIXES)})"
+        )
 
 
 def _runtime_for(precision: str, runtime: str | None, device: torch.device) -> str | None:

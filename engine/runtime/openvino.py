@@ -34,7 +34,7 @@ class OpenVinoNetwork:
 
     Raises:
         InputError: the file is not an ONNX file, is that of another network, or the CPU does not
-            support the precision.
+            support the precision. In a call: the network fails.
     """
 
     reason = ""  # set by `open_network`
@@ -75,6 +75,7 @@ class _Compiled:
     """A network compiled for one row, with an inference request for each concurrent call."""
 
     def __init__(self, signature: Signature, path: Path, precision: str, threads: int):
+        self._path = path
         core = openvino.Core()
         try:
             model = core.read_model(path)
@@ -84,13 +85,7 @@ class _Compiled:
         (output,) = match(
             path, signature, signature.outputs, [_Value(port) for port in model.outputs]
         )
-        steps = openvino.preprocess.PrePostProcessor(model)
-        for value in inputs:
-            steps.input(value.name).tensor().set_element_type(openvino.Type.f32)
-        steps.output(output.name).tensor().set_element_type(openvino.Type.f32)
-        model = steps.build()
         shapes = signature.inputs.values()
-        model.reshape({v.name: [1, *shape] for v, shape in zip(inputs, shapes, strict=True)})
         self._inputs, self._output = [value.name for value in inputs], output.name
         config = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[precision],
@@ -99,6 +94,12 @@ class _Compiled:
             "INFERENCE_NUM_THREADS": str(threads),
         }
         try:
+            steps = openvino.preprocess.PrePostProcessor(model)
+            for value in inputs:
+                steps.input(value.name).tensor().set_element_type(openvino.Type.f32)
+            steps.output(output.name).tensor().set_element_type(openvino.Type.f32)
+            model = steps.build()
+            model.reshape({v.name: [1, *shape] for v, shape in zip(inputs, shapes, strict=True)})
             self._model = core.compile_model(model, "CPU", config)
         except Exception as error:
             raise InputError(
@@ -116,6 +117,8 @@ class _Compiled:
                 request.set_tensor(name, openvino.Tensor(tensor.numpy(), shared_memory=True))
             request.set_tensor(self._output, openvino.Tensor(out.numpy(), shared_memory=True))
             request.infer()
+        except Exception as error:
+            raise InputError(f"{self._path} failed in OpenVINO: {one_line(error)}") from error
         finally:
             self._idle.append(request)
 

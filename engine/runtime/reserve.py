@@ -10,12 +10,13 @@ RESERVED = 2 << 30  # bytes, at least
 BUFFERS = 1 << 30
 
 
-def reserved_bytes(generator: Path | None) -> int:
+def reserved_bytes(generator: Path | None, *, trusted: bool = True) -> int:
     """Return the bytes to keep free.
 
-    They are more than `RESERVED` if the generator's plan needs much scratch memory.
+    They are more than `RESERVED` if the generator's plan, which must be trusted, needs much scratch
+    memory.
     """
-    if generator is None:
+    if generator is None or not trusted:
         return RESERVED
     try:
         scratch = read_record(generator.with_suffix(".plan")).scratch_bytes or 0

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+import zlib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -89,7 +90,8 @@ def sources(fp16_safe_checkpoints, halves, checkpoints, networks, export_cache, 
         patch.setenv("XDG_CACHE_HOME", str(export_cache))
         for kind, path in checkpoints.items():  # they are exported already
             digest = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
-            shutil.copy(networks[kind], cache_folder() / f"{kind}-{digest}-fp32.onnx")
+            checksum = f"{zlib.crc32(networks[kind].read_bytes()):08x}"
+            shutil.copy(networks[kind], cache_folder() / f"{kind}-{digest}-fp32-{checksum}.onnx")
     found = {}
     for precision, saved, free in (
         ("fp16", fp16_safe_checkpoints, halves),

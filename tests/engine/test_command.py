@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from engine.command import Parser, program, run
 from engine.errors import DeviceError, InputError, printable
@@ -33,6 +34,24 @@ def test_names_are_printable(text):
     assert printable(text) == printable(ESCAPED[text]) == ESCAPED[text]
     for kind in (InputError, DeviceError):
         assert str(kind(f"{text} is missing")) == f"{ESCAPED[text]} is missing"
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [lambda: bytearray(1 << 60), lambda: torch.empty(1 << 60, dtype=torch.uint8)],
+    ids=["Python", "PyTorch"],
+)
+def test_too_little_memory_is_one_line(allocate, capsys):
+    assert run(allocate, interrupted="") == 2
+    assert capsys.readouterr() == ("", "error: there is too little memory\n")
+
+
+def test_other_faults_are_not_hidden():
+    def work():
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        run(work, interrupted="")
 
 
 @pytest.mark.parametrize("name", ["a\nerror: b", "\x1b[31m"])
@@ -139,8 +158,9 @@ def test_errors_whose_names_cannot_be_printed(command, tmp_path, ascii_only):
 
 
 def test_every_command_is_run_as_a_program():
-    """Except `kernels.compile`, which may not import `engine`, and prints no file names."""
-    own = {ROOT / "kernels" / "compile.py"}
+    """Except `kernels.compile`, which may not import `engine`, and prints no file names, and the
+    script that runs `export`."""
+    own = {ROOT / "kernels" / "compile.py", ROOT / "engine" / "runtime" / "export_process.py"}
     rooms = ("kernels", "export", "engine", "train", "benchmarks", "examples")
     files = {path for room in rooms for path in (ROOT / room).rglob("*.py")}
     starts = {path: path.read_text().partition('if __name__ == "__main__":')[2] for path in files}

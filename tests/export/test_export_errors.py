@@ -1,5 +1,6 @@
 """Errors of the export: one line, exit code 2, and no file."""
 
+import errno
 import importlib
 import os
 import signal
@@ -34,6 +35,16 @@ def test_over_the_tolerance(monkeypatch, audio_encoder_checkpoint, existing):
     monkeypatch.setitem(comparison.TOLERANCES, ("audio_encoder", "fp32"), 1e-12)
     with pytest.raises(ExportError, match=r"with PyTorch, differs by .*; expected at most 1e-12"):
         export("audio_encoder", audio_encoder_checkpoint[1], existing, precision="fp32")
+
+
+def test_a_full_disk_is_named(monkeypatch, capsys, audio_encoder_checkpoint, existing):
+    def save(model, path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(onnx_module, "_to_onnx", lambda *_: None)
+    monkeypatch.setattr(onnx_module.onnx, "save", save)
+    line, _ = failing(capsys, "audio-encoder", audio_encoder_checkpoint[1], "-o", existing)
+    assert line == f"error: {existing}: No space left on device"
 
 
 @pytest.mark.parametrize("wrong", [1.0, float("nan")])
