@@ -20,7 +20,8 @@ engine/pipeline.py: engine Pipeline
 engine/errors.py: engine InputError
 engine/errors.py: engine.errors DeviceError
 engine/live/live.py: engine.live Live
-engine/live/session.py: engine.live Session Piece Counts
+engine/live/session.py: engine.live Session
+engine/live/piece.py: engine.live Piece Counts
 engine/media/encode.py: engine.media.encode H264Encoder JpegEncoder EncoderPool
 engine/media/encode.py: engine.media.encode EncoderQueue EncodedFrame
 kernels/audio.py: kernels log_mel mel_windows feature_windows

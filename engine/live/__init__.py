@@ -1,6 +1,7 @@
 """Live sessions: speech in as it is spoken, frames and their sound out."""
 
 from .live import Live
-from .session import Counts, Piece, Session
+from .piece import Counts, Piece
+from .session import Session
 
 __all__ = ["Counts", "Live", "Piece", "Session"]

@@ -22,7 +22,8 @@ from ..media.mp4 import Mp4Writer
 from ..media.speech import audio_blocks
 from ..runtime import PRECISIONS
 from .live import PREBUFFER, Live
-from .session import Counts, Piece, Session
+from .piece import Counts, Piece
+from .session import Session
 
 STEP = Fraction(1, 50)  # seconds of sound that are pushed at once
 

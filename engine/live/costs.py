@@ -3,6 +3,7 @@
 from ..device.batch_sizes import batch_sizes, round_up_to
 
 NEW = 0.1  # weight of a new measurement
+MOST = 4  # times the old value that a new one counts at most
 
 
 class BatchCosts:
@@ -20,6 +21,7 @@ class BatchCosts:
         """Take a measurement of a whole batch."""
         size, new = round_up_to(self._sizes, frames), seconds / frames
         old = self._seconds_per_frame.get(size, new)
+        new = min(new, MOST * old)  # one stall of the machine says nothing of what a frame costs
         self._seconds_per_frame[size] = (1 - NEW) * old + NEW * new
 
     def seconds(self, frames: int) -> float:

@@ -20,7 +20,8 @@ import torch
 from ..errors import DeviceError, InputError
 from .costs import BatchCosts
 from .job import Job, Rendered, Renderer
-from .session import SessionState, Waiter, finish, piece_of
+from .piece import piece_of
+from .session import SessionState, Waiter, finish
 from .stream import BoundFrame
 
 ABANDONED = 10.0  # seconds without a take, unless told
@@ -137,14 +138,14 @@ class Scheduler:
         """Return how many sessions in real time there are of an avatar."""
         return sum(state.renderer is renderer for state in self._in_real_time())
 
-    def close_sessions(self, renderer: Renderer) -> None:
-        """Close the sessions of an avatar."""
+    def close_sessions(self, renderer: Renderer, failure: InputError | None = None) -> None:
+        """Close the sessions of an avatar, because of a failure or because nobody wants them."""
         with self._changed:
             sessions = [state for state in self._sessions if state.renderer is renderer]
         for state in sessions:
             with state.lock:
                 if not state.closed:
-                    state.close()
+                    state.close(failure)
 
     def close(self) -> None:
         """Close all sessions and end the threads."""
@@ -319,9 +320,13 @@ class Scheduler:
                     windows += state.features.windows(bound.number, state.stream.pcm)
             picture = state.picture(bound.number)
             jobs.append(Job(state.features.slot, bound.number, picture, silent))
-        if windows:
-            renderer.hear(windows)
-        batch = _Batch(renderer, work, renderer.render(jobs), begin)
+        try:
+            if windows:
+                renderer.hear(windows)
+            batch = _Batch(renderer, work, renderer.render(jobs), begin)
+        except InputError as error:  # NaN, or a frame that cannot be decoded: of this avatar only
+            self.close_sessions(renderer, error)
+            return
         if batch.rendered.wait is None:
             self._deliver(batch)
         else:

@@ -5,7 +5,6 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
@@ -15,57 +14,12 @@ from ..errors import DeviceError, InputError
 from ..forks import check_fork
 from .features import FeatureStream, first_sample
 from .job import Renderer
-from .stream import BoundFrame, SpeechStream
+from .piece import Counts, Piece
+from .stream import SpeechStream
 
 CLOCKS = ("wall", "taken")
 
 Waiter = tuple[asyncio.AbstractEventLoop, asyncio.Future]
-
-
-@dataclass(slots=True)
-class Piece:
-    """A frame with the sound that belongs to it.
-
-    Attributes:
-        number: counts the session's frames from 0, without gaps.
-        frames: (1, H, W, 3) uint8 RGB, or the shape of the format that `Live` was given. Its length
-            is 0 if the picture was skipped: it would have been too late, or was not taken in time.
-        sound: (C, n) float32, the frame's samples at the session's own rate.
-        fps: frames a second.
-        speaking: whether the frame plays samples of an utterance.
-        end: whether it plays the last samples of an utterance.
-    """
-
-    number: int
-    frames: Tensor
-    sound: np.ndarray
-    fps: Fraction
-    speaking: bool
-    end: bool
-
-    @property
-    def time(self) -> Fraction:
-        """Seconds from the session's beginning to the frame's, exactly number / fps."""
-        return self.number / self.fps
-
-
-@dataclass
-class Counts:
-    """What happened in a session so far.
-
-    Attributes:
-        frames: frames handed out.
-        late: frames made after the time at which they were due.
-        skipped: frames whose picture was skipped.
-        underruns: how often an utterance ran dry before its end.
-        interruptions: how often speech was interrupted.
-    """
-
-    frames: int = 0
-    late: int = 0
-    skipped: int = 0
-    underruns: int = 0
-    interruptions: int = 0
 
 
 class SessionState:
@@ -202,6 +156,7 @@ class SessionState:
         self.closed, self.failure = True, failure
         self.queue.clear()
         self._early.clear()
+        self.stream.clear()
         finish(self._notify())
         self.wake()
 
@@ -396,8 +351,3 @@ def _as_float(sound: np.ndarray | Tensor, channels: int) -> np.ndarray:
     if not np.isfinite(samples).all():
         raise InputError("sound has a sample that is not finite")
     return samples.copy()
-
-
-def piece_of(bound: BoundFrame, frames: Tensor, fps: Fraction) -> Piece:
-    """Make the piece of a bound frame."""
-    return Piece(bound.number, frames, bound.sound, fps, bound.speaking, bound.end)

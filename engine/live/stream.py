@@ -234,6 +234,11 @@ class SpeechStream:
             self.last_voiced = min(self.last_voiced, position - 1)
             self._note(position)
 
+    def clear(self) -> None:
+        """Drop all speech that waits."""
+        self._waiting.clear()
+        self._placed.clear()
+
     def forget(self, frame: int, samples: int) -> None:
         """Drop what frames from this one on, and the 16 kHz samples from there on, do not need."""
         self._sound.forget(frame_start(frame, self._rate, self._fps))

@@ -10,9 +10,10 @@ import kernels
 from engine.live.convert import SpeechConverter
 from engine.live.features import RING_ROWS, FeatureStream, Window
 from engine.live.job import Job, Rendered, Renderer
+from engine.live.piece import Piece
 from engine.live.rings import SILENT_FRAME, SILENT_SLOT, FeatureRings
 from engine.live.scheduler import Scheduler
-from engine.live.session import Piece, Session, SessionState
+from engine.live.session import Session, SessionState
 from engine.live.stream import SpeechStream
 
 

@@ -432,6 +432,26 @@ def test_a_failure_while_a_gpu_works_ends_the_sessions(running, capfd):
     assert "a launch failed" in capfd.readouterr().err
 
 
+def test_a_bad_network_ends_the_sessions_of_its_avatar_only(running):
+    """As one that returns NaN; another avatar's sessions go on, and so does the scheduler."""
+    other = Stage()
+    other.scheduler, other.clock = running.scheduler, running.clock
+    ended, goes_on = opened(running), opened(other)
+    hear = running.renderer.hear
+
+    def broken(windows):
+        raise InputError("g.onnx: the generator returns NaN")
+
+    running.renderer.hear = broken
+    ended.push(voice(1, 20_000))
+    with pytest.raises(InputError, match=r"g\.onnx: the generator returns NaN"):
+        ended.take(30)
+    assert running.scheduler.failure is None
+    assert np.array_equal(talk(goes_on, 7), voice(7, 20_000))
+    running.renderer.hear = hear
+    assert np.array_equal(talk(opened(running), 8), voice(8, 20_000))
+
+
 def test_a_failure_ends_the_sessions_and_says_so(running, capfd):
     session = opened(running)
 

@@ -133,6 +133,25 @@ def test_an_integer_of_numpy_is_one(live):
     assert type(session.sample_rate) is type(session.channels) is int
 
 
+def test_a_stall_does_not_close_the_door(live):
+    """One batch that took 200 times as long, when another process had the machine."""
+    costs(live, 0.01)
+    live.scheduler._costs_of(live._renderer).add(1, 2.0)
+    assert live.capacity() == 3  # of 4
+    for _ in range(30):
+        live.scheduler._costs_of(live._renderer).add(1, 0.01)
+    assert live.capacity() == 3
+    live.scheduler._costs_of(live._renderer).add(1, 0.0)
+    assert live.capacity() == 4
+
+
+def test_a_closed_session_keeps_no_speech(live):
+    session = live.open()
+    session.push(voice(1, 16_000 * 60))
+    session.close()
+    assert session._state.stream.waiting_samples == 0
+
+
 def test_no_more_sessions_than_there_are_rings(live, monkeypatch):
     sessions = [live.open(clock="taken") for _ in range(renderer.SLOTS - 1)]
     with pytest.raises(DeviceError, match="511 sessions are open; expected fewer"):
