@@ -215,7 +215,8 @@ def test_the_export_ends_with_its_parent(package):
     assert (int(limit), argument) == (export_process.MAX_BYTES, "generator")
     assert Path(f"/proc/{child}").exists()
     parent.kill()
-    parent.communicate()  # ends when the child's end of the pipe is closed too
+    parent.wait()
+    parent.stdout.close()
     for _ in range(100):
         state = Path(f"/proc/{child}/stat")
         if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
