@@ -158,7 +158,9 @@ def _read(path: Path) -> object:
         except MemoryError:
             raise CheckpointError(f"{path}: {_NO_MEMORY}") from None
         except (safetensors.SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: broken safetensors file: {_line(error)}") from None
+            raise CheckpointError(
+                f"{path}: broken safetensors file: {_line(error)[:120]}"
+            ) from None
     # torch.save writes a zip archive; older versions wrote a pickle.
     if not head.startswith((b"PK\x03\x04", b"\x80")):
         raise CheckpointError(f"{path}: not a checkpoint file{_guess_from_suffix(path)}")

@@ -12,6 +12,7 @@ from torch import Tensor
 from kernels import FPS, MAX_SIDE
 
 from ..errors import DeviceError, InputError, shortened
+from ..forks import note_computing
 from ..runtime.open import check_untrusted
 from ..runtime.reserve import reserved_bytes
 from .boxes import boxes_from_json, boxes_from_landmarks, check_boxes
@@ -198,6 +199,7 @@ class Avatar:
             index = torch.tensor(numbers, dtype=torch.int64, device=self.device)
             return self._frames, self.boxes, index
         assert self._cache is not None
+        note_computing()
         frames = torch.empty(len(numbers), self.height, self.width, 3, dtype=torch.uint8)
         self._cache.read(numbers, frames.numpy())
         return frames, self.boxes[numbers], torch.arange(len(numbers))

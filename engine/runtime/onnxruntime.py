@@ -144,9 +144,13 @@ def match(
             for size, want in zip(have[1:], shape, strict=True)
         )
 
+    try:
+        shapes = {id(value): value.shape for value in found}
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} has a size whose name is not UTF-8; expected UTF-8") from error
     ordered = []
     for shape in wanted.values():
-        match = [value for value in found if fits(value.shape, shape)]
+        match = [value for value in found if fits(shapes[id(value)], shape)]
         if len(match) == 1 and match[0].type in DTYPES:
             ordered += match
     if len(ordered) != len(wanted) or len(found) != len(wanted):

@@ -81,6 +81,12 @@ def test_a_process_forked_after_a_render_is_refused(avatar):
     assert nothing == "None" and rest == "5"  # 24 frames, of which 4 were taken
 
 
+def test_a_process_forked_after_frames_were_read_is_refused(avatar):
+    """Those of a video are decoded by threads of FFmpeg."""
+    (line,) = printed(avatar, "pipeline.avatar.batch([0, 1])\nforked(rendered)\n")
+    assert refused([line])
+
+
 def test_a_process_forked_beside_a_live_session_is_refused(avatar):
     lines = printed(
         avatar,

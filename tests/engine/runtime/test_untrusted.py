@@ -162,6 +162,16 @@ def test_a_name_that_is_not_utf8_in_the_file(networks, tmp_path):
         open_network(AUDIO_ENCODER, path, device=CPU)
 
 
+def test_a_size_whose_name_is_not_utf8(networks, tmp_path):
+    """Found by `tests.fuzz`."""
+    model = onnx.load(networks["audio_encoder"])
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "sizename"
+    path = tmp_path / "a.onnx"
+    path.write_bytes(model.SerializeToString().replace(b"sizename", b"size\xff\xfeme"))
+    with pytest.raises(InputError, match=f"^{path} has a size whose name is not UTF-8"):
+        open_network(AUDIO_ENCODER, path, device=CPU)
+
+
 def test_a_file_replaced_by_one_of_the_same_size_and_time(tmp_path):
     """As `rsync -t` does, and clocks that stand."""
     path, other = out_of_range(tmp_path / "a.onnx"), out_of_range(tmp_path / "b.onnx")
