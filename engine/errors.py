@@ -8,7 +8,7 @@ class InputError(ValueError):
 
     Commands print it after "error:" and exit with 2. Every other exception is a bug. Characters
     that cannot be printed, such as a newline in a file's name, are escaped. A message of more than
-    400 characters, which may have a very long path, is cut in the middle.
+    1000 characters is cut in the middle; one with a command and its paths is shorter.
     """
 
     def __init__(self, message: object):
@@ -16,7 +16,7 @@ class InputError(ValueError):
         super().__init__(_cut(printable(_cut(str(message)))))
 
 
-def _cut(text: str, limit: int = 400) -> str:
+def _cut(text: str, limit: int = 1000) -> str:
     return text if len(text) <= limit else f"{text[: limit // 2 - 3]} ... {text[2 - limit // 2 :]}"
 
 

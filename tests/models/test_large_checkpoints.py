@@ -2,9 +2,9 @@
 
 import json
 import os
-import resource
+import subprocess
+import sys
 import zipfile
-from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -13,6 +13,7 @@ import torch
 from models import AudioEncoder
 from models.checkpoint import MAX_NAME, load, save
 from models.safe_pickle import MAX_PICKLE
+from tests.conftest import ROOT
 from tests.models.test_checkpoint import assert_same, refusal
 
 
@@ -159,14 +160,20 @@ def test_too_little_memory(tmp_path, name):
     path = tmp_path / name
     content = {"w": torch.zeros(100_000_000, dtype=torch.uint8)}
     torch.save(content, path) if name == "x.pth" else safetensors.torch.save_file(content, path)
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + (50 << 20), hard))
-    try:
-        message = refusal(path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-    assert message == f"{path}: there is too little memory to read it"
+    # In a process of its own, because this one may have freed as much memory and use it again.
+    code = (
+        "import resource, sys\n"
+        "from models import checkpoint\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (50 << 20), used + (50 << 20)))\n"
+        "try:\n"
+        "    checkpoint.load(sys.argv[1])\n"
+        "except checkpoint.CheckpointError as error:\n"
+        "    print(error)\n"
+    )
+    command = [sys.executable, "-c", code, path]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == f"{path}: there is too little memory to read it\n", done.stderr
 
 
 def test_a_checkpoint_without_checksums(tmp_path, audio_encoder):

@@ -136,7 +136,7 @@ def refused(root: Path, **options) -> str:
     with pytest.raises(InputError) as caught:
         Avatar.load(root, **options)
     line = str(caught.value)
-    assert len(line) <= 400 and line.isprintable()
+    assert len(line) <= 1000 and line.isprintable()
     return line
 
 

@@ -299,7 +299,7 @@ def test_interrupted(avatars, tmp_path):
         (["--pause", "-1"], r"pause is -1\.0; expected 0 to 600 seconds"),
         (["--audio", "-", "--sample-rate", "4000"], "sample rate is 4000; expected 8000 to 192000"),
         (["--audio", "-"], "the speech has 0 samples"),
-        (["--audio", "spoilt.wav"], "not finite"),
+        (["--audio", "spoilt.wav"], "is nan; expected a finite value"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
