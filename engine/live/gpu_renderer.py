@@ -59,27 +59,29 @@ class GpuRenderer(LiveRenderer):
             if not on_host:  # what is allocated on a stream is for that stream
                 self._copies = torch.cuda.default_stream(avatar.device)
         with torch.cuda.stream(self._stream):
-            self._slots = RenderBuffers(shapes, avatar.frames, avatar.boxes, format)
-            with self._slots.executor.on_current_stream():
-                super().__init__(pipeline, self._slots, self._slots.tensors["features"], mode)
+            self._render_buffers = RenderBuffers(shapes, avatar.frames, avatar.boxes, format)
+            with self._render_buffers.executor.on_current_stream():
+                super().__init__(
+                    pipeline, self._render_buffers, self._render_buffers.tensors["features"], mode
+                )
         self._rows = dict[int, int]()  # picture -> row in "idle", the one used last last
 
     def hear(self, windows: list[Window]) -> None:
-        with torch.cuda.stream(self._stream), self._slots.executor.on_current_stream():
+        with torch.cuda.stream(self._stream), self._render_buffers.executor.on_current_stream():
             super().hear(windows)
 
     def render(self, jobs: list[Job]) -> Rendered:
-        with torch.cuda.stream(self._stream), self._slots.executor.on_current_stream():
+        with torch.cuda.stream(self._stream), self._render_buffers.executor.on_current_stream():
             return super().render(jobs)
 
     def warm_up(self) -> None:
         """Capture the graphs of all batch sizes for each place in the ring of finished frames."""
         silence, slot = np.zeros(WINDOW_SAMPLES, np.float32), self.rings.open()
         assert slot is not None
-        for size in reversed(self._slots.encoder_batch_sizes):
+        for size in reversed(self._render_buffers.encoder_batch_sizes):
             self.hear([Window(slot * RING_ROWS, silence)] * size)
         self.rings.close(slot)
-        for size in reversed(self._slots.batch_sizes):  # the smaller ones fit its memory
+        for size in reversed(self._render_buffers.batch_sizes):  # the smaller ones fit its memory
             # generated in each place, then kept by one more, then copied in each place
             for silent in [False] * RING + [True] * (1 + RING):
                 rendered = self.render([Job(SILENT_SLOT, SILENT_FRAME, 0, silent)] * size)
@@ -88,8 +90,8 @@ class GpuRenderer(LiveRenderer):
             self._rows.clear()
 
     def _frames(self, pictures: list[int]) -> Frames:
-        copy_to_device(torch.tensor(pictures), self._slots.tensors["index"])
-        batch = self._slots.next_slot(len(pictures))
+        copy_to_device(torch.tensor(pictures), self._render_buffers.tensors["index"])
+        batch = self._render_buffers.next_slot(len(pictures))
         if batch.slot in self._copied:
             self._copied[batch.slot].synchronize()
         return batch
@@ -113,7 +115,10 @@ class GpuRenderer(LiveRenderer):
         return picture in self._rows
 
     def _keep(self, pictures: dict[int, int], finished: Tensor) -> None:
-        idle, generated = self._slots.tensors["idle"], self._slots.tensors["generated"]
+        idle, generated = (
+            self._render_buffers.tensors["idle"],
+            self._render_buffers.tensors["generated"],
+        )
         for picture, row in pictures.items():
             if picture not in self._rows:
                 full = len(self._rows) == len(idle)
@@ -122,7 +127,7 @@ class GpuRenderer(LiveRenderer):
                 idle[free].copy_(generated[row])
 
     def _idle(self, pictures: list[int]) -> Rendered:
-        tensors = self._slots.tensors
+        tensors = self._render_buffers.tensors
         for picture in dict.fromkeys(pictures):  # two sessions may show the same one
             self._rows[picture] = self._rows.pop(picture)
         rows = [self._rows[picture] for picture in pictures]
@@ -133,7 +138,7 @@ class GpuRenderer(LiveRenderer):
             tensors["idle"], tensors["idle rows"][:size], tensors["generated"][:size]
         )  # fmt: skip
         finished, _ = self._pipeline.finish(
-            self._slots,
+            self._render_buffers,
             batch,
             len(pictures),
             self._mode,

@@ -157,6 +157,16 @@ class Stage:
         return self.renderer.audio[int(piece.frames)].numpy()
 
 
+def until_end(session: Session) -> list[Piece]:
+    """Take pieces up to the end of an utterance."""
+    pieces = []
+    for piece in session:
+        pieces.append(piece)
+        if piece.end:
+            break
+    return pieces
+
+
 def expected_audio(pcm: np.ndarray, count: int, fps: Fraction) -> np.ndarray:
     """(count, 32, 16, 16): what a render of the whole stream gives the generator."""
     pcm = np.concatenate([pcm, np.zeros(16000, np.float32)])

@@ -12,7 +12,7 @@ import pytest
 from engine.errors import DeviceError, InputError
 from engine.live.session import Session
 from engine.live.timing import first_feature_of, first_row, rows_needed, samples_needed
-from tests.engine.live.stage import Stage, voice
+from tests.engine.live.stage import Stage, until_end, voice
 
 
 def test_a_frame_depends_on_this_much_speech():
@@ -272,26 +272,17 @@ def running(request):
     assert not any(thread.name.startswith("viseme-") for thread in threading.enumerate())
 
 
-def opened(stage: Stage, **options) -> Session:
-    return stage.open(**options)
-
-
 def talk(session: Session, seed: int) -> np.ndarray:
     session.push(voice(seed, 20_000))
     session.flush()
-    pieces = []
-    for piece in session:
-        pieces.append(piece)
-        if piece.end:
-            break
-    return np.concatenate([piece.sound[0] for piece in pieces])[:20_000]
+    return np.concatenate([piece.sound[0] for piece in until_end(session)])[:20_000]
 
 
 def test_from_threads(running):
     results = {}
 
     def client(number):
-        with opened(running) as session:
+        with running.open() as session:
             results[number] = talk(session, number)
 
     clients = [threading.Thread(target=client, args=(n,)) for n in range(20)]
@@ -305,7 +296,7 @@ def test_from_threads(running):
 
 def test_from_coroutines(running):
     async def client(number):
-        session = opened(running)
+        session = running.open()
         session.push(voice(number, 20_000))
         session.flush()
         pieces = []
@@ -325,7 +316,7 @@ def test_from_coroutines(running):
 
 def test_a_cancelled_coroutine_and_a_forgotten_session(running):
     async def impatient():
-        session = opened(running)  # nothing is pushed into it, and its clock waits for takers
+        session = running.open()  # nothing is pushed into it, and its clock waits for takers
         session.push(voice(1, 100))  # too little to begin
         task = asyncio.ensure_future(anext(aiter(session)))
         await asyncio.sleep(0)
@@ -343,10 +334,10 @@ def test_a_cancelled_coroutine_and_a_forgotten_session(running):
 
 def test_fifty_sessions_come_and_go(running):
     """Closed, dropped, killed in the middle: nothing is left, and one that stays did not notice."""
-    stays = opened(running)
+    stays = running.open()
     states = []
     for number in range(50):
-        session = opened(running)
+        session = running.open()
         states.append(weakref.ref(session._state))
         session.push(voice(number, 9_000))
         if number % 3 == 0:
@@ -376,7 +367,7 @@ def _close(state) -> None:
 
 def test_closing_ends_the_waiting(running):
     """Of a thread and of a coroutine, for frames that would never come."""
-    session, taken = opened(running), []
+    session, taken = running.open(), []
     session.push(voice(1, 100))
     thread = threading.Thread(target=lambda: taken.append(session.take()), daemon=True)
     thread.start()
@@ -400,7 +391,7 @@ def test_frames_are_handed_out_in_order_once_they_are_there(running):
     """The scheduler goes on while a GPU works, and an interruption drops what it works on."""
     there = threading.Event()
     running.renderer.wait = there.wait
-    session = opened(running)
+    session = running.open()
     session.push(voice(1, 40_000))
     assert session.take(0.2) is None  # asked for, and not there
     made = len(running.renderer.jobs)
@@ -409,18 +400,14 @@ def test_frames_are_handed_out_in_order_once_they_are_there(running):
     session.push(voice(2, 20_000))
     session.flush()
     there.set()
-    pieces = []
-    for piece in session:
-        pieces.append(piece)
-        if piece.end:
-            break
+    pieces = until_end(session)
     assert [piece.number for piece in pieces] == list(range(len(pieces)))
     assert np.array_equal(pieces[1].sound[0], voice(2, 20_000)[640:1280])
     assert all(int(piece.frames) >= made for piece in pieces)
 
 
 def test_a_failure_while_a_gpu_works_ends_the_sessions(running, capfd):
-    session = opened(running)
+    session = running.open()
 
     def broken():
         raise RuntimeError("a launch failed")
@@ -436,7 +423,7 @@ def test_a_bad_network_ends_the_sessions_of_its_avatar_only(running):
     """As one that returns NaN; another avatar's sessions go on, and so does the scheduler."""
     other = Stage()
     other.scheduler, other.clock = running.scheduler, running.clock
-    ended, goes_on = opened(running), opened(other)
+    ended, goes_on = running.open(), other.open()
     hear = running.renderer.hear
 
     def broken(windows):
@@ -449,11 +436,11 @@ def test_a_bad_network_ends_the_sessions_of_its_avatar_only(running):
     assert running.scheduler.failure is None
     assert np.array_equal(talk(goes_on, 7), voice(7, 20_000))
     running.renderer.hear = hear
-    assert np.array_equal(talk(opened(running), 8), voice(8, 20_000))
+    assert np.array_equal(talk(running.open(), 8), voice(8, 20_000))
 
 
 def test_a_failure_ends_the_sessions_and_says_so(running, capfd):
-    session = opened(running)
+    session = running.open()
 
     def broken(jobs):
         raise RuntimeError("out of luck")

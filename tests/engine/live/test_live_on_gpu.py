@@ -14,7 +14,7 @@ from engine.live.gpu_renderer import GpuRenderer
 from engine.live.job import Job
 from engine.live.live import _picture_numbers
 from engine.live.timing import WINDOW_SAMPLES
-from tests.engine.live.stage import Stage, voice
+from tests.engine.live.stage import Stage, until_end, voice
 from tests.engine.test_on_gpu import inside, psnr
 
 pytestmark = pytest.mark.gpu
@@ -144,11 +144,7 @@ def test_many_sessions_from_threads(native, fp16_safe_checkpoints):
         with live.open(clock="taken") as session:
             session.push(voice(seed, 20_000))
             session.flush()
-            pieces = []
-            for piece in session:
-                pieces.append(piece)
-                if piece.end:
-                    break
+            pieces = until_end(session)
             sound = np.concatenate([piece.sound[0] for piece in pieces])[:20_000]
             results[number] = sound, torch.cat([piece.frames for piece in pieces])
 
