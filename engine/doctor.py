@@ -23,6 +23,7 @@ PACKAGES = (
     "onnxscript",
     "onnxruntime-gpu",
     "onnxruntime",
+    "openvino",
     "av",
     "pillow",
     "safetensors",
@@ -48,6 +49,7 @@ def report() -> Iterator[tuple[str, str]]:
     yield "Triton", _finding(_triton)
     yield "PyTorch", _finding(_pytorch)
     yield "ONNX Runtime", _finding(_onnxruntime)
+    yield "OpenVINO", _finding(_openvino)
     yield from _tensorrt()
     yield "FFmpeg", _finding(_ffmpeg)
     yield "JPEG on the GPU", _finding(_jpeg)
@@ -168,6 +170,14 @@ def _onnxruntime() -> str:
         lost = "; its CUDA provider does not start, so the GPU is not used"
     names = ", ".join(name.removesuffix("ExecutionProvider") for name in providers)
     return f"{state} on {names}{lost}"
+
+
+def _openvino() -> str:
+    if importlib.util.find_spec("openvino") is None:
+        return "not installed (pip install 'viseme[openvino]')"
+    from .runtime.openvino import has_bf16
+
+    return f"finds the CPU; bfloat16 {'works' if has_bf16() else 'needs AVX512_BF16 or AMX'}"
 
 
 def _tensorrt() -> Iterator[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """The report on a machine is complete, also if something is broken."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -23,6 +24,7 @@ SUBJECTS = [
     "Triton",
     "PyTorch",
     "ONNX Runtime",
+    "OpenVINO",
     "tensorrt",
     "tensorrt_rtx",
     "FFmpeg",
@@ -54,6 +56,9 @@ def test_the_report(findings):
     assert found["FFmpeg"].endswith(f"in PyAV {av.__version__}, writes mp4")
     assert found["cache"] == f"{cache_folder()}: 1 files, 3 MiB"
     assert torch.cuda.is_available() or found["GPU"].startswith("PyTorch finds none")
+    openvino = pytest.importorskip("openvino", reason="an extra")
+    known = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert "BF16" in known or found["OpenVINO"].endswith("needs AVX512_BF16 or AMX")
 
 
 def test_a_broken_library_is_a_finding(findings, monkeypatch):
@@ -66,6 +71,14 @@ def test_a_broken_library_is_a_finding(findings, monkeypatch):
     assert list(found) == SUBJECTS
     assert found["ONNX Runtime"] == "does not work: RuntimeError: libcudart.so.13: no such file"
     assert found["FFmpeg"].endswith("no libx264 and no aac: cannot write mp4")
+
+
+def test_without_openvino(findings, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "openvino" else find(name)
+    )
+    assert findings()["OpenVINO"] == "not installed (pip install 'viseme[openvino]')"
 
 
 def test_without_a_compiler(findings, monkeypatch):
