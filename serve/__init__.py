@@ -1,0 +1,1 @@
+"""What speaks to the outside: a registry of avatars, gRPC and HTTP. `python -m serve`."""
