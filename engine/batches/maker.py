@@ -69,6 +69,7 @@ class BatchMaker:
         self._cuda = pipeline.device.type == "cuda"
         self._stream = torch.cuda.Stream(pipeline.device) if self._cuda else None
         self._copies = torch.cuda.Stream(pipeline.device) if self._cuda else None
+        self._aside = torch.cuda.Stream(pipeline.device) if self._cuda else None
         shapes = pipeline.buffer_shapes()
         shapes["audio rows"] = ((most * kernels.FEATURES_PER_FRAME,), torch.int64)
         self._ring: RenderBuffers | None = None
@@ -179,7 +180,7 @@ class BatchMaker:
     def _own_faces(self, job: Job) -> np.ndarray:
         """Return the generator's input made of the avatar's first two frames of a request."""
         numbers = [(job.start + i) % len(self._avatar) for i in range(2)]
-        with torch.cuda.stream(self._copies):  # waits for no batch
+        with torch.cuda.stream(self._aside):  # waits for no batch
             inputs, _ = kernels.face_input(*self._avatar.batch(numbers))
             return inputs.cpu().numpy()
 

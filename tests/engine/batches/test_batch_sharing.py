@@ -250,14 +250,16 @@ def test_files_are_encoded_while_the_next_batch_is_made(on_host):
 
     with SharedBatches(on_host, encode=slow) as batches:
         futures = [batches.submit(BatchRequest(8, 0, NONE)) for _ in range(RING + 3)]
-        end = time.monotonic() + WAIT
-        while batches.batches < RING:
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        assert not any(future.done() for future in futures)
-        go.wait(0.2)  # in which a fourth would come
-        assert batches.batches == RING
-        go.set()
+        try:
+            end = time.monotonic() + WAIT
+            while batches.batches < RING:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            assert not any(future.done() for future in futures)
+            go.wait(0.2)  # in which a fourth would come
+            assert batches.batches == RING
+        finally:
+            go.set()
         assert all(len(future.result(WAIT).files) == 8 for future in futures)
 
 
