@@ -75,7 +75,7 @@ class SharedBatches:
         self.sizes: Counter[int] = Counter()
         self._waiting: deque[Job] = deque()  # some frames of these are in no batch yet
         self._changed = threading.Condition()
-        self._closed = False
+        self._closed = self._failed = False
         self._pool = _threads.open()
         self._thread = threading.Thread(target=self._loop, name="viseme-batches", daemon=True)
         _running.add(self)
@@ -120,7 +120,8 @@ class SharedBatches:
     def close(self) -> None:
         """End the thread. What waits fails; what was made is delivered."""
         with self._changed:
-            closed, self._closed = self._closed, True
+            closed, self._closed = self._closed and not self._failed, True
+            self._failed = False
             self._changed.notify()
         self._thread.join()
         self._maker.wait_for_all()
@@ -141,8 +142,15 @@ class SharedBatches:
     # --- the thread of the device ----------------------------------------------------------------
 
     def _loop(self) -> None:
-        while self._step():
-            pass
+        try:
+            while self._step():
+                pass
+        except BaseException as error:  # a fault of ours, or a device that fails
+            with self._changed:
+                self._closed = self._failed = True
+            while self._waiting:
+                self._waiting.popleft().fail(error)
+            raise
 
     def _step(self) -> bool:
         """Wait for requests and make a batch; return False at the end."""

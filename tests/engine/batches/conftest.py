@@ -66,7 +66,7 @@ def pixels(rgb: np.ndarray) -> bytes:
     return rgb.tobytes()
 
 
-@pytest.fixture(scope="session", params=["host", "memory"])
+@pytest.fixture(scope="module", params=["host", "memory"])
 def batches(request, on_host, in_memory):
     pipeline = on_host if request.param == "host" else in_memory
     with SharedBatches(pipeline, encode=pixels) as batches:

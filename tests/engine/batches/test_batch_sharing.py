@@ -197,6 +197,23 @@ def test_a_fault_of_ours_does_not_end_the_thread(on_host, monkeypatch):
             assert len(batches.submit(BatchRequest(9, 0, NONE)).result(WAIT).files) == 9
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_a_thread_that_ended(on_host, monkeypatch):
+    """As after a GPU's failure."""
+    before = viseme_threads()
+    batches = SharedBatches(on_host, encode=pixels)
+    with monkeypatch.context() as patch:
+        patch.setattr(batches, "_choose", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            batches.submit(BatchRequest(1, 0, NONE)).result(WAIT)
+    batches._thread.join(WAIT)
+    with pytest.raises(InputError, match="ended"):
+        batches.submit(BatchRequest(1, 0, NONE))
+    batches.close()
+    batches.close()
+    assert viseme_threads() == before
+
+
 def test_a_cancelled_request_is_left_out(on_host, formulas):
     faces = formulas.faces(0, 2)
     kept = weakref.ref(faces)
