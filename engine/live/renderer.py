@@ -9,6 +9,7 @@ from torch import Tensor
 import kernels
 
 from ..device.buffers import Buffers, Frames, HostBuffers
+from ..device.memory import memory_bytes
 from ..device.stopwatch import Stopwatch
 from ..pipeline import Pipeline
 from .features import RING_ROWS, Window
@@ -76,6 +77,11 @@ class LiveRenderer(ABC):
             (lambda: [wait() for wait in waits]) if waits else None,
         )
 
+    @property
+    @abstractmethod
+    def buffer_bytes(self) -> int:
+        """Bytes of the device that the buffers take at most, with the idle frames that are kept."""
+
     @abstractmethod
     def warm_up(self) -> None:
         """Run everything once, so that no frame waits for a compiler or a capture later."""
@@ -133,6 +139,13 @@ class CpuRenderer(LiveRenderer):
         super().__init__(pipeline, HostBuffers(pipeline.buffer_shapes()), rings, mode)
         self._boxes: OrderedDict[int, Tensor] = OrderedDict()
         self._bytes = 0
+        sizes = (pipeline.avatar.boxes[:, 2:] - pipeline.avatar.boxes[:, :2]).to(torch.int64)
+        boxes = min(IDLE_BYTES, 3 * int(sizes.prod(dim=1).sum()))
+        self._buffer_bytes = memory_bytes(pipeline.buffer_shapes()) + rings.nbytes + boxes
+
+    @property
+    def buffer_bytes(self) -> int:
+        return self._buffer_bytes
 
     def warm_up(self) -> None:
         self.render([Job(SILENT_SLOT, SILENT_FRAME, 0, silent=False)])
