@@ -1,7 +1,6 @@
 """Avatars in memory: where there is room for one, its load in a thread, its end."""
 
 import asyncio
-import gc
 import itertools
 import logging
 from collections.abc import Callable, Coroutine, Sequence
@@ -353,6 +352,5 @@ def _close(stay: Stay) -> None:
     finally:
         on_gpu = stay.device is not None and stay.device.name != "cpu"
         del served
-        gc.collect()
         if on_gpu:
             torch.cuda.empty_cache()

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ class LiveRenderer(ABC):
         self.batch_size = pipeline.batch_size
         self._encoder_check, self._generator_check = pipeline.checks(None)
         windows = buffers.tensors["windows"]
-        self.rings = FeatureRings(rings, windows, self._encode, batch_size=self.batch_size)
+        self.rings = FeatureRings(rings, windows, self._encoder(), batch_size=self.batch_size)
 
     def hear(self, windows: list[Window]) -> None:
         """Compute features.
@@ -121,10 +122,18 @@ class LiveRenderer(ABC):
             self._keep(silent, finished)
         return self._hand_out(finished, batch.slot)
 
-    def _encode(self, n: int) -> Tensor:
-        features, ranges = self._pipeline.encode(self._buffers, n, self._stopwatch)
-        self._encoder_check.add(*ranges)
-        return features
+    def _encoder(self) -> Callable[[int], Tensor]:
+        """Return what encodes the first n windows. It does not refer to the renderer: what refers
+        to itself is freed late."""
+        pipeline, buffers = self._pipeline, self._buffers
+        check, stopwatch = self._encoder_check, self._stopwatch
+
+        def encode(n: int) -> Tensor:
+            features, ranges = pipeline.encode(buffers, n, stopwatch)
+            check.add(*ranges)
+            return features
+
+        return encode
 
 
 class CpuRenderer(LiveRenderer):
