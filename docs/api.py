@@ -20,6 +20,7 @@ engine/pipeline.py: engine Pipeline
 engine/errors.py: engine InputError
 engine/errors.py: engine.errors DeviceError
 engine/live/live.py: engine.live Live
+engine/live/scheduler.py: engine.live Scheduler
 engine/live/session.py: engine.live Session
 engine/live/piece.py: engine.live Piece Counts
 engine/media/encode.py: engine.media.encode H264Encoder JpegEncoder EncoderPool

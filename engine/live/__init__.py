@@ -2,6 +2,7 @@
 
 from .live import Live
 from .piece import Counts, Piece
+from .scheduler import Scheduler
 from .session import Session
 
-__all__ = ["Counts", "Live", "Piece", "Session"]
+__all__ = ["Counts", "Live", "Piece", "Scheduler", "Session"]

@@ -42,14 +42,16 @@ class Live:
         format: of the frames, as in `kernels.composite`; on a CPU "rgb".
         on_host: whether frames of a GPU are copied to pinned memory of the host, for an encoder
             there. Otherwise they stay on the GPU, ready on its default stream.
-        beside: another avatar's, on the same device. Both share its scheduler, which knows what the
-            device has time for.
-        abandoned: seconds after which a session of which nobody takes a frame is closed.
+        scheduler: that of the device, which all avatars there share: it divides the device's time
+            between them. Whoever made it starts and closes it. None for one of its own.
+        abandoned: seconds after which a session of which nobody takes a frame is closed; of its own
+            scheduler, as what follows.
         now: the clock, seconds. For tests.
         start: whether threads make frames; without them, `scheduler.step` does. For tests.
 
     Raises:
-        InputError, DeviceError: as `Pipeline`, or an argument that does not go with the device.
+        InputError, DeviceError: as `Pipeline`, an argument that does not go with the device, or a
+            scheduler of another device.
     """
 
     def __init__(
@@ -62,17 +64,14 @@ class Live:
         mode: kernels.CompositeMode = "crop",
         format: kernels.ByteFormat = "rgb",
         on_host: bool = True,
-        beside: "Live | None" = None,
+        scheduler: Scheduler | None = None,
         abandoned: float = ABANDONED,
         now: Callable[[], float] = time.monotonic,
         start: bool = True,
     ):
         on_gpu = avatar.device.type == "cuda"
-        if beside is not None and beside.avatar.device != avatar.device:
-            raise InputError(
-                f"the avatars are on {beside.avatar.device} and {avatar.device}; "
-                "expected one device"
-            )
+        if scheduler is not None:
+            scheduler.check_device(avatar.boxes.device)
         if not on_gpu and format != "rgb":
             raise InputError(f"format is {format!r}; expected 'rgb' on a CPU")
         self.avatar: Avatar = avatar
@@ -90,12 +89,14 @@ class Live:
         else:
             self._renderer = CpuRenderer(self.pipeline, mode=mode)
         self._renderer.warm_up()
-        self._shares = beside is not None
+        self._shares, self._closed = scheduler is not None, False
         self.scheduler: Scheduler = (
-            beside.scheduler if beside else Scheduler(now=now, abandoned=abandoned)
+            Scheduler(now=now, abandoned=abandoned) if scheduler is None else scheduler
         )
-        self.scheduler.measure(self._renderer, Job(SILENT_SLOT, SILENT_FRAME, 0, silent=False))
-        if start and beside is None:
+        self.scheduler.costs.measure(
+            self._renderer, Job(SILENT_SLOT, SILENT_FRAME, 0, silent=False)
+        )
+        if start and not self._shares:
             self.scheduler.start()
 
     def open(
@@ -151,6 +152,8 @@ class Live:
             converter=lambda: SpeechConverter(sample_rate),
         )
         with self.scheduler.opening:
+            if self._closed:
+                raise InputError("live sessions are closed")
             if clock == "wall":
                 self._admit()
             slot = self._renderer.rings.open()
@@ -191,9 +194,12 @@ class Live:
         return min(max(there + math.floor(room + 1e-6), 0 if len(self.scheduler) else 1), SLOTS - 1)
 
     def close(self) -> None:
-        """Close all sessions; beside another avatar's, those of this one only."""
+        """Close all sessions, and the scheduler unless it was given. That one keeps nothing of this
+        avatar."""
+        with self.scheduler.opening:
+            self._closed = True
         if self._shares:
-            self.scheduler.close_sessions(self._renderer)
+            self.scheduler.remove(self._renderer)
         else:
             self.scheduler.close()
 

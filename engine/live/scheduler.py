@@ -2,7 +2,6 @@
 
 import atexit
 import heapq
-import itertools
 import math
 import sys
 import threading
@@ -11,18 +10,17 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from fractions import Fraction
-from queue import SimpleQueue
-from typing import NamedTuple
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakSet
 
 import torch
 
 from ..errors import DeviceError, InputError
-from .costs import BatchCosts
-from .job import Job, Rendered, Renderer
+from .costs import DeviceCosts
+from .hand_out import Batch, HandOut, Work
+from .job import Job, Renderer
 from .piece import piece_of
-from .session import SessionState, Waiter, finish
-from .stream import BoundFrame
+from .plan import Entry, Plan
+from .session import SessionState, finish
 
 ABANDONED = 10.0  # seconds without a take, unless told
 MARGIN = 0.005  # seconds between the end of a frame's making and the time it is due
@@ -37,27 +35,6 @@ def _close_all() -> None:
     # A thread inside OpenVINO or CUDA while they are unloaded ends the process with a signal.
     for scheduler in list(_running):
         scheduler.close()
-
-
-class _Work(NamedTuple):
-    """A frame of a session that is bound and waits for its picture."""
-
-    state: SessionState
-    bound: BoundFrame
-    generation: int
-    silent: bool
-
-
-_Entry = tuple[float, int, SessionState]  # when, whose turn, the session
-
-
-class _Batch(NamedTuple):
-    """A batch that is being made."""
-
-    renderer: Renderer
-    work: list[_Work]
-    rendered: Rendered
-    begin: float
 
 
 class Scheduler:
@@ -84,30 +61,41 @@ class Scheduler:
         self._dropped: deque[SessionState] = deque()  # nobody can take their pieces any more
         self.opening = threading.Lock()  # held while a session is admitted and added
         self._alarm = False  # the thread is to look at them now
-        # when the next frame of a session should be made, see `_when`; those whose turn is over too
-        self._plan: list[_Entry] = []  # in real time
-        self._asked: list[_Entry] = []  # as fast as they are taken, in what time the others leave
-        self._turns: dict[SessionState, int] = {}  # which entry of a session is the one that counts
-        self._turn = itertools.count()
+        self._plan, self.costs = Plan(), DeviceCosts()
         self._next_sweep = -math.inf
-        self._costs: WeakKeyDictionary[Renderer, BatchCosts] = WeakKeyDictionary()
+        self._device: torch.device | None = None  # known from the first avatar on
+        self._leaving: deque[tuple[Renderer, threading.Event]] = deque()  # avatars to be forgotten
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
-        self._made: SimpleQueue[_Batch | None] = SimpleQueue()
-        self._last_made = 0.0
+        self._hand_out = HandOut(self.now, self.costs)
         self._closed = False
         self.failure: BaseException | None = None
 
     def start(self) -> None:
         """Begin to make frames. What still runs when Python exits is closed."""
         _running.add(self)
-        for name, work in (("viseme-live", self._loop), ("viseme-hand-out", self._hand_out)):
+        for name, work in (("viseme-live", self._loop), ("viseme-hand-out", self._hand_out_all)):
             self._threads.append(threading.Thread(target=work, name=name, daemon=True))
             self._threads[-1].start()
+
+    def check_device(self, device: torch.device) -> None:
+        """Check that an avatar is on the same device as those before it.
+
+        Raises:
+            InputError: it is on another one.
+        """
+        with self._changed:
+            self._device = self._device or device
+            if self._device != device:
+                raise InputError(
+                    f"the avatars are on {self._device} and {device}; expected one device"
+                )
 
     def wake(self, state: SessionState, now: bool = True) -> None:
         """Look at a session again: now, or when the thread looks at others."""
         with self._changed:
+            if state not in self._sessions:  # which is closed, and of which nothing is kept
+                return
             self._stirred[state] = None
             if now and not self._alarm:
                 self._alarm = True
@@ -128,7 +116,8 @@ class Scheduler:
     def drop(self, state: SessionState) -> None:
         """Close a session soon. Takes no lock, because the garbage collector may call it in a
         thread that holds one."""
-        self._dropped.append(state)
+        if not state.closed:
+            self._dropped.append(state)
 
     def __len__(self) -> int:
         with self._changed:
@@ -147,6 +136,24 @@ class Scheduler:
                 if not state.closed:
                     state.close(failure)
 
+    def remove(self, renderer: Renderer) -> None:
+        """Close the sessions of an avatar, and keep nothing of it."""
+        self.close_sessions(renderer)
+        gone = threading.Event()
+        with self._changed:
+            runs = any(thread.is_alive() for thread in self._threads) and not self._closed
+            if runs:
+                self._leaving.append((renderer, gone))
+                self._alarm = True
+                self._changed.notify()
+        if runs:
+            while not gone.wait(0.5) and not self._closed:  # a failure ends the threads
+                pass
+        if not gone.is_set():
+            self._forget(renderer)
+            self._hand_out.take_all()
+        self.costs.remove(renderer)  # last, because a batch that was being made has a cost too
+
     def close(self) -> None:
         """Close all sessions and end the threads."""
         self._end(None)
@@ -156,37 +163,18 @@ class Scheduler:
 
     # --- what it costs ---------------------------------------------------------------------------
 
-    def measure(self, renderer: Renderer, job: Job, *, times: int = 3) -> None:
-        """Learn what batches of one frame, and of as many as there may be, cost."""
-        for frames in {1, renderer.batch_size}:
-            took = []
-            for _ in range(times):
-                begin = time.perf_counter()
-                rendered = renderer.render([job] * frames)
-                if rendered.wait is not None:
-                    rendered.wait()
-                took.append(time.perf_counter() - begin)
-            self._costs_of(renderer).add(frames, min(took))
-
-    def seconds_per_frame(self, renderer: Renderer) -> float:
-        """Return what a frame costs in batches of the best size, 0 if nothing was measured."""
-        return self._costs_of(renderer).seconds_per_frame
-
     def room(self, renderer: Renderer, fps: Fraction) -> float:
         """Return how many more sessions in real time the device has time for."""
         load = sum(
-            float(state.fps) * self.seconds_per_frame(state.renderer)
+            float(state.fps) * self.costs.of(state.renderer).seconds_per_frame
             for state in self._in_real_time()
         )
-        cost = float(fps) * self.seconds_per_frame(renderer)
+        cost = float(fps) * self.costs.of(renderer).seconds_per_frame
         return max((1 - load) / cost, 0.0) if cost else math.inf
 
     def _in_real_time(self) -> list[SessionState]:
         with self._changed:
             return [s for s in self._sessions if not s.closed and s.clock == "wall"]
-
-    def _costs_of(self, renderer: Renderer) -> BatchCosts:
-        return self._costs.setdefault(renderer, BatchCosts(renderer.batch_size))
 
     # --- the threads -----------------------------------------------------------------------------
 
@@ -204,10 +192,10 @@ class Scheduler:
         except BaseException as error:
             self._fail(error)
 
-    def _hand_out(self) -> None:
+    def _hand_out_all(self) -> None:
         try:
-            while (batch := self._made.get()) is not None:
-                self._deliver(batch)
+            while self._hand_out.next():
+                pass
         except BaseException as error:
             self._fail(error)
 
@@ -227,7 +215,7 @@ class Scheduler:
             with state.lock:
                 if not state.closed:
                     state.close(failure)
-        self._made.put(None)
+        self._hand_out.end()
 
     def step(self) -> float | None:
         """Make the next batch of frames that are due.
@@ -249,11 +237,13 @@ class Scheduler:
                 stirred = dict(self._sessions)
         for state in stirred:
             self._look_at(state, now)
-        for plan in (self._plan, self._asked):
-            while plan and self._turns.get(plan[0][2]) != plan[0][1]:
-                heapq.heappop(plan)
-        delay = self._delay(now) if self._plan else None
-        if delay == 0 or self._asked:
+        while self._leaving:
+            renderer, gone = self._leaving.popleft()
+            self._forget(renderer)
+            self._hand_out.mark(gone)  # after its last batch
+        self._plan.skip()
+        delay = self._delay(now) if self._plan.real_time else None
+        if delay == 0 or self._plan.asked:
             self._make(now)
             return 0.0
         return delay
@@ -264,32 +254,36 @@ class Scheduler:
             if not state.closed and state.queue and now - state.waiting_since > self._abandoned:
                 state.close(InputError(f"nobody took a piece for {self._abandoned:g} s"))
             if not state.closed:
-                self._plan_next(state)
+                self._plan.put(state, self._when(state))
                 return
-        self._turns.pop(state, None)
+        self._plan.drop(state)
         with self._changed:
             if state not in self._sessions:
                 return
             del self._sessions[state]
         state.renderer.rings.close(state.features.slot)
 
-    def _plan_next(self, state: SessionState) -> None:
-        when = self._when(state)
-        if when is None:
-            self._turns.pop(state, None)
-            return
-        self._turns[state] = turn = next(self._turn)
-        heapq.heappush(self._plan_of(state), (when, turn, state))
-
-    def _plan_of(self, state: SessionState) -> list[_Entry]:
-        return self._plan if state.clock == "wall" else self._asked
+    def _forget(self, renderer: Renderer) -> None:
+        """Keep nothing of an avatar whose sessions are closed."""
+        with self._changed:
+            sessions = [state for state in self._sessions if state.renderer is renderer]
+            for state in sessions:
+                del self._sessions[state]
+                self._stirred.pop(state, None)
+        for state in sessions:
+            renderer.rings.close(state.features.slot)
+        self._plan.remove(renderer)
+        for _ in range(len(self._dropped)):
+            state = self._dropped.popleft()
+            if state.renderer is not renderer:
+                self._dropped.append(state)
 
     def _delay(self, now: float) -> float:
         """Return how long the next batch in real time may wait, for more frames to be in it."""
-        when, _, state = self._plan[0]
-        costs = self._costs_of(state.renderer)
-        if len(self._turns) > 1 and state.renderer.batch_size > 1:
-            latest = state.due(state.stream.frame) - costs.seconds(len(self._turns)) - MARGIN
+        when, _, state = self._plan.real_time[0]
+        costs = self.costs.of(state.renderer)
+        if len(self._plan) > 1 and state.renderer.batch_size > 1:
+            latest = state.due(state.stream.frame) - costs.seconds(len(self._plan)) - MARGIN
             when = max(min(when + GATHER, latest), when)
         return max(when - now, 0.0)
 
@@ -303,7 +297,7 @@ class Scheduler:
         due = state.due(stream.frame)
         # Speech may still come, until the frame has to be begun. Twice the time that it takes,
         # because an encoder or another batch may be at work.
-        needed = 2 * self._costs_of(state.renderer).seconds(len(self._turns)) + MARGIN
+        needed = 2 * self.costs.of(state.renderer).seconds(len(self._plan)) + MARGIN
         return due - (max(state.seconds_ahead, needed) if stream.ready() else needed)
 
     # --- one batch -------------------------------------------------------------------------------
@@ -323,41 +317,40 @@ class Scheduler:
         try:
             if windows:
                 renderer.hear(windows)
-            batch = _Batch(renderer, work, renderer.render(jobs), begin)
+            batch = Batch(renderer, work, renderer.render(jobs), begin)
         except InputError as error:  # NaN, or a frame that cannot be decoded: of this avatar only
             self.close_sessions(renderer, error)
             return
-        if batch.rendered.wait is None:
-            self._deliver(batch)
-        else:
-            self._made.put(batch)
+        self._hand_out.put(batch)
 
-    def _bind_batch(self, now: float) -> list[_Work]:
+    def _bind_batch(self, now: float) -> list[Work]:
         """Bind the frames whose turn it is, first come first, several of a session where there is
         room, of the avatar whose frame is the first. Those in real time come before all others."""
-        first = self._plan if self._plan and self._plan[0][0] <= now else self._asked
-        renderer = first[0][2].renderer
+        plan = self._plan
+        is_due = plan.real_time and plan.real_time[0][0] <= now
+        renderer = (plan.real_time if is_due else plan.asked)[0][2].renderer
         # `_when` counts on a batch of no more than a frame of each session.
-        most = min(renderer.batch_size, len(self._turns)) if self._plan else renderer.batch_size
-        others: list[_Entry] = []
-        work: list[_Work] = []
-        for plan, room in ((self._plan, renderer.batch_size), (self._asked, most)):
-            while plan and plan[0][0] <= now and len(work) < room:
-                when, turn, state = heapq.heappop(plan)
-                if self._turns.get(state) != turn:
+        most = min(renderer.batch_size, len(plan)) if plan.real_time else renderer.batch_size
+        others: list[Entry] = []
+        work: list[Work] = []
+        for heap, room in ((plan.real_time, renderer.batch_size), (plan.asked, most)):
+            while heap and heap[0][0] <= now and len(work) < room:
+                entry = heapq.heappop(heap)
+                state = entry[2]
+                if not plan.counts(entry):
                     continue
                 if state.renderer is not renderer:
-                    others.append((when, turn, state))
+                    others.append(entry)
                     continue
                 with state.lock:
                     if not state.closed:
                         self._bind(state, work)
-                        self._plan_next(state)
+                        plan.put(state, self._when(state))
         for entry in others:
-            heapq.heappush(self._plan_of(entry[2]), entry)
+            plan.put_back(entry)
         return work
 
-    def _bind(self, state: SessionState, work: list[_Work]) -> None:
+    def _bind(self, state: SessionState, work: list[Work]) -> None:
         """Fix the next frame of a session. One that is much too late has sound only."""
         late = self.now() - state.due(state.stream.frame)
         bound = state.stream.bind()
@@ -367,31 +360,7 @@ class Scheduler:
         if state.clock == "taken" or late <= state.patience:
             state.in_flight += 1
             silent = state.features.is_silent(bound.number, state.stream.last_voiced)
-            work.append(_Work(state, bound, state.generation, silent))
+            work.append(Work(state, bound, state.generation, silent))
         else:
             state.counts.skipped += 1
             finish(state.deliver(piece_of(bound, self._nothing, state.fps), self.now()))
-
-    def _deliver(self, batch: _Batch) -> None:
-        """Hand out the frames of a batch, once they are there."""
-        renderer, work, rendered, begin = batch
-        if rendered.wait is not None:
-            rendered.wait()
-        now, waiters = self.now(), list[Waiter]()
-        for (state, bound, generation, _), frame in zip(work, rendered.frames, strict=True):
-            with state.lock:
-                state.in_flight -= 1
-                if state.closed:
-                    continue
-                if generation == state.generation:
-                    waiters += state.deliver(piece_of(bound, frame, state.fps), now)
-                    state.forget()
-                else:  # interrupted: there is room for another
-                    state.wake()
-        finish(waiters)
-        speaking = sum(not item.silent for item in work)
-        made = time.perf_counter()
-        if speaking:
-            # Batches overlap on a GPU: one takes the time since the one before it was made.
-            self._costs_of(renderer).add(speaking, made - max(begin, self._last_made))
-        self._last_made = made

@@ -4,6 +4,7 @@ import gc
 import threading
 import time
 import weakref
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ import torch
 
 from engine import Avatar
 from engine.errors import DeviceError, InputError
-from engine.live import Live, renderer
+from engine.live import Live, Scheduler, renderer
+from engine.live.job import Rendered
 from tests.engine.files import Folders
 from tests.engine.live.stage import Clock, voice
 from tests.engine.live.test_renderers import NETWORKS, tiny  # noqa: F401 (a fixture)
@@ -31,7 +33,7 @@ def live(avatar):
 
 def costs(live: Live, seconds: float) -> None:
     """Let a frame cost that many seconds."""
-    batches = live.scheduler._costs_of(live._renderer)
+    batches = live.scheduler.costs.of(live._renderer)
     batches._seconds_per_frame = {1: seconds}
 
 
@@ -136,12 +138,12 @@ def test_an_integer_of_numpy_is_one(live):
 def test_a_stall_does_not_close_the_door(live):
     """One batch that took 200 times as long, when another process had the machine."""
     costs(live, 0.01)
-    live.scheduler._costs_of(live._renderer).add(1, 2.0)
+    live.scheduler.costs.of(live._renderer).add(1, 2.0)
     assert live.capacity() == 3  # of 4
     for _ in range(30):
-        live.scheduler._costs_of(live._renderer).add(1, 0.01)
+        live.scheduler.costs.of(live._renderer).add(1, 0.01)
     assert live.capacity() == 3
-    live.scheduler._costs_of(live._renderer).add(1, 0.0)
+    live.scheduler.costs.of(live._renderer).add(1, 0.0)
     assert live.capacity() == 4
 
 
@@ -173,10 +175,12 @@ def test_closed(avatar):
 
 def test_two_avatars_share_a_device(avatar, small, networks, tmp_path):
     """Each batch has frames of one; the time is divided; closing one leaves the other."""
-    with Live(avatar, precision="fp32") as first:
+    scheduler = Scheduler()
+    scheduler.start()
+    with closing(scheduler), Live(avatar, precision="fp32", scheduler=scheduler) as first:
         folders = Folders(tmp_path, small[0][:4, :90, :110], [[5, 5, 70, 70]] * 4, networks)
         second = Avatar.load(folders.native("second"), **NETWORKS)
-        second = Live(second, precision="fp32", beside=first)
+        second = Live(second, precision="fp32", scheduler=scheduler)
         costs(first, 0.012)
         costs(second, 0.006)
         assert (first.capacity(), second.capacity()) == (3, 6)
@@ -198,20 +202,99 @@ def test_two_avatars_share_a_device(avatar, small, networks, tmp_path):
         kept = weakref.ref(second._renderer)
         second.close()
         assert sessions[3].take() is None and sessions[2].take(60) is not None
+        with pytest.raises(InputError, match="live sessions are closed"):
+            second.open()
         del second, session, sessions[3], sessions[1], in_real_time
-        for _ in range(200):  # the thread of the scheduler lets go of it
-            gc.collect()
-            if kept() is None:
-                break
-            time.sleep(0.05)
+        gc.collect()
         assert kept() is None
+    assert not any(thread.name.startswith("viseme-") for thread in threading.enumerate())
 
 
-def test_avatars_of_two_devices_do_not_share(live, tiny):  # noqa: F811
+@pytest.mark.parametrize("clock", ["wall", "taken"])
+@pytest.mark.parametrize("start", [True, False])
+@pytest.mark.parametrize("later", [True, False])
+def test_a_closed_avatar_is_forgotten(tiny, avatar, clock, start, later):  # noqa: F811
+    """By a scheduler that nobody else calls, with sessions that are open, closed and lost, with
+    frames that were made and are being made."""
+    scheduler = Scheduler(now=time.monotonic if start else Clock())
+    if start:
+        scheduler.start()
+    with closing(scheduler):
+        stays = Live(avatar, precision="fp32", scheduler=scheduler)
+        stays.open(clock="taken").close()
+        live = Live(Avatar.load(tiny, **NETWORKS), precision="fp32", scheduler=scheduler)
+        if later:  # frames come later, as a GPU's
+            render = live._renderer.render
+            live._renderer.render = lambda jobs: Rendered(
+                render(jobs).frames, lambda: time.sleep(0.02)
+            )
+        sessions = [live.open(clock=clock) for _ in range(3)]
+        for session in sessions:
+            session.push(voice(1, 20_000))
+            session.flush()
+        if start:
+            assert sessions[0].take(60) is not None
+        else:
+            scheduler.now.time += 0.1
+            scheduler.step()
+        sessions[1].close()
+        sessions.pop()
+        kept = weakref.ref(live._renderer), weakref.ref(live.avatar)
+        live.close()
+        live.close()
+        with pytest.raises(InputError, match="closed"):
+            sessions[0].push(voice(1, 1000))
+        assert list(scheduler.costs._costs) == [stays._renderer]
+        assert not (scheduler._plan.real_time or scheduler._plan.asked or scheduler._sessions)
+        render = session = live = None
+        sessions.clear()
+        gc.collect()
+        assert [reference() for reference in kept] == [None, None]
+        assert scheduler.failure is None and stays.open(clock="taken") is not None
+
+
+def test_a_session_that_is_forgotten_stays_so(live):
+    """Even if its client was pushing when it was closed."""
+    session = live.open()
+    state = session._state
+    live.scheduler.wake(state, False)
+    assert state in live.scheduler._stirred
+    session.close()
+    live.scheduler.step()
+    state.wake(now=False)
+    assert not live.scheduler._stirred
+
+
+def test_a_scheduler_outlives_its_avatars(avatar):
+    """Whoever made it ends it, and its sessions with it."""
+    scheduler = Scheduler()
+    scheduler.start()
+    for _ in range(2):
+        with Live(avatar, precision="fp32", scheduler=scheduler) as live:
+            session = live.open(clock="taken")
+            assert session.take(60) is not None
+        assert session.take(60) is None
+    live = Live(avatar, precision="fp32", scheduler=scheduler)
+    session = live.open(clock="taken")
+    scheduler.close()
+    assert session.take(60) is None
+    with pytest.raises(InputError, match="live sessions are closed"):
+        live.open()
+    kept = weakref.ref(live._renderer)
+    live.close()
+    del live, session
+    gc.collect()
+    assert kept() is None
+
+
+def test_avatars_of_two_devices_do_not_share(tiny):  # noqa: F811
     other = Avatar.load(tiny, **NETWORKS)
-    other.device = torch.device("cuda", 1)
-    with pytest.raises(InputError, match="are on cpu and cuda:1; expected one device"):
-        Live(other, beside=live)
+    other.boxes = other.boxes.to("meta")  # where tensors say that they are, as on cuda:1
+    scheduler = Scheduler()
+    for name in ("cpu", torch.device("cpu")):
+        Live(Avatar.load(tiny, **NETWORKS, device=name), precision="fp32", scheduler=scheduler)
+    with pytest.raises(InputError, match="are on cpu and meta; expected one device"):
+        Live(other, scheduler=scheduler)
 
 
 def test_formats_of_a_gpu_on_a_cpu(avatar):

@@ -1,6 +1,8 @@
 """Live sessions on a GPU: a CPU's frames, what they allocate, what they wait for."""
 
+import gc
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 
 import kernels
 from engine import Avatar, Pipeline
-from engine.live import Live
+from engine.live import Live, Scheduler
 from engine.live.features import RING_ROWS, Window
 from engine.live.gpu_renderer import GpuRenderer
 from engine.live.job import Job
@@ -49,8 +51,8 @@ class GpuStage(Stage):
 
     def settle(self) -> None:
         super().settle()
-        while not self.scheduler._made.empty():
-            self.scheduler._deliver(self.scheduler._made.get())
+        while not self.scheduler._hand_out._made.empty():
+            self.scheduler._hand_out.next()
             super().settle()
 
 
@@ -133,6 +135,17 @@ def test_nothing_is_allocated_or_waited_for(pipeline):
     after = torch.cuda.memory_stats()
     for what in ("allocation.all.allocated", "segment.all.allocated", "num_device_alloc"):
         assert after[what] == before[what], what
+
+
+def test_one_device_has_two_names(native, fp16_safe_checkpoints):
+    scheduler = Scheduler()
+    for name in ("cuda", "cuda:0"):
+        avatar = Avatar.load(native, device=name, **fp16_safe_checkpoints)
+        with Live(avatar, batch_size=1, scheduler=scheduler) as live:
+            kept = weakref.ref(live._renderer)
+        del live
+        gc.collect()
+        assert kept() is None
 
 
 def test_many_sessions_from_threads(native, fp16_safe_checkpoints):

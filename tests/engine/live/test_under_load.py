@@ -15,7 +15,7 @@ from tests.engine.live.stage import Stage, voice
 def test_a_session_as_fast_as_it_is_taken_leaves_the_others_in_time(batch_size, monkeypatch):
     """Its speech has no end and its client never rests; a microphone's session is not late."""
     stage = Stage(batch_size=batch_size, seconds=0.008)
-    costs = stage.scheduler._costs_of(stage.renderer)
+    costs = stage.scheduler.costs.of(stage.renderer)
     costs.add(1, 0.008)
     monkeypatch.setattr(BatchCosts, "add", lambda *_: None)  # it measures another clock
     in_real_time, fast = stage.open(clock="wall"), stage.open(clock="taken")
@@ -40,7 +40,7 @@ def test_pieces_come_in_order_while_a_gpu_works():
     """A frame that is too late has no picture to wait for, but those before it have."""
     stage = Stage(batch_size=4)
     stage.renderer.wait = lambda: None
-    made = stage.scheduler._made
+    made = stage.scheduler._hand_out._made
     session = stage.open(clock="wall", ahead=1)
     stage.advance(0.045)
     assert made.qsize() >= 1 and session.take(0) is None
@@ -52,7 +52,7 @@ def test_pieces_come_in_order_while_a_gpu_works():
     stage.settle()
     pieces = stage.take(session, 100)
     while not made.empty():
-        stage.scheduler._deliver(made.get())
+        stage.scheduler._hand_out.next()
         pieces += stage.take(session, 100)
     assert [piece.number for piece in pieces] == list(range(len(pieces)))
     assert {len(piece.frames) for piece in pieces} == {0, 1}
@@ -61,7 +61,7 @@ def test_pieces_come_in_order_while_a_gpu_works():
     stage.clock.time += 0.3
     stage.settle()
     while not made.empty():
-        stage.scheduler._deliver(made.get())
+        stage.scheduler._hand_out.next()
     first = len(pieces)
     pieces = stage.take(session, 100)
     assert [piece.number for piece in pieces] == list(range(first, first + len(pieces)))
