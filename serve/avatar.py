@@ -14,8 +14,7 @@ from engine import Avatar
 from engine.avatar.folder import Folder
 from engine.avatar.layouts import find_layout
 from engine.errors import DeviceFull, InputError, one_line
-from engine.live import Live
-from engine.live.scheduler import Scheduler
+from engine.live import Live, Scheduler
 
 from .config import Config, Model
 from .devices import device_name

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from engine.errors import DeviceFull, InputError, one_line
-from engine.live.scheduler import Scheduler
+from engine.live import Scheduler
 
 from .avatar import ServedAvatar
 from .config import Config, Model

@@ -111,7 +111,8 @@ def _orientation(frame: av.VideoFrame) -> Orientation | None:
     try:
         # Not `frame.side_data`: the frame would refer to it and it to the frame, which keeps all
         # pictures of the decoder in memory until the garbage collector comes.
-        matrix: Any = SideDataContainer(frame).get("DISPLAYMATRIX")
+        container = SideDataContainer(frame)  # type: ignore[call-arg]  # its types lack it
+        matrix: Any = container.get("DISPLAYMATRIX")
     except ValueError:  # other side data that this PyAV has no name for; the angle is still known
         return {
             0: Orientation(),

@@ -2,6 +2,8 @@
 server may not come for hours."""
 
 import gc
+import time
+import weakref
 from collections import Counter
 from contextlib import contextmanager
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from engine import Avatar
-from engine.live import Live
+from engine.live import Live, Scheduler
 from engine.media.video import Video
 from tests.engine.files import write_video
 from tests.engine.tiny import write_avatar
@@ -51,14 +53,23 @@ def test_an_avatar_with_a_video(folders):
         del avatar
 
 
-def test_live_sessions(tmp_path):
-    folder = write_avatar(tmp_path / "avatar")
-    with nothing_left():
-        live = Live(Avatar.load(folder), start=False)
-        session = live.open(clock="taken")
-        session.push(np.zeros(16000, np.float32))
-        for _ in range(10):
-            live.scheduler.step()
-        live.close()
-        live.scheduler.step()
-        del live, session
+def test_an_avatar_with_live_sessions(tmp_path):
+    """Its device's scheduler goes on."""
+    folder, scheduler = write_avatar(tmp_path / "avatar"), Scheduler()
+    scheduler.start()
+    try:
+        with nothing_left():
+            live = Live(Avatar.load(folder), scheduler=scheduler)
+            session = live.open(clock="taken")
+            session.push(np.zeros(16000, np.float32))
+            session.flush()
+            assert all(session.take(30) is not None for _ in range(5))
+            renderer = weakref.ref(live._renderer)
+            live.close()
+            del live, session
+            ends = time.monotonic() + 30
+            while renderer() is not None and time.monotonic() < ends:  # a thread may hold it yet
+                time.sleep(0.01)
+            assert renderer() is None
+    finally:
+        scheduler.close()

@@ -4,7 +4,7 @@ import threading
 from collections import Counter
 from concurrent.futures import Executor, Future
 
-from engine.live.scheduler import Scheduler
+from engine.live import Scheduler
 from serve.config import Capacity, Config, Gpus, Limits, Model
 from serve.devices import Device
 from serve.registry import Registry
