@@ -23,6 +23,8 @@ engine/live/live.py: engine.live Live
 engine/live/scheduler.py: engine.live Scheduler
 engine/live/session.py: engine.live Session
 engine/live/piece.py: engine.live Piece Counts
+engine/batches/batches.py: engine.batches SharedBatches
+engine/batches/request.py: engine.batches BatchRequest BatchResult
 engine/media/encode.py: engine.media.encode H264Encoder JpegEncoder EncoderPool
 engine/media/encode.py: engine.media.encode EncoderQueue EncodedFrame
 kernels/audio.py: kernels log_mel mel_windows feature_windows

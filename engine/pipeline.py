@@ -281,12 +281,15 @@ class Pipeline:
         mode: CompositeMode,
         stopwatch: Stopwatch,
         *,
+        face_input: bool = True,
         generate: Part | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Generate mouths for the first `n` feature windows in the buffers, and paste them into the
         batch's frames.
 
         Args:
+            face_input: False if the generator's pictures are in the buffer "inputs" already. Only
+                with mode "direct", because the face crops are not made either.
             generate: writes mouths into the buffer "generated" in place of the generator.
 
         Returns:
@@ -305,11 +308,11 @@ class Pipeline:
             generate = _network(
                 "generator", self.generator, [inputs, audio], generated, [low, high]
             )
+        cut = Part(
+            "face_input", lambda: kernels.face_input(frames, boxes, index, out=(inputs, crops))
+        )
         parts = [
-            Part(
-                "face_input",
-                lambda: kernels.face_input(frames, boxes, index, out=(inputs, crops)),
-            ),
+            *([cut] if face_input else []),
             generate,
             Part(
                 "composite",
@@ -329,11 +332,14 @@ class Pipeline:
         shapes = self.buffer_shapes(min(self.batch_size, total))
         return ReadAheadBuffers.open(shapes, self.avatar.batch)
 
-    def checks(self, total: int | None) -> tuple[OutputCheck, OutputCheck]:
+    def checks(
+        self, total: int | None, features: int | None = None
+    ) -> tuple[OutputCheck, OutputCheck]:
         """Return the checks of both networks' outputs in a render of `total` frames, or in live
-        sessions without end (None)."""
+        sessions without end (None). There are `total` - 2 features unless told."""
         encoder, generator = self._files
-        features = None if total is None else total - 2
+        if features is None and total is not None:
+            features = total - 2
         first = OutputCheck(AUDIO_ENCODER, self.audio_encoder, encoder, features, self.device)
         second = OutputCheck(GENERATOR, self.generator, generator, total, self.device, before=first)
         return first, second

@@ -32,7 +32,13 @@ MAY_IMPORT = {
 # In `engine`, the folders do not import the modules built on them, and nothing imports the
 # commands.
 FOLDERS = {"avatar", "media", "device", "runtime", "plans"}
-ABOVE_FOLDERS = {"engine.pipeline", "engine.session", "engine.scheduler", "engine.live"}
+ABOVE_FOLDERS = {
+    "engine.pipeline",
+    "engine.session",
+    "engine.scheduler",
+    "engine.live",
+    "engine.batches",
+}
 COMMANDS = {"engine.render", "engine.build", "engine.prepare"}
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
@@ -159,7 +165,8 @@ def test_gpu_tests_import_without_optional_packages():
         "absent = 'av librosa scipy hypothesis matplotlib tensorrt tensorrt_rtx'.split()\n"
         "sys.modules.update(dict.fromkeys(absent))\n"
         "names = 'test_on_gpu device.test_buffers runtime.test_tensorrt runtime.test_runtime'\n"
-        "for name in [*names.split(), 'avatar.test_avatar', 'live.test_live_on_gpu']:\n"
+        "for name in [*names.split(), 'avatar.test_avatar', 'live.test_live_on_gpu',\n"
+        "    'batches.test_batches_on_gpu']:\n"
         "    importlib.import_module(f'tests.engine.{name}')\n"
         "import tests.train.test_train_on_gpu\n"
         "import tests.engine.conftest, benchmarks.pipeline, benchmarks.kernels, benchmarks.live\n"

@@ -1,6 +1,5 @@
 """Encode frames of live sessions as H.264 packets or JPEG files, in a pool of threads."""
 
-import io
 import os
 from collections import deque
 from collections.abc import Callable
@@ -13,10 +12,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 import av
 import numpy as np
 from av.video.frame import PictureType
-from PIL import Image
 
 from ..errors import InputError
 from .h264 import LIVE, NVENC_LIVE, H264Input, PixelFormat, has_nvenc
+from .jpeg import encode_jpeg
 
 H264Codec = Literal["libx264", "h264_nvenc"]
 
@@ -121,10 +120,8 @@ class JpegEncoder:
         self._quality, self._number = quality, 0
 
     def encode(self, rgb: np.ndarray, *, keyframe: bool = False) -> EncodedFrame:
-        file = io.BytesIO()
-        Image.fromarray(np.ascontiguousarray(rgb)).save(file, "jpeg", quality=self._quality)
         self._number += 1
-        return EncodedFrame(self._number - 1, file.getvalue(), True)
+        return EncodedFrame(self._number - 1, encode_jpeg(rgb, self._quality, "4:2:0"), True)
 
 
 class EncoderPool:

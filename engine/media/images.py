@@ -1,18 +1,16 @@
 """Write finished frames as numbered images; JPEGs are encoded on the GPU if nvImageCodec can."""
 
 import os
-import warnings
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from ..errors import InputError
 from ..files import whole
+from .jpeg import GpuJpegEncoder, on_gpu
 
 IMAGE_FORMATS = ("png", "jpg")
 QUALITY = 95
@@ -40,7 +38,7 @@ class ImageWriter:
         self._options: dict[str, Any] = {"compress_level": 1}
         if kind == "jpg":
             self._options = {"quality": quality, "subsampling": 0}
-        self._encoder: _GpuEncoder | None = None
+        self._encoder: GpuJpegEncoder | None = None
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise InputError(f"{folder} exists; expected a new name or an empty folder")
         self._whole = whole(self.folder)
@@ -55,7 +53,7 @@ class ImageWriter:
         host."""
         if self._kind == "jpg" and frames.is_cuda and on_gpu(frames.device):
             if self._encoder is None:
-                self._encoder = _GpuEncoder(self._options["quality"], frames.device)
+                self._encoder = GpuJpegEncoder(self._options["quality"], frames.device, "4:4:4")
             for file in self._encoder(frames):
                 self._next().write_bytes(file)
             return
@@ -72,62 +70,3 @@ class ImageWriter:
 
     def __exit__(self, *raised: Any) -> None:
         self._whole.__exit__(*raised)
-
-
-@cache
-def on_gpu(device: torch.device) -> bool:
-    """Return whether this GPU can encode JPEGs. If not, warn once and say why.
-
-    A small image is encoded to find out, because nvImageCodec can be installed without a working
-    encoder, for example without libnvjpeg.
-    """
-    try:
-        (file,) = _GpuEncoder(QUALITY, device)(
-            torch.zeros(1, 128, 128, 3, dtype=torch.uint8).to(device)
-        )
-        if file.startswith(b"\xff\xd8"):
-            return True
-        reason = "nvImageCodec encodes no JPEG"
-    except ImportError as error:
-        reason = f"nvImageCodec cannot be loaded ({error})"
-    except Exception as error:  # nvImageCodec has no exceptions of its own
-        reason = str(error) or type(error).__name__
-    warnings.warn(
-        f"JPEGs are encoded on the CPU, not on {device}: {reason.splitlines()[0]}; "
-        "the extra 'jpeg' installs the encoder",
-        stacklevel=2,
-    )
-    return False
-
-
-class _GpuEncoder:
-    """Encodes frames on a GPU as JPEG files, by nvImageCodec. Only the files leave the GPU."""
-
-    def __init__(self, quality: int, device: torch.device):
-        from nvidia import nvimgcodec
-
-        self._codec, self._device = nvimgcodec, device
-        kinds = nvimgcodec.BackendKind
-        self._encoder = nvimgcodec.Encoder(
-            device_id=device.index or 0,
-            backends=[  # all but those that copy the pixels to the CPU
-                nvimgcodec.Backend(kind)
-                for kind in (kinds.GPU_ONLY, kinds.HYBRID_CPU_GPU, kinds.HW_GPU_ONLY)
-            ],
-        )
-        self._params = nvimgcodec.EncodeParams(
-            quality_type=nvimgcodec.QualityType.QUALITY,
-            quality_value=quality,
-            chroma_subsampling=nvimgcodec.ChromaSubsampling.CSS_444,
-        )
-
-    def __call__(self, frames: Tensor) -> list[bytes]:
-        # CUDA's handle for the default stream is 0 or 1; nvImageCodec takes 0 for no stream
-        stream = torch.cuda.current_stream(self._device).cuda_stream or 1
-        images = self._codec.as_images(list(frames), cuda_stream=stream)
-        files = self._encoder.encode(images, ".jpg", params=self._params, cuda_stream=stream)
-        # nvImageCodec returns None for a frame that it cannot encode; older versions leave it out.
-        if None in files or len(files) != len(images):
-            made = sum(file is not None for file in files)
-            raise RuntimeError(f"nvImageCodec encoded {made} of {len(images)} frames")
-        return [bytes(file) for file in files]

@@ -34,7 +34,7 @@ class Codec(ModuleType):
     """A fake nvImageCodec, whose `encode` returns files, or fails in the ways of the real one."""
 
     QualityType = SimpleNamespace(QUALITY="quality")
-    ChromaSubsampling = SimpleNamespace(CSS_444="444")
+    ChromaSubsampling = SimpleNamespace(CSS_444="444", CSS_420="420")
     BackendKind = SimpleNamespace(
         CPU_ONLY="cpu", GPU_ONLY="gpu", HYBRID_CPU_GPU="hybrid", HW_GPU_ONLY="hardware"
     )

@@ -1,0 +1,151 @@
+"""A request on its way."""
+
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+import kernels
+
+from ..errors import InputError
+from ..pipeline import Pipeline
+from .audio import Hearing, hearing
+from .request import BatchRequest, BatchResult
+
+
+class Job:
+    """A request, and what is there of its result.
+
+    The thread of the device takes it up, others deliver its files.
+
+    Args:
+        request: checked.
+        pipeline: for the checks of the networks' outputs.
+
+    Attributes:
+        count, start: of the request, as Python's integers.
+        future: of the result.
+        taken: frames that are in batches so far.
+        hearing: what its frames hear.
+        features: (m, 512) on the device, once it has begun.
+    """
+
+    def __init__(self, request: BatchRequest, pipeline: Pipeline):
+        self.request, self.future = request, Future[BatchResult]()
+        self.count, self.start = int(request.count), int(request.start)
+        self.taken = 0
+        if request.speech is None:
+            each = np.arange(1, 1 + kernels.FEATURES_PER_FRAME)
+            self.hearing = Hearing(0, 0, np.tile(each, (self.count, 1)))
+        else:
+            self.hearing = hearing(request.speech.size, self.count, int(request.context))
+        self.features: Tensor | None = None
+        self._references = self._masked = np.empty(0, np.float32)
+        features = self.hearing.stop - self.hearing.first
+        self._encoder_check, self._generator_check = pipeline.checks(self.count, features)
+        self._lock = threading.Lock()
+        self._over = False
+        self._files: list[bytes | None] = [None] * self.count
+        self._left = self.count
+        self._seconds = [0.0, 0.0, 0.0]
+        self._encoding: dict[int, float] = {}  # of each batch
+
+    @property
+    def over(self) -> bool:
+        """Whether the future has a result or an error."""
+        return self._over or self.future.cancelled()
+
+    def begin(self) -> bool:
+        """Begin, unless the client has cancelled it."""
+        return self.future.running() or self.future.set_running_or_notify_cancel()
+
+    def lay_out(self, planar: bool) -> None:
+        """Note how the client's pictures lie in memory."""
+        assert self.request.faces is not None
+        blocks = self.request.faces.reshape(2 * self.count, 3, *self.request.faces.shape[2:])
+        if planar:
+            self._references, self._masked = blocks[: self.count], blocks[self.count :]
+        else:
+            self._references, self._masked = blocks[::2], blocks[1::2]
+
+    def copy_faces(self, first: int, out: np.ndarray) -> None:
+        """Write the client's pictures of the frames from this one on into (n, 6, 320, 320)."""
+        out[:, :3] = self._references[first : first + len(out)]
+        out[:, 3:] = self._masked[first : first + len(out)]
+
+    def check_features(self, low: Tensor, high: Tensor) -> None:
+        """Check the ranges of its next features.
+
+        Raises:
+            InputError: the audio encoder returned NaN or infinity.
+        """
+        with self._lock:
+            self._encoder_check.add(low, high)
+
+    def check_frames(self, low: Tensor, high: Tensor) -> None:
+        """Check the ranges of its next frames. On a GPU, `check` does when they have arrived.
+
+        Raises:
+            InputError: the generator returned NaN or infinity, or the audio encoder did.
+        """
+        with self._lock:
+            self._generator_check.add(low, high)
+
+    def check(self) -> None:
+        """Check what has arrived, see `check_frames`."""
+        with self._lock:
+            self._encoder_check.look()
+            self._generator_check.look()
+
+    def add_seconds(self, audio: float, inference: float, composite: float) -> None:
+        with self._lock:
+            for place, seconds in enumerate((audio, inference, composite)):
+                self._seconds[place] += seconds
+
+    def put(self, frame: int, file: bytes, batch: int, seconds: float) -> None:
+        """Take the file of a frame; the last one finishes the request.
+
+        Args:
+            batch: number of the batch that it was in.
+            seconds: since the frames of this batch were made.
+        """
+        with self._lock:
+            self._files[frame] = file
+            self._encoding[batch] = max(seconds, self._encoding.get(batch, 0.0))
+            self._left -= 1
+            if self._left or self._over:
+                return
+            self._over = True
+        audio, inference, composite = self._seconds
+        files = [file for file in self._files if file is not None]
+        composite += sum(self._encoding.values())
+        self.future.set_result(BatchResult(files, audio, inference, composite))
+
+    def fail(self, error: BaseException) -> None:
+        """Finish the request with an error, unless it is over."""
+        if isinstance(error, InputError):
+            # without its traceback, which holds the request's arrays
+            error = type(error)(str(error))
+        with self._lock:
+            over, self._over = self._over, True
+        if not over and not self.future.cancelled() and self.begin():
+            self.future.set_exception(error)
+
+
+@dataclass(frozen=True)
+class Span:
+    """Frames of a request in a batch: `first` to `stop` (exclusive)."""
+
+    job: Job
+    first: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.first
+
+    @property
+    def begins(self) -> bool:
+        """Whether they are the request's first ones."""
+        return self.first == 0
