@@ -6,21 +6,18 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from engine import Avatar
 from engine.avatar.folder import Folder
 from engine.avatar.layouts import find_layout
+from engine.batches import SharedBatches
 from engine.errors import DeviceFull, InputError, one_line
 from engine.live import Live, Scheduler
 
 from .config import Config, Model
 from .devices import device_name
-
-if TYPE_CHECKING:
-    from engine.batches import SharedBatches
 
 # Onto a GPU avatars are loaded one after another, so that the memory of each can be told.
 _loading: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
@@ -42,7 +39,7 @@ class ServedAvatar:
     name: str
     avatar: Avatar
     live: Live
-    batches: "SharedBatches"
+    batches: SharedBatches
     gpu: int
     bytes: int
 
@@ -101,8 +98,6 @@ def _load(
     device: torch.device,
     taken: Callable[[], int],
 ) -> ServedAvatar:
-    from engine.batches import SharedBatches
-
     avatar = _open(name, model, config, device)
     networks = config.networks
     live = Live(
@@ -112,8 +107,12 @@ def _load(
         precision=networks.precision,
         scheduler=scheduler,
     )
-    batches = SharedBatches(live.pipeline, quality=config.output.jpeg_quality)
-    size = avatar.frame_bytes + live.buffer_bytes
+    try:
+        batches = SharedBatches(live.pipeline, quality=config.output.jpeg_quality)
+    except BaseException:
+        live.close()
+        raise
+    size = avatar.frame_bytes + live.buffer_bytes + batches.buffer_bytes
     if device.type == "cpu":
         size += sum(path.stat().st_size for path in _network_files(avatar))
     # What other threads free meanwhile must not count for it.
