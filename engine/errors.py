@@ -24,6 +24,10 @@ class DeviceError(InputError):
     """The device cannot be used, but another one may."""
 
 
+class DeviceFull(DeviceError):
+    """The device has too little free memory."""
+
+
 def shortened(value: object, limit: int = 120) -> str:
     """Return `repr(value)`, shortened to `limit` characters, for an error line.
 

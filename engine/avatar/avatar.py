@@ -11,14 +11,14 @@ from torch import Tensor
 
 from kernels import FPS, MAX_SIDE
 
-from ..errors import DeviceError, InputError, shortened
+from ..errors import DeviceError, DeviceFull, InputError, shortened
 from ..forks import note_computing
 from ..runtime.open import check_untrusted
 from ..runtime.reserve import reserved_bytes
 from .boxes import boxes_from_json, boxes_from_landmarks, check_boxes
 from .folder import MAX_FILES, Folder
 from .frames import CACHE_BYTES, FrameCache, ImageFolder, Source, VideoFile
-from .layouts import IMAGE_SUFFIXES, Parts, choose_networks, find_layout, numbered
+from .layouts import IMAGE_SUFFIXES, Parts, choose_networks, find_layout, numbered, parts_of_files
 from .pairing import Numbers, first_of_both
 
 MAX_PIXELS = 4096 * 4096  # of a frame; a render holds many at a time
@@ -42,6 +42,7 @@ class Avatar:
 
     Args:
         first_number: number of the first frame and box, for errors that name one.
+        count: use the first so many frames. A warning says if there are fewer.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Avatar:
         cache_bytes: int = CACHE_BYTES,
         first_number: int = 0,
         trusted: bool = True,
+        count: int | None = None,
     ):
         self.name, self.fps, self.trusted = name, fps, trusted
         self.generator, self.audio_encoder = generator, audio_encoder
@@ -74,7 +76,19 @@ class Avatar:
                 f"avatar {shortened(name)} has {len(source)} frames; expected at most {MAX_FILES}"
             )
         self._length = min(len(source), boxes.shape[0])
-        if len(source) != boxes.shape[0]:
+        if count is not None and count < 1:
+            raise InputError(
+                f"the number of frames of avatar {shortened(name)} is {count}; expected at least 1"
+            )
+        if count is not None and count <= self._length:
+            self._length = count
+        elif count is not None:
+            warnings.warn(
+                f"avatar {shortened(name)} has {len(source)} frames and {boxes.shape[0]} boxes, "
+                f"fewer than the {count} that were given; the first {self._length} are used",
+                stacklevel=2,
+            )
+        elif len(source) != boxes.shape[0]:
             warnings.warn(
                 f"avatar {shortened(name)} has {len(source)} frames and {boxes.shape[0]} boxes; "
                 f"the first {self._length} of both are used",
@@ -101,6 +115,7 @@ class Avatar:
         cache_bytes: int = CACHE_BYTES,
         follow_links: bool = False,
         trusted: bool = True,
+        count: int | None = None,
     ) -> "Avatar":
         """Open an avatar folder in any of the four layouts: native, SyncTalk 2D, package 2.0, CPU
         server. The layout is recognized by the files in the folder. Frames and boxes are paired by
@@ -119,15 +134,63 @@ class Avatar:
             trusted: whether the networks come from someone you trust. If not, they must be
                 checkpoints: ONNX files and TensorRT plans are programs, which may use all memory
                 and never end.
+            count: use the first so many frames. A warning says if there are fewer.
 
         Raises:
             InputError: a file is missing, damaged, too large or outside the folder, frames, boxes
                 and networks do not fit together, or a network that is not trusted is no checkpoint.
         """
-        folder = Folder(path, follow_links=follow_links)
-        parts = find_layout(folder)
+        parts = find_layout(Folder(path, follow_links=follow_links))
         none = {"generator": None, "audio_encoder": None}
         found = choose_networks(parts, generator, audio_encoder) if networks else none
+        return cls._open(
+            parts, found, device=device, cache_bytes=cache_bytes, trusted=trusted, count=count
+        )
+
+    @classmethod
+    def from_files(
+        cls,
+        name: str,
+        *,
+        frames: str | os.PathLike,
+        boxes: str | os.PathLike,
+        generator: str | os.PathLike,
+        audio_encoder: str | os.PathLike,
+        device: str | torch.device = "cpu",
+        cache_bytes: int = CACHE_BYTES,
+        trusted: bool = True,
+        count: int | None = None,
+    ) -> "Avatar":
+        """Open an avatar whose files lie anywhere, with the checks of `load`. Links are followed.
+
+        Args:
+            frames: a video, or a folder of numbered images, which are shown at 25 frames a second.
+            boxes: a JSON file, or a folder of landmarks.
+            generator, audio_encoder: network files.
+            device, cache_bytes, trusted, count: as in `load`.
+
+        Raises:
+            InputError: as `load`.
+        """
+        parts = parts_of_files(name, Path(frames), Path(boxes))
+        found = choose_networks(parts, generator, audio_encoder)
+        return cls._open(
+            parts, found, device=device, cache_bytes=cache_bytes, trusted=trusted, count=count
+        )
+
+    @classmethod
+    def _open(
+        cls,
+        parts: Parts,
+        found: dict[str, Path] | dict[str, None],
+        *,
+        device: str | torch.device,
+        cache_bytes: int,
+        trusted: bool,
+        count: int | None,
+    ) -> "Avatar":
+        """Open the frames and the boxes of an avatar whose networks are found."""
+        folder = parts.folder
         if not trusted:
             for file in filter(None, found.values()):
                 check_untrusted(file)
@@ -160,7 +223,9 @@ class Avatar:
             cache_bytes=cache_bytes,
             first_number=first_number,
             trusted=trusted,
-            **found,
+            count=count,
+            generator=found["generator"],
+            audio_encoder=found["audio_encoder"],
         )
 
     def __len__(self) -> int:
@@ -170,6 +235,12 @@ class Avatar:
     def frames_on_device(self) -> bool:
         """Whether `batch` returns the avatar's own frames (on a GPU) or copies (on a CPU)."""
         return self._frames is not None
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes that the frames take: on a GPU all of them, on a CPU at most those of the cache."""
+        decoded = self._length * self.height * self.width * 3
+        return decoded if self._cache is None else min(decoded, self._cache.capacity_bytes)
 
     @property
     def frames(self) -> Tensor:
@@ -210,7 +281,7 @@ class Avatar:
         needed, (free, _) = math.prod(shape), torch.cuda.mem_get_info(self.device)
         reserved = reserved_bytes(self.generator, trusted=self.trusted)
         if needed > free - reserved:
-            raise DeviceError(
+            raise DeviceFull(
                 f"avatar {shortened(self.name)} needs {needed / 2**30:.2f} GiB on {self.device} "
                 f"for its {self._length} frames of {self.width} x {self.height}; "
                 f"{free / 2**30:.2f} GiB are free, and {reserved / 2**30:.2f} GiB of them are kept "

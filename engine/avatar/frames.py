@@ -207,7 +207,7 @@ class FrameCache:
 
     def __init__(self, source: Source, capacity_bytes: int = CACHE_BYTES):
         self._source = source
-        self._capacity, self._bytes = capacity_bytes, 0
+        self.capacity_bytes, self._bytes = capacity_bytes, 0
         self._kept: OrderedDict[int, Any] = OrderedDict()  # by last use, the oldest first
         self._lock = Lock()
 
@@ -228,7 +228,7 @@ class FrameCache:
                     self._kept[decoded] = frame
                     self._bytes += self._source.size(frame)
                 self._kept.move_to_end(decoded)
-                while self._bytes > self._capacity and len(self._kept) > 1:
+                while self._bytes > self.capacity_bytes and len(self._kept) > 1:
                     self._bytes -= self._source.size(self._kept.popitem(last=False)[1])
         if number not in self._kept:
             raise InputError(f"frame {number} of the avatar cannot be decoded")

@@ -70,6 +70,17 @@ def find_layout(folder: Folder) -> Parts:
     )
 
 
+def parts_of_files(name: str, frames: Path, boxes: Path) -> Parts:
+    """Return the parts of an avatar whose frames and boxes its user names, wherever they are.
+
+    Raises:
+        InputError: one of them does not exist.
+    """
+    frames, boxes = _existing(frames), _existing(boxes)
+    folder = Folder(frames if frames.is_dir() else frames.parent, follow_links=True)
+    return Parts(folder, name, frames=frames, boxes=boxes)
+
+
 def _native(folder: Folder) -> Parts:
     path = folder.root / "avatar.json"
     record = folder.read_json(path, MAX_RECORD_BYTES)

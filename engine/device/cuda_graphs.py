@@ -7,7 +7,7 @@ from threading import RLock
 
 import torch
 
-from ..errors import DeviceError
+from ..errors import DeviceFull
 
 # Calls before a capture, because compilers and libraries allocate and tune in the first ones.
 WARM_UPS = 2
@@ -53,7 +53,7 @@ class CudaGraphs:
                 share scratch memory has its own stream.
 
         Raises:
-            DeviceError: the memory that the work allocates does not fit the GPU.
+            DeviceFull: the memory that the work allocates does not fit the GPU.
         """
         if not capture:
             work()
@@ -87,7 +87,7 @@ class CudaGraphs:
                     work()
         except torch.OutOfMemoryError as error:
             free = torch.cuda.mem_get_info(self._device)[0] / 2**30
-            raise DeviceError(
+            raise DeviceFull(
                 f"the networks' own memory does not fit {self._device}, of which {free:.2f} GiB "
                 "are free; a smaller batch size needs less"
             ) from error

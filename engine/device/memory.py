@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..errors import DeviceError
+from ..errors import DeviceFull
 
 ALIGNMENT = 256  # bytes; TensorRT requires it of addresses, and PyTorch's allocations have it
 
@@ -30,7 +30,7 @@ def allocate(shapes: Shapes, device: torch.device) -> tuple[Tensor, dict[str, Te
         `ALIGNMENT` bytes.
 
     Raises:
-        DeviceError: the GPU has less free memory.
+        DeviceFull: the GPU has less free memory.
     """
     needed = memory_bytes(shapes)
     if device.type == "cuda":
@@ -50,10 +50,10 @@ def check_fits(needed: int, free: int, device: torch.device) -> None:
     """Check that buffers of `needed` bytes fit into `free` bytes.
 
     Raises:
-        DeviceError: they do not fit.
+        DeviceFull: they do not fit.
     """
     if needed > free:
-        raise DeviceError(
+        raise DeviceFull(
             f"the buffers of a render need {needed / 2**30:.2f} GiB on {device}, of which "
             f"{free / 2**30:.2f} GiB are free; a smaller batch size needs less"
         )

@@ -66,6 +66,10 @@ class GpuRenderer(LiveRenderer):
                 )
         self._rows = dict[int, int]()  # picture -> row in "idle", the one used last last
 
+    @property
+    def buffer_bytes(self) -> int:
+        return self._render_buffers.bytes
+
     def hear(self, windows: list[Window]) -> None:
         with torch.cuda.stream(self._stream), self._render_buffers.executor.on_current_stream():
             super().hear(windows)

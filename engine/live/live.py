@@ -180,6 +180,12 @@ class Live:
         """The runtime of the generator, and how many sessions there can be, for people."""
         return f"generator in {self.pipeline.generator.description}, room for {self.capacity()}"
 
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of the device that the buffers take at most, besides the avatar's frames and the
+        networks."""
+        return self.pipeline.buffer_bytes + self._renderer.buffer_bytes
+
     def capacity(self) -> int:
         """Return how many sessions in real time the device has time for at most, by the measured
         cost of a frame; beside those of other avatars. At least one on a device without any."""

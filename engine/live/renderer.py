@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 import kernels
 
 from ..device.buffers import Buffers, Frames, HostBuffers
+from ..device.memory import memory_bytes
 from ..device.stopwatch import Stopwatch
 from ..pipeline import Pipeline
 from .features import RING_ROWS, Window
@@ -44,7 +46,7 @@ class LiveRenderer(ABC):
         self.batch_size = pipeline.batch_size
         self._encoder_check, self._generator_check = pipeline.checks(None)
         windows = buffers.tensors["windows"]
-        self.rings = FeatureRings(rings, windows, self._encode, batch_size=self.batch_size)
+        self.rings = FeatureRings(rings, windows, self._encoder(), batch_size=self.batch_size)
 
     def hear(self, windows: list[Window]) -> None:
         """Compute features.
@@ -75,6 +77,11 @@ class LiveRenderer(ABC):
             [next(copied if is_known else generated) for is_known in known],
             (lambda: [wait() for wait in waits]) if waits else None,
         )
+
+    @property
+    @abstractmethod
+    def buffer_bytes(self) -> int:
+        """Bytes of the device that the buffers take at most, with the idle frames that are kept."""
 
     @abstractmethod
     def warm_up(self) -> None:
@@ -115,10 +122,18 @@ class LiveRenderer(ABC):
             self._keep(silent, finished)
         return self._hand_out(finished, batch.slot)
 
-    def _encode(self, n: int) -> Tensor:
-        features, ranges = self._pipeline.encode(self._buffers, n, self._stopwatch)
-        self._encoder_check.add(*ranges)
-        return features
+    def _encoder(self) -> Callable[[int], Tensor]:
+        """Return what encodes the first n windows. It does not refer to the renderer: what refers
+        to itself is freed late."""
+        pipeline, buffers = self._pipeline, self._buffers
+        check, stopwatch = self._encoder_check, self._stopwatch
+
+        def encode(n: int) -> Tensor:
+            features, ranges = pipeline.encode(buffers, n, stopwatch)
+            check.add(*ranges)
+            return features
+
+        return encode
 
 
 class CpuRenderer(LiveRenderer):
@@ -133,6 +148,13 @@ class CpuRenderer(LiveRenderer):
         super().__init__(pipeline, HostBuffers(pipeline.buffer_shapes()), rings, mode)
         self._boxes: OrderedDict[int, Tensor] = OrderedDict()
         self._bytes = 0
+        sizes = (pipeline.avatar.boxes[:, 2:] - pipeline.avatar.boxes[:, :2]).to(torch.int64)
+        boxes = min(IDLE_BYTES, 3 * int(sizes.prod(dim=1).sum()))
+        self._buffer_bytes = memory_bytes(pipeline.buffer_shapes()) + rings.nbytes + boxes
+
+    @property
+    def buffer_bytes(self) -> int:
+        return self._buffer_bytes
 
     def warm_up(self) -> None:
         self.render([Job(SILENT_SLOT, SILENT_FRAME, 0, silent=False)])

@@ -47,6 +47,7 @@ class PacketReader:
 
     def __init__(self, path: str | os.PathLike):
         self.path = path
+        self._unread: Any = None
         self._open()
         self.failed: set[int] = set()
         with reading(path):
@@ -74,6 +75,14 @@ class PacketReader:
             for number, place in enumerate(places)
             if counts[place] == 1 and place[0] is not None
         }
+
+    def __del__(self) -> None:
+        # PyAV's objects refer to each other. Until the container is closed, or the garbage
+        # collector comes, they keep the decoder with all pictures that it ever held at once.
+        if hasattr(self, "_container"):
+            if self._unread is not None:
+                self._unread.close()
+            self._container.close()
 
     @property
     def container(self) -> str:
@@ -149,7 +158,7 @@ class PacketReader:
         self.stream.thread_type = "NONE"
         context = self.stream.codec_context
         self._check_size(context.width, context.height)
-        self._unread: Any = None
+        self._unread = None
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > limits.MAX_PIXELS:

@@ -6,6 +6,7 @@ from typing import Any
 
 import av
 import numpy as np
+from av.sidedata.sidedata import SideDataContainer
 
 from .frame_index import FrameIndex
 from .frame_rate import allowed, constant_rate
@@ -108,7 +109,10 @@ def _orientation(frame: av.VideoFrame) -> Orientation | None:
     """Return the orientation of the display matrix: (x, y) is displayed at (a x + c y, b x + d
     y)."""
     try:
-        matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+        # Not `frame.side_data`: the frame would refer to it and it to the frame, which keeps all
+        # pictures of the decoder in memory until the garbage collector comes.
+        container = SideDataContainer(frame)  # type: ignore[call-arg]  # its types lack it
+        matrix: Any = container.get("DISPLAYMATRIX")
     except ValueError:  # other side data that this PyAV has no name for; the angle is still known
         return {
             0: Orientation(),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..device.cuda_graphs import capture_lock
 from ..device.memory import ALIGNMENT
-from ..errors import DeviceError, InputError
+from ..errors import DeviceFull, InputError
 from ..plans.check import check_plan
 from ..plans.edition import EDITIONS, logger
 from ..plans.record import PlanRecord
@@ -33,7 +33,7 @@ class TensorRTNetwork:
     Raises:
         InputError: the plan is damaged, or for another network, TensorRT or GPU. The message has
             the command that builds it again.
-        DeviceError: its scratch memory does not fit the GPU.
+        DeviceFull: its scratch memory does not fit the GPU.
     """
 
     reason = ""  # set by `open_network`
@@ -184,13 +184,13 @@ def _scratch(path: Path, needed: int, device: torch.device) -> Tensor:
     """Allocate the scratch memory of a plan's calls, (needed,) uint8.
 
     Raises:
-        DeviceError: the GPU has less free memory.
+        DeviceFull: the GPU has less free memory.
     """
     try:
         return torch.empty(max(needed, 1), dtype=torch.uint8, device=device)
     except torch.OutOfMemoryError as error:
         free = torch.cuda.mem_get_info(device)[0] / 2**30
-        raise DeviceError(
+        raise DeviceFull(
             f"{path} needs {needed / 2**30:.2f} GiB of {device} to run; {free:.2f} GiB are free; "
             "a plan for smaller batches (--batch) needs less"
         ) from error
