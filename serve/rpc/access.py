@@ -18,6 +18,7 @@ from ..metrics import Metrics
 HEALTH = "/grpc.health.v1.Health/"
 OPERATORS = "/grpc."  # health and reflection: a call of them does not keep the server
 UNKNOWN = "unknown"  # instead of what a client made up
+ALMOST = 0.1  # seconds
 INTERNAL = "an internal error, which the server's log describes"
 CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
@@ -155,7 +156,8 @@ class _Call:
             return CODES.get(code, "UNKNOWN") if isinstance(code, int) else str(code.name)
         if isinstance(error, (asyncio.CancelledError, GeneratorExit, grpc.aio.BaseError)):
             left = self._context.time_remaining()
-            return "DEADLINE_EXCEEDED" if left is not None and left <= 0 else "CANCELLED"
+            over = left is not None and left < ALMOST  # a client's clock may be ahead
+            return "DEADLINE_EXCEEDED" if over else "CANCELLED"
         return "INTERNAL"
 
 
