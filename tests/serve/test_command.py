@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import grpc
 import pytest
@@ -141,6 +143,24 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     )
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr == (f"error: {path}:2:3: server.prot is not known; did you mean port?\n")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="other systems have no /proc")
+def test_ctrl_c_while_modules_are_imported():
+    """PyTorch's library takes most of the time; nothing is printed."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        [sys.executable, "-m", "serve", "--help"],
+        cwd=ROOT, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True,
+    ) as process:  # fmt: skip
+        maps = Path(f"/proc/{process.pid}/maps")
+        deadline = time.monotonic() + 4 * SECONDS
+        while "libtorch" not in maps.read_text():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=4 * SECONDS)
+    assert (process.returncode, out, error) == (-signal.SIGINT, "", "")
 
 
 # --- what it says --------------------------------------------------------------------------------

@@ -9,12 +9,13 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from engine.errors import InputError
 from serve import config as config_module
 from serve import yaml_file
-from serve.config import Config, load
-from tests.conftest import DEMO
+from serve.config import Config, Model, load
+from tests.conftest import DEMO, ROOT
 from tests.serve.files import EXAMPLE, GO, go_folder
 
 SECRET = "correct-horse-battery-staple"
@@ -495,3 +496,43 @@ def test_values_are_read_as_pyyaml_reads_them(tmp_path, data):
         assert "cannot be read as" in str(error) or "not UTF-8" in str(error)
         return
     assert repr(found.data) == repr(expected)
+
+
+# --- its documentation ---------------------------------------------------------------------------
+
+
+def documented() -> dict[str, str]:
+    """Return each key in the page's tables, and its default."""
+    section = (ROOT / "docs" / "serving.md").read_text().partition("## Configuration\n")[2]
+    rows = re.findall(r"^\| `([\w.]+)` \| (.*?) ?\| ", section.partition("\n## ")[0], re.M)
+    return dict(rows)
+
+
+def test_the_documentation_has_every_key_and_its_default():
+    ours = {}
+    for name, field in Config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            for key, value in field.annotation.model_fields.items():
+                ours[f"{name}.{key}"] = value.default
+    ours |= {key: field.default for key, field in Model.model_fields.items()}
+    also = {"logging.level": "info", "gpus.enabled": True, "output.format": "jpeg"}
+    also |= dict.fromkeys(("server.tokens_file", "audio_encoder", "models_root", "models"))
+    shown = {True: "true", False: "false", None: "", (): ""}
+    assert documented() == {
+        key: shown[value] if value in shown and type(value) is not int else str(value)
+        for key, value in {**ours, **also}.items()
+    }
+
+
+def test_the_example_has_the_defaults():
+    """But for the demo; its lines that are comments are not checked."""
+    config = load(EXAMPLE, device="cpu")
+    plain = load(None, device="cpu")
+    assert config == plain.model_copy(update={"models": config.models})
+    assert config.models["demo"] == plain.models["demo"]
+
+
+def test_the_error_in_the_documentation_is_real(tmp_path):
+    page = (ROOT / "docs" / "serving.md").read_text()
+    line = re.search(r"^error: config.yaml:4:3: (.*)$", page, re.M)[1]
+    assert line in refused(tmp_path, "server:\n  port: 1\n\n  max_mesage_size_mb: 1\n")
