@@ -148,7 +148,11 @@ class Model(Section):
 
 
 class Config(Section):
-    """The whole configuration. Paths are absolute."""
+    """The whole configuration. Paths are absolute.
+
+    Attributes:
+        audio_encoder: for models that have none of their own.
+    """
 
     server: Server = Server()
     gpus: Gpus = Gpus()
@@ -156,7 +160,7 @@ class Config(Section):
     limits: Limits = Limits()
     output: Output = Output()
     networks: Networks = Networks()
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: str = "info"
     audio_encoder: Path | None = None
     models: dict[str, Model] = {}
 

@@ -19,6 +19,7 @@ from .yaml_file import Keys, read
 T = TypeVar("T", bound=BaseModel)
 Error = Callable[[Keys, str], InputError]
 
+LEVELS = ("debug", "info", "warning", "error")
 MAX_NAME = 100  # characters of a model's name
 _PATHS = ("avatar", "model_path", "crop_rects_path", "audio_encoder")  # of a model; and:
 _PICTURES = ("background_dir", "source_video")
@@ -50,13 +51,12 @@ class ConfigFile:
     def __init__(self, path: Path):
         self._file = read(path)
         self._folder = Path(os.path.abspath(path)).parent
-        self._came_from: dict[Keys, Keys] = {}  # keys of the configuration: those of the file
         self._ignored: dict[str, int] = {}  # dotted keys: the first line
         self.tokens_file: Path | None = None
 
     def error(self, keys: Keys, message: str) -> InputError:
-        """Return an error with the place of a value, whose keys are the configuration's."""
-        return self._file.error(self._came_from.get(keys, keys), message)
+        """Return an error with the place of a value."""
+        return self._file.error(keys, message)
 
     def config(self, config: type[T], model: type[BaseModel]) -> T:
         """Return the file's configuration.
@@ -152,9 +152,11 @@ class ConfigFile:
         for key in ("log_level", "level"):  # the last one wins
             level = out.get("logging", {}).get(key)
             if level is not None:
-                self._came_from["log_level",] = ("logging", key)
-                name = level.lower() if isinstance(level, str) else level
-                out["log_level"] = "warning" if name == "warn" else name
+                name = level.lower() if isinstance(level, str) else None
+                out["log_level"] = {"warn": "warning"}.get(name or "", name)
+                if out["log_level"] not in LEVELS:
+                    message = f"logging.{key} is {shortened(level)}; expected {', '.join(LEVELS)}"
+                    raise self.error(("logging", key), message)
 
     def _server(self, server: dict[str, Any]) -> None:
         self.tokens_file = self._path(("server", "tokens_file"), server, self._folder)

@@ -15,7 +15,7 @@ from serve.rpc.protos import monolithic_pb2_grpc, viseme_pb2_grpc
 from serve.rpc.protos import viseme_pb2 as pb
 from serve.server import Server, Services
 
-SECONDS = 3  # for whatever should happen at once
+SECONDS = 30  # for whatever should happen at once
 TOKEN = "correct-horse-battery-staple"
 
 
