@@ -53,11 +53,16 @@ class Services:
     close: Callable[[], Awaitable[None]]
 
 
-def avatars(config: Config) -> Avatars:
+def avatars(config: Config, counted: metrics.Metrics) -> Avatars:
     """Return the registry of a configuration."""
+    from .avatar import load_avatar
     from .registry import Registry
 
-    return Registry(config)
+    def load(*arguments: Any) -> Any:  # in a thread
+        with counted.load_seconds.time():
+            return load_avatar(*arguments)
+
+    return Registry(config, load)
 
 
 def services(registry: Any, config: Config, counted: metrics.Metrics) -> Services:
@@ -95,7 +100,7 @@ class Server:
         self,
         config: Config,
         *,
-        make_avatars: Callable[[Config], Avatars] = avatars,
+        make_avatars: Callable[[Config, metrics.Metrics], Avatars] = avatars,
         make_services: Callable[[Any, Config, metrics.Metrics], Services] = services,
     ):
         self.config, self.metrics = config, metrics.Metrics()
@@ -170,7 +175,7 @@ class Server:
         web = _listen(server.host, server.http_port)
         self.http_port = web.getsockname()[1]
         try:
-            self._avatars = self._make_avatars(self.config)
+            self._avatars = self._make_avatars(self.config, self.metrics)
             self._services = self._make_services(self._avatars, self.config, self.metrics)
             self.metrics.watch(self._avatars, self._services.sessions)
             self._grpc = self._grpc_server(self._services)

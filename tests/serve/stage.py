@@ -90,7 +90,7 @@ class Fakes:
     def __init__(self, failures: dict[str, InputError] | None = None):
         self.avatars, self.viseme = FakeAvatars(failures=failures), FakeViseme()
 
-    def make_avatars(self, config):
+    def make_avatars(self, config, metrics):
         return self.avatars
 
     def make_services(self, avatars, config, metrics):
