@@ -294,7 +294,7 @@ def test_a_client_may_ping_every_5_seconds_but_not_all_the_time():
 
 def test_a_call_that_runs_is_waited_for():
     async def main():
-        async with serving(config(drain_seconds=60)) as running, running.channel() as channel:
+        async with serving(config(drain_seconds=600)) as running, running.channel() as channel:
             await until(lambda: ready(running))
             viseme = viseme_pb2_grpc.VisemeStub(channel)
             live = viseme.Live()
