@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import grpc
@@ -19,6 +20,7 @@ from engine.errors import InputError, one_line
 from . import http, metrics
 from .config import Config, Tls
 from .rpc.access import Access, Calls
+from .rpc.lasting import LastingServer
 
 OTHER_CALLS = 100  # at a time, such as of health and lists
 END_SECONDS = 5.0  # for handlers that were cancelled
@@ -111,7 +113,7 @@ class Server:
         self._lateness = metrics.Lateness(self.metrics)
         self._avatars: Avatars | None = None
         self._services: Services | None = None
-        self._grpc: Any = None
+        self._grpc: LastingServer | None = None
         self._http: http.HttpServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._web: asyncio.Task[None] | None = None
@@ -178,8 +180,8 @@ class Server:
             self._avatars = self._make_avatars(self.config, self.metrics)
             self._services = self._make_services(self._avatars, self.config, self.metrics)
             self.metrics.watch(self._avatars, self._services.sessions)
-            self._grpc = self._grpc_server(self._services)
-            self.port = _add_port(self._grpc, server.host, server.port, credentials)
+            make = partial(self._grpc_server, self._services, credentials)
+            self._grpc = LastingServer(make)
             for name in ("", *self._services.names):
                 await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
             self._http = http.HttpServer(
@@ -189,12 +191,19 @@ class Server:
         except BaseException:
             web.close()
             raise
+        self._run(self._grpc.wait_for_termination())
         self._web = self._run(self._http.serve([web]))
         self._run(self._avatars.run())
         self._run(self._sample())
 
-    def _grpc_server(self, services: Services) -> Any:
-        limits = self.config.limits
+    def _grpc_server(self, services: Services, credentials: Any) -> Any:
+        """Return a server that is bound: the first to the configured port, others to the same.
+
+        Raises:
+            InputError: the first one cannot be bound.
+            RuntimeError: another one cannot be bound.
+        """
+        limits, where = self.config.limits, self.config.server
         server = grpc.aio.server(
             interceptors=[self._calls, self._access],
             options=channel_options(self.config),
@@ -206,6 +215,12 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (*services.names, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, server)
+        try:
+            self.port = _add_port(server, where.host, self.port or where.port, credentials)
+        except InputError as error:
+            if self.port:
+                raise RuntimeError(str(error)) from None
+            raise
         return server
 
     async def _preload(self) -> None:

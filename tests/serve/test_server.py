@@ -17,7 +17,7 @@ from serve.rpc.protos import monolithic_pb2 as go
 from serve.rpc.protos import monolithic_pb2_grpc, viseme_pb2_grpc
 from serve.rpc.protos import viseme_pb2 as pb
 from tests.conftest import ROOT
-from tests.serve.stage import TOKEN, Fakes, config, serving, status_of, until
+from tests.serve.stage import SECONDS, TOKEN, Fakes, config, serving, status_of, until
 
 Code = grpc.StatusCode
 CASES = ROOT / "tests" / "cases"
@@ -287,6 +287,37 @@ def test_a_client_may_ping_every_5_seconds_but_not_all_the_time():
             writer.close()
 
     asyncio.run(main())
+
+
+def test_a_call_whose_path_is_not_text_does_not_end_the_server(caplog):
+    """Not even from a client without a token."""
+
+    async def main():
+        async with serving(config(tokens=(TOKEN,))) as running:
+            await until(lambda: ready(running))
+            port = running.server.port
+            for path in (b"/\xf4/Health", b"\xff"):
+                async with running.channel() as channel:
+                    call = channel.unary_unary(path)(b"", timeout=SECONDS)
+                    assert (await status_of(call))[0] != Code.OK
+
+                async def answers():
+                    async with running.channel() as channel:
+                        stub = monolithic_pb2_grpc.MonolithicServiceStub(channel)
+                        call = stub.Health(go.HealthRequest(), metadata=bearer(TOKEN), timeout=5)
+                        return (await status_of(call))[0] == Code.OK
+
+                await until(answers)
+            async with running.channel() as channel:
+                assert await health_of(channel) == SERVING
+                anonymous = monolithic_pb2_grpc.MonolithicServiceStub(channel).Health(
+                    go.HealthRequest()
+                )
+                assert (await status_of(anonymous))[0] == Code.UNAUTHENTICATED
+            assert running.server.port == port and not running.task.done()
+
+    asyncio.run(main())
+    assert caplog.text.count("gRPC is started anew") == 2  # else the calls were harmless
 
 
 # --- the end -------------------------------------------------------------------------------------
