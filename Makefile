@@ -5,11 +5,14 @@ RUN := $(VENV)/bin/python -m
 DEMO := examples/demo
 SPEECH := $(DEMO)/speech.wav
 
-.PHONY: demo docs test lint bench bench-kernels bench-pipeline bench-live clean
+.PHONY: demo serve docs test lint bench bench-kernels bench-pipeline bench-live clean
 
 demo: $(VENV)/.ready ## render the demo avatar to out/demo.mp4
 	@mkdir -p out
 	$(RUN) engine.render --avatar $(DEMO) --audio $(SPEECH) -o out/demo.mp4
+
+serve: $(VENV)/.ready ## serve the demo avatar at 127.0.0.1, until Ctrl-C
+	$(RUN) serve
 
 test: $(VENV)/.ready ## everything that runs without a GPU; the GPU tests skip
 	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile

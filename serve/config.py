@@ -1,15 +1,26 @@
 """What a server serves, and how: the Go server's config.yaml, and ours."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-Seconds = Annotated[float, Field(gt=0)]
+from engine.errors import InputError, shortened
+
+from .config_file import ConfigFile, check_name, validated
+from .tokens import tokens_of_environment, tokens_of_file
+from .yaml_file import Keys
+
+DEMO = Path(__file__).parents[1] / "examples" / "demo"
+
+Seconds = Annotated[float, Field(gt=0, le=1e7)]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Tls(Section):
@@ -36,9 +47,9 @@ class Server(Section):
     port: int = Field(50053, ge=0, le=65535)
     http_port: int = Field(8010, ge=0, le=65535)
     max_message_size_mb: int = Field(50, ge=1, le=2000)
-    drain_seconds: float = Field(10, ge=0)
+    drain_seconds: float = Field(10, ge=0, le=1e5)
     tls: Tls | None = None
-    tokens: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = Field((), repr=False)
 
 
 class Gpus(Section):
@@ -130,7 +141,7 @@ class Model(Section):
     background_dir: Path | None = None
     source_video: Path | None = None
     crop_rects_path: Path | None = None
-    num_frames: int | None = None
+    num_frames: int | None = Field(None, ge=1)
     audio_encoder: Path | None = None
     preload: bool = False
     preferred_gpu: int = Field(-1, ge=-1)
@@ -152,3 +163,98 @@ class Config(Section):
     log_level: str = "info"
     audio_encoder: Path | None = None
     models: dict[str, Model] = {}
+
+
+def load(
+    path: Path | None,
+    *,
+    avatars: Sequence[str] = (),
+    host: str | None = None,
+    port: int | None = None,
+    http_port: int | None = None,
+    device: str | None = None,
+) -> Config:
+    """Read a configuration, and apply a command's options.
+
+    Keys of the Go server's file that mean nothing here are logged, in one line.
+
+    Args:
+        path: a YAML file. None serves the avatars that are named, or else the demo of a checkout.
+        avatars: more to serve, NAME=DIR each. They are loaded before the server is ready.
+        host, port, http_port: instead of the file's.
+        device: "cpu", or "cuda" for the GPUs that the file names, or all. None: as in the file, or
+            the GPUs that there are, or the CPU.
+
+    Returns:
+        The configuration, with the number of GPUs and absolute paths of files that exist.
+
+    Raises:
+        InputError: a mistake in the file, with its place, or in an option.
+    """
+    if path is None:
+        file, config = None, Config()
+    else:
+        file = ConfigFile(path)
+        config = file.config(Config, Model)
+    models = {**config.models}
+    for option in avatars:
+        name, model = _avatar(option)
+        if name in models:
+            raise InputError(f"--avatar {shortened(option)}: {name} is there already")
+        models[name] = model
+    if path is None and not models and DEMO.is_dir():
+        models["demo"] = Model(avatar=DEMO, preload=True)
+    if not models:
+        raise InputError("there is no avatar to serve; expected --avatar NAME=DIR, or CONFIG.yaml")
+    count = _gpus(config.gpus.count, device, file)
+    gpus = config.gpus.model_copy(update={"count": count})
+    networks = config.networks
+    if count == 0 and networks.precision is None:
+        networks = networks.model_copy(update={"precision": "fp32"})
+    options = {"host": host, "port": port, "http_port": http_port}
+    given = {key: value for key, value in options.items() if value is not None}
+    server = validated(Server, {**config.server.model_dump(), **given}, _option_error)
+    server = server.model_copy(update={"tokens": _tokens(server, file)})
+    return config.model_copy(
+        update={"server": server, "gpus": gpus, "networks": networks, "models": models}
+    )
+
+
+def _avatar(option: str) -> tuple[str, Model]:
+    """Return the name and the model of --avatar NAME=DIR."""
+    name, equals, folder = option.partition("=")
+    if not equals or not folder:
+        raise InputError(f"--avatar is {shortened(option)}; expected NAME=DIR")
+    check_name(name, lambda message: InputError(f"--avatar {shortened(option)}: {message}"))
+    path = Path(os.path.abspath(folder))
+    if not path.is_dir():
+        raise InputError(f"--avatar {shortened(option)}: {path} is no folder")
+    return name, Model(avatar=path, preload=True)
+
+
+def _gpus(configured: int | None, device: str | None, file: ConfigFile | None) -> int:
+    """Return how many GPUs to use; 0 for the CPU."""
+    if device == "cpu":
+        return 0
+    there = torch.cuda.device_count()
+    if device == "cuda":
+        if not there:
+            raise InputError("--device is cuda, but PyTorch finds no GPU; expected --device cpu")
+        configured = configured or there
+    count = there if configured is None else configured
+    if count > there:
+        message = (
+            f"gpus.count is {count}, but PyTorch finds {there}; expected at most that, "
+            "0 or --device cpu for the CPU"
+        )
+        raise InputError(message) if file is None else file.error(("gpus", "count"), message)
+    return count
+
+
+def _tokens(server: Server, file: ConfigFile | None) -> tuple[str, ...]:
+    more = tokens_of_file(file.tokens_file) if file and file.tokens_file else []
+    return tuple(dict.fromkeys([*server.tokens, *more, *tokens_of_environment()]))
+
+
+def _option_error(keys: Keys, message: str) -> InputError:
+    return InputError(f"--{str(keys[0]).replace('_', '-')}: {message}")

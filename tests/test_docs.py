@@ -34,6 +34,7 @@ DOCUMENTED = {
     "engine.render": "rendering.md",
     "engine.live": "live.md",
     "engine.build": "networks.md",
+    "serve": "serving.md",
     "export": "networks.md",
     "train": "training.md",
 }

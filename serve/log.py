@@ -1,0 +1,36 @@
+"""The log: one line an event, on stderr."""
+
+import logging
+import sys
+from types import TracebackType
+
+from engine.errors import printable
+
+FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_Info = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
+
+
+class LineFormatter(logging.Formatter):
+    """Escapes what cannot be printed: a client's text cannot make a line of its own, or control a
+    terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+    def formatException(self, info: _Info) -> str:
+        return "\n".join(map(printable, super().formatException(info).split("\n")))
+
+
+def configure() -> None:
+    """Log to stderr, from level info on, until `set_level` says otherwise."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter(FORMAT))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def set_level(level: str) -> None:
+    """Set the level: debug, info, warning or error."""
+    logging.getLogger().setLevel(level.upper())
+    # what uvicorn says of its start and end is said better elsewhere
+    for name in ("uvicorn", "asyncio"):
+        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
