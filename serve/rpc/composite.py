@@ -1,0 +1,139 @@
+"""InferBatchComposite: a request's frames, from the batches that all clients of an avatar share."""
+
+import asyncio
+import logging
+import time
+from concurrent.futures import Future
+from contextlib import AsyncExitStack
+from typing import Any
+
+import grpc
+
+from engine.batches import BatchResult
+from engine.errors import InputError, shortened
+
+from ..config import Config, Model
+from ..errors import Ending, LoadFailed
+from ..registry import Registry, Use
+from .composite_request import CompositeRequest, MalformedError, Refused, check, parse
+from .protos import monolithic_pb2
+
+INTERNAL = "an internal error, which the server's log describes"
+log = logging.getLogger(__name__)
+
+
+class Composites:
+    """Answers InferBatchComposite of both services, with one limit for both.
+
+    What a client asks wrongly, and what the server cannot do for it, is an answer with
+    success=false, as from the Go server, whose clients know nothing else; also where too many
+    requests wait. Only where the server ends the call fails, with UNAVAILABLE, which makes a gRPC
+    client look for another server.
+    """
+
+    def __init__(self, registry: Registry, config: Config):
+        self._registry, self._config = registry, config
+        self._running = 0
+
+    async def __call__(self, message: bytes, context: Any) -> Any:
+        """Answer a serialised CompositeBatchRequest with a CompositeBatchResponse."""
+        begin = time.perf_counter()
+        try:
+            request = check(*parse(message))
+            response = await self._admitted(request)
+        except MalformedError as error:
+            await context.abort(grpc.StatusCode.INTERNAL, str(error))
+        except Ending as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        except Refused as error:
+            return monolithic_pb2.CompositeBatchResponse(error=str(error))
+        response.total_time_ms = (time.perf_counter() - begin) * 1e3
+        return response
+
+    async def _admitted(self, request: CompositeRequest) -> Any:
+        most = self._config.limits.max_requests
+        if self._running >= most:
+            raise Refused(
+                f"Inference failed: {most} other requests are waiting; expected less than {most} "
+                "(limits.max_requests)"
+            )
+        self._running += 1
+        try:
+            return await self._with_avatar(request)
+        finally:
+            self._running -= 1
+
+    async def _with_avatar(self, request: CompositeRequest) -> Any:
+        async with AsyncExitStack() as stack:
+            try:
+                use = await stack.enter_async_context(self._registry.use(request.model_id))
+            except Ending:
+                raise
+            except InputError as error:
+                raise self._not_loaded(request, error) from error
+            except Exception:
+                log.exception("loading %s for InferBatchComposite", shortened(request.model_id))
+                raise self._not_loaded(request, INTERNAL) from None
+            try:
+                return await self._infer(request, use)
+            except (Ending, Refused):
+                raise
+            except InputError as error:
+                raise Refused(f"Inference failed: {error}") from error
+            except Exception:
+                log.exception("InferBatchComposite of %s", shortened(request.model_id))
+                raise Refused(f"Inference failed: {INTERNAL}") from None
+
+    def _not_loaded(self, request: CompositeRequest, error: InputError | str) -> Refused:
+        model = self._config.models.get(request.model_id)
+        if request.content.raw_audio and isinstance(error, LoadFailed) and _is_deaf(model):
+            return Refused(
+                "Raw audio processing not available (audio encoder pool not initialized)"
+            )
+        return Refused(f"Failed to load model {_quoted(request.model_id)}: {error}")
+
+    async def _infer(self, request: CompositeRequest, use: Use) -> Any:
+        served, output = use.served, self._config.output
+        begin = time.perf_counter()
+        fps = served.avatar.fps
+        if request.is_large:
+            batch = await asyncio.to_thread(request.decode, output, fps)
+        else:
+            batch = request.decode(output, fps)
+        decoded = time.perf_counter() - begin if batch.speech is not None else 0.0
+        result = await _result(served.batches.submit(batch))
+        self._registry.count(request.model_id, result.inference_seconds)
+        return monolithic_pb2.CompositeBatchResponse(
+            composited_frames=result.files,
+            inference_time_ms=result.inference_seconds * 1e3,
+            composite_time_ms=result.composite_seconds * 1e3,
+            audio_processing_ms=(decoded + result.audio_seconds) * 1e3,
+            model_loaded=use.loaded,
+            model_load_time_ms=use.load_seconds * 1e3,
+            success=True,
+            gpu_id=served.gpu,
+        )
+
+
+async def _result(future: Future[BatchResult]) -> BatchResult:
+    """Wait for a result. If the call is cancelled, because its client went away, so is the future.
+
+    Raises:
+        Ending: somebody else cancelled the future: the server ends.
+    """
+    try:
+        return await asyncio.wrap_future(future)
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise Ending("the server is ending") from None
+
+
+def _is_deaf(model: Model | None) -> bool:
+    """Tell whether a model of the Go server's files has no audio encoder."""
+    return model is not None and model.avatar is None and model.audio_encoder is None
+
+
+def _quoted(name: str) -> str:
+    return f"'{name if len(name) <= 200 else name[:200] + '...'}'"

@@ -1,0 +1,155 @@
+"""monolithic.MonolithicService and compositing.CompositingService: what the Go server's clients
+call."""
+
+import logging
+import time
+from typing import Any
+
+import grpc
+
+from engine.errors import InputError, shortened
+
+from ..config import Config
+from ..errors import Ending
+from ..registry import Entry, Registry
+from .composite import INTERNAL, Composites
+from .protos import monolithic_pb2 as messages
+
+MONOLITHIC, COMPOSITING = "monolithic.MonolithicService", "compositing.CompositingService"
+PARSED = {
+    "ListModels": messages.ListModelsRequest.FromString,
+    "LoadModel": messages.LoadModelRequest.FromString,
+    "UnloadModel": messages.UnloadModelRequest.FromString,
+    "GetModelStats": messages.GetModelStatsRequest.FromString,
+    "Health": messages.HealthRequest.FromString,
+}
+INT32_MAX = 2**31 - 1
+log = logging.getLogger(__name__)
+
+
+class MonolithicService:
+    """The six methods, for grpc.aio.
+
+    Args:
+        registry: the avatars.
+        config: limits, output and models.
+        composites: that of another service, which shares its limit of requests.
+    """
+
+    def __init__(self, registry: Registry, config: Config, composites: Composites | None = None):
+        self._registry, self._config = registry, config
+        self.composites = composites or Composites(registry, config)
+
+    async def InferBatchComposite(self, message: bytes, context: Any) -> Any:
+        return await self.composites(message, context)
+
+    async def ListModels(self, request: Any, context: Any) -> Any:
+        return messages.ListModelsResponse(
+            models=[
+                messages.ModelInfo(**_common(entry), avg_inference_ms=_mean_ms(entry))
+                for entry in self._registry.entries()
+            ]
+        )
+
+    async def LoadModel(self, request: Any, context: Any) -> Any:
+        begin = time.perf_counter()
+        try:
+            use = await self._registry.load(request.model_id, gpu=max(request.preferred_gpu, -1))
+        except Exception as error:
+            text = await _text(error, "LoadModel", request.model_id, context)
+            return messages.LoadModelResponse(error=f"Failed to load model: {text}")
+        spent = use.load_seconds if use.loaded else time.perf_counter() - begin
+        return messages.LoadModelResponse(
+            success=True, gpu_id=use.served.gpu, load_time_ms=spent * 1e3
+        )
+
+    async def UnloadModel(self, request: Any, context: Any) -> Any:
+        try:
+            await self._registry.unload(request.model_id)
+        except Exception as error:
+            text = await _text(error, "UnloadModel", request.model_id, context)
+            return messages.UnloadModelResponse(error=f"Failed to unload model: {text}")
+        return messages.UnloadModelResponse(success=True)
+
+    async def GetModelStats(self, request: Any, context: Any) -> Any:
+        return messages.GetModelStatsResponse(
+            models=[
+                messages.ModelStats(
+                    **_common(entry),
+                    total_inference_ms=round(entry.inference_seconds * 1e3),
+                    avg_inference_ms=_mean_ms(entry),
+                    last_used_timestamp=int(entry.last_used),
+                )
+                for entry in self._registry.entries()
+            ]
+        )
+
+    async def Health(self, request: Any, context: Any) -> Any:
+        """Answer with the memory that avatars take on each GPU which has some."""
+        loaded = [entry for entry in self._registry.entries() if entry.loaded]
+        gpus = sorted({entry.gpu for entry in loaded})
+        used = [sum(entry.bytes for entry in loaded if entry.gpu == gpu) / 2**30 for gpu in gpus]
+        return messages.HealthResponse(
+            healthy=True,
+            loaded_models=len(loaded),
+            max_models=self._config.capacity.max_models,
+            gpu_ids=gpus,
+            gpu_memory_used_gb=used,
+        )
+
+
+class CompositingService:
+    """InferBatchComposite under another name; see `MonolithicService`."""
+
+    def __init__(self, registry: Registry, config: Config, composites: Composites | None = None):
+        self.composites = composites or Composites(registry, config)
+
+    async def InferBatchComposite(self, message: bytes, context: Any) -> Any:
+        return await self.composites(message, context)
+
+
+def add_to_server(registry: Registry, config: Config, server: Any) -> None:
+    """Add both services to a grpc.aio server.
+
+    protoc's own functions would have every request parsed in the event loop, which takes 50 ms of
+    it where a request brings its faces.
+    """
+    first = MonolithicService(registry, config)
+    second = CompositingService(registry, config, first.composites)
+    for name, service, methods in (
+        (MONOLITHIC, first, [*PARSED, "InferBatchComposite"]),
+        (COMPOSITING, second, ["InferBatchComposite"]),
+    ):
+        handlers = {
+            method: grpc.unary_unary_rpc_method_handler(
+                getattr(service, method),
+                request_deserializer=PARSED.get(method),  # None: as it came
+                response_serializer=lambda answer: answer.SerializeToString(),
+            )
+            for method in methods
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+
+
+def _common(entry: Entry) -> dict[str, Any]:
+    return {
+        "model_id": entry.name,
+        "loaded": entry.loaded,
+        "gpu_id": entry.gpu,
+        "memory_mb": entry.bytes >> 20,
+        "request_count": min(entry.requests, INT32_MAX),
+    }
+
+
+def _mean_ms(entry: Entry) -> float:
+    return entry.inference_seconds * 1e3 / entry.requests if entry.requests else 0.0
+
+
+async def _text(error: Exception, method: str, name: str, context: Any) -> str:
+    """Return what an answer says of an error; end the call if the server ends."""
+    if isinstance(error, Ending):
+        await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+    if isinstance(error, InputError):
+        return str(error)
+    log.error("%s of %s", method, shortened(name), exc_info=error)
+    return INTERNAL
