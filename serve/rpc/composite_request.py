@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 import kernels
 from engine.batches import BatchRequest
@@ -119,7 +120,7 @@ def parse(message: bytes) -> tuple[Any, Content]:
     rest, found = cut_bytes(message, (2, 3, 4))
     try:
         request = monolithic_pb2.CompositeBatchRequest.FromString(rest)
-    except Exception as error:  # DecodeError, of whichever implementation
+    except DecodeError as error:
         raise MalformedError("the message is not a CompositeBatchRequest") from error
     whole = request.visual_frames, request.raw_audio, request.audio_features
     return request, Content(*(found.get(n, memoryview(w)) for n, w in enumerate(whole, 2)))
