@@ -137,7 +137,11 @@ class Model(Section):
 
 
 class Config(Section):
-    """The whole configuration. Paths are absolute."""
+    """The whole configuration. Paths are absolute.
+
+    Attributes:
+        audio_encoder: for models that have none of their own.
+    """
 
     server: Server = Server()
     gpus: Gpus = Gpus()
@@ -146,4 +150,5 @@ class Config(Section):
     output: Output = Output()
     networks: Networks = Networks()
     log_level: str = "info"
+    audio_encoder: Path | None = None
     models: dict[str, Model] = {}

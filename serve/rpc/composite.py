@@ -3,23 +3,38 @@
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
-from engine.batches import BatchResult
+from engine.batches import BatchResult, SharedBatches
 from engine.errors import InputError, shortened
 
-from ..config import Config, Model
+from ..config import Config
 from ..errors import Ending, LoadFailed
 from ..registry import Registry, Use
 from .composite_request import CompositeRequest, MalformedError, Refused, check, parse
 from .protos import monolithic_pb2
 
 INTERNAL = "an internal error, which the server's log describes"
+DEAF = "Raw audio processing not available (audio encoder pool not initialized)"
+Count = Callable[[str, int], object]
 log = logging.getLogger(__name__)
+
+
+class Submitted(NamedTuple):
+    """A request on its way.
+
+    Attributes:
+        future: of its frames.
+        audio_seconds: that its speech took to decode.
+    """
+
+    future: Future[BatchResult]
+    audio_seconds: float
 
 
 class Composites:
@@ -29,10 +44,15 @@ class Composites:
     success=false, as from the Go server, whose clients know nothing else; also where too many
     requests wait. Only where the server ends the call fails, with UNAVAILABLE, which makes a gRPC
     client look for another server.
+
+    Args:
+        registry: the avatars.
+        config: limits, output and models.
+        count: is told how many frames were made of which avatar.
     """
 
-    def __init__(self, registry: Registry, config: Config):
-        self._registry, self._config = registry, config
+    def __init__(self, registry: Registry, config: Config, count: Count | None = None):
+        self._registry, self._config, self._count = registry, config, count
         self._running = 0
 
     async def __call__(self, message: bytes, context: Any) -> Any:
@@ -85,24 +105,28 @@ class Composites:
                 raise Refused(f"Inference failed: {INTERNAL}") from None
 
     def _not_loaded(self, request: CompositeRequest, error: InputError | str) -> Refused:
-        model = self._config.models.get(request.model_id)
-        if request.content.raw_audio and isinstance(error, LoadFailed) and _is_deaf(model):
-            return Refused(
-                "Raw audio processing not available (audio encoder pool not initialized)"
-            )
+        deaf = isinstance(error, LoadFailed) and self._is_deaf(request.model_id)
+        if deaf and request.content.raw_audio:
+            return Refused(DEAF)
         return Refused(f"Failed to load model {_quoted(request.model_id)}: {error}")
 
+    def _is_deaf(self, name: str) -> bool:
+        """Tell whether a model of the Go server's files has no audio encoder."""
+        model = self._config.models.get(name)
+        encoders = self._config.audio_encoder, model.audio_encoder if model else None
+        return model is not None and model.avatar is None and encoders == (None, None)
+
     async def _infer(self, request: CompositeRequest, use: Use) -> Any:
-        served, output = use.served, self._config.output
-        begin = time.perf_counter()
-        fps = served.avatar.fps
+        served = use.served
         if request.is_large:
-            batch = await asyncio.to_thread(request.decode, output, fps)
+            future, decoded = await _in_thread(lambda: self._submit(request, served.batches))
         else:
-            batch = request.decode(output, fps)
-        decoded = time.perf_counter() - begin if batch.speech is not None else 0.0
-        result = await _result(served.batches.submit(batch))
+            future, decoded = self._submit(request, served.batches)
+        # If the call is cancelled, because its client went away, so is the future.
+        result = await asyncio.wrap_future(future)
         self._registry.count(request.model_id, result.inference_seconds)
+        if self._count is not None:
+            self._count(request.model_id, len(result.files))
         return monolithic_pb2.CompositeBatchResponse(
             composited_frames=result.files,
             inference_time_ms=result.inference_seconds * 1e3,
@@ -114,25 +138,26 @@ class Composites:
             gpu_id=served.gpu,
         )
 
+    def _submit(self, request: CompositeRequest, batches: SharedBatches) -> Submitted:
+        begin = time.perf_counter()
+        batch = request.decode(self._config.output)
+        spent = time.perf_counter() - begin if batch.speech is not None else 0.0
+        return Submitted(batches.submit(batch), spent)
 
-async def _result(future: Future[BatchResult]) -> BatchResult:
-    """Wait for a result. If the call is cancelled, because its client went away, so is the future.
 
-    Raises:
-        Ending: somebody else cancelled the future: the server ends.
-    """
+async def _in_thread(submit: Callable[[], Submitted]) -> Submitted:
+    """Submit a request in a thread. If the call is cancelled meanwhile, so is what is submitted."""
+    work = asyncio.ensure_future(asyncio.to_thread(submit))
     try:
-        return await asyncio.wrap_future(future)
+        return await asyncio.shield(work)
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        raise Ending("the server is ending") from None
+        work.add_done_callback(_cancel)
+        raise
 
 
-def _is_deaf(model: Model | None) -> bool:
-    """Tell whether a model of the Go server's files has no audio encoder."""
-    return model is not None and model.avatar is None and model.audio_encoder is None
+def _cancel(work: asyncio.Future[Submitted]) -> None:
+    if not work.cancelled() and work.exception() is None:
+        work.result().future.cancel()
 
 
 def _quoted(name: str) -> str:

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +17,6 @@ from .protos import monolithic_pb2
 from .wire import cut_bytes
 
 MOST_FRAMES = 32
-FPS = Fraction(kernels.FPS)
 FACE_SHAPE = (6, kernels.ROI_SIZE, kernels.ROI_SIZE)
 FACE_BYTES = 4 * math.prod(FACE_SHAPE)
 AUDIO_SHAPE = (32, 16, 16)  # a feature window
@@ -72,14 +70,13 @@ class CompositeRequest:
         """Whether decoding takes so long that it belongs in a thread."""
         return sum(map(len, self.content)) > SMALL
 
-    def decode(self, output: Output, fps: Fraction = FPS) -> BatchRequest:
+    def decode(self, output: Output) -> BatchRequest:
         """Decode the bytes, with one copy of each.
 
         Args:
             output: layout and context where the request does not say. Clients have no sound before
                 the first frame of a speech: a batch that starts at frame s has at most s frames of
                 configured context.
-            fps: of the avatar.
 
         Raises:
             Refused: a value is not finite or far outside its range.
@@ -93,7 +90,7 @@ class CompositeRequest:
             faces = np.empty((self.count, *FACE_SHAPE), np.float32)
             _copy(visual, faces.reshape(self.count, -1), "visual frames: value", FACES)
         if raw:
-            speech = _speech(raw, self.rate, samples_heard(self.count, context, fps))
+            speech = _speech(raw, self.rate, samples_heard(self.count, context))
         else:
             audio = np.empty(AUDIO_SHAPE, np.float32)
             _copy(features, audio.reshape(1, -1), "audio features: value", FEATURES)
@@ -169,7 +166,7 @@ def check(request: Any, content: Content) -> CompositeRequest:
     )
 
 
-def samples_heard(count: int, context: int, fps: Fraction = FPS) -> int:
+def samples_heard(count: int, context: int) -> int:
     """Return how many samples at 16 kHz, from the first one on, can be heard in a batch.
 
     A request's features are those of at most context + count + 16 windows. The last of these ends
@@ -178,7 +175,7 @@ def samples_heard(count: int, context: int, fps: Fraction = FPS) -> int:
     """
     windows = context + count + kernels.FEATURES_PER_FRAME
     rows_a_second = kernels.SAMPLE_RATE // kernels.HOP_LENGTH
-    rows = kernels.MEL_WINDOW_ROWS + math.ceil(windows * rows_a_second / min(fps, FPS))
+    rows = kernels.MEL_WINDOW_ROWS + -(-windows * rows_a_second // kernels.FPS)
     return kernels.HOP_LENGTH * rows
 
 

@@ -14,7 +14,7 @@ from engine.errors import InputError, shortened
 from ..config import Config
 from ..errors import Ending
 from ..registry import Entry, Registry
-from .composite import INTERNAL, Composites
+from .composite import INTERNAL, Composites, Count
 from .protos import monolithic_pb2 as messages
 
 MONOLITHIC, COMPOSITING = "monolithic.MonolithicService", "compositing.CompositingService"
@@ -91,16 +91,14 @@ class MonolithicService:
         )
 
     async def Health(self, request: Any, context: Any) -> Any:
-        """Answer with the memory that avatars take on each GPU which has some."""
-        loaded = [entry for entry in self._registry.entries() if entry.loaded]
-        gpus = sorted({entry.gpu for entry in loaded})
-        used = [sum(entry.bytes for entry in loaded if entry.gpu == gpu) / 2**30 for gpu in gpus]
+        """Answer with the memory that avatars take on each device; the CPU is GPU 0."""
+        devices = self._registry.devices()
         return messages.HealthResponse(
-            healthy=True,
-            loaded_models=len(loaded),
+            healthy=self._registry.failure is None,
+            loaded_models=sum(entry.loaded for entry in self._registry.entries()),
             max_models=self._config.capacity.max_models,
-            gpu_ids=gpus,
-            gpu_memory_used_gb=used,
+            gpu_ids=[device.gpu for device in devices],
+            gpu_memory_used_gb=[device.bytes / 2**30 for device in devices],
         )
 
 
@@ -114,13 +112,18 @@ class CompositingService:
         return await self.composites(message, context)
 
 
-def add_to_server(registry: Registry, config: Config, server: Any) -> None:
+def add_to_server(
+    registry: Registry, config: Config, server: Any, count: Count | None = None
+) -> None:
     """Add both services to a grpc.aio server.
+
+    Args:
+        count: is told how many frames were made of which avatar.
 
     protoc's own functions would have every request parsed in the event loop, which takes 50 ms of
     it where a request brings its faces; and gRPC logs a traceback of what cannot be parsed.
     """
-    first = MonolithicService(registry, config)
+    first = MonolithicService(registry, config, Composites(registry, config, count))
     second = CompositingService(registry, config, first.composites)
     methods = {name: _parsed(kind, getattr(first, name)) for name, kind in REQUESTS.items()}
     methods["InferBatchComposite"] = first.InferBatchComposite

@@ -1,7 +1,6 @@
 """A server of two avatars, and a client of the Go server."""
 
 from collections.abc import Iterator
-from functools import partial
 from importlib.util import find_spec
 
 import pytest
@@ -27,10 +26,19 @@ def server() -> Iterator["Running"]:
     """A server whose attribute `registry` changes from test to test."""
     registry = FakeRegistry()
     config = Config.model_validate(
-        {"limits": {"max_requests": 8}, "output": {"visual_layout": "planar"}}
+        {
+            "limits": {"max_requests": 8},
+            "output": {"visual_layout": "planar"},
+            "models": {"dora": {"model_path": "/dora.onnx"}},
+        }
     )
-    with Running(partial(add_to_server, registry, config)) as running:
-        running.registry = registry
+    counted = []
+
+    def count(avatar: str, frames: int) -> None:
+        counted.append((avatar, frames))
+
+    with Running(lambda server: add_to_server(registry, config, server, count)) as running:
+        running.registry, running.counted = registry, counted
         yield running
 
 

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +15,7 @@ import numpy as np
 
 from engine.batches import BatchRequest, BatchResult
 from serve.errors import NotConfigured, NotLoaded
-from serve.registry import Use
+from serve.registry import DeviceUse, Use
 
 
 def digest(request: BatchRequest) -> str:
@@ -51,8 +50,12 @@ class FakeBatches:
         self.error: Exception | None = None
         self.late = self.keep = True
         self.arrived = threading.Semaphore(0)
+        self.gate: threading.Event | None = None  # that `submit` waits for
 
     def submit(self, request: BatchRequest) -> Future[BatchResult]:
+        if self.gate is not None:
+            self.arrived.release()
+            assert self.gate.wait(30)
         if self.keep:
             self.requests.append(request)
         if self.error and not self.late:
@@ -84,7 +87,7 @@ class FakeModel:
     error: Exception | None = None  # of its load
 
     def __post_init__(self) -> None:
-        self.served.gpu, self.served.avatar = self.gpu, SimpleNamespace(fps=Fraction(25))
+        self.served.gpu = self.gpu
 
 
 class FakeRegistry:
@@ -93,6 +96,7 @@ class FakeRegistry:
     def __init__(self, *models: FakeModel):
         self.models = {model.name: model for model in models}
         self.preferred: list[int] = []
+        self.failure: Exception | None = None
 
     def _load(self, name: str) -> Use:
         if name not in self.models:
@@ -126,6 +130,14 @@ class FakeRegistry:
 
     def entries(self) -> list[FakeModel]:
         return list(self.models.values())
+
+    def devices(self) -> list[DeviceUse]:
+        gpus = sorted({model.gpu for model in self.models.values()})
+        loaded = [model for model in self.models.values() if model.loaded]
+        return [
+            DeviceUse(gpu, f"cuda:{gpu}", sum(m.bytes for m in loaded if m.gpu == gpu), None)
+            for gpu in gpus
+        ]
 
     def count(self, name: str, inference_seconds: float) -> None:
         model = self.models[name]

@@ -1,7 +1,6 @@
 """What a request is decoded to."""
 
 import re
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -23,12 +22,12 @@ def noise(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).uniform(-1, 1, count).astype(np.float32)
 
 
-def decode(messages, output=PLAIN, fps=Fraction(25), **fields):
+def decode(messages, output=PLAIN, **fields):
     fields = {"model_id": "anna", "batch_size": 1, **fields}
     if not fields.keys() & {"raw_audio", "audio_features"}:
         fields["raw_audio"] = TONE.tobytes()
     message = messages.CompositeBatchRequest(**fields).SerializeToString()
-    return check(*parse(message)).decode(output, fps)
+    return check(*parse(message)).decode(output)
 
 
 @pytest.mark.parametrize("name", ["a", "ab", "abc", "abcd"])  # at every alignment
@@ -101,21 +100,17 @@ def test_a_few_samples(messages, samples, rate):
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.integers(1, 32),
-    st.integers(0, 100),
-    st.sampled_from([25, Fraction(10), Fraction(24000, 1001), 30]),
-)
-def test_audio_after_what_can_be_heard_changes_nothing(count, context, fps):
+@given(st.integers(1, 32), st.integers(0, 100))
+def test_audio_after_what_can_be_heard_changes_nothing(count, context):
     """With the kernels, as for `engine.batches`: as many windows and no other values."""
-    most = samples_heard(count, context, Fraction(fps))
+    most = samples_heard(count, context)
     windows = context + count + 16
     speech = torch.from_numpy(noise(most + 20000, seed=count))
 
     def heard(speech: torch.Tensor) -> torch.Tensor:
         mel = kernels.log_mel(speech)
-        assert (len(mel) - 16) * min(fps, 25) // 80 >= windows
-        return kernels.mel_windows(mel, fps=float(fps), start=0, count=windows)
+        assert (len(mel) - 16) * 25 // 80 >= windows
+        return kernels.mel_windows(mel, start=0, count=windows)
 
     assert torch.equal(heard(speech[:most]), heard(speech))
 
@@ -142,14 +137,6 @@ def test_long_audio_is_cut_before_it_is_resampled(messages, rate, monkeypatch):
     # nor is what cannot be heard looked at
     sound[-1] = np.nan
     assert np.array_equal(decode(messages, raw_audio=sound.tobytes(), **fields).speech, cut)
-
-
-def test_a_slow_avatar_hears_more(messages):
-    assert samples_heard(8, 0, Fraction(5)) > 4 * samples_heard(8, 0) - 16000
-    speech = noise(60000).tobytes()
-    heard = decode(messages, fps=Fraction(5), raw_audio=speech).speech
-    assert len(heard) == samples_heard(1, 0, Fraction(5))
-    assert samples_heard(8, 0, Fraction(50)) == samples_heard(8, 0)
 
 
 # --- values --------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from engine.batches import BatchResult
 from engine.errors import InputError
 from serve.errors import Busy, Ending, LoadFailed
 from tests.serve.rpc.encoding import content, number, read
-from tests.serve.rpc.fakes import files_of
+from tests.serve.rpc.fakes import FakeModel, files_of
 from tests.serve.rpc.go_client import FACE_BYTES, OTHER, SERVICE, GoClient
 
 SPEECH = np.sin(np.arange(16000) / 30).astype("<f4").tobytes()
@@ -181,6 +181,17 @@ def test_a_model_that_cannot_be_loaded(client, registry):
     )
 
 
+def test_models_without_an_audio_encoder(client, registry):
+    """The configuration knows of dora that she has none."""
+    registry.models["dora"] = FakeModel("dora", error=LoadFailed("there is no audio encoder"))
+    fields = {"model_id": "dora", "batch_size": 1}
+    assert client.infer(**fields, raw_audio=SPEECH).error == (
+        "Raw audio processing not available (audio encoder pool not initialized)"
+    )
+    load = "Failed to load model 'dora': there is no audio encoder"
+    assert client.infer(**fields, audio_features=FEATURES).error == load
+
+
 def test_a_server_that_ends(client, registry):
     """UNAVAILABLE, so that a client looks for another server."""
     registry.models["anna"].error = Ending("the server is ending")
@@ -189,13 +200,6 @@ def test_a_server_that_ends(client, registry):
             client.call(method, **(GOOD if method[0] == "I" else {"model_id": "anna"}))
         assert failed.value.code() == grpc.StatusCode.UNAVAILABLE
         assert failed.value.details() == "the server is ending"
-    registry.models["anna"].error = None
-    batches = registry.models["anna"].served.batches
-    batches.held = []
-    call = client.begin(**GOOD)
-    assert batches.arrived.acquire(timeout=30)
-    batches.held[0].cancel()  # as SharedBatches does when it closes
-    assert call.exception(30).code() == grpc.StatusCode.UNAVAILABLE
 
 
 @pytest.mark.parametrize("late", [True, False])
@@ -283,6 +287,30 @@ def test_a_client_that_goes_away(client, registry):
     assert done.wait(30) and future.cancelled()
     wait_for(lambda: model.in_use == 0)
     assert model.requests == 0
+
+
+def test_a_client_that_goes_away_while_its_faces_are_read(client, registry):
+    model = registry.models["anna"]
+    batches = model.served.batches
+    batches.held, batches.gate = [], threading.Event()
+    call = client.begin(**GOOD, visual_frames=bytes(2 * FACE_BYTES))
+    assert batches.arrived.acquire(timeout=30)
+    call.cancel()
+    wait_for(lambda: model.in_use == 0)  # the call does not wait for the thread
+    assert not batches.held
+    batches.gate.set()
+    wait_for(lambda: batches.held and batches.held[0].cancelled())
+    # what fails then is nobody's
+    batches.gate.clear()
+    batches.error, batches.late = InputError("the batches ended"), False
+    call = client.begin(**GOOD, visual_frames=bytes(2 * FACE_BYTES))
+    for _ in range(2):
+        assert batches.arrived.acquire(timeout=30)
+    call.cancel()
+    wait_for(lambda: model.in_use == 0)
+    batches.gate.set()
+    batches.error, batches.gate, batches.held = None, None, None
+    assert client.infer(**GOOD).success
 
 
 def test_a_client_whose_channel_breaks(server, registry, messages):
@@ -387,12 +415,14 @@ def test_loading_and_unloading(client, registry):
     assert not registry.models["berta"].loaded
 
 
-def test_what_models_say_of_themselves(client, registry):
+def test_what_models_say_of_themselves(client, registry, server):
     unused = [client.call("ListModels"), client.call("GetModelStats")]
     assert [(m.model_id, m.loaded) for m in unused[0].models] == [("anna", False), ("berta", False)]
     assert [m.last_used_timestamp for m in unused[1].models] == [0, 0]
+    server.counted.clear()
     for _ in range(3):
         assert client.infer(**{**GOOD, "model_id": "berta"}).success
+    assert server.counted == [("berta", 2)] * 3
     client.infer(**{**GOOD, "model_id": "berta", "batch_size": 0})  # counts for nothing
     registry.models["berta"].inference_seconds += 1
     listed, stats = client.call("ListModels").models[1], client.call("GetModelStats").models[1]
@@ -406,10 +436,12 @@ def test_what_models_say_of_themselves(client, registry):
 
 
 def test_health_in_bytes(client, registry):
-    assert read(client.raw("Health", b"")) == [(1, 1), (3, 100)]
+    assert read(client.raw("Health", b"")) == [(1, 1), (3, 100), (4, b"\0\1"), (5, bytes(8))]
     for name in ("anna", "berta"):
         client.call("LoadModel", model_id=name)
     registry.models["anna"].bytes, registry.models["berta"].bytes = 2**30, 3 * 2**29
     used = np.array([1, 1.5], "<f4").tobytes()
     expected = number(1, 1) + number(2, 2) + number(3, 100) + content(4, b"\0\1") + content(5, used)
     assert client.raw("Health", b"") == expected
+    registry.failure = RuntimeError("a bug")
+    assert not client.call("Health").healthy
