@@ -16,6 +16,7 @@ import numpy as np
 from engine.batches import BatchRequest, BatchResult
 from serve.errors import NotConfigured, NotLoaded
 from serve.registry import DeviceUse, Use
+from serve.rpc.lasting import LastingServer
 
 
 def digest(request: BatchRequest) -> str:
@@ -162,13 +163,19 @@ class Running:
 
     async def _run(self) -> None:
         self.loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        server = grpc.aio.server(options=[("grpc.max_receive_message_length", 100 << 20)])
-        self._add(server)
-        self.port = server.add_insecure_port("127.0.0.1:0")
+        server = LastingServer(self._make)
         await server.start()
         self._ready.set()
         await self._end.wait()
         await server.stop(5)
+
+    def _make(self) -> Any:
+        server = grpc.aio.server(
+            options=[("grpc.max_receive_message_length", 100 << 20), ("grpc.so_reuseport", 0)]
+        )
+        self._add(server)
+        self.port = server.add_insecure_port(f"127.0.0.1:{self.port}")
+        return server
 
     def __enter__(self) -> "Running":
         self._thread.start()

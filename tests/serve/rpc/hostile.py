@@ -4,6 +4,7 @@ import os
 import random
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -148,7 +149,7 @@ def connections(seed: int, count: int) -> Iterator[bytes]:
 
 def send(port: int, data: bytes) -> None:
     """Send bytes, and read until the server has nothing more to say or closes."""
-    with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+    with connected(port) as connection:
         connection.settimeout(0.02)  # many get no answer
         try:
             connection.sendall(data)
@@ -156,6 +157,18 @@ def send(port: int, data: bytes) -> None:
                 pass
         except (TimeoutError, ConnectionError, BrokenPipeError):
             pass
+
+
+def connected(port: int) -> socket.socket:
+    """Connect; the server may be starting anew."""
+    for left in reversed(range(300)):
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=30)
+        except ConnectionError:
+            if not left:
+                raise
+            time.sleep(0.1)
+    raise AssertionError
 
 
 def resident() -> int:

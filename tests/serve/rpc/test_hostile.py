@@ -51,11 +51,25 @@ def test_bytes_into_the_port(messages):
         for number, data in enumerate(hostile.connections(seed=2, count=120)):
             hostile.send(server.port, data)
             if number % 10 == 0:
-                assert client.call("Health").healthy
+                call = client.channel.unary_unary(f"/{SERVICE}/Health")
+                assert call(b"", timeout=30, wait_for_ready=True)
         answer = client.infer(model_id="anna", batch_size=1, audio_features=bytes(32768))
         assert answer.success
         assert threading.active_count() <= threads + 4  # of asyncio's pool
         server.settle(lambda: hostile.open_files() <= files + 2)
+
+
+def test_a_path_that_is_not_text(messages):
+    """It ends grpc.aio's server; ours is there again, and a client needs no new connection."""
+    with Server() as server, GoClient(server.port, messages) as client:
+        for path in (b"/\xf4/Health", b"\xff"):
+            assert client.call("Health").healthy
+            hostile.send(server.port, hostile.PREFACE + hostile.frame(4, 0, 0, b"")
+                         + hostile.frame(hostile.HEADERS, 5, 1, hostile.headers(path)))  # fmt: skip
+            server.settle(lambda: bool(server.restarts))
+            server.restarts.clear()
+            call = client.channel.unary_unary(f"/{SERVICE}/Health")
+            assert call(b"", timeout=30, wait_for_ready=True)
 
 
 def test_a_message_that_says_it_is_huge_takes_no_memory(messages):
