@@ -67,3 +67,11 @@ def test_large_fields_are_not_copied():
 )
 def test_what_is_damaged_comes_back_whole(message):
     assert cut_bytes(message, (2,)) == (message, {})
+
+
+def test_numbers_that_look_like_fields_are_numbers():
+    """The last four of eight bytes, or all four, would be the field 2."""
+    decoy = content(2, b"ab")
+    message = varint(9 << 3 | 1) + b"\x08\x01\x08\x01" + decoy + varint(9 << 3 | 5) + decoy
+    assert cut_bytes(message + content(2, b"real"), (2,)) == (message, {2: b"real"})
+    assert cut_bytes(message, (2,)) == (message, {})
