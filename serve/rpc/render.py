@@ -188,13 +188,13 @@ class RenderCall:
             pieces = aiter(session)
             for number in range(count):
                 needed = min(int((number / session.fps + AHEAD) * rate), len(samples))
-                while pushed < needed:
-                    part = samples[pushed : pushed + int(AHEAD) * rate]
-                    await self._in_thread(partial(session.push, part))
-                    pushed += len(part)
-                    if pushed == len(samples):
-                        session.flush()
                 with failing_with(Code.ABORTED):
+                    while pushed < needed:
+                        part = samples[pushed : pushed + int(AHEAD * rate)]
+                        await self._in_thread(partial(session.push, part))
+                        pushed += len(part)
+                        if pushed == len(samples):
+                            session.flush()
                     piece = await anext(pieces, None)
                 if piece is None:
                     raise Refused(Code.UNAVAILABLE, "the avatar was unloaded; try again")
