@@ -107,10 +107,8 @@ def _answer(code: int, said: bytes) -> dict[str, Any]:
     if isinstance(answer, dict) and "error" in answer:
         raise InputError(answer["error"])
     if code < 0:
-        with suppress(ValueError):
-            raise InputError(
-                f"the file cannot be decoded: its decoder ended with {signal.Signals(-code).name}"
-            )
+        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+        raise InputError(f"the file cannot be decoded: its decoder ended with {name}")
     if code or not isinstance(answer, dict) or "rate" not in answer:
         raise InputError("the file cannot be decoded: its decoder failed")
     return answer
