@@ -105,7 +105,9 @@ async def serving(lives: dict[str, Live], others: tuple[str, ...] = (), **config
     viseme_pb2_grpc.add_VisemeServicer_to_server(service, server)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
-    async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
+    # that what a client does not read is soon too much
+    small = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536)]
+    async with grpc.aio.insecure_channel(address, options=OPTIONS + small) as channel:
         stub = viseme_pb2_grpc.VisemeStub(channel)
         running = Server(lives, address, stub, service, registry, metrics)
         try:

@@ -559,3 +559,56 @@ def test_avatars(live):
     assert (one.name, one.loaded, one.width, one.height, one.fps) == ("tiny", True, 80, 96, 25)
     assert (one.sessions, one.capacity) == (1, 2)
     assert (other.name, other.loaded, other.width, other.capacity) == ("other", False, 0, 0)
+
+
+# --- clients that read slowly --------------------------------------------------------------------
+
+
+def test_a_client_that_reads_nothing(live, monkeypatch):
+    """Few frames are made for it, its session is freed, and it is told when it reads."""
+    from serve.rpc import calls
+
+    monkeypatch.setattr(calls, "WRITE_SECONDS", 0.5)
+
+    async def main():
+        async with serving({"tiny": live}) as server:
+            call = server.stub.Live()
+            await call.write(opening(**TAKEN))
+            for _ in range(2):
+                await call.write(pcm(np.ones(16_000 * 60, np.int16)))
+            await call.done_writing()
+            async with asyncio.timeout(30):
+                while not server.metrics.sums["frames", "tiny", "live"] or server.sessions():
+                    await asyncio.sleep(0.01)
+            assert server.metrics.sums["frames", "tiny", "live"] < 1000  # of 3000
+            assert server.service.sessions() == {"tiny": 1}  # as long as the call is there
+            return await refusal(call)
+
+    assert run(main()) == (grpc.StatusCode.ABORTED, "nothing was read for 0.5 s")
+
+
+def test_a_client_that_stops_reading_for_a_while_loses_pictures_only(live):
+    sound = speech(4, rate=192_000)
+
+    async def main():
+        async with serving({"tiny": live}) as server:
+            call = server.stub.Live()
+            options = {"sample_rate": 192_000, "sample_format": F32, "picture": pb.PICTURE_RGB}
+            await call.write(opening(**options))
+            await call.write(pcm(sound))
+            await call.done_writing()
+            pieces = await first(call, "piece", 2)
+            (state,) = live.scheduler._sessions
+            async with asyncio.timeout(40):
+                while state.counts.skipped < 5:
+                    assert sum(len(piece.frames) for piece in list(state.queue)) <= 9
+                    await asyncio.sleep(0.01)
+            messages = [message async for message in call]
+            pieces += [message.piece for message in messages if message.HasField("piece")]
+            return pieces, messages, server.metrics.sums["skipped", "tiny"]
+
+    pieces, messages, counted = run(main())
+    assert [piece.number for piece in pieces] == list(range(len(pieces)))
+    skipped = [m.event.skipped.total for m in messages if m.event.HasField("skipped")]
+    assert skipped[-1] == counted == sum(not piece.picture for piece in pieces) >= 5
+    assert sound.tobytes() in b"".join(piece.sound for piece in pieces)
