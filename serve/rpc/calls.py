@@ -1,6 +1,7 @@
 """What the calls of `viseme.v1.Viseme` need of the rest of the server, and how they fail."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any, Protocol
@@ -12,6 +13,8 @@ from engine.errors import DeviceError, InputError
 from engine.live import Live
 
 from ..errors import Busy, Ending, LoadFailed, NotConfigured, NotLoaded
+
+_log = logging.getLogger(__name__)
 
 Code: Any = StatusCode
 # of the errors that say what a client, or an operator, can do
@@ -142,9 +145,11 @@ class Stream:
         except InputError as error:
             code = next(code for kind, code in CODES if isinstance(error, kind))
             failure = Refused(code, error)
-        except Exception:
-            await self.settle()
+        except aio.BaseError:  # of a client that is gone
             raise
+        except Exception:
+            _log.exception("a call failed")
+            failure = Refused(Code.INTERNAL, "the server failed; its log says why")
         else:
             return
         await self.settle()

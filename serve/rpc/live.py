@@ -168,21 +168,25 @@ class LiveCall:
             self._patience = None
 
     async def _push(self, data: bytes) -> None:
-        samples = self._sound.samples(data, MAX_SECONDS)
-        count = samples.shape[1]
+        self._sound.check(data, MAX_SECONDS)
+        count = len(data) // self._sound.frame_bytes
         if not count:
             return
         await self._make_room(count)
-        if not self._open:
+        self._waiting += count
+        if count <= INLINE_SECONDS * self._sound.rate:
+            self._convert(data)
+        else:
+            await asyncio.to_thread(self._convert, data)
+        if not self._open:  # only now, because who asks for a piece before gets silence
             self._open = True
             self._utterances += 1
-        self._waiting += count
-        with failing_with(Code.ABORTED):
-            if count <= INLINE_SECONDS * self._sound.rate:
-                self._session.push(samples)
-            else:
-                await asyncio.to_thread(self._session.push, samples)
         self._stirred.set()
+
+    def _convert(self, data: bytes) -> None:
+        samples = self._sound.samples(data)
+        with failing_with(Code.ABORTED):
+            self._session.push(samples)
 
     async def _make_room(self, count: int) -> None:
         """Wait until there is room for so many samples. In real time that would keep an
@@ -256,8 +260,6 @@ class LiveCall:
                 self._patience.reschedule(asyncio.get_running_loop().time() + self._idle_seconds)
         if piece.end:
             self._utterances = max(self._utterances - 1, 0)
-        if not self._utterances:
-            self._waiting = 0
         self._room.set()
 
     async def _picture(self, piece: Piece) -> tuple[bytes, bool]:

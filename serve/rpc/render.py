@@ -63,11 +63,11 @@ def order(request: pb.RenderRequest, limits: config.Limits, output: config.Outpu
         Refused: something is missing, out of range or too large.
     """
     kind, sound = request.WhichOneof("speech"), None
-    if kind is None:
+    if kind is None or not (request.pcm.samples or request.file):
         raise invalid("the request has no speech; expected pcm or file")
     if kind == "pcm":
         sound = sound_format(request.pcm)
-        sound.samples(request.pcm.samples, limits.max_speech_seconds)
+        sound.check(request.pcm.samples, limits.max_speech_seconds)
     elif len(request.file) > limits.max_upload_mb * 1e6:
         raise invalid(
             f"file has {len(request.file) / 1e6:.1f} MB; expected at most {limits.max_upload_mb:g}"
@@ -146,15 +146,15 @@ class RenderCall:
         if format is None:
             pcm = (await decode(request.file, max_seconds=most, sound=sound)).pcm
         else:
-            samples = as_float(format.samples(request.pcm.samples, most))
 
             def convert() -> np.ndarray:
+                samples = as_float(format.samples(request.pcm.samples))
                 if sound is not None:
                     write_wav(sound, samples, format.rate)
                 converter = SpeechConverter(format.rate)
                 return np.concatenate([converter(samples), converter.flush()])
 
-            pcm = await self._in_thread(convert) if samples.size else samples[0]
+            pcm = await self._in_thread(convert)
         return load_pcm(torch.from_numpy(pcm))
 
     async def _make(self, pcm: Tensor, count: int) -> AsyncGenerator[np.ndarray]:

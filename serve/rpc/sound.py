@@ -38,12 +38,11 @@ class SoundFormat:
         self._type = np.dtype(TYPES[self.format])
         self.frame_bytes = self._type.itemsize * self.channels
 
-    def samples(self, data: bytes, most: float) -> np.ndarray:
-        """Return the (C, n) samples, int16 or float32, of at most so many seconds.
+    def check(self, data: bytes, most: float) -> None:
+        """Check how many bytes there are.
 
         Raises:
-            Refused: they are too many, the last one is cut, or one is not finite or far beyond
-                full scale.
+            Refused: more than so many seconds, or the last sample is cut.
         """
         if len(data) > most * self.rate * self.frame_bytes:
             seconds = len(data) / self.frame_bytes / self.rate
@@ -53,6 +52,13 @@ class SoundFormat:
                 f"pcm has {len(data)} bytes; expected a multiple of {self.frame_bytes}, "
                 f"{self.channels} x {NAMES[self.format]}"
             )
+
+    def samples(self, data: bytes) -> np.ndarray:
+        """Return the (C, n) samples, int16 or float32, of bytes that were checked.
+
+        Raises:
+            Refused: one is not finite or far beyond full scale.
+        """
         samples = np.frombuffer(data, self._type).reshape(-1, self.channels).T
         # Much larger ones would make the networks' outputs infinite.
         if self._type.kind == "f" and not (np.abs(samples) <= MAX_AMPLITUDE).all():

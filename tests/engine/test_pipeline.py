@@ -12,7 +12,6 @@ import torch
 import kernels
 from benchmarks import frame_loop
 from engine import Avatar, InputError, Pipeline
-from engine.media.speech import read_speech
 from engine.pipeline import frame_numbers
 from models import checkpoint
 from tests.conftest import DEMO, ROOT
@@ -180,6 +179,8 @@ def take(count: int, *arguments, **options) -> list[int]:
 
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_frames_without_the_first_ones(tmp_path, batch_size):
+    from engine.media.speech import read_speech
+
     pipeline = Pipeline(Avatar.load(write_avatar(tmp_path / "tiny")), batch_size=batch_size)
     pcm = read_speech(write_speech(tmp_path / "speech.wav", 3))
     frames = torch.cat(list(pipeline.render(pcm, loop="wrap", start_frame=2)))

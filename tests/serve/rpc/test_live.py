@@ -14,6 +14,8 @@ import grpc
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from serve.rpc.protos import viseme_pb2 as pb
@@ -612,3 +614,57 @@ def test_a_client_that_stops_reading_for_a_while_loses_pictures_only(live):
     skipped = [m.event.skipped.total for m in messages if m.event.HasField("skipped")]
     assert skipped[-1] == counted == sum(not piece.picture for piece in pieces) >= 5
     assert sound.tobytes() in b"".join(piece.sound for piece in pieces)
+
+
+# --- anything ------------------------------------------------------------------------------------
+
+messages_of_a_client = st.lists(
+    st.one_of(
+        st.tuples(st.just("pcm"), st.integers(0, 9000)),
+        st.tuples(st.sampled_from(["flush", "interrupt", "read"]), st.integers(1, 12)),
+    ),
+    max_size=12,
+)
+
+
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@example(messages=[("pcm", 1), ("interrupt", 1), ("flush", 1), ("pcm", 640), ("flush", 1)])
+@given(messages=messages_of_a_client)
+def test_any_order_of_messages(live, messages):
+    """Every call ends with OK; every utterance that was not interrupted is heard as a whole."""
+    utterance = []  # what must be heard: pushed since the last interruption
+
+    async def main():
+        nonlocal utterance
+        async with serving({"tiny": live}) as server:
+            call = server.stub.Live()
+            await call.write(opening(clock=pb.CLOCK_TAKEN, picture=pb.PICTURE_H264))
+            waiting, got, level = 0, [], 0
+            for kind, amount in messages:
+                if kind == "pcm":
+                    level += 1
+                    utterance.append(np.full(amount, level, np.int16))
+                    waiting += amount
+                    await call.write(pcm(utterance[-1]))
+                elif kind == "flush":
+                    await call.write(FLUSH)
+                elif kind == "interrupt":
+                    utterance, waiting = [], 0
+                    await call.write(INTERRUPT)
+                elif waiting > 16_000:
+                    got += await first(call, "piece")
+            await call.done_writing()
+            rest = [message async for message in call]
+            return got, rest
+
+    got, rest = run(main())
+    pieces = got + [message.piece for message in rest if message.HasField("piece")]
+    assert [piece.number for piece in pieces] == list(range(len(pieces)))
+    samples = np.frombuffer(b"".join(piece.sound for piece in pieces), np.int16)
+    expected = np.concatenate([np.empty(0, np.int16), *utterance])
+    if len(expected):
+        tail = samples[samples >= expected[0]]
+        assert np.array_equal(tail, expected)
+        assert pieces[-1].utterance_end
