@@ -20,7 +20,7 @@ from engine.live.convert import SpeechConverter
 from engine.media.encode import EncoderPool, JpegEncoder
 from engine.media.video import VideoWriter
 from engine.pcm import load_pcm
-from engine.pipeline import HISTORY, frame_numbers
+from engine.pipeline import frame_numbers
 
 from .. import config
 from ..decoding import decode, write_wav
@@ -29,10 +29,9 @@ from .live import quality
 from .protos import viseme_pb2 as pb
 from .sound import SoundFormat, as_float, sound_format
 
-# A render ends with its speech; a session goes on with silence, which the last frames of a speech
-# already hear: frame i reads the features up to i + 6, and the last feature of a render counts
-# twice.
-TAIL = kernels.FEATURES_PER_FRAME - HISTORY + 1
+# A render ends with its speech; a session goes on with silence, which the last 10 frames of a
+# speech hear already (11 at 120 frames a second).
+TAIL = kernels.FEATURES_PER_FRAME
 AHEAD = 20.0  # seconds of speech that a session gets before its frames are made
 CHUNK = 1 << 18  # bytes of an mp4 in a message
 PROGRESS_SECONDS = 1.0

@@ -383,6 +383,13 @@ def test_speech_far_ahead(live, monkeypatch):
 
     monkeypatch.setattr(module, "MOST_SECONDS", 2.0)
     monkeypatch.setattr(module, "MAX_SECONDS", 1.0)
+    convert, waiting = module.LiveCall._convert, []
+
+    def noting(self, data):
+        waiting.append(self._waiting)
+        convert(self, data)
+
+    monkeypatch.setattr(module.LiveCall, "_convert", noting)
 
     async def main():
         async with serving({"tiny": live}) as server:
@@ -402,6 +409,7 @@ def test_speech_far_ahead(live, monkeypatch):
             return await reading
 
     assert len(run(main())) == 150
+    assert max(waiting) <= 32_000 and len(waiting) >= 8
 
 
 # --- ends ----------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import asyncio
 import io
 import tempfile
 import threading
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -13,12 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
+import kernels
 from engine.errors import InputError
 from engine.media.speech import read_speech
 from engine.media.video import Video
 from serve.rpc import render
 from serve.rpc.protos import viseme_pb2 as pb
-from tests.engine.live.stage import voice
+from tests.engine.live.stage import encode, expected_audio, voice
 from tests.engine.tiny import write_speech
 from tests.serve.rpc.server import refusal, run, serving
 
@@ -72,6 +74,20 @@ def test_frames_are_those_of_the_pipeline(live, count, options):
     messages = once(live, pcm=pb.Pcm(samples=sound.tobytes(), format=F32), format=RGB, **options)
     expected = torch.cat(list(live.pipeline.render(torch.from_numpy(sound), **options)))
     assert torch.equal(as_frames(messages), expected)
+
+
+@pytest.mark.parametrize("fps", [Fraction(24), Fraction(25), Fraction(30000, 1001), Fraction(120)])
+@pytest.mark.parametrize("count", [24_000, 24_199, 26_500])
+def test_the_tail_is_what_hears_silence_in_a_session(fps, count):
+    """No frame before it does, at any rate."""
+    sound = voice(6, count)
+    mel = kernels.log_mel(torch.from_numpy(sound))
+    features = torch.from_numpy(encode(kernels.mel_windows(mel, fps=float(fps)).numpy()))
+    count = len(features) + 2
+    rendered = kernels.feature_windows(features, start=0, count=count).numpy()
+    live = expected_audio(sound, count, fps)
+    same = [np.array_equal(one, other) for one, other in zip(rendered, live, strict=True)]
+    assert all(same[: -render.TAIL]) and not all(same[-10:])
 
 
 def test_long_speech_comes_to_the_session_in_parts(live, monkeypatch):
@@ -249,6 +265,32 @@ def test_a_cancelled_render_leaves_nothing(live, monkeypatch, format):
             assert code == grpc.StatusCode.DEADLINE_EXCEEDED
 
     run(main())
+
+
+def test_who_cancels_a_render_waits_for_its_thread(live, monkeypatch):
+    """So that nothing is closed while it is in use."""
+    begun, release = threading.Event(), threading.Event()
+
+    def write(self, frames):
+        begun.set()
+        assert release.wait(30)
+
+    monkeypatch.setattr(render.VideoWriter, "write", write)
+
+    async def main():
+        async with serving({"tiny": live}) as server:
+            call = server.stub.Render(long_request(MP4))
+            reading = asyncio.create_task(refusal(call))
+            assert await asyncio.to_thread(begun.wait, 30)
+            call.cancel()
+            await asyncio.sleep(0.3)  # time to do it wrong
+            found = [path.name for path in Path(tempfile.tempdir).rglob("*.wav")]
+            running = server.service._renders
+            release.set()
+            await asyncio.gather(reading, return_exceptions=True)
+            return found, running
+
+    assert run(main()) == (["speech.wav"], 1)
 
 
 def test_the_end_of_the_server(live):
