@@ -40,7 +40,8 @@ LOOPS: tuple[Loop, ...] = get_args(Loop)
 # Mel windows per encoder call. Larger than the frame batch, because the cost of a call is reading
 # the weights.
 ENCODER_BATCH = ENCODER_BATCH_SIZES[-1]
-# Frame i reads features up to i + 6 (see `kernels.feature_windows`).
+# Frame i reads features i - 9 to i + 6 (see `kernels.feature_windows`).
+HISTORY = kernels.FEATURES_PER_FRAME // 2 + 1
 LOOK_AHEAD = kernels.FEATURES_PER_FRAME // 2 - 2
 
 
@@ -136,6 +137,7 @@ class Pipeline:
         loop: Loop = "pingpong",
         start_frame: int | None = None,
         mode: CompositeMode = "crop",
+        skip: int = 0,
         stopwatch: Stopwatch | None = None,
     ) -> Iterator[Tensor]:
         """Render the speech, a batch of frames at a time.
@@ -146,6 +148,7 @@ class Pipeline:
             start_frame: number of the avatar's frame for the first video frame; by default 1 for
                 "pingpong", 0 for "wrap".
             mode: how the mouth is pasted, see `kernels.composite`.
+            skip: leave out that many frames at the beginning; the others are the same.
             stopwatch: adds up the times of the stages.
 
         Returns:
@@ -171,7 +174,9 @@ class Pipeline:
             raise InputError(f"mode is {mode!r}; expected one of: {allowed}")
         pcm = load_pcm(speech)
         schedule = list(islice(numbers, self.frame_count(pcm)))
-        return self._batches(pcm, schedule, mode, stopwatch or Stopwatch.off(self.device))
+        if not 0 <= skip < len(schedule):
+            raise InputError(f"skip is {skip}; expected 0 to {len(schedule) - 1}")
+        return self._batches(pcm, schedule, mode, skip, stopwatch or Stopwatch.off(self.device))
 
     def warm_up(self, *, mode: CompositeMode = "crop", renders: int = 1) -> None:
         """Capture all CUDA graphs now, so that no batch waits for one later. On a CPU, do nothing.
@@ -215,22 +220,27 @@ class Pipeline:
         return {name: spent / frames for name, spent in stopwatch.seconds().items()}
 
     def _batches(
-        self, pcm: Tensor, numbers: list[int], mode: CompositeMode, stopwatch: Stopwatch
+        self,
+        pcm: Tensor,
+        numbers: list[int],
+        mode: CompositeMode,
+        skip: int,
+        stopwatch: Stopwatch,
     ) -> Iterator[Tensor]:
         """Yield finished frames: PCM -> mel -> features -> generated mouths -> frames."""
         total, fps = len(numbers), float(self.avatar.fps)
         feature_count = total - 2  # the first and the last one count twice
-        encoder_check, generator_check = self.checks(total)
-        encoded = 0
+        start = encoded = _first_feature(skip)
+        encoder_check, generator_check = self.checks(total, skip)
         with self._admission.admit(), self._take_buffers(total) as buffers:
             tensors, executor = buffers.tensors, buffers.executor
             with executor.on_current_stream():
-                pcm = buffers.start(pcm, numbers)
+                pcm = buffers.start(pcm, numbers[skip:])
                 shape = feature_count, kernels.FEATURE_DIM
                 features = torch.empty(shape, dtype=self.generator.dtype, device=self.device)
                 with stopwatch.stage("log_mel"):
                     mel = kernels.log_mel(pcm)
-            for first in range(0, total, self.batch_size):
+            for first in range(skip, total, self.batch_size):
                 check_fork()  # the batches before may have been taken in the parent process
                 n = min(self.batch_size, total - first)
                 with executor.on_current_stream():
@@ -238,7 +248,9 @@ class Pipeline:
                     while encoded < needed:
                         # The first call takes only the windows that the first frames need, rounded
                         # up to a size that the buffers run. Later calls take as many as they can.
-                        wanted = ENCODER_BATCH if encoded else min(needed, ENCODER_BATCH)
+                        wanted = ENCODER_BATCH
+                        if encoded == start:
+                            wanted = min(needed - start, ENCODER_BATCH)
                         call = round_up_to(buffers.encoder_batch_sizes, wanted)
                         m = min(call, feature_count - encoded)
                         with stopwatch.stage("windows"):
@@ -333,16 +345,27 @@ class Pipeline:
         return ReadAheadBuffers.open(shapes, self.avatar.batch)
 
     def checks(
-        self, total: int | None, features: int | None = None
+        self, total: int | None, features: int | None = None, *, skip: int = 0
     ) -> tuple[OutputCheck, OutputCheck]:
-        """Return the checks of both networks' outputs in a render of `total` frames, or in live
-        sessions without end (None). There are `total` - 2 features unless told."""
+        """Return the checks of both networks' outputs in a render of `total` frames without the
+        first `skip`, or in live sessions without end (None). Unless `features` says how many there
+        are, they are those that such a render needs."""
         encoder, generator = self._files
-        if features is None and total is not None:
-            features = total - 2
+        frames = None
+        if total is not None:
+            frames = total - skip
+            if features is None:
+                features = total - 2 - _first_feature(skip)
         first = OutputCheck(AUDIO_ENCODER, self.audio_encoder, encoder, features, self.device)
-        second = OutputCheck(GENERATOR, self.generator, generator, total, self.device, before=first)
+        second = OutputCheck(
+            GENERATOR, self.generator, generator, frames, self.device, before=first
+        )
         return first, second
+
+
+def _first_feature(skip: int) -> int:
+    """Return the first feature that frames from `skip` on read."""
+    return max(skip - HISTORY, 0)
 
 
 def _network(

@@ -39,7 +39,7 @@ DOCUMENTED = {
     "train": "training.md",
 }
 # the pages with Python, which the tests below run
-WITH_PYTHON = {"README.md", "rendering.md", "kernels.md", "live.md"}
+WITH_PYTHON = {"README.md", "rendering.md", "kernels.md", "live.md", "clients.md"}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 

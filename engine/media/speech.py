@@ -4,17 +4,20 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
-import torch
 
-from kernels import SAMPLE_RATE
+from kernels.spec import SAMPLE_RATE
 
 from ..errors import InputError
 from . import limits
 from .mixdown import Meter, to_mono, to_stereo
 from .track import Block, read_track
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def read_speech(
@@ -23,7 +26,7 @@ def read_speech(
     track: int | None = None,
     from_first_frame: bool = False,
     max_seconds: float = limits.MAX_SECONDS,
-) -> torch.Tensor:
+) -> "Tensor":
     """Read an audio track of a media file, as PCM.
 
     The channels are mixed to mono (see `mixdown.to_mono`), then resampled to 16 kHz. If the mix
@@ -46,6 +49,22 @@ def read_speech(
         InputError: there is no such file or track, FFmpeg cannot read it, it has no samples, it is
             longer than `max_seconds`, or a sample is not finite or far beyond full scale.
     """
+    import torch  # late, because `read_samples` runs in processes without it
+
+    pcm = read_samples(
+        path, track=track, from_first_frame=from_first_frame, max_seconds=max_seconds
+    )
+    return torch.from_numpy(pcm)
+
+
+def read_samples(
+    path: str | os.PathLike,
+    *,
+    track: int | None = None,
+    from_first_frame: bool = False,
+    max_seconds: float = limits.MAX_SECONDS,
+) -> np.ndarray:
+    """Read an audio track as `read_speech` does, as a NumPy array. It needs no PyTorch."""
     notes: list[str] = []
     meter = Meter()
 
@@ -68,10 +87,10 @@ def read_speech(
             f"loudest; channel {channel} is used alone"
         )
     for note in notes:
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=3)
     if pcm.size == 0:
         raise InputError(f"{path} has an audio stream of 0 samples")
-    return torch.from_numpy(pcm)
+    return pcm
 
 
 def audio_blocks(

@@ -15,6 +15,7 @@ from engine import Avatar, InputError, Pipeline
 from engine.pipeline import frame_numbers
 from models import checkpoint
 from tests.conftest import DEMO, ROOT
+from tests.engine.tiny import write_avatar, write_speech
 from tests.tolerances import TOLERANCES, assert_close
 
 
@@ -174,6 +175,21 @@ def take(count: int, *arguments, **options) -> list[int]:
         number
         for number, _ in zip(frame_numbers(*arguments, **options), range(count), strict=False)
     ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_frames_without_the_first_ones(tmp_path, batch_size):
+    from engine.media.speech import read_speech
+
+    pipeline = Pipeline(Avatar.load(write_avatar(tmp_path / "tiny")), batch_size=batch_size)
+    pcm = read_speech(write_speech(tmp_path / "speech.wav", 3))
+    frames = torch.cat(list(pipeline.render(pcm, loop="wrap", start_frame=2)))
+    for skip in (1, 9, 10, 31, len(frames) - 8, len(frames) - 1):
+        some = list(pipeline.render(pcm, loop="wrap", start_frame=2, skip=skip))
+        assert torch.equal(torch.cat(some), frames[skip:])
+    for skip in (-1, len(frames)):
+        with pytest.raises(InputError, match=f"skip is {skip}; expected 0 to {len(frames) - 1}"):
+            pipeline.render(pcm, skip=skip)
 
 
 def test_frame_numbers():

@@ -24,21 +24,21 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dserve/rpc/protos/viseme.proto\x12\tviseme.v1\"\x14\n\x12ListAvatarsRequest\"=\n\x13ListAvatarsResponse\x12&\n\x07\x61vatars\x18\x01 \x03(\x0b\x32\x15.viseme.v1.AvatarInfo\"z\n\nAvatarInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06loaded\x18\x02 \x01(\x08\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05\x12\x0b\n\x03\x66ps\x18\x05 \x01(\x01\x12\x10\n\x08sessions\x18\x06 \x01(\x05\x12\x10\n\x08\x63\x61pacity\x18\x07 \x01(\x05\"f\n\x03Pcm\x12\x0f\n\x07samples\x18\x01 \x01(\x0c\x12\'\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x17.viseme.v1.SampleFormat\x12\x13\n\x0bsample_rate\x18\x03 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x04 \x01(\x05\"\xc7\x01\n\rRenderRequest\x12\x0e\n\x06\x61vatar\x18\x01 \x01(\t\x12\x1d\n\x03pcm\x18\x02 \x01(\x0b\x32\x0e.viseme.v1.PcmH\x00\x12\x0e\n\x04\x66ile\x18\x03 \x01(\x0cH\x00\x12\'\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x17.viseme.v1.RenderFormat\x12\x0c\n\x04mode\x18\x05 \x01(\t\x12\x0c\n\x04loop\x18\x06 \x01(\t\x12\x18\n\x0bstart_frame\x18\x07 \x01(\x05H\x01\x88\x01\x01\x42\x08\n\x06speechB\x0e\n\x0c_start_frame\"z\n\x0eRenderResponse\x12)\n\x06opened\x18\x01 \x01(\x0b\x32\x17.viseme.v1.RenderOpenedH\x00\x12#\n\x06\x66rames\x18\x02 \x01(\x0b\x32\x11.viseme.v1.FramesH\x00\x12\r\n\x03mp4\x18\x03 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\"m\n\x0cRenderOpened\x12\r\n\x05width\x18\x01 \x01(\x05\x12\x0e\n\x06height\x18\x02 \x01(\x05\x12\x15\n\rfps_numerator\x18\x03 \x01(\x05\x12\x17\n\x0f\x66ps_denominator\x18\x04 \x01(\x05\x12\x0e\n\x06\x66rames\x18\x05 \x01(\x05\"\'\n\x06\x46rames\x12\r\n\x05\x66irst\x18\x01 \x01(\x05\x12\x0e\n\x06\x66rames\x18\x02 \x03(\x0c\"\x9d\x01\n\x0bLiveRequest\x12&\n\x04open\x18\x01 \x01(\x0b\x32\x16.viseme.v1.OpenSessionH\x00\x12\r\n\x03pcm\x18\x02 \x01(\x0cH\x00\x12!\n\x05\x66lush\x18\x03 \x01(\x0b\x32\x10.viseme.v1.FlushH\x00\x12)\n\tinterrupt\x18\x04 \x01(\x0b\x32\x14.viseme.v1.InterruptH\x00\x42\t\n\x07request\"\xae\x02\n\x0bOpenSession\x12\x0e\n\x06\x61vatar\x18\x01 \x01(\t\x12\x13\n\x0bsample_rate\x18\x02 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x03 \x01(\x05\x12.\n\rsample_format\x18\x04 \x01(\x0e\x32\x17.viseme.v1.SampleFormat\x12#\n\x07picture\x18\x05 \x01(\x0e\x32\x12.viseme.v1.Picture\x12\x16\n\tprebuffer\x18\x06 \x01(\x02H\x00\x88\x01\x01\x12\x1f\n\x05\x63lock\x18\x07 \x01(\x0e\x32\x10.viseme.v1.Clock\x12\x18\n\x0bstart_frame\x18\x08 \x01(\x05H\x01\x88\x01\x01\x12\x0c\n\x04loop\x18\t \x01(\t\x12\x14\n\x0cjpeg_quality\x18\n \x01(\x05\x42\x0c\n\n_prebufferB\x0e\n\x0c_start_frame\"\x07\n\x05\x46lush\"\x0b\n\tInterrupt\"\x8c\x01\n\x0cLiveResponse\x12*\n\x06opened\x18\x01 \x01(\x0b\x32\x18.viseme.v1.SessionOpenedH\x00\x12!\n\x05piece\x18\x02 \x01(\x0b\x32\x10.viseme.v1.PieceH\x00\x12!\n\x05\x65vent\x18\x03 \x01(\x0b\x32\x10.viseme.v1.EventH\x00\x42\n\n\x08response\"\x9e\x02\n\rSessionOpened\x12\x0e\n\x06\x61vatar\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x0e\n\x06height\x18\x03 \x01(\x05\x12\x15\n\rfps_numerator\x18\x04 \x01(\x05\x12\x17\n\x0f\x66ps_denominator\x18\x05 \x01(\x05\x12\x13\n\x0bsample_rate\x18\x06 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x07 \x01(\x05\x12.\n\rsample_format\x18\x08 \x01(\x0e\x32\x17.viseme.v1.SampleFormat\x12#\n\x07picture\x18\t \x01(\x0e\x32\x12.viseme.v1.Picture\x12\x11\n\tprebuffer\x18\n \x01(\x02\x12\x1f\n\x05\x63lock\x18\x0b \x01(\x0e\x32\x10.viseme.v1.Clock\"\x80\x01\n\x05Piece\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x0c\n\x04time\x18\x02 \x01(\x01\x12\x0f\n\x07picture\x18\x03 \x01(\x0c\x12\r\n\x05sound\x18\x04 \x01(\x0c\x12\x10\n\x08speaking\x18\x05 \x01(\x08\x12\x15\n\rutterance_end\x18\x06 \x01(\x08\x12\x10\n\x08keyframe\x18\x07 \x01(\x08\"\xb0\x01\n\x05\x45vent\x12\'\n\x08underrun\x18\x01 \x01(\x0b\x32\x13.viseme.v1.UnderrunH\x00\x12\x1f\n\x04late\x18\x02 \x01(\x0b\x32\x0f.viseme.v1.LateH\x00\x12%\n\x07skipped\x18\x03 \x01(\x0b\x32\x12.viseme.v1.SkippedH\x00\x12-\n\x0binterrupted\x18\x04 \x01(\x0b\x32\x16.viseme.v1.InterruptedH\x00\x42\x07\n\x05\x65vent\"\x19\n\x08Underrun\x12\r\n\x05total\x18\x01 \x01(\x03\"\x15\n\x04Late\x12\r\n\x05total\x18\x01 \x01(\x03\"\x18\n\x07Skipped\x12\r\n\x05total\x18\x01 \x01(\x03\"\x1f\n\x0bInterrupted\x12\x10\n\x08position\x18\x01 \x01(\x01*[\n\x0cSampleFormat\x12\x1d\n\x19SAMPLE_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11SAMPLE_FORMAT_S16\x10\x01\x12\x15\n\x11SAMPLE_FORMAT_F32\x10\x02*i\n\x07Picture\x12\x17\n\x13PICTURE_UNSPECIFIED\x10\x00\x12\x10\n\x0cPICTURE_JPEG\x10\x01\x12\x10\n\x0cPICTURE_H264\x10\x02\x12\x0f\n\x0bPICTURE_RGB\x10\x03\x12\x10\n\x0cPICTURE_NONE\x10\x04*s\n\x0cRenderFormat\x12\x1d\n\x19RENDER_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11RENDER_FORMAT_MP4\x10\x01\x12\x16\n\x12RENDER_FORMAT_JPEG\x10\x02\x12\x15\n\x11RENDER_FORMAT_RGB\x10\x03*?\n\x05\x43lock\x12\x15\n\x11\x43LOCK_UNSPECIFIED\x10\x00\x12\x0e\n\nCLOCK_WALL\x10\x01\x12\x0f\n\x0b\x43LOCK_TAKEN\x10\x02\x32\xd4\x01\n\x06Viseme\x12L\n\x0bListAvatars\x12\x1d.viseme.v1.ListAvatarsRequest\x1a\x1e.viseme.v1.ListAvatarsResponse\x12?\n\x06Render\x12\x18.viseme.v1.RenderRequest\x1a\x19.viseme.v1.RenderResponse0\x01\x12;\n\x04Live\x12\x16.viseme.v1.LiveRequest\x1a\x17.viseme.v1.LiveResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dserve/rpc/protos/viseme.proto\x12\tviseme.v1\"\x14\n\x12ListAvatarsRequest\"=\n\x13ListAvatarsResponse\x12&\n\x07\x61vatars\x18\x01 \x03(\x0b\x32\x15.viseme.v1.AvatarInfo\"z\n\nAvatarInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06loaded\x18\x02 \x01(\x08\x12\r\n\x05width\x18\x03 \x01(\x05\x12\x0e\n\x06height\x18\x04 \x01(\x05\x12\x0b\n\x03\x66ps\x18\x05 \x01(\x01\x12\x10\n\x08sessions\x18\x06 \x01(\x05\x12\x10\n\x08\x63\x61pacity\x18\x07 \x01(\x05\"f\n\x03Pcm\x12\x0f\n\x07samples\x18\x01 \x01(\x0c\x12\'\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x17.viseme.v1.SampleFormat\x12\x13\n\x0bsample_rate\x18\x03 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x04 \x01(\x05\"\xcf\x01\n\rRenderRequest\x12\x0e\n\x06\x61vatar\x18\x01 \x01(\t\x12\x1d\n\x03pcm\x18\x02 \x01(\x0b\x32\x0e.viseme.v1.PcmH\x00\x12\x0e\n\x04\x66ile\x18\x03 \x01(\x0cH\x00\x12\'\n\x06\x66ormat\x18\x04 \x01(\x0e\x32\x17.viseme.v1.RenderFormat\x12\x0c\n\x04loop\x18\x05 \x01(\t\x12\x18\n\x0bstart_frame\x18\x06 \x01(\x05H\x01\x88\x01\x01\x12\x14\n\x0cjpeg_quality\x18\x07 \x01(\x05\x42\x08\n\x06speechB\x0e\n\x0c_start_frame\"\xa9\x01\n\x0eRenderResponse\x12)\n\x06opened\x18\x01 \x01(\x0b\x32\x17.viseme.v1.RenderOpenedH\x00\x12#\n\x06\x66rames\x18\x02 \x01(\x0b\x32\x11.viseme.v1.FramesH\x00\x12-\n\x08progress\x18\x03 \x01(\x0b\x32\x19.viseme.v1.RenderProgressH\x00\x12\r\n\x03mp4\x18\x04 \x01(\x0cH\x00\x42\t\n\x07\x63ontent\" \n\x0eRenderProgress\x12\x0e\n\x06\x66rames\x18\x01 \x01(\x05\"m\n\x0cRenderOpened\x12\r\n\x05width\x18\x01 \x01(\x05\x12\x0e\n\x06height\x18\x02 \x01(\x05\x12\x15\n\rfps_numerator\x18\x03 \x01(\x05\x12\x17\n\x0f\x66ps_denominator\x18\x04 \x01(\x05\x12\x0e\n\x06\x66rames\x18\x05 \x01(\x05\"\'\n\x06\x46rames\x12\r\n\x05\x66irst\x18\x01 \x01(\x05\x12\x0e\n\x06\x66rames\x18\x02 \x03(\x0c\"\x9d\x01\n\x0bLiveRequest\x12&\n\x04open\x18\x01 \x01(\x0b\x32\x16.viseme.v1.OpenSessionH\x00\x12\r\n\x03pcm\x18\x02 \x01(\x0cH\x00\x12!\n\x05\x66lush\x18\x03 \x01(\x0b\x32\x10.viseme.v1.FlushH\x00\x12)\n\tinterrupt\x18\x04 \x01(\x0b\x32\x14.viseme.v1.InterruptH\x00\x42\t\n\x07request\"\xae\x02\n\x0bOpenSession\x12\x0e\n\x06\x61vatar\x18\x01 \x01(\t\x12\x13\n\x0bsample_rate\x18\x02 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x03 \x01(\x05\x12.\n\rsample_format\x18\x04 \x01(\x0e\x32\x17.viseme.v1.SampleFormat\x12#\n\x07picture\x18\x05 \x01(\x0e\x32\x12.viseme.v1.Picture\x12\x16\n\tprebuffer\x18\x06 \x01(\x02H\x00\x88\x01\x01\x12\x1f\n\x05\x63lock\x18\x07 \x01(\x0e\x32\x10.viseme.v1.Clock\x12\x18\n\x0bstart_frame\x18\x08 \x01(\x05H\x01\x88\x01\x01\x12\x0c\n\x04loop\x18\t \x01(\t\x12\x14\n\x0cjpeg_quality\x18\n \x01(\x05\x42\x0c\n\n_prebufferB\x0e\n\x0c_start_frame\"\x07\n\x05\x46lush\"\x0b\n\tInterrupt\"\x8c\x01\n\x0cLiveResponse\x12*\n\x06opened\x18\x01 \x01(\x0b\x32\x18.viseme.v1.SessionOpenedH\x00\x12!\n\x05piece\x18\x02 \x01(\x0b\x32\x10.viseme.v1.PieceH\x00\x12!\n\x05\x65vent\x18\x03 \x01(\x0b\x32\x10.viseme.v1.EventH\x00\x42\n\n\x08response\"\xc2\x02\n\rSessionOpened\x12\x0e\n\x06\x61vatar\x18\x01 \x01(\t\x12\r\n\x05width\x18\x02 \x01(\x05\x12\x0e\n\x06height\x18\x03 \x01(\x05\x12\x15\n\rfps_numerator\x18\x04 \x01(\x05\x12\x17\n\x0f\x66ps_denominator\x18\x05 \x01(\x05\x12\x13\n\x0bsample_rate\x18\x06 \x01(\x05\x12\x10\n\x08\x63hannels\x18\x07 \x01(\x05\x12.\n\rsample_format\x18\x08 \x01(\x0e\x32\x17.viseme.v1.SampleFormat\x12#\n\x07picture\x18\t \x01(\x0e\x32\x12.viseme.v1.Picture\x12\x11\n\tprebuffer\x18\n \x01(\x02\x12\x1f\n\x05\x63lock\x18\x0b \x01(\x0e\x32\x10.viseme.v1.Clock\x12\x10\n\x08sessions\x18\x0c \x01(\x05\x12\x10\n\x08\x63\x61pacity\x18\r \x01(\x05\"\x80\x01\n\x05Piece\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x0c\n\x04time\x18\x02 \x01(\x01\x12\x0f\n\x07picture\x18\x03 \x01(\x0c\x12\r\n\x05sound\x18\x04 \x01(\x0c\x12\x10\n\x08speaking\x18\x05 \x01(\x08\x12\x15\n\rutterance_end\x18\x06 \x01(\x08\x12\x10\n\x08keyframe\x18\x07 \x01(\x08\"\xb0\x01\n\x05\x45vent\x12\'\n\x08underrun\x18\x01 \x01(\x0b\x32\x13.viseme.v1.UnderrunH\x00\x12\x1f\n\x04late\x18\x02 \x01(\x0b\x32\x0f.viseme.v1.LateH\x00\x12%\n\x07skipped\x18\x03 \x01(\x0b\x32\x12.viseme.v1.SkippedH\x00\x12-\n\x0binterrupted\x18\x04 \x01(\x0b\x32\x16.viseme.v1.InterruptedH\x00\x42\x07\n\x05\x65vent\"\x19\n\x08Underrun\x12\r\n\x05total\x18\x01 \x01(\x03\"\x15\n\x04Late\x12\r\n\x05total\x18\x01 \x01(\x03\"\x18\n\x07Skipped\x12\r\n\x05total\x18\x01 \x01(\x03\"\x1f\n\x0bInterrupted\x12\x10\n\x08position\x18\x01 \x01(\x01*[\n\x0cSampleFormat\x12\x1d\n\x19SAMPLE_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11SAMPLE_FORMAT_S16\x10\x01\x12\x15\n\x11SAMPLE_FORMAT_F32\x10\x02*i\n\x07Picture\x12\x17\n\x13PICTURE_UNSPECIFIED\x10\x00\x12\x10\n\x0cPICTURE_JPEG\x10\x01\x12\x10\n\x0cPICTURE_H264\x10\x02\x12\x0f\n\x0bPICTURE_RGB\x10\x03\x12\x10\n\x0cPICTURE_NONE\x10\x04*s\n\x0cRenderFormat\x12\x1d\n\x19RENDER_FORMAT_UNSPECIFIED\x10\x00\x12\x15\n\x11RENDER_FORMAT_MP4\x10\x01\x12\x16\n\x12RENDER_FORMAT_JPEG\x10\x02\x12\x15\n\x11RENDER_FORMAT_RGB\x10\x03*?\n\x05\x43lock\x12\x15\n\x11\x43LOCK_UNSPECIFIED\x10\x00\x12\x0e\n\nCLOCK_WALL\x10\x01\x12\x0f\n\x0b\x43LOCK_TAKEN\x10\x02\x32\xd4\x01\n\x06Viseme\x12L\n\x0bListAvatars\x12\x1d.viseme.v1.ListAvatarsRequest\x1a\x1e.viseme.v1.ListAvatarsResponse\x12?\n\x06Render\x12\x18.viseme.v1.RenderRequest\x1a\x19.viseme.v1.RenderResponse0\x01\x12;\n\x04Live\x12\x16.viseme.v1.LiveRequest\x1a\x17.viseme.v1.LiveResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'serve.rpc.protos.viseme_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SAMPLEFORMAT']._serialized_start=2173
-  _globals['_SAMPLEFORMAT']._serialized_end=2264
-  _globals['_PICTURE']._serialized_start=2266
-  _globals['_PICTURE']._serialized_end=2371
-  _globals['_RENDERFORMAT']._serialized_start=2373
-  _globals['_RENDERFORMAT']._serialized_end=2488
-  _globals['_CLOCK']._serialized_start=2490
-  _globals['_CLOCK']._serialized_end=2553
+  _globals['_SAMPLEFORMAT']._serialized_start=2299
+  _globals['_SAMPLEFORMAT']._serialized_end=2390
+  _globals['_PICTURE']._serialized_start=2392
+  _globals['_PICTURE']._serialized_end=2497
+  _globals['_RENDERFORMAT']._serialized_start=2499
+  _globals['_RENDERFORMAT']._serialized_end=2614
+  _globals['_CLOCK']._serialized_start=2616
+  _globals['_CLOCK']._serialized_end=2679
   _globals['_LISTAVATARSREQUEST']._serialized_start=44
   _globals['_LISTAVATARSREQUEST']._serialized_end=64
   _globals['_LISTAVATARSRESPONSE']._serialized_start=66
@@ -48,37 +48,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PCM']._serialized_start=253
   _globals['_PCM']._serialized_end=355
   _globals['_RENDERREQUEST']._serialized_start=358
-  _globals['_RENDERREQUEST']._serialized_end=557
-  _globals['_RENDERRESPONSE']._serialized_start=559
-  _globals['_RENDERRESPONSE']._serialized_end=681
-  _globals['_RENDEROPENED']._serialized_start=683
-  _globals['_RENDEROPENED']._serialized_end=792
-  _globals['_FRAMES']._serialized_start=794
-  _globals['_FRAMES']._serialized_end=833
-  _globals['_LIVEREQUEST']._serialized_start=836
-  _globals['_LIVEREQUEST']._serialized_end=993
-  _globals['_OPENSESSION']._serialized_start=996
-  _globals['_OPENSESSION']._serialized_end=1298
-  _globals['_FLUSH']._serialized_start=1300
-  _globals['_FLUSH']._serialized_end=1307
-  _globals['_INTERRUPT']._serialized_start=1309
-  _globals['_INTERRUPT']._serialized_end=1320
-  _globals['_LIVERESPONSE']._serialized_start=1323
-  _globals['_LIVERESPONSE']._serialized_end=1463
-  _globals['_SESSIONOPENED']._serialized_start=1466
-  _globals['_SESSIONOPENED']._serialized_end=1752
-  _globals['_PIECE']._serialized_start=1755
-  _globals['_PIECE']._serialized_end=1883
-  _globals['_EVENT']._serialized_start=1886
-  _globals['_EVENT']._serialized_end=2062
-  _globals['_UNDERRUN']._serialized_start=2064
-  _globals['_UNDERRUN']._serialized_end=2089
-  _globals['_LATE']._serialized_start=2091
-  _globals['_LATE']._serialized_end=2112
-  _globals['_SKIPPED']._serialized_start=2114
-  _globals['_SKIPPED']._serialized_end=2138
-  _globals['_INTERRUPTED']._serialized_start=2140
-  _globals['_INTERRUPTED']._serialized_end=2171
-  _globals['_VISEME']._serialized_start=2556
-  _globals['_VISEME']._serialized_end=2768
+  _globals['_RENDERREQUEST']._serialized_end=565
+  _globals['_RENDERRESPONSE']._serialized_start=568
+  _globals['_RENDERRESPONSE']._serialized_end=737
+  _globals['_RENDERPROGRESS']._serialized_start=739
+  _globals['_RENDERPROGRESS']._serialized_end=771
+  _globals['_RENDEROPENED']._serialized_start=773
+  _globals['_RENDEROPENED']._serialized_end=882
+  _globals['_FRAMES']._serialized_start=884
+  _globals['_FRAMES']._serialized_end=923
+  _globals['_LIVEREQUEST']._serialized_start=926
+  _globals['_LIVEREQUEST']._serialized_end=1083
+  _globals['_OPENSESSION']._serialized_start=1086
+  _globals['_OPENSESSION']._serialized_end=1388
+  _globals['_FLUSH']._serialized_start=1390
+  _globals['_FLUSH']._serialized_end=1397
+  _globals['_INTERRUPT']._serialized_start=1399
+  _globals['_INTERRUPT']._serialized_end=1410
+  _globals['_LIVERESPONSE']._serialized_start=1413
+  _globals['_LIVERESPONSE']._serialized_end=1553
+  _globals['_SESSIONOPENED']._serialized_start=1556
+  _globals['_SESSIONOPENED']._serialized_end=1878
+  _globals['_PIECE']._serialized_start=1881
+  _globals['_PIECE']._serialized_end=2009
+  _globals['_EVENT']._serialized_start=2012
+  _globals['_EVENT']._serialized_end=2188
+  _globals['_UNDERRUN']._serialized_start=2190
+  _globals['_UNDERRUN']._serialized_end=2215
+  _globals['_LATE']._serialized_start=2217
+  _globals['_LATE']._serialized_end=2238
+  _globals['_SKIPPED']._serialized_start=2240
+  _globals['_SKIPPED']._serialized_end=2264
+  _globals['_INTERRUPTED']._serialized_start=2266
+  _globals['_INTERRUPTED']._serialized_end=2297
+  _globals['_VISEME']._serialized_start=2682
+  _globals['_VISEME']._serialized_end=2894
 # @@protoc_insertion_point(module_scope)

@@ -90,32 +90,40 @@ class Pcm(_message.Message):
     def __init__(self, samples: _Optional[bytes] = ..., format: _Optional[_Union[SampleFormat, str]] = ..., sample_rate: _Optional[int] = ..., channels: _Optional[int] = ...) -> None: ...
 
 class RenderRequest(_message.Message):
-    __slots__ = ("avatar", "pcm", "file", "format", "mode", "loop", "start_frame")
+    __slots__ = ("avatar", "pcm", "file", "format", "loop", "start_frame", "jpeg_quality")
     AVATAR_FIELD_NUMBER: _ClassVar[int]
     PCM_FIELD_NUMBER: _ClassVar[int]
     FILE_FIELD_NUMBER: _ClassVar[int]
     FORMAT_FIELD_NUMBER: _ClassVar[int]
-    MODE_FIELD_NUMBER: _ClassVar[int]
     LOOP_FIELD_NUMBER: _ClassVar[int]
     START_FRAME_FIELD_NUMBER: _ClassVar[int]
+    JPEG_QUALITY_FIELD_NUMBER: _ClassVar[int]
     avatar: str
     pcm: Pcm
     file: bytes
     format: RenderFormat
-    mode: str
     loop: str
     start_frame: int
-    def __init__(self, avatar: _Optional[str] = ..., pcm: _Optional[_Union[Pcm, _Mapping]] = ..., file: _Optional[bytes] = ..., format: _Optional[_Union[RenderFormat, str]] = ..., mode: _Optional[str] = ..., loop: _Optional[str] = ..., start_frame: _Optional[int] = ...) -> None: ...
+    jpeg_quality: int
+    def __init__(self, avatar: _Optional[str] = ..., pcm: _Optional[_Union[Pcm, _Mapping]] = ..., file: _Optional[bytes] = ..., format: _Optional[_Union[RenderFormat, str]] = ..., loop: _Optional[str] = ..., start_frame: _Optional[int] = ..., jpeg_quality: _Optional[int] = ...) -> None: ...
 
 class RenderResponse(_message.Message):
-    __slots__ = ("opened", "frames", "mp4")
+    __slots__ = ("opened", "frames", "progress", "mp4")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
     MP4_FIELD_NUMBER: _ClassVar[int]
     opened: RenderOpened
     frames: Frames
+    progress: RenderProgress
     mp4: bytes
-    def __init__(self, opened: _Optional[_Union[RenderOpened, _Mapping]] = ..., frames: _Optional[_Union[Frames, _Mapping]] = ..., mp4: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, opened: _Optional[_Union[RenderOpened, _Mapping]] = ..., frames: _Optional[_Union[Frames, _Mapping]] = ..., progress: _Optional[_Union[RenderProgress, _Mapping]] = ..., mp4: _Optional[bytes] = ...) -> None: ...
+
+class RenderProgress(_message.Message):
+    __slots__ = ("frames",)
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    frames: int
+    def __init__(self, frames: _Optional[int] = ...) -> None: ...
 
 class RenderOpened(_message.Message):
     __slots__ = ("width", "height", "fps_numerator", "fps_denominator", "frames")
@@ -194,7 +202,7 @@ class LiveResponse(_message.Message):
     def __init__(self, opened: _Optional[_Union[SessionOpened, _Mapping]] = ..., piece: _Optional[_Union[Piece, _Mapping]] = ..., event: _Optional[_Union[Event, _Mapping]] = ...) -> None: ...
 
 class SessionOpened(_message.Message):
-    __slots__ = ("avatar", "width", "height", "fps_numerator", "fps_denominator", "sample_rate", "channels", "sample_format", "picture", "prebuffer", "clock")
+    __slots__ = ("avatar", "width", "height", "fps_numerator", "fps_denominator", "sample_rate", "channels", "sample_format", "picture", "prebuffer", "clock", "sessions", "capacity")
     AVATAR_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
     HEIGHT_FIELD_NUMBER: _ClassVar[int]
@@ -206,6 +214,8 @@ class SessionOpened(_message.Message):
     PICTURE_FIELD_NUMBER: _ClassVar[int]
     PREBUFFER_FIELD_NUMBER: _ClassVar[int]
     CLOCK_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_FIELD_NUMBER: _ClassVar[int]
     avatar: str
     width: int
     height: int
@@ -217,7 +227,9 @@ class SessionOpened(_message.Message):
     picture: Picture
     prebuffer: float
     clock: Clock
-    def __init__(self, avatar: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., fps_numerator: _Optional[int] = ..., fps_denominator: _Optional[int] = ..., sample_rate: _Optional[int] = ..., channels: _Optional[int] = ..., sample_format: _Optional[_Union[SampleFormat, str]] = ..., picture: _Optional[_Union[Picture, str]] = ..., prebuffer: _Optional[float] = ..., clock: _Optional[_Union[Clock, str]] = ...) -> None: ...
+    sessions: int
+    capacity: int
+    def __init__(self, avatar: _Optional[str] = ..., width: _Optional[int] = ..., height: _Optional[int] = ..., fps_numerator: _Optional[int] = ..., fps_denominator: _Optional[int] = ..., sample_rate: _Optional[int] = ..., channels: _Optional[int] = ..., sample_format: _Optional[_Union[SampleFormat, str]] = ..., picture: _Optional[_Union[Picture, str]] = ..., prebuffer: _Optional[float] = ..., clock: _Optional[_Union[Clock, str]] = ..., sessions: _Optional[int] = ..., capacity: _Optional[int] = ...) -> None: ...
 
 class Piece(_message.Message):
     __slots__ = ("number", "time", "picture", "sound", "speaking", "utterance_end", "keyframe")

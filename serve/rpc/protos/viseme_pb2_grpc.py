@@ -62,8 +62,9 @@ class VisemeServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Render(self, request, context):
-        """Render one speech. Errors come as status codes: INVALID_ARGUMENT, NOT_FOUND (avatar),
-        RESOURCE_EXHAUSTED (too many renders), UNAVAILABLE (the server is ending).
+        """Render one speech. Errors come as status codes, with one line that says what was wrong:
+        INVALID_ARGUMENT, NOT_FOUND (avatar), RESOURCE_EXHAUSTED (too many renders), ABORTED (the render
+        failed), UNAVAILABLE (the server is ending).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -71,7 +72,9 @@ class VisemeServicer:
 
     def Live(self, request_iterator, context):
         """Talk: speech as it is spoken, frames when they are due. The first message opens the session.
-        It ends when the client has closed its side and all speech was shown, or with the call.
+        When the client has closed its side, its utterance ends, all speech is shown, and the status is
+        OK. Else: as of Render; RESOURCE_EXHAUSTED for too many sessions; ABORTED after too long without
+        a message, too long a session, or 10 s in which no piece could be sent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -5,6 +5,10 @@ from importlib.util import find_spec
 
 import pytest
 
+from engine import Avatar
+from engine.live import Live
+from tests.engine.tiny import write_avatar
+
 # GPU hosts may have none of the server's packages
 NEEDED = ("grpc", "grpc_tools", "pydantic", "engine.batches", "serve.errors", "serve.registry")
 collect_ignore_glob = [] if all(map(find_spec, NEEDED)) else ["*.py"]
@@ -53,3 +57,11 @@ def registry(server) -> "FakeRegistry":
 def client(server, registry, messages) -> Iterator["GoClient"]:
     with GoClient(server.port, messages) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory) -> Live:
+    """Small frames, and networks that show how loud the speech is."""
+    folder = write_avatar(tmp_path_factory.mktemp("serve") / "tiny")
+    with Live(Avatar.load(folder), precision="fp32") as live:
+        yield live
