@@ -12,7 +12,8 @@ from typing import NoReturn, ParamSpec, Self, TypeVar
 from .errors import InputError, printable
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
