@@ -71,10 +71,15 @@ def cut(frame: np.ndarray, box: Box) -> np.ndarray:
 def face_input(frame: np.ndarray, box: Box) -> tuple[np.ndarray, np.ndarray]:
     """Return the generator's input, (6, 320, 320) float32, and the (328, 328, 3) BGR crop."""
     crop = cv2.resize(cut(frame, box), (328, 328), interpolation=cv2.INTER_CUBIC)
+    return generator_input(crop), crop
+
+
+def generator_input(crop: np.ndarray) -> np.ndarray:
+    """Return (6, 320, 320) float32: the inner part of a crop, then the same with a mask."""
     roi = crop[4:324, 4:324].copy()
     masked = cv2.rectangle(roi.copy(), (5, 5), (314, 309), (0, 0, 0), -1)
     planes = np.concatenate([roi.transpose(2, 0, 1), masked.transpose(2, 0, 1)])
-    return planes.astype(np.float32) / 255.0, crop
+    return planes.astype(np.float32) / 255.0
 
 
 def direct_resize(image: np.ndarray, size: int) -> np.ndarray:
@@ -89,6 +94,14 @@ def direct_resize(image: np.ndarray, size: int) -> np.ndarray:
     return np.floor(both + 1e-6).astype(np.uint8)  # 1e-6: rounding errors must not lose a level
 
 
+def paste(crop: np.ndarray, generated: np.ndarray) -> np.ndarray:
+    """Paste a (3, 320, 320) generated ROI into a copy of the (328, 328, 3) crop."""
+    levels = np.nan_to_num(generated.astype(np.float32) * 255, nan=0.0)
+    face = crop.copy()
+    face[4:324, 4:324] = np.clip(levels, 0, 255).astype(np.uint8).transpose(1, 2, 0)
+    return face
+
+
 def composite(
     frame: np.ndarray,
     box: Box,
@@ -97,15 +110,12 @@ def composite(
     mode: str,
 ) -> np.ndarray:
     """Paste a (3, 320, 320) generated ROI into a copy of the BGR frame."""
-    levels = np.nan_to_num(generated.astype(np.float32) * 255, nan=0.0)
-    mouth = np.clip(levels, 0, 255).astype(np.uint8).transpose(1, 2, 0)
     x0, y0, x1, y1 = box
+    face = paste(crop, generated)
     if mode == "crop":
-        face = crop.copy()
-        face[4:324, 4:324] = mouth
         patch: np.ndarray = cv2.resize(face, (x1 - x0, y1 - y0), interpolation=cv2.INTER_CUBIC)
     else:
-        patch = direct_resize(mouth, x1 - x0)
+        patch = direct_resize(face[4:324, 4:324], x1 - x0)
     height, width = frame.shape[:2]
     finished = frame.copy()
     top, left, bottom, right = max(y0, 0), max(x0, 0), min(y1, height), min(x1, width)

@@ -6,11 +6,14 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
-from typing import NoReturn
+from concurrent.futures import ThreadPoolExecutor
+from typing import NoReturn, ParamSpec, Self, TypeVar
 
 from .errors import InputError, printable
 
 ENDING = (signal.SIGTERM, signal.SIGHUP)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,6 +25,7 @@ class Parser(argparse.ArgumentParser):
 
 def run(work: Callable[[], object], *, interrupted: str) -> int:
     """Do a command's work, and print errors and warnings as one line each on stderr.
+
     Args:
         work: raises InputError or OSError for errors that a user can fix.
         interrupted: a description of the state after Ctrl-C.
@@ -51,6 +55,29 @@ def run(work: Callable[[], object], *, interrupted: str) -> int:
         print(printable(f"interrupted: {interrupted}"), file=sys.stderr)
         return 130
     return 0
+
+
+class Apart:
+    """Makes calls in a thread of its own, and waits for each.
+
+    For calls into PyAV, which may swallow what a signal's handler raises, so that Ctrl-C is lost.
+    Handlers run in the main thread, which waits here meanwhile. A context manager; at its end it
+    waits for the call that a signal interrupted.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "viseme-apart")
+        # Started before the first call: one that is interrupted while it starts is not waited for.
+        self._thread.submit(int).result()
+
+    def __call__(self, call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+        return self._thread.submit(call, *arguments, **options).result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
 
 
 def program(main: Callable[[], int]) -> NoReturn:

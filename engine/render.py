@@ -18,7 +18,7 @@ from tqdm import tqdm
 from kernels import COMPOSITE_MODES, CompositeMode
 
 from .avatar import Avatar
-from .command import Parser, program, run
+from .command import Apart, Parser, program, run
 from .device.host_copy import copy_to_host
 from .device.stopwatch import Stopwatch
 from .errors import DeviceError, printable
@@ -103,7 +103,8 @@ def render(
     check_output(Path(output), audio, avatar)
     with ExitStack() as outputs:
         # Speech and folders first, so that their errors come before the networks are opened.
-        pcm = load_pcm(audio, track=audio_track)
+        with Apart() as apart:
+            pcm = apart(load_pcm, audio, track=audio_track)
         speech_read = time.perf_counter() - begin
         image_writer = None
         if images:
@@ -153,12 +154,13 @@ def _write(
     stopwatch: Stopwatch,
     bar: "tqdm[NoReturn]",
 ) -> None:
-    for frames, pixels in copy_to_host(batches):
-        with stopwatch.stage("write", host=True):
-            video.write(pixels)
-            if images:
-                images.write(frames, pixels)
-        bar.update(len(pixels))
+    with Apart() as apart:
+        for frames, pixels in copy_to_host(batches):
+            with stopwatch.stage("write", host=True):
+                apart(video.write, pixels)
+                if images:
+                    images.write(frames, pixels)
+            bar.update(len(pixels))
 
 
 def _describe(pipeline: Pipeline) -> str:

@@ -34,7 +34,13 @@ class CheckpointError(ValueError):
     name."""
 
 
-def load(path: str | os.PathLike[str], kind: str | None = None) -> nn.Module:
+class PickleError(CheckpointError):
+    """The file is a pickle."""
+
+
+def load(
+    path: str | os.PathLike[str], kind: str | None = None, *, pickles: bool = True
+) -> nn.Module:
     """Load a network from a checkpoint.
 
     The format is recognized by the file's content, not by its name. Pickles are read with
@@ -42,12 +48,15 @@ def load(path: str | os.PathLike[str], kind: str | None = None) -> nn.Module:
     weights (NumPy scalars and arrays, paths, dates, namespaces, defaultdicts) are skipped.
 
     A file may come from anyone: it has at most 2 GiB, also uncompressed, 100 000 entries, and
-    300 characters in the name of a weight.
+    300 characters in the name of a weight. A pickle may still be made to take any time to read: a
+    tuple that holds itself twice, many times over, is short, but not its hash. So a server reads
+    pickles in a process of their own (`python -m models`).
 
     Args:
         path: a .pth or .pt file (a state dict, or a training checkpoint with one inside, with or
             without the prefixes of wrappers) or a .safetensors file, in any float dtype.
         kind: "generator" or "audio_encoder"; None to recognize it by the names of the weights.
+        pickles: whether to read .pth and .pt files; if not, they raise `PickleError`.
 
     Returns:
         A `Generator` or `AudioEncoder` in eval mode, float32, on the CPU.
@@ -60,7 +69,7 @@ def load(path: str | os.PathLike[str], kind: str | None = None) -> nn.Module:
     if kind is not None and kind not in _NETWORKS:
         raise ValueError(f"kind is {kind!r}; expected one of: {', '.join(_NETWORKS)}, None")
     path = Path(path)
-    content = _read(path)
+    content = _read(path, pickles)
     candidates = [_without_prefix(tensors) for tensors in _state_dicts(path, content)]
     if not candidates:
         raise CheckpointError(f"{path}: has no weights{_guess_without_weights(content)}")
@@ -125,7 +134,7 @@ def save(module: nn.Module, path: str | os.PathLike[str], *, precision: str = "f
         part.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> object:
+def _read(path: Path, pickles: bool) -> object:
     """Read a checkpoint file of any format."""
     try:
         status = path.stat()
@@ -164,6 +173,8 @@ def _read(path: Path) -> object:
     # torch.save writes a zip archive; older versions wrote a pickle.
     if not head.startswith((b"PK\x03\x04", b"\x80")):
         raise CheckpointError(f"{path}: not a checkpoint file{_guess_from_suffix(path)}")
+    if not pickles:
+        raise PickleError(f"{path}: is a pickle; expected a safetensors file")
     try:
         with warnings.catch_warnings():  # about TorchScript files, which are refused below
             warnings.simplefilter("ignore")

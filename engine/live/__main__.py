@@ -5,7 +5,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..avatar import Avatar
-from ..command import Parser, program, run
+from ..command import Apart, Parser, program, run
 from ..errors import InputError, printable
 from ..files import check_output
 from ..media import h264
@@ -76,15 +75,11 @@ def _receive(
         Seconds from the first sample of speech to the frame that plays it; None without speech.
     """
     delay, ends = None, 0
-    # In a thread of its own, because PyAV may swallow what a signal raises: Ctrl-C would be lost.
-    with (
-        tqdm(unit=" frames", disable=None if progress else True) as bar,
-        ThreadPoolExecutor(1, "viseme-write") as writing,
-    ):
+    with tqdm(unit=" frames", disable=None if progress else True) as bar, Apart() as apart:
         for piece in session:
             if delay is None and piece.speaking:
                 delay = time.monotonic() - feeder.begin
-            writing.submit(writer.write, piece).result()
+            apart(writer.write, piece)
             bar.update()
             ends += piece.end
             if feeder.done and ends >= feeder.utterances:

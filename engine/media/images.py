@@ -28,7 +28,8 @@ class ImageWriter:
         quality: JPEG quality, 1 to 100. Chroma is not subsampled.
 
     Raises:
-        InputError: the folder exists and is not empty, or cannot be created.
+        InputError: the folder exists and is not empty, is a link or a mount point, or cannot be
+            created.
     """
 
     def __init__(self, folder: str | os.PathLike, kind: str, *, quality: int = QUALITY):
@@ -39,6 +40,10 @@ class ImageWriter:
         if kind == "jpg":
             self._options = {"quality": quality, "subsampling": 0}
         self._encoder: GpuJpegEncoder | None = None
+        # Neither can be replaced by a folder, which would be noticed only at the end.
+        if self.folder.is_symlink() or self.folder.is_mount():
+            kind = "a link" if self.folder.is_symlink() else "a mount point"
+            raise InputError(f"{folder} is {kind}; expected a new name or an empty folder")
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise InputError(f"{folder} exists; expected a new name or an empty folder")
         self._whole = whole(self.folder)

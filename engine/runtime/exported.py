@@ -2,8 +2,6 @@
 
 import hashlib
 import os
-import signal
-import subprocess
 import sys
 import tempfile
 import zlib
@@ -12,6 +10,7 @@ from pathlib import Path
 from ..cache import cache_folder, remove_leftovers
 from ..errors import InputError, printable
 from ..reading import open_regular
+from .limited import run_limited
 from .signature import Signature
 
 MAX_BYTES = 2 << 30  # of a checkpoint, as in `models.checkpoint`
@@ -117,38 +116,13 @@ def _run(signature: Signature, path: Path, copy: Path, made: Path, precision: st
     Raises:
         InputError: it cannot be exported.
     """
-    home = str(Path(__file__).resolve().parents[2])
-    search = [home, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    environment = {"PYTHONPATH": os.pathsep.join(search), "PYTHONIOENCODING": "utf-8"}
-    script = Path(__file__).resolve().with_name("export_process.py")
-    # An export.py or onnx.py in the user's working folder must not be run. Therefore -P, which
-    # keeps Python from searching beside the script, and absolute entries in PYTHONPATH.
-    command = [sys.executable, "-P", str(script), str(os.getpid()), signature.option]
-    command += [str(copy.resolve()), "-o", str(made.resolve()), "--precision", precision]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=copy.parent,
-            env={**os.environ, **environment},
-            capture_output=True,
-            encoding="utf-8",
-            errors="backslashreplace",
-            timeout=TIMEOUT,
-        )
-    except subprocess.TimeoutExpired:
-        raise InputError(
-            f"{path} was not exported to ONNX within {TIMEOUT / 60:g} minutes"
-        ) from None
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        raise InputError(
-            f"{path} was not exported to ONNX: its process was ended by {name}, perhaps because "
-            "of too little memory"
-        )
-    lines = done.stderr.strip().splitlines() or [f"export ended with {done.returncode}"]
-    line = lines[-1].removeprefix("error: ")
-    line = line.replace(printable(copy.resolve()), str(path.resolve()))
-    if done.returncode == 2:
-        raise InputError(line)
-    if done.returncode != 0 or not made.exists():
-        raise InputError(f"{path} was not exported to ONNX: {line}")
+    source, target = str(copy.resolve()), str(made.resolve())
+    run_limited(
+        "export",
+        *(signature.option, source, "-o", target, "--precision", precision),
+        file=copy,
+        path=path,
+        made=made,
+        aim="exported to ONNX",
+        seconds=TIMEOUT,
+    )

@@ -1,5 +1,6 @@
 """PyTorch: run checkpoints on any device."""
 
+import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,9 +14,11 @@ from models.batch_norm import fold_batch_norms
 from ..device.batch_sizes import BATCH_SIZES, round_up_to
 from ..errors import InputError
 from .batching import pad_batch
+from .limited import run_limited
 from .sharing import SharedCache
 from .signature import Signature
 
+TIMEOUT = 5 * 60  # seconds to read a pickle; one of 2 GiB takes less than one minute
 # Shared, because compiling a module for a GPU takes minutes.
 _modules: "SharedCache[nn.Module | Compiled]" = SharedCache()
 
@@ -49,16 +52,36 @@ class TorchNetwork:
 def _new_module(
     kind: str, path: Path, device: torch.device, dtype: torch.dtype
 ) -> "nn.Module | Compiled":
-    try:
-        module: nn.Module = checkpoint.load(path, kind)
-    except checkpoint.CheckpointError as error:
-        raise InputError(str(error)) from error
+    module = _load(kind, path)
     on_gpu = device.type == "cuda"
     if on_gpu:
         # Fold before rounding, because a variance may exceed float16's range.
         fold_batch_norms(module.double())
     module = module.to(device, dtype).to(memory_format=torch.channels_last).requires_grad_(False)
     return Compiled(module) if on_gpu else module
+
+
+def _load(kind: str, path: Path) -> nn.Module:
+    """Load a checkpoint. Pickles, which may be made to never end, become a safetensors file first,
+    in a process with limits."""
+    try:
+        return checkpoint.load(path, kind, pickles=False)
+    except checkpoint.PickleError:
+        pass
+    except checkpoint.CheckpointError as error:
+        raise InputError(str(error)) from error
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "made.safetensors"
+        run_limited(
+            "models",
+            *(kind.replace("_", "-"), str(path.resolve()), "-o", str(made)),
+            file=path.resolve(),
+            path=path,
+            made=made,
+            aim="read",
+            seconds=TIMEOUT,
+        )
+        return checkpoint.load(made, kind, pickles=False)
 
 
 class Compiled:

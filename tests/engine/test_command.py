@@ -160,7 +160,7 @@ def test_errors_whose_names_cannot_be_printed(command, tmp_path, ascii_only):
 def test_every_command_is_run_as_a_program():
     """Except `kernels.compile`, which may not import `engine`, and prints no file names, and the
     script that runs `export`."""
-    own = {ROOT / "kernels" / "compile.py", ROOT / "engine" / "runtime" / "export_process.py"}
+    own = {ROOT / "kernels" / "compile.py", ROOT / "engine" / "runtime" / "limited_process.py"}
     rooms = ("kernels", "export", "engine", "train", "benchmarks", "examples")
     files = {path for room in rooms for path in (ROOT / room).rglob("*.py")}
     starts = {path: path.read_text().partition('if __name__ == "__main__":')[2] for path in files}

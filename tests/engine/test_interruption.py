@@ -14,6 +14,14 @@ from tests.conftest import ROOT
 from tests.engine import tiny
 
 
+@pytest.fixture(autouse=True)
+def hangups_end_what_is_started():
+    """Also where the tests are run by nohup: a signal that is handled here is not ignored there."""
+    before = signal.signal(signal.SIGHUP, lambda *_: None)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture(scope="module")
 def avatar(tmp_path_factory):
     return tiny.write_avatar(tmp_path_factory.mktemp("avatars") / "tiny")

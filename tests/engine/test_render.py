@@ -1,8 +1,11 @@
 """The command: its files, its output, and its errors."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -222,6 +225,7 @@ def test_bad_speech(native, tmp_path, capsys, make, message):
         (["--generator", "no.onnx"], "no.onnx (generator) does not exist"),
         (["--runtime", "torch"], "cannot run in PyTorch; expected a checkpoint"),
         (["--frames", "."], "exists; expected a new name or an empty folder"),
+        (["--frames", "/proc"], "/proc is a mount point; expected a new name or an empty folder"),
         (["--frames", "no/folder"], "cannot be created"),
         (["--jpeg", "."], "exists; expected a new name or an empty folder"),
         (["--jpeg", "images", "--quality", "0"], "quality is 0; expected 1 to 100"),
@@ -268,6 +272,50 @@ def test_inputs_are_not_overwritten(own, audio, tmp_path, capsys):
         before = out.read_bytes()
         assert render("--avatar", root, "--audio", spoken, "-o", out) == 2
         assert message in capsys.readouterr().err and out.read_bytes() == before
+
+
+@pytest.mark.parametrize("target", ["empty", "nowhere"])
+def test_a_link_as_the_folder_of_images(native, audio, tmp_path, capsys, monkeypatch, target):
+    """A folder cannot replace it, which otherwise would be noticed only after the render."""
+    monkeypatch.setattr("engine.render.Avatar.load", None)
+    (tmp_path / "empty").mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    options = ["-o", tmp_path / "o.mp4", "--frames", link]
+    assert render("--avatar", native, "--audio", audio, *options) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"error: {link} is a link; expected a new name or an empty folder"
+    assert {path.name for path in tmp_path.iterdir()} == {"empty", "link"} and link.is_symlink()
+
+
+@pytest.mark.parametrize("place", ["engine.render.load_pcm", "engine.render.VideoWriter.write"])
+def test_ctrl_c_that_pyav_swallows(native, audio, tmp_path, capsys, monkeypatch, place):
+    """What a signal's handler raises inside PyAV may be ignored, as here."""
+    interrupted = threading.Event()
+
+    def swallow(*_, **__) -> torch.Tensor:
+        try:
+            for _ in range(300):  # one that comes before the main thread waits is handled later
+                os.kill(os.getpid(), signal.SIGINT)
+                if interrupted.wait(timeout=0.1):
+                    break
+        except KeyboardInterrupt:
+            pass
+        return torch.zeros(16000)
+
+    def handler(*_) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, swallow)
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        assert render("--avatar", native, "--audio", audio, "-o", tmp_path / "o.mp4") == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "interrupted: nothing was written" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert not [t for t in threading.enumerate() if t.name.startswith("viseme-apart")]
 
 
 def test_system_errors_are_one_line(native, audio, tmp_path, capsys, monkeypatch):

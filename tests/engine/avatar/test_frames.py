@@ -1,6 +1,7 @@
 """Frames on demand: any order, bounded memory, damaged files."""
 
 import random
+import warnings
 from fractions import Fraction
 from threading import Thread
 
@@ -53,6 +54,18 @@ def test_video_in_any_order(tmp_path, numbered, order, frames_kept, options):
         assert np.array_equal(read(cache, some), numbered[some])
         assert len(cache._kept) <= frames_kept
         assert cache._bytes == len(cache._kept) * frame_bytes
+
+
+def test_too_few_keyframes(tmp_path):
+    frames = np.zeros((310, 48, 64, 3), np.uint8)
+    message = "301 frames from one keyframe to the next, which makes backward playback slow"
+    with pytest.warns(UserWarning, match=message) as caught:
+        VideoFile(write_video(tmp_path / "few.mp4", frames, g="301"))
+    (warning,) = caught
+    assert str(warning.message).endswith(": ffmpeg -i IN -c:v libx264 -crf 12 -g 25 -an OUT.mp4")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        VideoFile(write_video(tmp_path / "enough.mp4", frames, g="300"))
 
 
 def test_forward_decodes_each_frame_once(tmp_path, numbered, monkeypatch):

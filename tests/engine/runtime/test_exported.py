@@ -14,8 +14,8 @@ import pytest
 
 from engine.cache import LEFTOVER_AGE, cache_folder, remove_leftovers
 from engine.errors import InputError
-from engine.runtime import export_process
 from engine.runtime import exported as module
+from engine.runtime import limited, limited_process
 from engine.runtime.exported import exported
 from engine.runtime.signature import AUDIO_ENCODER
 
@@ -181,7 +181,7 @@ def test_an_export_that_does_not_end(source, cache, monkeypatch):
 
 def test_an_export_ended_by_the_system(source, cache, monkeypatch):
     done = SimpleNamespace(returncode=-signal.SIGKILL, stderr="loading a.pth\n")
-    monkeypatch.setattr(module.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(limited.subprocess, "run", lambda *_, **__: done)
     with pytest.raises(InputError, match=r"ended by SIGKILL, perhaps because of too little memory"):
         exported(AUDIO_ENCODER, source, "fp32")
     assert list(cache.iterdir()) == []
@@ -204,15 +204,15 @@ def package(tmp_path) -> Path:
 def test_the_export_ends_with_its_parent(package):
     start = (
         "import os, subprocess, sys\n"
-        f"subprocess.run([sys.executable, '-P', {export_process.__file__!r}, str(os.getpid()), "
-        "'generator'])"
+        f"subprocess.run([sys.executable, '-P', {limited_process.__file__!r}, str(os.getpid()), "
+        "'export', 'generator'])"
     )
     environment = {**os.environ, "PYTHONPATH": str(package)}
     parent = subprocess.Popen(
         [sys.executable, "-c", start], env=environment, stdout=subprocess.PIPE, text=True
     )
     child, limit, argument = parent.stdout.readline().split()
-    assert (int(limit), argument) == (export_process.MAX_BYTES, "generator")
+    assert (int(limit), argument) == (limited_process.MAX_BYTES, "generator")
     assert Path(f"/proc/{child}").exists()
     parent.kill()
     parent.wait()
@@ -229,7 +229,7 @@ def test_the_export_ends_with_its_parent(package):
 def test_an_export_without_its_parent(package):
     """The parent ended before the export could ask to be told."""
     done = subprocess.run(
-        [sys.executable, "-P", export_process.__file__, "1", "generator"],
+        [sys.executable, "-P", limited_process.__file__, "1", "export", "generator"],
         env={**os.environ, "PYTHONPATH": str(package)},
         capture_output=True,
         timeout=30,

@@ -1,12 +1,15 @@
 """Networks from people who are not trusted, and networks that fail while they run."""
 
 import os
+import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+import safetensors.torch
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
@@ -42,6 +45,44 @@ def test_checkpoints_are_opened(checkpoints):
     path = checkpoints["audio_encoder"]
     network = open_network(AUDIO_ENCODER, path, device=CPU, trusted=False, runtime="torch")
     assert network(torch.zeros(1, 1, 80, 16), out=torch.empty(1, 512)).isfinite().all()
+
+
+def test_a_pickle_equals_the_same_weights_as_safetensors(checkpoints, tmp_path):
+    """It is read in a process of its own."""
+    weights = safetensors.torch.load_file(checkpoints["audio_encoder"])
+    torch.save({"state_dict": weights}, tmp_path / "a.pth")
+    mel = torch.rand(3, 1, 80, 16, generator=torch.Generator().manual_seed(0))
+    features = []
+    for path in (checkpoints["audio_encoder"], tmp_path / "a.pth"):
+        network = open_network(AUDIO_ENCODER, path, device=CPU, trusted=False, runtime="torch")
+        features.append(network(mel, out=torch.empty(3, 512)).clone())
+    assert torch.equal(*features) and features[0].std() > 0
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_a_pickle_that_takes_years(tmp_path, monkeypatch):
+    """A tuple that holds itself twice, 100 times over, is short; its hash takes 2^100 steps."""
+    key: tuple = ()
+    for _ in range(100):
+        key = (key, key)
+    pickled = pickle.dumps([key], protocol=2)
+    # {key: None}, which `pickle` cannot write, because it would hash the key
+    assert pickled.startswith(b"\x80\2]") and pickled.endswith(b"a.")
+    torch.save({}, tmp_path / "x.pth")
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+        archive.writestr("x/data.pkl", b"\x80\2}" + pickled[3:-2] + b"Ns.")
+        archive.writestr("x/version", b"3\n")
+    monkeypatch.setattr("engine.runtime.torch.TIMEOUT", 3)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^x\.pth was not read within 0\.05 minutes$"):
+        open_network(AUDIO_ENCODER, Path("x.pth"), device=CPU, trusted=False, runtime="torch")
+
+
+def test_a_pickle_with_code(tmp_path, monkeypatch):
+    torch.save({"w": os.system}, tmp_path / "x.pth")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^x\.pth: refused, because it contains posix\.system"):
+        open_network(AUDIO_ENCODER, Path("x.pth"), device=CPU, trusted=False, runtime="torch")
 
 
 @pytest.mark.parametrize("trusted", [True, False])
