@@ -15,8 +15,8 @@ serve: $(VENV)/.ready ## serve the demo avatar at 127.0.0.1, until Ctrl-C
 	$(RUN) serve
 
 test: $(VENV)/.ready ## everything that runs without a GPU; the GPU tests skip
-	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(RUN) pytest -n 2 tests/kernels/fused
+	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile --max-worker-restart 0
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(RUN) pytest -n 2 --max-worker-restart 0 tests/kernels/fused
 	$(RUN) kernels.compile --arch 89,90
 
 lint: $(VENV)/.ready

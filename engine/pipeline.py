@@ -231,7 +231,7 @@ class Pipeline:
         total, fps = len(numbers), float(self.avatar.fps)
         feature_count = total - 2  # the first and the last one count twice
         start = encoded = _first_feature(skip)
-        encoder_check, generator_check = self.checks(total, skip)
+        encoder_check, generator_check = self.checks(total, skip=skip)
         with self._admission.admit(), self._take_buffers(total) as buffers:
             tensors, executor = buffers.tensors, buffers.executor
             with executor.on_current_stream():

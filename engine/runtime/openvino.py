@@ -76,7 +76,7 @@ class _Compiled:
 
     def __init__(self, signature: Signature, path: Path, precision: str, threads: int):
         self._path = path
-        core = openvino.Core()
+        core = _core()
         try:
             model = core.read_model(path)
         except Exception as error:  # OpenVINO raises RuntimeError for every fault
@@ -136,9 +136,20 @@ class _Value:
 
 
 @cache
+def _core() -> openvino.Core:
+    """Return the one core of this process, which is never freed.
+
+    The CPU plugin gives a stack for signal handlers to the thread that creates it, and unmaps this
+    stack in whichever thread frees it. The next signal in the first thread would then end the
+    process, because Python's handlers use that stack.
+    """
+    return openvino.Core()
+
+
+@cache
 def has_bf16() -> bool:
     """Return whether this CPU multiplies bfloat16 in hardware, and oneDNN may use it."""
     isa = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
     if isa not in ("", "ALL", "DEFAULT") and "BF16" not in isa and "AMX" not in isa:
         return False  # OpenVINO ignores the limit, and fails when it compiles a network
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")

@@ -1,6 +1,8 @@
 """OpenVINO against ONNX Runtime: results for any batch, and unsupported combinations."""
 
 import json
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -157,3 +159,30 @@ def test_bf16_that_onednn_must_not_use(networks, monkeypatch, isa):
             open_network(GENERATOR, networks["generator"], device=CPU, precision="bf16")
     finally:
         openvino_runtime.has_bf16.cache_clear()
+
+
+SIGNAL_AFTER_A_NETWORK = """
+import gc, os, signal, sys, threading
+from pathlib import Path
+
+import torch
+
+from engine.runtime import open_network
+from engine.runtime.signature import AUDIO_ENCODER
+
+signal.signal(signal.SIGUSR1, lambda *_: print("handled", flush=True))
+cpu = torch.device("cpu")
+networks = [open_network(AUDIO_ENCODER, Path(sys.argv[1]), device=cpu, runtime="openvino")]
+thread = threading.Thread(target=networks.clear)
+thread.start()
+thread.join()
+gc.collect()
+os.kill(os.getpid(), signal.SIGUSR1)
+print("alive")
+"""
+
+
+def test_signals_after_another_thread_has_freed_a_network(networks):
+    command = [sys.executable, "-c", SIGNAL_AFTER_A_NETWORK, str(networks["audio_encoder"])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (0, "handled\nalive\n"), done.stderr
