@@ -27,7 +27,8 @@ import kernels
 from benchmarks import frame_loop, runner, timing
 from engine import Avatar, Pipeline
 from engine.device.stopwatch import Stopwatch
-from engine.pipeline import ENCODER_BATCH, frame_numbers
+from engine.loop import frame_numbers
+from engine.pipeline import ENCODER_BATCH
 from engine.runtime import Network, open_network
 from engine.runtime.exported import exported
 from engine.runtime.signature import AUDIO_ENCODER, GENERATOR, Signature

@@ -3,8 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
-from itertools import cycle, islice
-from typing import Literal, get_args
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -30,13 +29,12 @@ from .device.memory import Shapes
 from .device.stopwatch import Stopwatch
 from .errors import InputError, shortened
 from .forks import check_fork
+from .loop import Loop, frame_numbers
 from .pcm import load_pcm
 from .runtime import Network, open_network
 from .runtime.output_check import OutputCheck, write_ranges
 from .runtime.signature import AUDIO_ENCODER, GENERATOR
 
-Loop = Literal["pingpong", "wrap"]
-LOOPS: tuple[Loop, ...] = get_args(Loop)
 # Mel windows per encoder call. Larger than the frame batch, because the cost of a call is reading
 # the weights.
 ENCODER_BATCH = ENCODER_BATCH_SIZES[-1]
@@ -378,25 +376,3 @@ def _network(
         write_ranges(out, *ranges)
 
     return Part(name, work, capturable=network.capturable, stream=network.stream)
-
-
-def frame_numbers(count: int, loop: Loop = "pingpong", start: int | None = None) -> Iterator[int]:
-    """Return the number of the avatar's frame for each video frame, without end.
-
-    Args:
-        count: frames of the avatar.
-        loop: "pingpong": start, start + 1, ..., count - 1, count - 2, ..., 0, 1, ...; "wrap":
-            start, start + 1, ... modulo count.
-        start: by default 1 for "pingpong" (0 for a single frame), 0 for "wrap".
-
-    Raises:
-        InputError: `loop` is another word, or `start` is not one of the frames.
-    """
-    if loop not in LOOPS:
-        raise InputError(f"loop is {loop!r}; expected one of: {', '.join(LOOPS)}")
-    if start is None:
-        start = min(1, count - 1) if loop == "pingpong" else 0
-    if not 0 <= start < count:
-        raise InputError(f"start frame is {start}; expected 0 to {count - 1}")
-    back = range(count - 2, 0, -1) if loop == "pingpong" else ()
-    return islice(cycle([*range(count), *back]), start, None)

@@ -23,10 +23,11 @@ from .device.host_copy import copy_to_host
 from .device.stopwatch import Stopwatch
 from .errors import DeviceError, printable
 from .files import check_output
+from .loop import LOOPS, Loop
 from .media.images import IMAGE_FORMATS, QUALITY, ImageWriter
 from .media.video import VideoWriter
 from .pcm import load_pcm
-from .pipeline import LOOPS, Loop, Pipeline
+from .pipeline import Pipeline
 from .runtime import PRECISIONS, RUNTIMES
 
 StrPath = str | os.PathLike[str]

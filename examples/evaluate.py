@@ -24,7 +24,7 @@ from engine import Avatar, Pipeline
 from engine.command import Parser, program, run
 from engine.errors import InputError
 from engine.files import write_whole
-from engine.pipeline import frame_numbers
+from engine.loop import frame_numbers
 from export import ExportError, export
 
 from . import DEMO, KINDS, network_files

@@ -22,7 +22,7 @@ import torch
 import engine.live
 import kernels
 from engine import InputError
-from engine.pipeline import frame_numbers
+from engine.loop import frame_numbers
 from tests.conftest import DEMO, ROOT
 
 README = ROOT / "README.md"

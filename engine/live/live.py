@@ -11,7 +11,8 @@ import kernels
 from ..avatar import Avatar
 from ..errors import DeviceError, InputError
 from ..forks import check_fork, note_computing
-from ..pipeline import Loop, Pipeline, frame_numbers
+from ..loop import Loop, frame_numbers
+from ..pipeline import Pipeline
 from .convert import SpeechConverter
 from .features import FeatureStream
 from .gpu_renderer import GpuRenderer

@@ -17,10 +17,10 @@ from torch import Tensor
 
 import kernels
 from engine.live.convert import SpeechConverter
+from engine.loop import frame_numbers
 from engine.media.encode import EncoderPool, JpegEncoder
 from engine.media.video import VideoWriter
 from engine.pcm import load_pcm
-from engine.pipeline import frame_numbers
 
 from .. import config
 from ..decoding import decode, write_wav

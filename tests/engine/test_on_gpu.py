@@ -19,8 +19,8 @@ from engine.device.cuda_graphs import WARM_UPS, CudaGraphs
 from engine.device.host_copy import copy_to_host
 from engine.device.stopwatch import Stopwatch
 from engine.errors import DeviceError, InputError
+from engine.loop import frame_numbers
 from engine.media import images
-from engine.pipeline import frame_numbers
 from engine.plans.edition import EDITIONS, gpu_architecture
 from engine.runtime import RUNTIMES
 from engine.runtime.output_check import write_ranges

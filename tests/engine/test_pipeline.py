@@ -12,7 +12,7 @@ import torch
 import kernels
 from benchmarks import frame_loop
 from engine import Avatar, InputError, Pipeline
-from engine.pipeline import frame_numbers
+from engine.loop import frame_numbers
 from models import checkpoint
 from tests.conftest import DEMO, ROOT
 from tests.engine.tiny import write_avatar, write_speech

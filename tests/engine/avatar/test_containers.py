@@ -11,8 +11,8 @@ import pytest
 
 from engine import InputError
 from engine.avatar.frames import FrameCache, VideoFile
+from engine.loop import frame_numbers
 from engine.media.video import Video
-from engine.pipeline import frame_numbers
 from tests.engine.videos import (
     CASES,
     change_packet,

@@ -11,7 +11,7 @@ import pytest
 
 from engine import InputError
 from engine.avatar.frames import FrameCache, VideoFile
-from engine.pipeline import frame_numbers
+from engine.loop import frame_numbers
 from tests.engine.files import write_video
 
 

@@ -26,7 +26,7 @@ from PIL import Image
 from scipy.io import wavfile
 
 from engine.live.__main__ import main
-from engine.pipeline import frame_numbers
+from engine.loop import frame_numbers
 from tests.conftest import DEMO, ROOT
 
 RATE = 24000
