@@ -52,7 +52,13 @@ class ServedAvatar:
 
 
 def load_avatar(
-    name: str, model: Model, config: Config, gpu: int, scheduler: Scheduler
+    name: str,
+    model: Model,
+    config: Config,
+    gpu: int,
+    scheduler: Scheduler,
+    *,
+    made: Callable[[int], object] = lambda frames: None,
 ) -> ServedAvatar:
     """Load an avatar of the configuration. It is warm when this returns.
 
@@ -64,6 +70,7 @@ def load_avatar(
         name: its name, for messages.
         gpu: number of the GPU; ignored where the server uses the CPU.
         scheduler: of this device; it runs.
+        made: as in `SharedBatches`.
 
     Raises:
         InputError: a file is missing, damaged or does not fit the others.
@@ -71,7 +78,7 @@ def load_avatar(
     """
     device = torch.device(device_name(config, gpu))
     if device.type == "cpu":
-        return _load(name, model, config, gpu, scheduler, device, lambda: 0)
+        return _load(name, model, config, gpu, scheduler, device, lambda: 0, made)
     with _loading[str(device)], torch.cuda.device(device):
         torch.cuda.empty_cache()  # what PyTorch keeps of others would hide what this one takes
         before = torch.cuda.mem_get_info(device)[0]
@@ -84,6 +91,7 @@ def load_avatar(
                 scheduler,
                 device,
                 lambda: before - torch.cuda.mem_get_info(device)[0],
+                made,
             )
         except torch.OutOfMemoryError as error:
             raise DeviceFull(f"model {name!r} does not fit {device}: {one_line(error)}") from None
@@ -97,6 +105,7 @@ def _load(
     scheduler: Scheduler,
     device: torch.device,
     taken: Callable[[], int],
+    made: Callable[[int], object],
 ) -> ServedAvatar:
     avatar = _open(name, model, config, device)
     networks = config.networks
@@ -108,7 +117,7 @@ def _load(
         scheduler=scheduler,
     )
     try:
-        batches = SharedBatches(live.pipeline, quality=config.output.jpeg_quality)
+        batches = SharedBatches(live.pipeline, quality=config.output.jpeg_quality, made=made)
     except BaseException:
         live.close()
         raise

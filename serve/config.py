@@ -109,7 +109,8 @@ class Output(Section):
     jpeg_quality: 1 to 100.
     visual_layout: order of visual_frames: reference and masked ROI of each frame (interleaved),
         or all references, then all masked ones (planar).
-    audio_context_frames: frames of raw_audio before the first frame of a batch.
+    audio_context_frames: frames of raw_audio before the first frame of a batch, unless a request
+        says how many; at most as many as the number of that frame.
     """
 
     jpeg_quality: int = Field(75, ge=1, le=100)

@@ -174,6 +174,12 @@ class Registry:
         """Return all avatars of the configuration."""
         return [self._entry(known) for known in self._known.values()]
 
+    def peek(self, name: str) -> ServedAvatar | None:
+        """Return an avatar if it is loaded, without using it: it may be evicted at any time."""
+        known = self._known.get(name)
+        stay = known.stay if known is not None else None
+        return stay.served if stay is not None and stay.loaded else None
+
     def devices(self) -> list[DeviceUse]:
         """Return what is taken of the memory of each device."""
         return [

@@ -60,9 +60,10 @@ def avatars(config: Config, counted: metrics.Metrics) -> Avatars:
     from .avatar import load_avatar
     from .registry import Registry
 
-    def load(*arguments: Any) -> Any:  # in a thread
+    def load(name: str, *rest: Any) -> Any:  # in a thread
+        frames = counted.batch_frames.labels(name)
         with counted.load_seconds.time():
-            return load_avatar(*arguments)
+            return load_avatar(name, *rest, made=frames.observe)
 
     return Registry(config, load)
 
@@ -75,8 +76,11 @@ def services(registry: Any, config: Config, counted: metrics.Metrics) -> Service
 
     viseme = VisemeService(registry, config, counted)
 
+    def count(avatar: str, frames: int) -> None:
+        counted.frames.labels(avatar, "batch").inc(frames)
+
     def add(server: Any) -> None:
-        monolithic.add_to_server(registry, config, server)
+        monolithic.add_to_server(registry, config, server, count)
         viseme_pb2_grpc.add_VisemeServicer_to_server(viseme, server)
 
     return Services(

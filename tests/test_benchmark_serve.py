@@ -8,8 +8,6 @@ import torch
 
 pytest.importorskip("grpc")
 pytest.importorskip("pydantic")
-pytest.importorskip("engine.batches")
-pytest.importorskip("serve.avatar")
 from benchmarks import serve
 from tests.test_benchmark_live import Quick
 

@@ -45,6 +45,7 @@ class SharedBatches:
     Args:
         pipeline: of the avatar. Its batch size is the most frames in a batch.
         quality: of the JPEG files, 1 to 100. They are baseline, with chroma 4:2:0.
+        made: called with the number of frames of each batch, in the thread that makes them.
         encode: makes a file of an (H, W, 3) uint8 RGB frame, in several threads; by default JPEG.
 
     Attributes:
@@ -60,12 +61,14 @@ class SharedBatches:
         pipeline: Pipeline,
         *,
         quality: int = 75,
+        made: Callable[[int], object] = lambda frames: None,
         encode: Callable[[np.ndarray], bytes] | None = None,
     ):
         if not 1 <= quality <= 100:
             raise InputError(f"quality is {quality}; expected 1 to 100")
         note_computing()
         self._pipeline, device = pipeline, pipeline.device
+        self._on_made = made
         self._encode = encode or (lambda rgb: encode_jpeg(rgb, quality, "4:2:0"))
         self._gpu_encoder: GpuJpegEncoder | None = None
         if encode is None and device.type == "cuda" and on_gpu(device):
@@ -194,6 +197,7 @@ class SharedBatches:
             return
         made = self._maker.make(spans, stopwatch)
         self.sizes[len(made.frames)] += 1
+        self._on_made(len(made.frames))
         if made.wait is None:
             self._deliver(made)
         else:

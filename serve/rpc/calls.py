@@ -63,6 +63,7 @@ class Avatars(Protocol):
     def use(self, name: str, timeout: float | None = None) -> AbstractAsyncContextManager[Use]: ...
 
     def entries(self) -> list[Entry]: ...
+    def peek(self, name: str) -> Served | None: ...
 
 
 class Metrics(Protocol):
@@ -72,7 +73,6 @@ class Metrics(Protocol):
     late: Any
     skipped: Any
     underruns: Any
-    sessions: Any
 
 
 class Refused(Exception):

@@ -9,11 +9,10 @@ from typing import Any
 
 import grpc
 
-from engine.errors import InputError
 from engine.media.encode import EncoderPool
 
 from .. import config
-from .calls import Avatars, Code, Entry, Metrics, Refused, Served, Stream, invalid
+from .calls import Avatars, Code, Metrics, Refused, Served, Stream, invalid
 from .live import CLOCKS, LiveCall, choice
 from .protos import viseme_pb2 as pb
 from .protos import viseme_pb2_grpc
@@ -57,7 +56,7 @@ class VisemeService(viseme_pb2_grpc.VisemeServicer):
 
     async def ListAvatars(self, request: pb.ListAvatarsRequest, context: Any) -> Any:
         async with self._call(context):
-            avatars = [await self._describe(entry) for entry in self._registry.entries()]
+            avatars = [self._describe(entry.name) for entry in self._registry.entries()]
             return pb.ListAvatarsResponse(avatars=avatars)
 
     async def Render(self, request: pb.RenderRequest, context: Any) -> None:
@@ -97,7 +96,7 @@ class VisemeService(viseme_pb2_grpc.VisemeServicer):
             loop=chosen.loop,
             start_frame=chosen.start_frame,
         )
-        with session, self._metrics.sessions.labels(avatar=served.name).track_inprogress():
+        with session:
             avatar = served.avatar
             opened = pb.SessionOpened(
                 avatar=chosen.avatar,
@@ -143,25 +142,21 @@ class VisemeService(viseme_pb2_grpc.VisemeServicer):
             raise invalid(f"the first message is {kind or 'empty'}; expected open")
         return request.open
 
-    async def _describe(self, entry: Entry) -> pb.AvatarInfo:
+    def _describe(self, name: str) -> pb.AvatarInfo:
         """Describe an avatar; one that is not loaded by its name only."""
-        sessions = self._sessions[entry.name]
-        if not entry.loaded:
-            return pb.AvatarInfo(name=entry.name, sessions=sessions)
-        try:
-            async with self._registry.use(entry.name, self._limits.load_seconds) as use:
-                avatar = use.served.avatar
-                return pb.AvatarInfo(
-                    name=entry.name,
-                    loaded=True,
-                    width=avatar.width,
-                    height=avatar.height,
-                    fps=float(avatar.fps),
-                    sessions=sessions,
-                    capacity=self._capacity(use.served),
-                )
-        except InputError:  # it was unloaded in the meantime
-            return pb.AvatarInfo(name=entry.name, sessions=sessions)
+        served, sessions = self._registry.peek(name), self._sessions[name]
+        if served is None:
+            return pb.AvatarInfo(name=name, sessions=sessions)
+        avatar = served.avatar
+        return pb.AvatarInfo(
+            name=name,
+            loaded=True,
+            width=avatar.width,
+            height=avatar.height,
+            fps=float(avatar.fps),
+            sessions=sessions,
+            capacity=self._capacity(served),
+        )
 
     def _capacity(self, served: Served) -> int:
         return min(served.live.capacity(), self._limits.max_sessions)

@@ -9,7 +9,6 @@ import urllib.request
 
 import grpc
 import numpy as np
-import pytest
 
 from serve.rpc.protos import monolithic_pb2 as go
 from serve.rpc.protos import monolithic_pb2_grpc, viseme_pb2_grpc
@@ -22,9 +21,6 @@ SECONDS = 240  # to load the demo on a busy machine
 
 
 def test_the_demo(tmp_path):
-    pytest.importorskip("engine.batches")
-    pytest.importorskip("serve.registry")
-    pytest.importorskip("serve.rpc.viseme")
     log = tmp_path / "log"
     with (
         log.open("w") as errors,
@@ -55,11 +51,20 @@ def test_the_demo(tmp_path):
                 assert len(frames) == parts[0].opened.frames >= 8
                 assert all(frame.startswith(b"\xff\xd8") for frame in frames)
                 old = monolithic_pb2_grpc.MonolithicServiceStub(channel)
+                done = old.InferBatchComposite(
+                    go.CompositeBatchRequest(
+                        model_id="demo", batch_size=3, raw_audio=np.zeros(4000, "<f4").tobytes()
+                    ),
+                    timeout=SECONDS,
+                )
+                assert done.success and len(done.composited_frames) == 3, done.error
                 (model,) = old.ListModels(go.ListModelsRequest()).models
                 assert model.model_id == "demo" and model.loaded
             text = urllib.request.urlopen(page, timeout=SECONDS).read().decode()
             counted = samples(text)
             assert counted["viseme_frames_total", "demo", "render"] == len(frames)
+            assert counted["viseme_frames_total", "demo", "batch"] == 3
+            assert counted["viseme_batch_frames_sum", "demo"] == 3
             assert counted["viseme_loaded_avatars",] == 1
             assert counted["viseme_load_seconds_count",] == 1
             assert counted["viseme_device_bytes", "cpu"] > 1e8

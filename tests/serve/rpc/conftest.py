@@ -10,7 +10,7 @@ from engine.live import Live
 from tests.engine.tiny import write_avatar
 
 # GPU hosts may have none of the server's packages
-NEEDED = ("grpc", "grpc_tools", "pydantic", "engine.batches", "serve.errors", "serve.registry")
+NEEDED = ("grpc", "grpc_tools", "pydantic")
 collect_ignore_glob = [] if all(map(find_spec, NEEDED)) else ["*.py"]
 
 if not collect_ignore_glob:

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import grpc
@@ -42,13 +42,16 @@ class FakeRegistry:
         entries = [SimpleNamespace(name=name, loaded=True) for name in self.served]
         return entries + [SimpleNamespace(name=name, loaded=False) for name in self.others]
 
+    def peek(self, name: str) -> SimpleNamespace | None:
+        return self.served.get(name)
+
 
 class FakeMetrics:
     """Sums by metric and avatar (and kind)."""
 
     def __init__(self) -> None:
         self.sums: Counter[tuple[str, ...]] = Counter()
-        for name in ("frames", "late", "skipped", "underruns", "sessions"):
+        for name in ("frames", "late", "skipped", "underruns"):
             setattr(self, name, SimpleNamespace(labels=self._labels(name)))
 
     def _labels(self, name: str):
@@ -58,15 +61,7 @@ class FakeMetrics:
             def inc(count: float = 1) -> None:
                 self.sums[key] += count
 
-            @contextmanager
-            def track_inprogress() -> Iterator[None]:
-                inc()
-                try:
-                    yield
-                finally:
-                    inc(-1)
-
-            return SimpleNamespace(inc=inc, track_inprogress=track_inprogress)
+            return SimpleNamespace(inc=inc)
 
         return labels
 
@@ -91,7 +86,7 @@ class Server:
                 or self.service._calls
                 or self.service._renders
                 or +self.registry.in_use
-                or self.metrics.sums["sessions", "tiny"]
+                or self.service.sessions()
             ):
                 await asyncio.sleep(0.01)
 

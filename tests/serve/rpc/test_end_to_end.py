@@ -15,13 +15,11 @@ from PIL import Image
 import kernels
 from engine import Avatar, Pipeline
 from serve.config import Config
+from serve.registry import Registry
 from serve.rpc.monolithic import add_to_server
 from tests.engine.tiny import write_avatar
 from tests.serve.rpc.fakes import Running
 from tests.serve.rpc.go_client import GoClient, Messages
-
-pytest.importorskip("serve.avatar")
-from serve.registry import Registry
 
 QUALITY = 60
 FRAMES, BATCH, CONTEXT = 90, 15, 15  # a context of 15 frames holds all that a frame hears
