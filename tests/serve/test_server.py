@@ -158,17 +158,19 @@ def test_tokens(metadata, code):
             running.channel() as channel,
         ):
             viseme = viseme_pb2_grpc.VisemeStub(channel)
+            reflect = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+            question = reflection_pb2.ServerReflectionRequest(list_services="")
             calls = [
-                viseme.ListAvatars(pb.ListAvatarsRequest(), metadata=metadata),
-                viseme.Render(pb.RenderRequest(), metadata=metadata),
-                viseme.Live(iter([pb.LiveRequest(pcm=b"a")]), metadata=metadata),
-                reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(
-                    iter([reflection_pb2.ServerReflectionRequest(list_services="")]),
-                    metadata=metadata,
-                ),
+                lambda: viseme.ListAvatars(pb.ListAvatarsRequest(), metadata=metadata),
+                lambda: viseme.Render(pb.RenderRequest(), metadata=metadata),
+                lambda: viseme.Live(iter([pb.LiveRequest(pcm=b"a")]), metadata=metadata),
+                lambda: reflect(iter([question]), metadata=metadata),
             ]
             for call in calls:
-                found, details = await status_of(call)
+                # grpc.aio's client says this of a call that the server ends while it writes
+                while "Internal error from Core" in (status := await status_of(call())):
+                    pass
+                found, details = status
                 assert found == code and TOKEN not in details
                 assert code == Code.OK or "token" in details
             await until(lambda: ready(running))
