@@ -1,7 +1,8 @@
 """`python -m benchmarks.serve`: batches of frames through gRPC, next to the pipeline in Python.
 
 Its parts: `own` (the server cuts the faces from its own frames), `faces` (clients send them, 2.5 MB
-a frame) and `loading` (another avatar is loaded and unloaded again and again meanwhile).
+a frame) and `loading` (meanwhile another avatar, with networks of its own, is loaded every few
+seconds).
 
 The clients are another process. Each figure of gRPC is taken in turn with one of a render in this
 process by the same pipeline, whose frames are encoded as JPEG too; "share" is the ratio of both.
@@ -47,6 +48,7 @@ STAGES = {"own": "its own frames", "faces": "the clients' faces", "loading": "wh
 GRPC = f"{VISEME}, gRPC"
 MODEL, OTHER = "avatar", "other"
 QUALITY = 75
+PAUSE = 2.0  # seconds between two loads
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("torch", "triton", "onnxruntime", "tensorrt", "tensorrt_rtx", "grpc", "PIL", "numpy")
 T = TypeVar("T")
@@ -77,10 +79,10 @@ QUICK = ServeBudget(
 
 
 class Served:
-    """A server of two avatars that are the same, in a thread. A context manager.
+    """A server of two avatars, in a thread. A context manager.
 
     Args:
-        model: the avatar, as in a configuration.
+        model, other: the avatars, as in a configuration.
         gpus: how many there are to use.
 
     Attributes:
@@ -88,10 +90,10 @@ class Served:
         pipeline: of the avatar.
     """
 
-    def __init__(self, model: dict[str, Any], gpus: int):
+    def __init__(self, model: dict[str, Any], other: dict[str, Any], gpus: int):
         self.config = Config.model_validate(
             {
-                "models": {MODEL: model, OTHER: model},
+                "models": {MODEL: model, OTHER: other},
                 "gpus": {"count": gpus},
                 "output": {"jpeg_quality": QUALITY},
             }
@@ -123,9 +125,10 @@ class Served:
         await self._registry.close()
 
     async def load_and_unload(self, done: Callable[[], bool]) -> list[float]:
-        """Load the other avatar again and again; return how long each load took."""
+        """Load the other avatar every few seconds; return how long each load took."""
         seconds = []
         while not done():
+            await asyncio.sleep(PAUSE)
             use = await self._registry.load(OTHER)
             seconds.append(use.load_seconds)
             del use
@@ -256,8 +259,8 @@ def main() -> int:
     if device.type == "cpu":
         benchmark.leave_out("GPU", NO_GPU)
     with tempfile.TemporaryDirectory() as scratch:
-        model = _model(budget, Path(scratch))
-        with Served(model, int(device.type == "cuda")) as served:
+        model, other = (_model(budget, Path(scratch) / name) for name in (MODEL, OTHER))
+        with Served(model, other, int(device.type == "cuda")) as served:
             benchmark.measure(jobs(served, tuple(chosen.parts), budget), budget)
     benchmark.finish(
         "frames a second", "frames a second", lambda _: {}, over="clients", scale="linear"
@@ -266,17 +269,19 @@ def main() -> int:
 
 
 def _model(budget: ServeBudget, scratch: Path) -> dict[str, Any]:
-    """Return the demo; in a quick run, frames made of its person."""
+    """Return the demo with its own copies of the networks; in a quick run, with frames made of its
+    person."""
+    scratch.mkdir()
     (size,) = budget.sizes
-    if size == FRAME:
-        return {"avatar": DEMO}
     networks = {kind: Path(shutil.copy(path, scratch)) for kind, path in network_files().items()}
-    scene = providers.make_scene(scratch / "avatar", networks, *size, budget.avatar)
-    return {
-        "avatar": scene.folder,
+    own = {
         "model_path": networks[GENERATOR.kind],
         "audio_encoder": networks[AUDIO_ENCODER.kind],
     }
+    if size == FRAME:
+        return {"avatar": DEMO, **own}
+    scene = providers.make_scene(scratch / "avatar", networks, *size, budget.avatar)
+    return {"avatar": scene.folder, **own}
 
 
 if __name__ == "__main__":
