@@ -118,7 +118,7 @@ class Served:
         self.port = self._server.add_insecure_port("127.0.0.1:0")
         await self._server.start()
         use = await self._registry.load(MODEL)
-        self.pipeline = use.served.live.pipeline
+        self.pipeline = use.served.renders.pipeline
 
     async def _stop(self) -> None:
         await self._server.stop(None)

@@ -4,6 +4,7 @@ import logging
 import threading
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,8 @@ class ServedAvatar:
 
     Attributes:
         live: its live sessions, made by its device's scheduler.
+        renders: those that renders are made by. The same, but for the precision: where live
+            sessions have bfloat16 because nothing else is configured, renders have float32.
         batches: what makes batches of frames for several clients.
         gpu: number of its GPU; 0 on a CPU.
         bytes: memory of the device that it takes: frames, networks and buffers. Networks that
@@ -39,16 +42,17 @@ class ServedAvatar:
     name: str
     avatar: Avatar
     live: Live
+    renders: Live
     batches: SharedBatches
     gpu: int
     bytes: int
 
     def close(self) -> None:
         """End its sessions and its batches. Its memory is free when nothing refers to it."""
-        try:
-            self.batches.close()
-        finally:
-            self.live.close()
+        with ExitStack() as closing:
+            for live in {self.live, self.renders}:
+                closing.callback(live.close)
+            closing.callback(self.batches.close)
 
 
 def load_avatar(
@@ -109,23 +113,27 @@ def _load(
 ) -> ServedAvatar:
     avatar = _open(name, model, config, device)
     networks = config.networks
-    live = Live(
-        avatar,
-        batch_size=networks.batch_size,
-        runtime=networks.runtime,
-        precision=networks.precision,
-        scheduler=scheduler,
-    )
-    try:
-        batches = SharedBatches(live.pipeline, quality=config.output.jpeg_quality, made=made)
-    except BaseException:
-        live.close()
-        raise
+
+    def sessions(precision: str | None) -> Live:
+        return Live(
+            avatar,
+            batch_size=networks.batch_size,
+            runtime=networks.runtime,
+            precision=precision,
+            scheduler=scheduler,
+        )
+
+    with ExitStack() as opened:
+        live = renders = opened.enter_context(sessions(networks.precision))
+        if networks.precision is None and live.precision == "bf16":
+            renders = opened.enter_context(sessions("fp32"))
+        batches = SharedBatches(renders.pipeline, quality=config.output.jpeg_quality, made=made)
+        opened.pop_all()  # they stay open
     size = avatar.frame_bytes + live.buffer_bytes + batches.buffer_bytes
     if device.type == "cpu":
         size += sum(path.stat().st_size for path in _network_files(avatar))
     # What other threads free meanwhile must not count for it.
-    return ServedAvatar(name, avatar, live, batches, gpu, max(taken(), size))
+    return ServedAvatar(name, avatar, live, renders, batches, gpu, max(taken(), size))
 
 
 def _open(name: str, model: Model, config: Config, device: torch.device) -> Avatar:

@@ -120,7 +120,9 @@ class Output(Section):
 
 class Networks(Section):
     """Attributes:
-    runtime, precision: as in `engine.Pipeline`.
+    runtime: as in `engine.Pipeline`.
+    precision: of the generator on a CPU. Unless told, bf16 for live sessions where the CPU can, and
+        fp32 for renders and batches.
     batch_size: the most frames at once; None for the device's usual one.
     """
 
@@ -209,16 +211,11 @@ def load(
         raise InputError("there is no avatar to serve; expected --avatar NAME=DIR, or CONFIG.yaml")
     count = _gpus(config.gpus.count, device, file)
     gpus = config.gpus.model_copy(update={"count": count})
-    networks = config.networks
-    if count == 0 and networks.precision is None:
-        networks = networks.model_copy(update={"precision": "fp32"})
     options = {"host": host, "port": port, "http_port": http_port}
     given = {key: value for key, value in options.items() if value is not None}
     server = validated(Server, {**config.server.model_dump(), **given}, _option_error)
     server = server.model_copy(update={"tokens": _tokens(server, file)})
-    return config.model_copy(
-        update={"server": server, "gpus": gpus, "networks": networks, "models": models}
-    )
+    return config.model_copy(update={"server": server, "gpus": gpus, "models": models})
 
 
 def _avatar(option: str) -> tuple[str, Model]:

@@ -50,6 +50,9 @@ class Live:
         now: the clock, seconds. For tests.
         start: whether threads make frames; without them, `scheduler.step` does. For tests.
 
+    Attributes:
+        precision: of the generator, None for the default one.
+
     Raises:
         InputError, DeviceError: as `Pipeline`, an argument that does not go with the device, or a
             scheduler of another device.
@@ -80,6 +83,7 @@ class Live:
             precision = "bf16"
         if batch_size is None:
             batch_size = GPU_BATCH if on_gpu else 1
+        self.precision: str | None = precision
         self.pipeline = Pipeline(
             avatar, batch_size=batch_size, runtime=runtime, precision=precision
         )

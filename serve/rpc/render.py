@@ -122,7 +122,7 @@ class RenderCall:
         with _private_folder() as folder:
             sound = folder / "speech.wav" if made.format == pb.RENDER_FORMAT_MP4 else None
             pcm = await self._speech(sound)
-            count = self._served.live.pipeline.frame_count(pcm)
+            count = self._served.renders.pipeline.frame_count(pcm)
             fps = avatar.fps
             opened = pb.RenderOpened(
                 width=avatar.width,
@@ -158,7 +158,7 @@ class RenderCall:
 
     async def _make(self, pcm: Tensor, count: int) -> AsyncGenerator[np.ndarray]:
         """Yield frames, (H, W, 3) uint8 RGB each."""
-        live, made = self._served.live, self._order
+        live, made = self._served.renders, self._order
         skip = max(count - TAIL, 0)
         if skip:
             async with aclosing(self._from_session(pcm, skip)) as frames:
@@ -178,7 +178,7 @@ class RenderCall:
                 batches.close()  # type: ignore[attr-defined]  # a generator
 
     async def _from_session(self, pcm: Tensor, count: int) -> AsyncGenerator[np.ndarray]:
-        live, made = self._served.live, self._order
+        live, made = self._served.renders, self._order
         rate, pushed, samples = kernels.SAMPLE_RATE, 0, pcm.numpy()
         ahead = 3 if live.avatar.device.type == "cpu" else 25
         with live.open(

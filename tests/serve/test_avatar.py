@@ -16,6 +16,7 @@ import pytest
 from engine.batches import BatchRequest
 from engine.errors import InputError
 from engine.live import Scheduler
+from engine.live.live import _has_bf16
 from examples import DEMO
 from serve.avatar import load_avatar
 from serve.config import Config, Gpus, Model
@@ -78,6 +79,25 @@ def test_a_folder_and_the_go_servers_files_are_the_same_avatar(tiny, scheduler):
     with pytest.raises(InputError, match="closed"):
         files.live.open()
     assert scheduler.failure is None
+
+
+@pytest.mark.parametrize("configured", [None, "fp32", "bf16"])
+def test_precision(tiny, scheduler, configured):
+    """Unless one is configured, live sessions take what is fast, and renders what is exact."""
+    can = _has_bf16()
+    if configured == "bf16" and not can:
+        pytest.skip("this CPU does not multiply bfloat16")
+    config = Config(gpus=CPU, networks={"precision": configured})
+    served = load_avatar("a", Model(avatar=tiny), config, 0, scheduler)
+    try:
+        found = [
+            "bfloat16" in live.pipeline.generator.description
+            for live in (served.live, served.renders)
+        ]
+        assert found == ([can, False] if configured is None else [configured == "bf16"] * 2)
+        assert (served.live is served.renders) == (configured is not None or not can)
+    finally:
+        served.close()
 
 
 def test_quality_and_batch_size_are_the_configurations(tiny, scheduler):

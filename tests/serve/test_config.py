@@ -186,7 +186,7 @@ models:
     assert config.log_level == "debug" and config.audio_encoder == tmp_path / "enc.onnx"
     assert config.models["demo"].preload and config.models["demo"].avatar == tmp_path
     assert config.models["demo"].audio_encoder == tmp_path / "enc.onnx"
-    assert config.gpus.count == 0 and config.networks.precision == "fp32"
+    assert config.gpus.count == 0 and config.networks.precision is None
 
 
 def test_an_encoder_beside_the_file(tmp_path):
@@ -254,7 +254,6 @@ def test_gpus(tmp_path, monkeypatch, there):
     monkeypatch.setattr("torch.cuda.device_count", lambda: there)
     path = written(tmp_path, "models: {a: {avatar: .}}")
     assert load(path).gpus.count == there
-    assert load(path).networks.precision == (None if there else "fp32")
     assert load(path, device="cpu").gpus.count == 0
     off = "gpus: {enabled: false, count: 9}\nmodels: {a: {avatar: .}}"
     assert load(written(tmp_path, off)).gpus.count == 0

@@ -23,7 +23,7 @@ class FakeRegistry:
 
     def __init__(self, lives: dict[str, Live], others: tuple[str, ...] = ()):
         self.served = {
-            name: SimpleNamespace(name=name, avatar=live.avatar, live=live)
+            name: SimpleNamespace(name=name, avatar=live.avatar, live=live, renders=live)
             for name, live in lives.items()
         }
         self.others, self.in_use = others, Counter()
