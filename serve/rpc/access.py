@@ -48,8 +48,7 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no t
         handler = await continuation(details)
         if not details.method.startswith(HEALTH):
             if self.ending:
-                why = "the server is ending"
-                return _refusal(grpc.StatusCode.UNAVAILABLE, why, handler)
+                return _refusal(grpc.StatusCode.UNAVAILABLE, "the server is ending", handler)
             if self._digests and (why := self._unknown(details.invocation_metadata)):
                 return _refusal(grpc.StatusCode.UNAUTHENTICATED, why, handler)
         return handler
