@@ -2,7 +2,8 @@
 
 Small frames that are not computed, so that what is measured is the server: gRPC, the scheduler, the
 encoders. Clients run in a process of their own. Each talks for a while, pauses, and interrupts now
-and then.
+and then. Meanwhile others leave in the middle of their speech: how long the server keeps their
+sessions is measured too, and the exit code is 1 if it is more than a second.
 """
 
 import argparse
@@ -28,6 +29,8 @@ from serve.rpc.protos import viseme_pb2_grpc
 STEP = 0.02  # seconds of speech in a message
 FPS = 25
 AHEAD = 3 / FPS  # seconds by which frames may be made before they are due
+WAYS = ("cancelled", "reached its deadline", "was killed")
+TIMES, MOST = 5, 1.0  # of each; seconds until the session is freed
 
 
 async def client(address: str, number: int, seconds: float) -> dict[str, Any]:
@@ -86,8 +89,71 @@ async def clients(address: str, count: int, seconds: float) -> None:
     print(json.dumps(await asyncio.gather(*work)))
 
 
-async def serve(count: int, seconds: float) -> None:
-    """Run the server, and print a summary."""
+async def speak(address: str, timeout: float | None = None) -> Any:
+    """Return a call in the middle of its speech."""
+    channel = grpc.aio.insecure_channel(address)
+    call = viseme_pb2_grpc.VisemeStub(channel).Live(timeout=timeout)
+    await call.write(pb.LiveRequest(open=pb.OpenSession(avatar="tiny")))
+    await call.write(pb.LiveRequest(pcm=bytes(32000 * 30)))
+    async for message in call:
+        if message.piece.speaking:
+            return call, channel
+    raise RuntimeError("the call ended")
+
+
+async def stay(address: str) -> None:
+    """Print a line when a call is in the middle of its speech, and read it to its end."""
+    call, _ = await speak(address)
+    print("speaking", flush=True)
+    async for _ in call:
+        pass
+
+
+async def seconds_until_free(server: Any, way: str) -> float:
+    """Open a session, leave it in the middle of speech, and return how long it is there."""
+
+    def held() -> set[Any]:
+        (live,) = server.lives.values()
+        return {*list(live.scheduler._sessions), *server.service._calls}
+
+    before = held()
+    begin = time.monotonic()
+    if way == "was killed":
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "benchmarks.serve_live", "--address", server.address, "--stay",
+            stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        await process.stdout.readline()
+        ours = held() - before
+        begin = time.monotonic()
+        process.kill()
+    else:
+        timeout = 2.0 if way == "reached its deadline" else None
+        call, channel = await speak(server.address, timeout)
+        ours = held() - before
+        if timeout is None:
+            begin = time.monotonic()
+            call.cancel()
+        else:
+            begin += timeout
+    assert len(ours) == 2, "a session and its call"
+    while ours & held():
+        await asyncio.sleep(0.001)
+    freed = time.monotonic() - begin
+    if way == "was killed":
+        await process.wait()
+    else:
+        await channel.close()
+    return freed
+
+
+async def serve(count: int, seconds: float) -> bool:
+    """Run the server, and print a summary.
+
+    Returns:
+        Whether sessions were freed within a second.
+    """
     from tests.engine.tiny import write_avatar
     from tests.serve.rpc.server import serving
 
@@ -95,7 +161,7 @@ async def serve(count: int, seconds: float) -> None:
         avatar = Avatar.load(write_avatar(Path(folder) / "tiny"))
         live: Any = Live(avatar, precision="fp32", start=False)
     live._renderer = _Pictures(avatar)
-    live.capacity = lambda: 2 * count
+    live.capacity = lambda: 2 * count + 1
     live.scheduler.start()
     with live:
         async with serving({"tiny": live}) as server:
@@ -106,7 +172,13 @@ async def serve(count: int, seconds: float) -> None:
             )  # fmt: skip
             began, cpu = time.monotonic(), time.process_time()
             memory = asyncio.create_task(_memory(began))
-            said, _ = await process.communicate()
+            everybody = asyncio.create_task(process.communicate())
+            while server.sessions() < count and not everybody.done():
+                await asyncio.sleep(0.01)
+            kept = {
+                way: [await seconds_until_free(server, way) for _ in range(TIMES)] for way in WAYS
+            }
+            said, _ = await everybody
             memory.cancel()
             cores = (time.process_time() - cpu) / (time.monotonic() - began)
             found = json.loads(said)
@@ -125,6 +197,12 @@ async def serve(count: int, seconds: float) -> None:
         f"server: {cores:.2f} cores; resident memory after 10 s {steady[0] / 1e6:.1f} MB, "
         f"at the end {steady[-1] / 1e6:.1f} MB, most {max(steady) / 1e6:.1f} MB"
     )
+    for way, waits in kept.items():
+        print(
+            f"after its client {way}, a session is freed in {1000 * np.median(waits):.0f} ms, "
+            f"at most {1000 * max(waits):.0f} ms"
+        )
+    return max(map(max, kept.values())) <= MOST
 
 
 _sizes: list[tuple[float, int]] = []
@@ -151,11 +229,14 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--address", help="of a server; used by the benchmark itself")
+    parser.add_argument("--stay", action="store_true", help="used by the benchmark itself")
     options = parser.parse_args()
-    if options.address:
+    if options.stay:
+        asyncio.run(stay(options.address))
+    elif options.address:
         asyncio.run(clients(options.address, options.clients, options.seconds))
-    else:
-        asyncio.run(serve(options.clients, options.seconds))
+    elif not asyncio.run(serve(options.clients, options.seconds)):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

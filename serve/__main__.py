@@ -14,9 +14,13 @@ from pathlib import Path
 from engine.command import Parser, program, run
 from engine.errors import printable
 
-from . import log
-from .config import Config, load
-from .server import Server
+try:
+    from . import log
+    from .config import Config, load
+    from .server import Server
+except ModuleNotFoundError as error:
+    print(f"error: {error.name} is not installed: pip install 'viseme[serve]'", file=sys.stderr)
+    sys.exit(2)
 
 UNREACHABLE = {"127.0.0.1", "::1", "localhost"}  # from other machines
 HURRY_SECONDS = 5.0  # after the second signal

@@ -79,8 +79,8 @@ class ConfigFile:
         data = self._mapping((), document)
         self._check((), document, sections.keys() | go_keys.WITHOUT_MEANING.keys() | others)
         out: dict[str, Any] = {}
-        for name in sections.keys() | go_keys.WITHOUT_MEANING.keys():
-            if name in data:
+        for name in data:
+            if name in sections or name in go_keys.WITHOUT_MEANING:
                 out[name] = self._section(name, data[name], sections.get(name, set()))
         self._level(out)
         self._server(out.get("server", {}))
@@ -137,7 +137,7 @@ class ConfigFile:
                 if key in value and section.get(key) in (None, []):
                     at = (name, key)
                     raise self.error(at, f"{dotted(at)} has no token; expected one, or no such key")
-        for key in section.keys() & without:
+        for key in [key for key in section if key in without]:
             self._ignore((name, key))
             del section[key]
         for key in [key for key in section if (name, key) in go_keys.ZERO_IS_DEFAULT]:
@@ -222,7 +222,7 @@ class ConfigFile:
         return out
 
     def _model(self, keys: Keys, model: dict[str, Any], root: Path) -> dict[str, Any]:
-        for key in model.keys() & go_keys.MODEL_WITHOUT_MEANING:
+        for key in [key for key in model if key in go_keys.MODEL_WITHOUT_MEANING]:
             self._ignore((*keys, key), f"models.*.{key}")
             del model[key]
         wanted = []

@@ -1,6 +1,7 @@
 """Decode media files of clients, each in a process of its own that a bad file may only harm."""
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -50,6 +51,7 @@ async def decode(file: bytes, *, max_seconds: float, sound: Path | None = None) 
     Raises:
         InputError: it cannot be decoded, is too long, or its decoder crashed or took too much
             time or memory.
+        OSError: what is decoded cannot be written, since the disk is full.
     """
     with _temporary() as source, _temporary() as pcm, _new(sound) as own:
         await asyncio.to_thread(_write, source, file)
@@ -106,6 +108,8 @@ def _answer(code: int, said: bytes) -> dict[str, Any]:
         answer = {}
     if isinstance(answer, dict) and "error" in answer:
         raise InputError(answer["error"])
+    if isinstance(answer, dict) and answer.get("full"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), tempfile.gettempdir())
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         raise InputError(f"the file cannot be decoded: its decoder ended with {name}")

@@ -4,6 +4,7 @@ It imports nothing of ours at its top, so that the limits hold before anything e
 """
 
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -57,6 +58,10 @@ def main() -> None:
         said = {"error": str(error).replace(f"/proc/self/fd/{source}", "file")}
     except MemoryError:
         said = {"error": f"the file takes more than {MAX_BYTES >> 30} GB of memory to decode"}
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        said = {"full": True}  # which is not the file's fault
     print(json.dumps(said), flush=True)
     os._exit(0)  # nothing is left to be done, and libraries take their time
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import socket
+import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -15,6 +17,7 @@ from .config import Tls
 from .metrics import Metrics
 
 CONNECTIONS = 100
+SILENT_SECONDS = 10.0
 
 Fault = Callable[[], str | None]  # says what is wrong; None if nothing is
 
@@ -46,6 +49,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 application,
+                http="h11",  # the only one that limits a request's header
                 lifespan="off",
                 ws="none",
                 log_config=None,
@@ -58,9 +62,24 @@ class HttpServer(uvicorn.Server):
             )
         )
 
+        self._silent = dict[Any, float]()  # connections, and since when they ask for nothing
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def on_tick(self, counter: int) -> bool:
+        """Close connections that have asked for nothing for a while: others need the places.
+
+        uvicorn does so only after an answer, not while it waits for the rest of a request.
+        """
+        now = time.monotonic()
+        silent = filter(_is_silent, self.server_state.connections)
+        self._silent = {connection: self._silent.get(connection, now) for connection in silent}
+        for connection, since in self._silent.items():
+            if now - since > SILENT_SECONDS:
+                connection.transport.abort()
+        return await super().on_tick(counter)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -81,6 +100,12 @@ def listen(host: str, port: int) -> socket.socket:
         found.close()
         raise
     return found
+
+
+def _is_silent(connection: Any) -> bool:
+    """Whether no request of an HTTP connection is being answered."""
+    cycle = getattr(connection, "cycle", connection)
+    return cycle is None or getattr(cycle, "response_complete", False)
 
 
 def _answer(fault: str | None) -> Response:

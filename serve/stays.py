@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+import math
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -225,7 +226,8 @@ class Stays:
     def _scheduler(self, device: Device) -> Scheduler:
         """Return the scheduler of a device, which is made with the first avatar on it."""
         if device not in self._schedulers:
-            self._schedulers[device] = Scheduler()
+            # A client may pause between two utterances. Calls close their sessions.
+            self._schedulers[device] = Scheduler(abandoned=math.inf)
             self._schedulers[device].start()
         return self._schedulers[device]
 

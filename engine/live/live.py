@@ -196,7 +196,8 @@ class Live:
         cost of a frame; beside those of other avatars. At least one on a device without any."""
         room = self.scheduler.room(self._renderer, self.avatar.fps)
         there = self.scheduler.count(self._renderer)
-        return min(max(there + math.floor(room + 1e-6), 0 if len(self.scheduler) else 1), SLOTS - 1)
+        least = 0 if self.scheduler.count() else 1
+        return min(max(there + math.floor(room + 1e-6), least), SLOTS - 1)
 
     def close(self) -> None:
         """Close all sessions, and the scheduler unless it was given. That one keeps nothing of this

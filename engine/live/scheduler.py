@@ -123,9 +123,9 @@ class Scheduler:
         with self._changed:
             return sum(not state.closed for state in self._sessions)
 
-    def count(self, renderer: Renderer) -> int:
-        """Return how many sessions in real time there are of an avatar."""
-        return sum(state.renderer is renderer for state in self._in_real_time())
+    def count(self, renderer: Renderer | None = None) -> int:
+        """Return how many sessions in real time there are of an avatar; with None, of all."""
+        return sum(renderer in (None, state.renderer) for state in self._in_real_time())
 
     def close_sessions(self, renderer: Renderer, failure: InputError | None = None) -> None:
         """Close the sessions of an avatar, because of a failure or because nobody wants them."""

@@ -255,7 +255,7 @@ class SpeechStream:
         frame = number
         for utterance in self._placed:
             self._extend(utterance, needed)
-            frame = self._frame_after(utterance)
+            frame = self._frame_after(utterance, frame)
         while self._waiting and self._placeable(self._waiting[0]):
             if self._placed and not self._placed[-1].ended:
                 return
@@ -267,12 +267,13 @@ class SpeechStream:
             utterance.sound_end = frame_start(frame, self._rate, self._fps)
             self._placed.append(utterance)
             self._extend(utterance, needed)
-            frame = self._frame_after(utterance)
+            frame = self._frame_after(utterance, frame)
 
-    def _frame_after(self, utterance: Utterance) -> int:
-        """Return the first frame after what is there of an utterance."""
+    def _frame_after(self, utterance: Utterance, begin: int) -> int:
+        """Return the first frame after what is there of an utterance, and after `begin`, so that
+        each utterance ends in a frame of its own."""
         end = utterance.sound_end + utterance.sound.count
-        frame = int(end * self._fps / self._rate)
+        frame = max(int(end * self._fps / self._rate), begin + 1)
         while frame_start(frame, self._rate, self._fps) < end:
             frame += 1
         return frame

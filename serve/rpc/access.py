@@ -45,12 +45,13 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no t
         self.ending = False
 
     async def intercept_service(self, continuation: Continuation, details: Any) -> Any:
+        handler = await continuation(details)
         if not details.method.startswith(HEALTH):
             if self.ending:
-                return _refusal(grpc.StatusCode.UNAVAILABLE, "the server is ending")
+                return _refusal(grpc.StatusCode.UNAVAILABLE, "the server is ending", handler)
             if self._digests and (why := self._unknown(details.invocation_metadata)):
-                return _refusal(grpc.StatusCode.UNAUTHENTICATED, why)
-        return await continuation(details)
+                return _refusal(grpc.StatusCode.UNAUTHENTICATED, why, handler)
+        return handler
 
     def _unknown(self, metadata: Any) -> str | None:
         given = [value for key, value in metadata or () if key == "authorization"]
@@ -87,8 +88,10 @@ class Calls(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no ty
             self._metrics.requests.labels(UNKNOWN, UNKNOWN, "UNIMPLEMENTED").inc()
             return None
         name, make = _KINDS[handler.request_streaming, handler.response_streaming]
+        call = getattr(handler, name)
+        method = f"/{UNKNOWN}/{UNKNOWN}" if getattr(call, "made_up", False) else details.method
         return make(
-            self._counted(getattr(handler, name), details.method),
+            self._counted(call, method),
             request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
@@ -169,10 +172,13 @@ _KINDS = {
 }
 
 
-def _refusal(code: grpc.StatusCode, why: str) -> Any:
+def _refusal(code: grpc.StatusCode, why: str, handler: Any) -> Any:
+    """Return a handler that refuses a call, instead of the one that there is, or None."""
+
     async def refuse(_: Any, context: Any) -> None:
         await context.abort(code, why)
 
+    refuse.made_up = handler is None  # type: ignore[attr-defined]
     # As a stream its messages are not read, whatever the client calls.
     return grpc.stream_stream_rpc_method_handler(refuse)
 

@@ -1,7 +1,9 @@
 """What the calls of `viseme.v1.Viseme` need of the rest of the server, and how they fail."""
 
 import asyncio
+import errno
 import logging
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any, Protocol
@@ -9,7 +11,7 @@ from typing import Any, Protocol
 from grpc import StatusCode, aio
 
 from engine import Avatar
-from engine.errors import DeviceError, InputError
+from engine.errors import DeviceError, InputError, one_line
 from engine.live import Live
 
 from ..errors import Busy, Ending, LoadFailed, NotConfigured, NotLoaded
@@ -27,6 +29,8 @@ CODES: tuple[tuple[type[InputError], Any], ...] = (
     (DeviceError, Code.RESOURCE_EXHAUSTED),
     (InputError, Code.INVALID_ARGUMENT),
 )
+# of the operating system: what the server has too little of, for now
+SCARCE = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 WRITE_SECONDS = 10.0  # in which a client must make room for the next message
 
 
@@ -149,9 +153,8 @@ class Stream:
             failure = Refused(code, error)
         except aio.BaseError:  # of a client that is gone
             raise
-        except Exception:
-            _log.exception("a call failed")
-            failure = Refused(Code.INTERNAL, "the server failed; its log says why")
+        except Exception as error:
+            failure = _failure(error)
         else:
             return
         await self.settle()
@@ -171,3 +174,12 @@ class Stream:
             await asyncio.wait([self._writing])
             if not self._writing.cancelled():
                 self._writing.exception()  # of a client that is gone
+
+
+def _failure(error: Exception) -> Refused:
+    """Log what is no client's mistake, and return what a client is told."""
+    if isinstance(error, OSError) and error.errno in SCARCE:
+        _log.error("a call failed: %s", one_line(error))
+        return Refused(Code.RESOURCE_EXHAUSTED, f"the server failed: {os.strerror(error.errno)}")
+    _log.error("a call failed", exc_info=error)
+    return Refused(Code.INTERNAL, "the server failed; its log says why")

@@ -219,7 +219,8 @@ class LiveCall:
 
     async def _send(self) -> None:
         await self._write(pb.LiveResponse(opened=self._opened))
-        self._encoder = await asyncio.to_thread(self._make_encoder)
+        with failing_with(Code.ABORTED):
+            self._encoder = await asyncio.to_thread(self._make_encoder)
         pieces = aiter(self._session)
         while not (self._ended and not self._utterances):
             if self._on_demand and not self._utterances:
@@ -234,7 +235,8 @@ class LiveCall:
             self._count(piece)
             await self._tell_interruptions(piece.number)
             await self._tell_counts()
-            picture, keyframe = await self._picture(piece)
+            with failing_with(Code.ABORTED):
+                picture, keyframe = await self._picture(piece)
             await self._write(
                 pb.LiveResponse(
                     piece=pb.Piece(
@@ -256,7 +258,7 @@ class LiveCall:
         self._frames.inc()
         if piece.speaking:
             self._waiting = max(self._waiting - piece.sound.shape[1], 0)
-            if self._patience is not None:
+            if self._patience is not None and not self._patience.expired():
                 self._patience.reschedule(asyncio.get_running_loop().time() + self._idle_seconds)
         if piece.end:
             self._utterances = max(self._utterances - 1, 0)

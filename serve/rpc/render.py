@@ -238,7 +238,7 @@ class RenderCall:
                     progress = pb.RenderProgress(frames=number)
                     await self._write(pb.RenderResponse(progress=progress))
         with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
+            while chunk := await self._in_thread(lambda: file.read(CHUNK)):
                 await self._write(pb.RenderResponse(mp4=chunk))
 
     async def _write(self, response: pb.RenderResponse) -> None:

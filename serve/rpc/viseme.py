@@ -19,6 +19,7 @@ from .protos import viseme_pb2_grpc
 from .render import RenderCall, order
 
 LEAVE_SECONDS = 2.0  # for clients to read why their calls ended
+AGAIN_SECONDS = 0.1
 
 
 class VisemeService(viseme_pb2_grpc.VisemeServicer):
@@ -44,15 +45,17 @@ class VisemeService(viseme_pb2_grpc.VisemeServicer):
         return dict(+self._sessions)
 
     async def close(self) -> None:
-        """End all calls with UNAVAILABLE, and refuse new ones."""
+        """End all calls with UNAVAILABLE, and refuse new ones. Threads that work for a call are
+        waited for."""
         self._closed = True
-        calls = list(self._calls)
-        for call in calls:
-            call.cancel()
-        if calls:  # of a client that reads nothing, the server ends the call
-            await asyncio.wait(calls, timeout=LEAVE_SECONDS)
-        self._threads.shutdown()
-        self._pool.close()
+        seconds = LEAVE_SECONDS
+        while calls := list(self._calls):  # of a client that reads nothing, none ends at once
+            for call in calls:
+                call.cancel()
+            await asyncio.wait(calls, timeout=seconds)
+            seconds = AGAIN_SECONDS
+        await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self._pool.close)
 
     async def ListAvatars(self, request: pb.ListAvatarsRequest, context: Any) -> Any:
         async with self._call(context):

@@ -198,6 +198,35 @@ def test_what_it_takes(tiny, scheduler):
     served.close()
 
 
+def test_a_session_may_wait_between_utterances(tiny):
+    """Nobody takes its pieces for as long as its client says nothing."""
+
+    async def work() -> int:
+        registry = Registry(Config(models={"tiny": Model(avatar=tiny)}, gpus=CPU))
+        async with registry.use("tiny") as use:
+            scheduler, ends = use.served.live.scheduler, time.monotonic() + LONG
+            with use.served.live.open(clock="taken") as session:
+                session.push(np.zeros(8000, np.float32))
+                session.flush()
+                while not session._state.queue:
+                    assert time.monotonic() < ends
+                    await asyncio.sleep(0.01)
+                session._state.waiting_since -= 3600
+                swept = scheduler._next_sweep
+                while scheduler._next_sweep <= swept + 1:  # it looks at all sessions
+                    assert time.monotonic() < ends
+                    await asyncio.sleep(0.01)
+                pieces = []
+                async for piece in session:
+                    pieces.append(piece)
+                    if piece.end:
+                        break
+        await registry.close()
+        return len(pieces)
+
+    assert asyncio.run(work()) == 13
+
+
 def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 

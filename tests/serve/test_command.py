@@ -145,6 +145,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
     assert done.stderr == (f"error: {path}:2:3: server.prot is not known; did you mean port?\n")
 
 
+@pytest.mark.parametrize("package", ["grpc", "pydantic", "uvicorn"])
+def test_a_package_that_is_not_installed_is_one_line(package):
+    code = f"import runpy, sys; sys.modules[{package!r}] = None; runpy.run_module('serve', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True,
+        timeout=4 * SECONDS,
+    )  # fmt: skip
+    line = f"error: {package} is not installed: pip install 'viseme[serve]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="other systems have no /proc")
 def test_ctrl_c_while_modules_are_imported():
     """PyTorch's library takes most of the time; nothing is printed."""

@@ -72,7 +72,10 @@ def test_keys_without_meaning_are_named_once(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         load(go_folder(tmp_path))
     (record,) = caplog.records
-    ignored = set(re.findall(r"([\w.*]+) \(line \d+\)", record.getMessage()))
+    named = re.findall(r"([\w.*]+) \(line (\d+)\)", record.getMessage())
+    lines = [int(line) for _, line in named]
+    assert lines == sorted(lines)
+    ignored = {key for key, _ in named}
     raw = yaml.safe_load(GO)
     assert ignored == {
         "server.worker_count_per_gpu",

@@ -1,6 +1,7 @@
 """Clients' files are decoded in a process that may crash, hang or want all memory."""
 
 import asyncio
+import errno
 import os
 import sys
 import tempfile
@@ -155,6 +156,13 @@ def test_a_process_that_goes_wrong(process, code, line):
     with pytest.raises(InputError, match=line) as caught:
         decoded(b"x")
     assert len(str(caught.value)) <= 1000 and "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_no_fault_of_the_file(process):
+    process("print('{\"full\": true}')")
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        decoded(b"x")
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_limits_of_the_process(process):

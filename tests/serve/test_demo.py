@@ -1,10 +1,11 @@
-"""`python -m serve` as it is, with the demo avatar: from its start to its end."""
+"""`python -m serve` as it is, with the demo avatar: from its start to its end, under load."""
 
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
 
 import grpc
@@ -20,13 +21,76 @@ from tests.serve.test_metrics import samples
 SECONDS = 240  # to load the demo on a busy machine
 
 
+class Load:
+    """Clients of a server, each in a thread: a render, a live session, batches without a pause.
+
+    One begins when the one before it gets something: those in real time leave little to others.
+    """
+
+    def __init__(self, channel: grpc.Channel):
+        self._viseme = viseme_pb2_grpc.VisemeStub(channel)
+        self._old = monolithic_pb2_grpc.MonolithicServiceStub(channel)
+        self._end = threading.Event()
+        self.ends: dict[str, grpc.StatusCode] = {}
+        self._threads = []
+        for work in (self._render, self._live, self._batches):
+            begun = threading.Event()
+            self._threads.append(threading.Thread(target=self._until_its_end, args=(work, begun)))
+            self._threads[-1].start()
+            assert begun.wait(SECONDS) and not self.ends, self.ends
+
+    def _until_its_end(self, work, begun):
+        try:
+            for _ in work():
+                begun.set()
+            self.ends[work.__name__] = grpc.StatusCode.OK
+        except grpc.RpcError as error:
+            self.ends[work.__name__] = error.code()
+        finally:
+            begun.set()
+
+    def _live(self):
+        def speak():
+            yield pb.LiveRequest(open=pb.OpenSession(avatar="demo"))
+            yield pb.LiveRequest(pcm=bytes(16000 * 2 * 50))
+            self._end.wait(SECONDS)
+
+        for message in self._viseme.Live(speak(), timeout=SECONDS):
+            if message.piece.speaking:
+                yield
+
+    def _render(self):
+        pcm = pb.Pcm(samples=bytes(16000 * 2 * 300))
+        for message in self._viseme.Render(
+            pb.RenderRequest(avatar="demo", pcm=pcm), timeout=SECONDS
+        ):
+            if message.HasField("progress"):
+                yield
+
+    def _batches(self):
+        speech = np.zeros(40_000, "<f4").tobytes()
+        request = go.CompositeBatchRequest(model_id="demo", batch_size=4, raw_audio=speech)
+        while True:
+            done = self._old.InferBatchComposite(request, timeout=SECONDS)
+            assert done.success and len(done.composited_frames) == 4, done.error
+            yield
+
+    def join(self):
+        self._end.set()
+        for thread in self._threads:
+            thread.join(SECONDS)
+
+
 def test_the_demo(tmp_path):
-    log = tmp_path / "log"
+    log, temporary, config = tmp_path / "log", tmp_path / "temporary", tmp_path / "config.yaml"
+    temporary.mkdir()
+    text = EXAMPLE.read_text().replace("drain_seconds: 10", "drain_seconds: 2")
+    config.write_text(text.replace("models_root: ../..", f"models_root: {ROOT}"))
     with (
         log.open("w") as errors,
         subprocess.Popen(
-            [sys.executable, "-m", "serve", str(EXAMPLE), "--port", "0", "--http-port", "0", "--device", "cpu"],
-            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            [sys.executable, "-m", "serve", str(config), "--port", "0", "--http-port", "0", "--device", "cpu"],
+            cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)},
             stdout=subprocess.PIPE, stderr=errors, text=True,
         ) as process,
     ):  # fmt: skip
@@ -68,8 +132,20 @@ def test_the_demo(tmp_path):
             assert counted["viseme_loaded_avatars",] == 1
             assert counted["viseme_load_seconds_count",] == 1
             assert counted["viseme_device_bytes", "cpu"] > 1e8
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(SECONDS) == 0, log.read_text()
+            with grpc.insecure_channel(address) as channel:
+                load = Load(channel)
+                try:
+                    assert list(temporary.iterdir())
+                    process.send_signal(signal.SIGTERM)
+                    assert process.wait(SECONDS) == 0, log.read_text()
+                finally:
+                    load.join()
+            assert load.ends == dict.fromkeys(
+                ("_render", "_live", "_batches"), grpc.StatusCode.UNAVAILABLE
+            )
+            assert not list(temporary.iterdir())
         finally:
             process.kill()
-    assert "Traceback" not in log.read_text()
+    said = log.read_text()
+    assert "draining for 2 s at most" in said and said.endswith(" serve: ended\n"), said
+    assert "Traceback" not in said and " ERROR " not in said, said

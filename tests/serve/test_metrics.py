@@ -97,8 +97,10 @@ def test_every_call_is_counted_with_its_code(caplog):
             await live.done_writing()
             assert await live.read() is grpc.aio.EOF
             await until(lambda: running.fakes.viseme.cancelled == 2)
-            for n in range(20):
-                await status_of(channel.unary_unary(f"/made.Up/M{n}")(b"", metadata=token))
+            for n in range(20):  # with a token, and without
+                made_up = channel.unary_unary(f"/made.Up/M{n}")
+                assert (await status_of(made_up(b"", metadata=token)))[0].name == "UNIMPLEMENTED"
+                assert (await status_of(made_up(b"")))[0].name == "UNAUTHENTICATED"
             monolithic, ours = "monolithic.MonolithicService", "viseme.v1.Viseme"
 
             async def all_counted():
@@ -118,6 +120,7 @@ def test_every_call_is_counted_with_its_code(caplog):
                     ("CANCELLED", "Render", ours): 1,
                     ("OK", "Live", ours): 1,
                     ("UNIMPLEMENTED", "unknown", "unknown"): 20,
+                    ("UNAUTHENTICATED", "unknown", "unknown"): 20,
                 }
 
             await until(all_counted)

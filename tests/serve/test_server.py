@@ -2,9 +2,11 @@
 
 import asyncio
 import gc
+import re
 import socket
 import ssl
 import weakref
+from contextlib import suppress
 
 import grpc
 import httpx
@@ -13,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from engine.errors import InputError
+from serve import http
 from serve.rpc.protos import monolithic_pb2 as go
 from serve.rpc.protos import monolithic_pb2_grpc, viseme_pb2_grpc
 from serve.rpc.protos import viseme_pb2 as pb
@@ -224,6 +227,28 @@ def test_tls():
     asyncio.run(main())
 
 
+def test_the_python_of_the_page_for_tls_and_tokens():
+    """That of docs/clients.md."""
+    page = (ROOT / "docs" / "clients.md").read_text()
+    first, _, last = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    names: dict = {}
+    imports = "\n".join(line for line in first.splitlines() if line.startswith(("import", "from")))
+    exec(compile(imports + "\n" + last, "docs/clients.md", "exec"), names)
+
+    def frames(address: str, token: str) -> list[int]:
+        with names["connect"](address, TLS["certificate"]) as channel:
+            return [p.frames.first for p in names["render"](channel, pb.RenderRequest(), token)]
+
+    async def main():
+        async with serving(config(tls=TLS, tokens=(TOKEN,))) as running:
+            address = f"localhost:{running.server.port}"
+            assert await asyncio.to_thread(frames, address, TOKEN) == [0, 1, 2]
+            with pytest.raises(grpc.RpcError):
+                await asyncio.to_thread(frames, address, f"{TOKEN}x")
+
+    asyncio.run(main())
+
+
 # --- limits --------------------------------------------------------------------------------------
 
 
@@ -265,6 +290,50 @@ def test_calls_at_a_time():
             assert (await status_of(one_more))[0] == Code.RESOURCE_EXHAUSTED
             for call in calls:
                 call.cancel()
+
+    asyncio.run(main())
+
+
+def test_connections_that_ask_for_nothing_do_not_take_the_pages_places(monkeypatch):
+    """Neither silent ones, nor those of half a request."""
+    monkeypatch.setattr(http, "SILENT_SECONDS", 0.2)
+
+    async def main():
+        async with serving() as running:
+            pairs = []
+            for number in range(http.CONNECTIONS + 1):
+                pairs.append(await asyncio.open_connection("127.0.0.1", running.server.http_port))
+                if number % 2:
+                    pairs[-1][1].write(b"GET /healthz HTTP/1.1\r\nHost: a")
+            await until(lambda: ready(running))
+            for reader, writer in pairs:
+                with suppress(ConnectionResetError):
+                    async with asyncio.timeout(SECONDS):
+                        assert await reader.read() == b""
+                writer.close()
+
+    asyncio.run(main())
+
+
+def test_an_endless_header_of_a_page(monkeypatch):
+    """It is refused before it takes memory, whatever parsers are installed; the next client is
+    served."""
+    monkeypatch.setattr("uvicorn.protocols.http.auto.AutoHTTPProtocol", None)
+
+    async def main():
+        async with serving() as running:
+            reader, writer = await asyncio.open_connection("127.0.0.1", running.server.http_port)
+            writer.write(b"GET /healthz HTTP/1.1\r\n")
+            sent = 0
+            with suppress(ConnectionError):
+                while not reader.at_eof() and sent < 64 << 20:
+                    writer.write(b"a: " + bytes([98]) * 60_000 + b"\r\n")
+                    await writer.drain()
+                    sent += 60_000
+                    await asyncio.sleep(0)
+            assert sent < 64 << 20
+            writer.close()
+            await until(lambda: ready(running))
 
     asyncio.run(main())
 

@@ -107,6 +107,22 @@ def test_an_utterance_that_runs_dry():
     assert session.counts.underruns == 1
 
 
+@pytest.mark.parametrize("count", [16_000, 16_100])
+def test_every_utterance_ends_in_a_frame_of_its_own(count):
+    """Also one that ran dry and ends without more speech, right before a very short one: who
+    counts ends knows when all speech was shown."""
+    stage = Stage()
+    session = stage.open(clock="wall")
+    session.push(voice(1, count))
+    stage.advance(2.0)
+    session.flush()
+    for _ in range(2):
+        session.push(voice(2, 100))
+        session.flush()
+    stage.advance(2.0)
+    assert [piece.end for piece in stage.take(session, 200)].count(True) == 3
+
+
 def test_after_an_interruption_at_most_two_old_frames_come():
     stage = Stage()
     session = stage.open(clock="wall")

@@ -75,6 +75,10 @@ def test_no_more_sessions_than_there_is_time_for(live):
         session.close()
     live.scheduler.close_sessions(live._renderer)
     assert live.capacity() == 1
+    live.open(clock="taken")  # such as a render's: it waits for those in real time
+    live.open()
+    with pytest.raises(DeviceError, match="cpu has time for 1 at 25"):
+        live.open()
 
 
 def test_no_more_sessions_from_many_threads(live, monkeypatch):

@@ -65,7 +65,7 @@ def test_an_error_is_one_line(live, tmp_path):
 def test_the_python_of_the_page(live, tmp_path, monkeypatch, capsys):
     text = (ROOT / "docs" / "clients.md").read_text()
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3  # what the last one defines is used in tests/serve/test_server.py
     assert len(blocks[0].splitlines()) <= 11  # ten lines and a blank one or two
     monkeypatch.chdir(tmp_path)
     write_speech(tmp_path / "speech.wav", 0.5)

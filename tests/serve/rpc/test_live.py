@@ -8,6 +8,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from itertools import pairwise
+from types import SimpleNamespace
 
 import av
 import grpc
@@ -18,6 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from engine.live import Piece
 from serve.rpc.protos import viseme_pb2 as pb
 from tests.engine.live.stage import until_end, voice
 from tests.engine.tiny import ENVIRONMENT
@@ -513,6 +515,29 @@ def test_a_client_that_listens_is_not_idle(live):
     assert run(main()) == (1, grpc.StatusCode.ABORTED)
 
 
+def test_a_piece_at_the_moment_when_the_patience_ends(live):
+    """The two tasks of a call go on in any order."""
+    from serve.config import Limits, Output
+    from serve.rpc.live import LiveCall, choice
+    from tests.serve.rpc.server import FakeMetrics
+
+    async def main():
+        with live.open() as session:
+            call = LiveCall(
+                None, choice(pb.OpenSession(), Output()), SimpleNamespace(name="tiny"), session, None,
+                idle_seconds=Limits().idle_seconds, metrics=FakeMetrics(), opened=None,
+            )  # fmt: skip
+            piece = Piece(0, None, np.zeros((1, 640), np.float32), None, True, False)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0) as call._patience:
+                    try:
+                        await asyncio.sleep(30)
+                    finally:
+                        call._count(piece)
+
+    run(main())
+
+
 def test_a_session_that_is_too_long(live):
     async def main():
         async with serving({"tiny": live}, limits={"max_session_seconds": 0.5}) as server:
@@ -557,7 +582,33 @@ def test_a_network_that_fails(live, monkeypatch):
     assert run(main()) == (grpc.StatusCode.ABORTED, "generator returned NaN")
 
 
-def test_avatars(live):
+def test_an_encoder_that_fails(live, monkeypatch):
+    """Which is not a mistake of the client."""
+    from engine.errors import InputError
+    from serve.rpc import live as module
+
+    def fail(*_, **__):
+        raise InputError("FFmpeg cannot open libx264 for 80 x 96")
+
+    async def main():
+        async with serving({"tiny": live}) as server:
+            for name in ("__init__", "encode"):
+                with monkeypatch.context() as patch:
+                    patch.setattr(module.H264Encoder, name, fail)
+                    call = server.stub.Live()
+                    await call.write(opening(picture=pb.PICTURE_H264))
+                    yield await refusal(call)
+
+    async def both():
+        return [found async for found in main()]
+
+    line = "FFmpeg cannot open libx264 for 80 x 96"
+    assert run(both()) == [(grpc.StatusCode.ABORTED, line)] * 2
+
+
+def test_avatars(live, monkeypatch):
+    monkeypatch.setattr(live, "capacity", lambda: 5)  # on a busy machine it is less
+
     async def main():
         async with serving({"tiny": live}, ("other",), limits={"max_sessions": 2}) as server:
             call = await speaking(server)

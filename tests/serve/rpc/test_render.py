@@ -18,7 +18,7 @@ import kernels
 from engine.errors import InputError
 from engine.media.speech import read_speech
 from engine.media.video import Video
-from serve.rpc import render
+from serve.rpc import render, viseme
 from serve.rpc.protos import viseme_pb2 as pb
 from tests.engine.live.stage import encode, expected_audio, voice
 from tests.engine.tiny import write_speech
@@ -303,6 +303,37 @@ def test_the_end_of_the_server(live):
             return await ended
 
     assert run(main()) == (grpc.StatusCode.UNAVAILABLE, "the server is ending")
+
+
+def test_the_end_of_the_server_while_a_thread_works_for_a_call(live, monkeypatch, caplog):
+    """The thread is waited for, and other calls are answered meanwhile."""
+    begun, answered = threading.Event(), threading.Event()
+    waited = []
+
+    def write(self, frames):
+        begun.set()
+        waited.append(answered.wait(10))
+
+    monkeypatch.setattr(render.VideoWriter, "write", write)
+    monkeypatch.setattr(viseme, "LEAVE_SECONDS", 0.1)
+
+    async def main():
+        async with serving({"tiny": live}) as server:
+            call = asyncio.create_task(refusal(server.stub.Render(long_request(MP4))))
+            assert await asyncio.to_thread(begun.wait, 30)
+            closing = asyncio.create_task(server.service.close())
+            await asyncio.wait([closing], timeout=0.5)
+            assert not closing.done()
+            other = await refusal(server.stub.Render(long_request()))
+            answered.set()
+            await closing
+            assert not server.service._renders
+            return await call, other
+
+    ended, other = run(main())
+    assert other == (grpc.StatusCode.UNAVAILABLE, "the server is ending")
+    assert ended[0] == grpc.StatusCode.UNAVAILABLE
+    assert waited == [True] and not [r for r in caplog.records if r.name.startswith("serve")]
 
 
 @pytest.mark.parametrize("where", ["session", "tail"])
