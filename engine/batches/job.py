@@ -58,8 +58,9 @@ class Job:
         return self._over or self.future.cancelled()
 
     def begin(self) -> bool:
-        """Begin, unless the client has cancelled it."""
-        return self.future.running() or self.future.set_running_or_notify_cancel()
+        """Begin, unless it is over or the client has cancelled it."""
+        with self._lock:  # another thread may fail it meanwhile
+            return not self._over and self._set_running()
 
     def lay_out(self, planar: bool) -> None:
         """Note how the client's pictures lie in memory."""
@@ -130,8 +131,11 @@ class Job:
             error = type(error)(str(error))
         with self._lock:
             over, self._over = self._over, True
-        if not over and not self.future.cancelled() and self.begin():
+        if not over and not self.future.cancelled() and self._set_running():
             self.future.set_exception(error)
+
+    def _set_running(self) -> bool:
+        return self.future.running() or self.future.set_running_or_notify_cancel()
 
 
 @dataclass(frozen=True)
