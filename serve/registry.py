@@ -189,7 +189,7 @@ class Registry:
 
     @property
     def failure(self) -> BaseException | None:
-        """What ended the threads that make live frames, which is a bug; None if they run."""
+        """What ended a thread that makes frames, which is a bug; None if all run."""
         return self._stays.failure()
 
     async def preload(self) -> dict[str, InputError]:

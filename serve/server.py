@@ -257,7 +257,7 @@ class Server:
 
     def _dead(self) -> str | None:
         failed = self._avatars is not None and self._avatars.failure is not None
-        return "the live frames' thread has failed" if failed else None
+        return "a thread that makes frames has failed" if failed else None
 
     # --- end -------------------------------------------------------------------------------------
 

@@ -136,8 +136,10 @@ class Stays:
         return sorted((stay for stay in self._there if stay.idle), key=self._rank)
 
     def failure(self) -> BaseException | None:
-        """Return what ended the threads of a device, which is a bug; None if all run."""
-        return next((s.failure for s in self._schedulers.values() if s.failure is not None), None)
+        """Return what ended a thread that makes frames, which is a bug; None if all run."""
+        served = [stay.served for stay in self._there if stay.served is not None]
+        found = (each.failure for each in (*self._schedulers.values(), *served))
+        return next((failure for failure in found if failure is not None), None)
 
     async def close(self, seconds: float) -> None:
         """End everything: at once what nobody uses, the rest when its users have left, or after so
