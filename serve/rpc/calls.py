@@ -12,7 +12,7 @@ from engine import Avatar
 from engine.errors import DeviceError, InputError
 from engine.live import Live
 
-from ..errors import Busy, Ending, LoadFailed, NotConfigured, NotLoaded
+from ..errors import INTERNAL, Busy, Ending, LoadFailed, NotConfigured, NotLoaded
 
 _log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class Stream:
             raise
         except Exception:
             _log.exception("a call failed")
-            failure = Refused(Code.INTERNAL, "the server failed; its log says why")
+            failure = Refused(Code.INTERNAL, INTERNAL)
         else:
             return
         await self.settle()

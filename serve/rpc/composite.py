@@ -14,12 +14,11 @@ from engine.batches import BatchResult, SharedBatches
 from engine.errors import InputError, shortened
 
 from ..config import Config
-from ..errors import Ending, LoadFailed
+from ..errors import INTERNAL, Ending, LoadFailed
 from ..registry import Registry, Use
 from .composite_request import CompositeRequest, MalformedError, Refused, check, parse
 from .protos import monolithic_pb2
 
-INTERNAL = "an internal error, which the server's log describes"
 DEAF = "Raw audio processing not available (audio encoder pool not initialized)"
 Count = Callable[[str, int], object]
 log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from google.protobuf.message import DecodeError
 from engine.errors import InputError, shortened
 
 from ..config import Config
-from ..errors import Ending
+from ..errors import INTERNAL, Ending
 from ..registry import Entry, Registry
-from .composite import INTERNAL, Composites, Count
+from .composite import Composites, Count
 from .protos import monolithic_pb2 as messages
 
 MONOLITHIC, COMPOSITING = "monolithic.MonolithicService", "compositing.CompositingService"
@@ -96,7 +96,7 @@ class MonolithicService:
         return messages.HealthResponse(
             healthy=self._registry.failure is None,
             loaded_models=sum(entry.loaded for entry in self._registry.entries()),
-            max_models=self._config.capacity.max_models,
+            max_models=min(self._config.capacity.max_models, INT32_MAX),
             gpu_ids=[device.gpu for device in devices],
             gpu_memory_used_gb=[device.bytes / 2**30 for device in devices],
         )
