@@ -11,7 +11,7 @@ import kernels
 
 from ..errors import InputError
 from ..pipeline import Pipeline
-from .audio import Hearing, hearing
+from .audio import FeatureRows, feature_rows
 from .request import BatchRequest, BatchResult
 
 
@@ -28,7 +28,7 @@ class Job:
         count, start: of the request, as Python's integers.
         future: of the result.
         taken: frames that are in batches so far.
-        hearing: what its frames hear.
+        feature_rows: what its frames read.
         features: (m, 512) on the device, once it has begun.
     """
 
@@ -38,12 +38,12 @@ class Job:
         self.taken = 0
         if request.speech is None:
             each = np.arange(1, 1 + kernels.FEATURES_PER_FRAME)
-            self.hearing = Hearing(0, 0, np.tile(each, (self.count, 1)))
+            self.feature_rows = FeatureRows(0, 0, np.tile(each, (self.count, 1)))
         else:
-            self.hearing = hearing(request.speech.size, self.count, int(request.context))
+            self.feature_rows = feature_rows(request.speech.size, self.count, int(request.context))
         self.features: Tensor | None = None
         self._references = self._masked = np.empty(0, np.float32)
-        features = self.hearing.stop - self.hearing.first
+        features = self.feature_rows.stop - self.feature_rows.first
         self._encoder_check, self._generator_check = pipeline.checks(self.count, features)
         self._lock = threading.Lock()
         self._over = False

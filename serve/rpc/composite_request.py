@@ -86,7 +86,7 @@ class CompositeRequest:
             faces = np.empty((self.count, *FACE_SHAPE), np.float32)
             _copy(visual, faces.reshape(self.count, -1), "visual frames: value", FACES)
         if raw:
-            speech = _speech(raw, self.rate, samples_heard(self.count, context))
+            speech = _speech(raw, self.rate, samples_needed(self.count, context))
         else:
             audio = np.empty(AUDIO_SHAPE, np.float32)
             _copy(features, audio.reshape(1, -1), "audio features: value", FEATURES)
@@ -163,7 +163,7 @@ def check(request: Any, content: Content) -> CompositeRequest:
     )
 
 
-def samples_heard(count: int, context: int) -> int:
+def samples_needed(count: int, context: int) -> int:
     """Return how many samples at 16 kHz, from the first one on, can be heard in a batch.
 
     A request's features are those of at most context + count + 16 windows. The last of these ends

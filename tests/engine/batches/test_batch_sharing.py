@@ -189,7 +189,7 @@ def frames_of_avatar(pipeline) -> np.ndarray:
 
 def test_a_fault_of_ours_does_not_end_the_thread(on_host, monkeypatch):
     with SharedBatches(on_host, encode=pixels) as batches:
-        for what in ("_gather", "_hear", "_on_its_way"):
+        for what in ("_gather", "_encode_audio", "_on_its_way"):
             with monkeypatch.context() as patch:
                 patch.setattr(batches._maker, what, lambda *_: 1 / 0)
                 with pytest.raises(ZeroDivisionError):
