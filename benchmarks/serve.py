@@ -40,7 +40,7 @@ from engine.runtime.signature import AUDIO_ENCODER, GENERATOR
 from examples import DEMO, network_files
 from serve.config import Config
 from serve.registry import Registry
-from serve.rpc.composite_request import samples_heard
+from serve.rpc.composite_request import samples_needed
 from serve.rpc.monolithic import add_to_server
 
 PARTS = ("own", "faces", "loading")
@@ -181,7 +181,7 @@ def through_grpc(served: Served, clients: int, faces: bool, budget: ServeBudget)
     count = budget.main
     options = {
         "port": served.port, "clients": clients, "requests": budget.requests, "count": count,
-        "samples": samples_heard(count, 0),
+        "samples": samples_needed(count, 0),
     }  # fmt: skip
     command = [sys.executable, "-m", "benchmarks.serve_clients", MODEL]
     command += [f"--{name}={value}" for name, value in options.items()]

@@ -12,6 +12,7 @@ from contextlib import suppress
 import grpc
 import numpy as np
 
+from engine.command import program
 from serve.rpc.protos.monolithic_pb2 import CompositeBatchRequest, CompositeBatchResponse
 
 METHOD = "/monolithic.MonolithicService/InferBatchComposite"
@@ -73,7 +74,7 @@ def run(port: int, clients: int, requests: int, message: bytes) -> dict:
     return {"seconds": seconds, "together": time.perf_counter() - begin}
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serve_clients")
     parser.add_argument("model")
     for name in ("port", "clients", "requests", "count", "samples"):
@@ -82,7 +83,8 @@ def main() -> None:
     chosen = parser.parse_args()
     message = request(chosen.model, chosen.count, chosen.samples, chosen.faces)
     print(json.dumps(run(chosen.port, chosen.clients, chosen.requests, message)))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.live_scheduler import BATCH, EmptyRenderer
 from engine import Avatar
+from engine.command import program
 from engine.live import Live
 from serve.rpc.protos import viseme_pb2 as pb
 from serve.rpc.protos import viseme_pb2_grpc
@@ -224,7 +225,7 @@ class _Pictures(EmptyRenderer):
         self._frames = list(torch.randint(0, 256, shape, dtype=torch.uint8))
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serve_live", description=__doc__)
     parser.add_argument("--clients", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=60)
@@ -236,8 +237,9 @@ def main() -> None:
     elif options.address:
         asyncio.run(clients(options.address, options.clients, options.seconds))
     elif not asyncio.run(serve(options.clients, options.seconds)):
-        sys.exit(1)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    program(main)

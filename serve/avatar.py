@@ -47,6 +47,11 @@ class ServedAvatar:
     gpu: int
     bytes: int
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the thread of its batches; None if it runs."""
+        return self.batches.failure
+
     def close(self) -> None:
         """End its sessions and its batches. Its memory is free when nothing refers to it."""
         with ExitStack() as closing:

@@ -16,6 +16,7 @@ from .yaml_file import Keys
 
 DEMO = Path(__file__).parents[1] / "examples" / "demo"
 
+MOST_CONTEXT = 100  # frames of audio before a batch's first frame
 Seconds = Annotated[float, Field(gt=0, le=1e7)]
 
 
@@ -115,7 +116,7 @@ class Output(Section):
 
     jpeg_quality: int = Field(75, ge=1, le=100)
     visual_layout: Literal["auto", "interleaved", "planar"] = "auto"
-    audio_context_frames: int = Field(0, ge=0, le=100)
+    audio_context_frames: int = Field(0, ge=0, le=MOST_CONTEXT)
 
 
 class Networks(Section):

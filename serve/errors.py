@@ -2,6 +2,8 @@
 
 from engine.errors import InputError
 
+INTERNAL = "an internal error, which the server's log describes"
+
 
 class NotConfigured(InputError):
     """The server has no avatar of this name. NOT_FOUND in gRPC."""

@@ -13,7 +13,7 @@ from .avatar import ServedAvatar, load_avatar
 from .config import Config
 from .devices import Device, find_devices, numbers_of
 from .errors import Busy, Ending, NotConfigured, NotLoaded
-from .stays import Known, Load, Stay, Stays
+from .instances import Instance, Instances, Load, Record
 
 LEAVE_SECONDS = 5.0  # how long `close` waits for calls that still use an avatar
 
@@ -99,14 +99,14 @@ class Registry:
         devices: Sequence[Device] | None = None,
     ):
         self._config, self._now = config, now
-        self._known = {name: Known(name, model) for name, model in config.models.items()}
+        self._records = {name: Record(name, model) for name, model in config.models.items()}
         self._preloaded = [name for name, model in config.models.items() if model.preload]
         if len(self._preloaded) > config.capacity.max_models:
             raise InputError(
                 f"{len(self._preloaded)} models are to be preloaded; expected at most "
                 f"{config.capacity.max_models} (max_models)"
             )
-        self._stays = Stays(config, load, devices or find_devices(config))
+        self._instances = Instances(config, load, devices or find_devices(config))
         self._ended = asyncio.Event()
         self._closing = asyncio.Lock()
 
@@ -122,9 +122,9 @@ class Registry:
             NotConfigured, LoadFailed, Ending: see there.
             Busy: there is no room, or the load takes longer.
         """
-        known = self._configured(name)
-        async with self._hold(known, -1, timeout) as use:
-            known.uses += 1
+        record = self._configured(name)
+        async with self._hold(record, -1, timeout) as use:
+            record.uses += 1
             yield use
 
     async def load(self, name: str, gpu: int = -1) -> Use:
@@ -137,10 +137,10 @@ class Registry:
         Raises:
             InputError: there is no such device; or as `use`.
         """
-        known, devices = self._configured(name), self._stays.devices
+        record, devices = self._configured(name), self._instances.devices
         if not -1 <= gpu < len(devices):
             raise InputError(f"gpu is {gpu}; expected {numbers_of(devices)}")
-        async with self._hold(known, gpu, None) as use:
+        async with self._hold(record, gpu, None) as use:
             return use
 
     async def unload(self, name: str) -> None:
@@ -152,45 +152,45 @@ class Registry:
         Raises:
             NotLoaded: it is not loaded, or not configured.
         """
-        known = self._known.get(name)
-        stay = known.stay if known else None
-        if stay is not None:
-            await stay.told.wait()
-            if not stay.settled:
+        record = self._records.get(name)
+        instance = record.instance if record else None
+        if instance is not None:
+            await instance.told.wait()
+            if not instance.settled:
                 raise Ending("the server is ending")
-        if known is None or stay is None or known.stay is not stay:
+        if record is None or instance is None or record.instance is not instance:
             raise NotLoaded(f"model '{name}' not loaded")
-        self._stays.retire(stay)
-        if stay.closing is not None:
-            await asyncio.wait({stay.closing})
+        self._instances.retire(instance)
+        if instance.closing is not None:
+            await asyncio.wait({instance.closing})
 
     def count(self, name: str, inference_seconds: float) -> None:
         """Count a finished request for a batch of frames."""
-        known = self._configured(name)
-        known.requests += 1
-        known.inference_seconds += inference_seconds
+        record = self._configured(name)
+        record.requests += 1
+        record.inference_seconds += inference_seconds
 
     def entries(self) -> list[Entry]:
         """Return all avatars of the configuration."""
-        return [self._entry(known) for known in self._known.values()]
+        return [self._entry(record) for record in self._records.values()]
 
     def peek(self, name: str) -> ServedAvatar | None:
         """Return an avatar if it is loaded, without using it: it may be evicted at any time."""
-        known = self._known.get(name)
-        stay = known.stay if known is not None else None
-        return stay.served if stay is not None and stay.loaded else None
+        record = self._records.get(name)
+        instance = record.instance if record is not None else None
+        return instance.served if instance is not None and instance.loaded else None
 
     def devices(self) -> list[DeviceUse]:
         """Return what is taken of the memory of each device."""
         return [
-            DeviceUse(device.gpu, device.name, self._stays.bytes_on(device), device.limit)
-            for device in self._stays.devices
+            DeviceUse(device.gpu, device.name, self._instances.bytes_on(device), device.limit)
+            for device in self._instances.devices
         ]
 
     @property
     def failure(self) -> BaseException | None:
-        """What ended the threads that make live frames, which is a bug; None if they run."""
-        return self._stays.failure()
+        """What ended a thread that makes frames, which is a bug; None if all run."""
+        return self._instances.failure()
 
     async def preload(self) -> dict[str, InputError]:
         """Load the avatars that are to be preloaded, however long it takes.
@@ -201,7 +201,7 @@ class Registry:
         async with AsyncExitStack() as held:  # so that none is evicted for another
             results = await asyncio.gather(
                 *(
-                    held.enter_async_context(self._hold(self._known[name], -1, math.inf))
+                    held.enter_async_context(self._hold(self._records[name], -1, math.inf))
                     for name in self._preloaded
                 ),
                 return_exceptions=True,
@@ -230,49 +230,49 @@ class Registry:
         stopped.
         """
         self._ended.set()
-        for known in self._known.values():
-            if known.stay is not None:
-                known.stay.told.set()
+        for record in self._records.values():
+            if record.instance is not None:
+                record.instance.told.set()
         async with self._closing:  # a second call waits for the first one
-            await self._stays.close(LEAVE_SECONDS)
+            await self._instances.close(LEAVE_SECONDS)
 
     # ---------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _hold(self, known: Known, gpu: int, timeout: float | None) -> AsyncIterator[Use]:
+    async def _hold(self, record: Record, gpu: int, timeout: float | None) -> AsyncIterator[Use]:
         if self._ended.is_set():
             raise Ending("the server is ending")
-        begin, stay = self._now(), known.stay
-        began = stay is None
-        if stay is None:
-            stay = self._stays.begin(known, gpu)
-        waits = not stay.settled
-        stay.users += 1
-        known.last_used = begin
+        begin, instance = self._now(), record.instance
+        began = instance is None
+        if instance is None:
+            instance = self._instances.begin(record, gpu)
+        waits = not instance.settled
+        instance.users += 1
+        record.last_used = begin
         try:
-            await self._settled(stay, timeout)
-            assert stay.served is not None
-            yield Use(stay.served, began, self._now() - begin if waits else 0.0)
+            await self._settled(instance, timeout)
+            assert instance.served is not None
+            yield Use(instance.served, began, self._now() - begin if waits else 0.0)
         finally:
-            known.last_used = self._now()
-            self._stays.leave(stay)
+            record.last_used = self._now()
+            self._instances.leave(instance)
 
-    async def _settled(self, stay: Stay, timeout: float | None) -> None:
+    async def _settled(self, instance: Instance, timeout: float | None) -> None:
         """Wait until an avatar is loaded."""
-        if not stay.settled:
+        if not instance.settled:
             seconds = self._config.limits.load_seconds if timeout is None else timeout
             try:
                 async with asyncio.timeout(None if seconds == math.inf else seconds):
-                    await stay.told.wait()
+                    await instance.told.wait()
             except TimeoutError:
                 raise Busy(
-                    f"model {stay.known.name!r} is still being loaded after {seconds:g} s; "
+                    f"model {instance.record.name!r} is still being loaded after {seconds:g} s; "
                     "try again later"
                 ) from None
             if self._ended.is_set():
                 raise Ending("the server is ending")
-        if stay.failure is not None:
-            raise type(stay.failure)(str(stay.failure))
+        if instance.failure is not None:
+            raise type(instance.failure)(str(instance.failure))
 
     def _take_out_unused(self) -> float | None:
         """Take out what is idle for too long.
@@ -284,29 +284,29 @@ class Registry:
         if not timeout:
             return None
         delay, now = timeout, self._now()
-        for stay in self._stays.idle():
-            left = (stay.known.last_used or 0.0) + timeout - now
+        for instance in self._instances.idle():
+            left = (instance.record.last_used or 0.0) + timeout - now
             if left <= 0:
-                self._stays.retire(stay)
+                self._instances.retire(instance)
             else:
                 delay = min(delay, left)
         return delay
 
-    def _configured(self, name: str) -> Known:
-        if name not in self._known:
+    def _configured(self, name: str) -> Record:
+        if name not in self._records:
             raise NotConfigured(f"model '{name}' not configured")
-        return self._known[name]
+        return self._records[name]
 
-    def _entry(self, known: Known) -> Entry:
-        stay, last = known.stay, known.last_used
-        there = stay if stay is not None and stay.loaded else None
+    def _entry(self, record: Record) -> Entry:
+        instance, last = record.instance, record.last_used
+        there = instance if instance is not None and instance.loaded else None
         return Entry(
-            known.name,
+            record.name,
             there is not None,
             there.device.gpu if there is not None and there.device is not None else -1,
             there.bytes if there is not None else 0,
-            known.requests,
-            known.inference_seconds,
+            record.requests,
+            record.inference_seconds,
             time.time() - (self._now() - last) if last is not None else 0.0,
-            self._stays.users(known),
+            self._instances.users(record),
         )

@@ -20,7 +20,7 @@ from engine.errors import InputError, one_line
 from . import http, metrics
 from .config import Config, Tls
 from .rpc.access import Access, Calls
-from .rpc.lasting import LastingServer
+from .rpc.restarting import RestartingServer
 
 OTHER_CALLS = 100  # at a time, such as of health and lists
 END_SECONDS = 5.0  # for handlers that were cancelled
@@ -117,7 +117,7 @@ class Server:
         self._lateness = metrics.Lateness(self.metrics)
         self._avatars: Avatars | None = None
         self._services: Services | None = None
-        self._grpc: LastingServer | None = None
+        self._grpc: RestartingServer | None = None
         self._http: http.HttpServer | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._web: asyncio.Task[None] | None = None
@@ -185,7 +185,7 @@ class Server:
             self._services = self._make_services(self._avatars, self.config, self.metrics)
             self.metrics.watch(self._avatars, self._services.sessions)
             make = partial(self._grpc_server, self._services, credentials)
-            self._grpc = LastingServer(make)
+            self._grpc = RestartingServer(make)
             for name in ("", *self._services.names):
                 await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
             self._http = http.HttpServer(
@@ -257,7 +257,7 @@ class Server:
 
     def _dead(self) -> str | None:
         failed = self._avatars is not None and self._avatars.failure is not None
-        return "the live frames' thread has failed" if failed else None
+        return "a thread that makes frames has failed" if failed else None
 
     # --- end -------------------------------------------------------------------------------------
 

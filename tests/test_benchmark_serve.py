@@ -49,7 +49,7 @@ def test_a_server_that_refuses_is_an_error(measured, tmp_path, monkeypatch):
     output = tmp_path / "serve.json"
     monkeypatch.setattr("engine.pipeline.open_network", lambda *_, **__: Quick())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(serve, "samples_heard", lambda *_: 0)
+    monkeypatch.setattr(serve, "samples_needed", lambda *_: 0)
     monkeypatch.setattr(sys, "argv", ["serve", "--quick", "--parts", "own", "-o", str(output)])
     assert serve.main() == 1
     reasons = [row["reason"] for row in json.loads(output.read_text())["left out"]]

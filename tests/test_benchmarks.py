@@ -512,7 +512,9 @@ def test_pytorch_networks_are_opened_once_for_all_providers(scene, monkeypatch):
     """On a GPU, each one that is opened is compiled for minutes."""
     opened = []
     load = checkpoint.load
-    monkeypatch.setattr(checkpoint, "load", lambda *a: (opened.append(a[0].name), load(*a))[1])
+    monkeypatch.setattr(
+        checkpoint, "load", lambda *a, **o: (opened.append(a[0].name), load(*a, **o))[1]
+    )
     for make in (providers.viseme, providers.eager, providers.split, providers.viseme):
         make(scene, CPU, 2, "torch")
     assert sorted(opened) == ["audio_encoder.safetensors", "generator.safetensors"]

@@ -1,4 +1,4 @@
-"""What the frames of a request hear."""
+"""The features that the frames of a request read, and the mel windows of these."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,7 +15,7 @@ ROWS, HALF = kernels.MEL_WINDOW_ROWS, kernels.FEATURES_PER_FRAME // 2
 CYCLE, CYCLE_ROWS = 5, 16
 
 
-class Hearing(NamedTuple):
+class FeatureRows(NamedTuple):
     """The features that the frames of a request read.
 
     Attributes:
@@ -35,8 +35,8 @@ def feature_count(samples: int) -> int:
     return max((rows - ROWS) * kernels.FPS // MEL_RATE, 0)
 
 
-def hearing(samples: int, count: int, context: int) -> Hearing:
-    """Return what frames `context` to `context` + `count` (exclusive) of speech read.
+def feature_rows(samples: int, count: int, context: int) -> FeatureRows:
+    """Return the features that frames `context` to `context` + `count` (exclusive) of speech read.
 
     With P = f[0], f[0], f[1], ..., f[m-1], f[m-1], frame i reads rows i - 8 to i + 7 of P, and
     zeros outside.
@@ -46,10 +46,10 @@ def hearing(samples: int, count: int, context: int) -> Hearing:
     place = context + np.arange(count)[:, None] + np.arange(-HALF, HALF)
     inside = (place >= 0) & (place < m + 2) & (m > 0)
     if not inside.any():
-        return Hearing(0, 0, np.zeros((count, 2 * HALF), np.int64))
+        return FeatureRows(0, 0, np.zeros((count, 2 * HALF), np.int64))
     feature = np.clip(place - 1, 0, m - 1)
     first, stop = int(feature[inside].min()), int(feature[inside].max()) + 1
-    return Hearing(first, stop, np.where(inside, feature - first + 1, 0))
+    return FeatureRows(first, stop, np.where(inside, feature - first + 1, 0))
 
 
 def mel_windows(

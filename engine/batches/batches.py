@@ -50,6 +50,7 @@ class SharedBatches:
 
     Attributes:
         sizes: how many batches of each number of frames were made.
+        failure: what ended the thread, which is a bug or a device that fails; None if it runs.
 
     Raises:
         InputError: `quality` is out of range.
@@ -78,8 +79,9 @@ class SharedBatches:
         self.sizes: Counter[int] = Counter()
         self._waiting: deque[Job] = deque()  # some frames of these are in no batch yet
         self._changed = threading.Condition()
-        self._closed = self._failed = False
-        self._pool = _threads.open()
+        self._closed = False
+        self.failure: BaseException | None = None
+        self._pool, self._has_pool = _threads.open(), True
         self._thread = threading.Thread(target=self._loop, name="viseme-batches", daemon=True)
         _running.add(self)
         self._thread.start()
@@ -123,14 +125,17 @@ class SharedBatches:
     def close(self) -> None:
         """End the thread. What waits fails; what was made is delivered."""
         with self._changed:
-            closed, self._closed = self._closed and not self._failed, True
-            self._failed = False
+            self._closed = True
             self._changed.notify()
         self._thread.join()
         self._maker.wait_for_all()
-        while self._waiting:
-            self._waiting.popleft().fail(self._ended())
-        if not closed:
+        with self._changed:
+            waiting, has_pool = list(self._waiting), self._has_pool
+            self._waiting.clear()
+            self._has_pool = False
+        for job in waiting:
+            job.fail(self._ended())
+        if has_pool:
             _threads.close()
 
     def __enter__(self) -> "SharedBatches":
@@ -150,7 +155,7 @@ class SharedBatches:
                 pass
         except BaseException as error:  # a fault of ours, or a device that fails
             with self._changed:
-                self._closed = self._failed = True
+                self._closed, self.failure = True, error
             while self._waiting:
                 self._waiting.popleft().fail(error)
             raise
@@ -196,12 +201,16 @@ class SharedBatches:
         if not spans:
             return
         made = self._maker.make(spans, stopwatch)
-        self.sizes[len(made.frames)] += 1
-        self._on_made(len(made.frames))
-        if made.wait is None:
-            self._deliver(made)
-        else:
-            self._pool.submit(self._deliver, made)
+        try:
+            self.sizes[len(made.frames)] += 1
+            self._on_made(len(made.frames))
+            if made.wait is None:
+                self._deliver(made)
+            else:
+                self._pool.submit(self._deliver, made)
+        except BaseException:  # such as of a pool that takes nothing more, because Python exits
+            made.release()
+            raise
 
     # --- the threads that encode -----------------------------------------------------------------
 
@@ -233,7 +242,11 @@ class SharedBatches:
             return
         left = _Countdown(len(made.frames), made.release)
         for (job, frame), pixels in zip(_frames_of(made), made.frames.numpy(), strict=True):
-            self._pool.submit(self._encode_one, job, frame, pixels, made.number, begin, left)
+            try:
+                self._pool.submit(self._encode_one, job, frame, pixels, made.number, begin, left)
+            except RuntimeError as error:  # Python exits: its pools take nothing more
+                job.fail(error)
+                left.count()
 
     def _encode_one(
         self,

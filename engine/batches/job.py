@@ -11,7 +11,7 @@ import kernels
 
 from ..errors import InputError
 from ..pipeline import Pipeline
-from .audio import Hearing, hearing
+from .audio import FeatureRows, feature_rows
 from .request import BatchRequest, BatchResult
 
 
@@ -28,7 +28,7 @@ class Job:
         count, start: of the request, as Python's integers.
         future: of the result.
         taken: frames that are in batches so far.
-        hearing: what its frames hear.
+        feature_rows: what its frames read.
         features: (m, 512) on the device, once it has begun.
     """
 
@@ -38,12 +38,12 @@ class Job:
         self.taken = 0
         if request.speech is None:
             each = np.arange(1, 1 + kernels.FEATURES_PER_FRAME)
-            self.hearing = Hearing(0, 0, np.tile(each, (self.count, 1)))
+            self.feature_rows = FeatureRows(0, 0, np.tile(each, (self.count, 1)))
         else:
-            self.hearing = hearing(request.speech.size, self.count, int(request.context))
+            self.feature_rows = feature_rows(request.speech.size, self.count, int(request.context))
         self.features: Tensor | None = None
         self._references = self._masked = np.empty(0, np.float32)
-        features = self.hearing.stop - self.hearing.first
+        features = self.feature_rows.stop - self.feature_rows.first
         self._encoder_check, self._generator_check = pipeline.checks(self.count, features)
         self._lock = threading.Lock()
         self._over = False
@@ -58,8 +58,9 @@ class Job:
         return self._over or self.future.cancelled()
 
     def begin(self) -> bool:
-        """Begin, unless the client has cancelled it."""
-        return self.future.running() or self.future.set_running_or_notify_cancel()
+        """Begin, unless it is over or the client has cancelled it."""
+        with self._lock:  # another thread may fail it meanwhile
+            return not self._over and self._set_running()
 
     def lay_out(self, planar: bool) -> None:
         """Note how the client's pictures lie in memory."""
@@ -130,8 +131,11 @@ class Job:
             error = type(error)(str(error))
         with self._lock:
             over, self._over = self._over, True
-        if not over and not self.future.cancelled() and self.begin():
+        if not over and not self.future.cancelled() and self._set_running():
             self.future.set_exception(error)
+
+    def _set_running(self) -> bool:
+        return self.future.running() or self.future.set_running_or_notify_cancel()
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ class BatchMaker:
                 except InputError as error:
                     job.fail(error)
         with self._on_stream():
-            self._hear([job for job in jobs if not job.over], stopwatch)
+            self._encode_audio([job for job in jobs if not job.over], stopwatch)
 
     def make(self, spans: list[Span], stopwatch: Stopwatch) -> Made:
         """Make frames of requests that have begun, at most `batch_size`, all with faces or all
@@ -184,13 +184,13 @@ class BatchMaker:
             inputs, _ = kernels.face_input(*self._avatar.batch(numbers))
             return inputs.cpu().numpy()
 
-    def _hear(self, jobs: list[Job], stopwatch: Stopwatch) -> None:
+    def _encode_audio(self, jobs: list[Job], stopwatch: Stopwatch) -> None:
         """Compute the features of requests, those of several in a call of the audio encoder."""
         dtype, upload = self._pipeline.generator.dtype, self._buffers.executor.upload
         owners: list[Job] = []  # of the windows
         parts: list[Tensor] = []
         for job in jobs:
-            (first, stop, _), request = job.hearing, job.request
+            (first, stop, _), request = job.feature_rows, job.request
             if request.speech is None:
                 assert request.audio is not None
                 own = torch.from_numpy(request.audio.reshape(-1, kernels.FEATURE_DIM).copy())
@@ -219,7 +219,7 @@ class BatchMaker:
                     job.fail(error)
         found = torch.cat(encoded)
         for job in dict.fromkeys(owners):
-            count = job.hearing.stop - job.hearing.first
+            count = job.feature_rows.stop - job.feature_rows.first
             job.features, found = found[:count], found[count:]
 
     def _gather(self, spans: list[Span], n: int) -> None:
@@ -228,7 +228,7 @@ class BatchMaker:
         for span in spans:
             features = span.job.features
             assert features is not None
-            mine = span.job.hearing.rows[span.first : span.stop]
+            mine = span.job.feature_rows.rows[span.first : span.stop]
             rows.append(np.where(mine > 0, mine + place - 1, 0))
             table.append(features)
             place += len(features)

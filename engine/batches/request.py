@@ -12,9 +12,9 @@ from ..errors import InputError, shortened
 
 Layout = Literal["auto", "interleaved", "planar"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-MOST = 32  # frames of a request
-FACE = (6, kernels.ROI_SIZE, kernels.ROI_SIZE)
-AUDIO = (32, 16, 16)
+MOST_FRAMES = 32  # of a request
+FACE_SHAPE = (6, kernels.ROI_SIZE, kernels.ROI_SIZE)
+AUDIO_SHAPE = (32, 16, 16)  # of a feature window
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +76,8 @@ def check_request(request: BatchRequest) -> None:
     """
     count = _integer("count", request.count)
     _integer("start", request.start)
-    if not 1 <= count <= MOST:
-        raise InputError(f"count is {shortened(count)}; expected 1 to {MOST} frames")
+    if not 1 <= count <= MOST_FRAMES:
+        raise InputError(f"count is {shortened(count)}; expected 1 to {MOST_FRAMES} frames")
     if _integer("context", request.context) < 0:
         raise InputError(
             f"context is {shortened(request.context)}; expected at least 0 frames of speech"
@@ -89,11 +89,11 @@ def check_request(request: BatchRequest) -> None:
     if request.speech is not None:
         _check_array("speech", request.speech, (None,))
     elif request.audio is not None:
-        _check_array("audio", request.audio, AUDIO)
+        _check_array("audio", request.audio, AUDIO_SHAPE)
     else:
         raise InputError("neither speech nor audio is given; expected one of them")
     if request.faces is not None:
-        _check_array("faces", request.faces, (count, *FACE))
+        _check_array("faces", request.faces, (count, *FACE_SHAPE))
 
 
 def _integer(name: str, value: object) -> int:

@@ -15,6 +15,10 @@ WARM_UPS = 2
 # Held while capturing, replaying, or launching on a network's private stream. Work that another
 # thread launches on a capturing stream would end up in the graph.
 capture_lock = RLock()
+# PyTorch hands out streams round-robin, from a pool of 32 for each priority, so that the 33rd is
+# the first one again. Streams that capture therefore have a priority that no other stream has:
+# work that another thread launches on its own stream must not be captured.
+CAPTURE_PRIORITY = -2
 
 
 class CudaGraphs:
@@ -27,10 +31,7 @@ class CudaGraphs:
     def __init__(self, device: torch.device):
         self._device = device
         self._captured: dict[Hashable, torch.cuda.CUDAGraph] = {}
-        # A high-priority stream: PyTorch hands out streams from a pool of 32 per priority
-        # round-robin, so a normal-priority one may be shared with another thread, whose work
-        # would be captured.
-        self._stream = torch.cuda.Stream(device, priority=-1)
+        self._stream = torch.cuda.Stream(device, priority=CAPTURE_PRIORITY)
         self._pool = torch.cuda.graph_pool_handle()
 
     def __len__(self) -> int:

@@ -23,7 +23,7 @@ from .scheduler import ABANDONED, Scheduler
 from .session import CLOCKS, Session, SessionState
 from .stream import SpeechStream
 
-RATES = (8000, 192000)  # Hz, of sound
+SAMPLE_RATES = (8000, 192000)  # Hz, of sound
 AHEAD = 3  # frames
 GPU_BATCH = 40  # frames
 PREBUFFER = 0.45  # seconds: a frame's mouth depends on speech up to 0.452 s later
@@ -137,8 +137,9 @@ class Live:
                 ("sample rate", sample_rate), ("channels", channels), ("ahead", ahead)
             )
         )  # fmt: skip
-        if not RATES[0] <= sample_rate <= RATES[1]:
-            raise InputError(f"sample rate is {sample_rate}; expected {RATES[0]} to {RATES[1]}")
+        lowest, highest = SAMPLE_RATES
+        if not lowest <= sample_rate <= highest:
+            raise InputError(f"sample rate is {sample_rate}; expected {lowest} to {highest}")
         if channels not in (1, 2):
             raise InputError(f"channels is {channels}; expected 1 or 2")
         if not 0 <= prebuffer <= 10:

@@ -8,7 +8,7 @@ from weakref import finalize
 import torch
 from torch import Tensor
 
-from ..device.cuda_graphs import capture_lock
+from ..device.cuda_graphs import CAPTURE_PRIORITY, capture_lock
 from ..device.memory import ALIGNMENT
 from ..errors import DeviceFull, InputError
 from ..plans.check import check_plan
@@ -97,7 +97,7 @@ class _Engine:
         self._log, self._device = logger(edition), device
         self._log.clear()
         with torch.cuda.device(device):
-            self.stream = torch.cuda.Stream(device, priority=-1)  # as in `CudaGraphs`
+            self.stream = torch.cuda.Stream(device, priority=CAPTURE_PRIORITY)
             self._runtime = edition.module().Runtime(self._log)
             self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
             if self._engine is None:

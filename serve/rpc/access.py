@@ -13,13 +13,13 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from ..errors import INTERNAL
 from ..metrics import Metrics
 
 HEALTH = "/grpc.health.v1.Health/"
 OPERATORS = "/grpc."  # health and reflection: a call of them does not keep the server
 UNKNOWN = "unknown"  # instead of what a client made up
 ALMOST = 0.1  # seconds
-INTERNAL = "an internal error, which the server's log describes"
 CODES = {code.value[0]: code.name for code in grpc.StatusCode}
 
 _log = logging.getLogger("serve.calls")

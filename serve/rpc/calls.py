@@ -14,7 +14,7 @@ from engine import Avatar
 from engine.errors import DeviceError, InputError, one_line
 from engine.live import Live
 
-from ..errors import Busy, Ending, LoadFailed, NotConfigured, NotLoaded
+from ..errors import INTERNAL, Busy, Ending, LoadFailed, NotConfigured, NotLoaded
 
 _log = logging.getLogger(__name__)
 
@@ -182,4 +182,4 @@ def _failure(error: Exception) -> Refused:
         _log.error("a call failed: %s", one_line(error))
         return Refused(Code.RESOURCE_EXHAUSTED, f"the server failed: {os.strerror(error.errno)}")
     _log.error("a call failed", exc_info=error)
-    return Refused(Code.INTERNAL, "the server failed; its log says why")
+    return Refused(Code.INTERNAL, INTERNAL)

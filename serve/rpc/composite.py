@@ -14,13 +14,12 @@ from engine.batches import BatchResult, SharedBatches
 from engine.errors import InputError, shortened
 
 from ..config import Config
-from ..errors import Ending, LoadFailed
+from ..errors import INTERNAL, Ending, LoadFailed
 from ..registry import Registry, Use
 from .composite_request import CompositeRequest, MalformedError, Refused, check, parse
 from .protos import monolithic_pb2
 
-INTERNAL = "an internal error, which the server's log describes"
-DEAF = "Raw audio processing not available (audio encoder pool not initialized)"
+NO_AUDIO_ENCODER = "Raw audio processing not available (audio encoder pool not initialized)"
 Count = Callable[[str, int], object]
 log = logging.getLogger(__name__)
 
@@ -37,7 +36,7 @@ class Submitted(NamedTuple):
     audio_seconds: float
 
 
-class Composites:
+class CompositeHandler:
     """Answers InferBatchComposite of both services, with one limit for both.
 
     What a client asks wrongly, and what the server cannot do for it, is an answer with
@@ -105,12 +104,12 @@ class Composites:
                 raise Refused(f"Inference failed: {INTERNAL}") from None
 
     def _not_loaded(self, request: CompositeRequest, error: InputError | str) -> Refused:
-        deaf = isinstance(error, LoadFailed) and self._is_deaf(request.model_id)
-        if deaf and request.content.raw_audio:
-            return Refused(DEAF)
+        needs_encoder = isinstance(error, LoadFailed) and request.content.raw_audio
+        if needs_encoder and self._lacks_audio_encoder(request.model_id):
+            return Refused(NO_AUDIO_ENCODER)
         return Refused(f"Failed to load model {_quoted(request.model_id)}: {error}")
 
-    def _is_deaf(self, name: str) -> bool:
+    def _lacks_audio_encoder(self, name: str) -> bool:
         """Tell whether a model of the Go server's files has no audio encoder."""
         model = self._config.models.get(name)
         encoders = self._config.audio_encoder, model.audio_encoder if model else None

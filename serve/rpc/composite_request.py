@@ -8,21 +8,17 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 import kernels
-from engine.batches import BatchRequest
+from engine.batches import AUDIO_SHAPE, FACE_SHAPE, MOST_FRAMES, BatchRequest
 from engine.errors import InputError
+from engine.live import SAMPLE_RATES
 from engine.live.convert import SpeechConverter
 
-from ..config import Output
+from ..config import MOST_CONTEXT, Output
 from .protos import monolithic_pb2
 from .wire import cut_bytes
 
-MOST_FRAMES = 32
-FACE_SHAPE = (6, kernels.ROI_SIZE, kernels.ROI_SIZE)
 FACE_BYTES = 4 * math.prod(FACE_SHAPE)
-AUDIO_SHAPE = (32, 16, 16)  # a feature window
 AUDIO_BYTES = 4 * math.prod(AUDIO_SHAPE)
-SAMPLE_RATES = range(8000, 192_001)
-MOST_CONTEXT = 100  # frames, as in the configuration
 SMALL = 1 << 16  # bytes that are decoded in well under a millisecond
 # What the networks compute with, in float16 too. What is far outside would become infinite or NaN
 # in a batch that has frames of other clients. A little outside is usual: filters overshoot.
@@ -90,7 +86,7 @@ class CompositeRequest:
             faces = np.empty((self.count, *FACE_SHAPE), np.float32)
             _copy(visual, faces.reshape(self.count, -1), "visual frames: value", FACES)
         if raw:
-            speech = _speech(raw, self.rate, samples_heard(self.count, context))
+            speech = _speech(raw, self.rate, samples_needed(self.count, context))
         else:
             audio = np.empty(AUDIO_SHAPE, np.float32)
             _copy(features, audio.reshape(1, -1), "audio features: value", FEATURES)
@@ -147,10 +143,11 @@ def check(request: Any, content: Content) -> CompositeRequest:
     if raw:
         if raw % 4:
             raise Refused(f"Invalid raw audio size: got {raw} bytes, expected a multiple of 4")
-        if rate not in SAMPLE_RATES:
+        lowest, highest = SAMPLE_RATES
+        if not lowest <= rate <= highest:
             raise Refused(
-                f"Invalid sample rate: got {rate} Hz, expected {SAMPLE_RATES[0]} to "
-                f"{SAMPLE_RATES[-1]}, or 0 for {kernels.SAMPLE_RATE}"
+                f"Invalid sample rate: got {rate} Hz, expected {lowest} to {highest}, "
+                f"or 0 for {kernels.SAMPLE_RATE}"
             )
     elif not features:
         raise Refused("Either raw_audio or audio_features must be provided")
@@ -166,7 +163,7 @@ def check(request: Any, content: Content) -> CompositeRequest:
     )
 
 
-def samples_heard(count: int, context: int) -> int:
+def samples_needed(count: int, context: int) -> int:
     """Return how many samples at 16 kHz, from the first one on, can be heard in a batch.
 
     A request's features are those of at most context + count + 16 windows. The last of these ends

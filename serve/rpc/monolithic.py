@@ -12,9 +12,9 @@ from google.protobuf.message import DecodeError
 from engine.errors import InputError, shortened
 
 from ..config import Config
-from ..errors import Ending
+from ..errors import INTERNAL, Ending
 from ..registry import Entry, Registry
-from .composite import INTERNAL, Composites, Count
+from .composite import CompositeHandler, Count
 from .protos import monolithic_pb2 as messages
 
 MONOLITHIC, COMPOSITING = "monolithic.MonolithicService", "compositing.CompositingService"
@@ -39,15 +39,15 @@ class MonolithicService:
     Args:
         registry: the avatars.
         config: limits, output and models.
-        composites: that of another service, which shares its limit of requests.
+        handler: that of another service, which shares its limit of requests.
     """
 
-    def __init__(self, registry: Registry, config: Config, composites: Composites | None = None):
+    def __init__(self, registry: Registry, config: Config, handler: CompositeHandler | None = None):
         self._registry, self._config = registry, config
-        self.composites = composites or Composites(registry, config)
+        self.handler = handler or CompositeHandler(registry, config)
 
     async def InferBatchComposite(self, message: bytes, context: Any) -> Any:
-        return await self.composites(message, context)
+        return await self.handler(message, context)
 
     async def ListModels(self, request: Any, context: Any) -> Any:
         return messages.ListModelsResponse(
@@ -96,7 +96,7 @@ class MonolithicService:
         return messages.HealthResponse(
             healthy=self._registry.failure is None,
             loaded_models=sum(entry.loaded for entry in self._registry.entries()),
-            max_models=self._config.capacity.max_models,
+            max_models=min(self._config.capacity.max_models, INT32_MAX),
             gpu_ids=[device.gpu for device in devices],
             gpu_memory_used_gb=[device.bytes / 2**30 for device in devices],
         )
@@ -105,11 +105,11 @@ class MonolithicService:
 class CompositingService:
     """InferBatchComposite under another name; see `MonolithicService`."""
 
-    def __init__(self, registry: Registry, config: Config, composites: Composites | None = None):
-        self.composites = composites or Composites(registry, config)
+    def __init__(self, registry: Registry, config: Config, handler: CompositeHandler | None = None):
+        self.handler = handler or CompositeHandler(registry, config)
 
     async def InferBatchComposite(self, message: bytes, context: Any) -> Any:
-        return await self.composites(message, context)
+        return await self.handler(message, context)
 
 
 def add_to_server(
@@ -123,8 +123,8 @@ def add_to_server(
     protoc's own functions would have every request parsed in the event loop, which takes 50 ms of
     it where a request brings its faces; and gRPC logs a traceback of what cannot be parsed.
     """
-    first = MonolithicService(registry, config, Composites(registry, config, count))
-    second = CompositingService(registry, config, first.composites)
+    first = MonolithicService(registry, config, CompositeHandler(registry, config, count))
+    second = CompositingService(registry, config, first.handler)
     methods = {name: _parsed(kind, getattr(first, name)) for name, kind in REQUESTS.items()}
     methods["InferBatchComposite"] = first.InferBatchComposite
     _add(server, MONOLITHIC, methods)

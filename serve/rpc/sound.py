@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
+from engine.live import SAMPLE_RATES
 from engine.media.limits import MAX_AMPLITUDE
 
 from .calls import invalid
 from .protos import viseme_pb2 as pb
 
-RATES = (8000, 192000)  # Hz
 TYPES: dict[int, str] = {pb.SAMPLE_FORMAT_S16: "<i2", pb.SAMPLE_FORMAT_F32: "<f4"}
 NAMES: dict[int, str] = {pb.SAMPLE_FORMAT_S16: "int16", pb.SAMPLE_FORMAT_F32: "float32"}
 
@@ -31,8 +31,8 @@ class SoundFormat:
         self.rate, self.channels = rate or 16000, channels or 1
         if self.format not in TYPES:
             raise invalid(f"sample format is {format}; expected 1 (S16) or 2 (F32)")
-        if not RATES[0] <= self.rate <= RATES[1]:
-            raise invalid(f"sample rate is {rate}; expected {RATES[0]} to {RATES[1]}")
+        if not SAMPLE_RATES[0] <= self.rate <= SAMPLE_RATES[1]:
+            raise invalid(f"sample rate is {rate}; expected {SAMPLE_RATES[0]} to {SAMPLE_RATES[1]}")
         if self.channels not in (1, 2):
             raise invalid(f"channels is {channels}; expected 1 or 2")
         self._type = np.dtype(TYPES[self.format])

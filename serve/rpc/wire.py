@@ -7,6 +7,7 @@ the GIL held: 50 ms in which the event loop stands still.
 from collections.abc import Collection
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types; groups (3 and 4) are not in use any more
+MOST_FIELDS = 1000  # of a message; each takes a microsecond here, and 50 MB could hold 25 million
 
 
 def cut_bytes(message: bytes, numbers: Collection[int]) -> tuple[bytes, dict[int, memoryview]]:
@@ -14,13 +15,16 @@ def cut_bytes(message: bytes, numbers: Collection[int]) -> tuple[bytes, dict[int
 
     Returns:
         The message without them, and the content of each that is there. Of a field that is there
-        more than once the last one counts, as everywhere in protobuf. A message that is damaged or
-        has groups comes back whole: the parser decides what it is.
+        more than once the last one counts, as everywhere in protobuf. A message that is damaged,
+        has groups or has very many fields comes back whole: the parser decides what it is.
     """
     view, found = memoryview(message), dict[int, memoryview]()
-    rest, kept, place, size = list[memoryview](), 0, 0, len(message)
+    rest, kept, place, size, fields = list[memoryview](), 0, 0, len(message), 0
     try:
         while place < size:
+            fields += 1
+            if fields > MOST_FIELDS:
+                return message, {}
             begin = place
             key, place = _varint(message, place)
             kind = key & 7

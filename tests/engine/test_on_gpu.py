@@ -31,6 +31,17 @@ pytestmark = pytest.mark.gpu
 WARM = 3 * RING  # batches until the graphs of full batches and of the encoder are captured
 
 
+def test_streams_that_capture_are_nobody_elses():
+    """PyTorch hands out each stream again and again."""
+    device = torch.device("cuda", 0)
+    others = {
+        torch.cuda.Stream(device, priority=priority).cuda_stream
+        for priority in (0, -1)
+        for _ in range(100)
+    }
+    assert CudaGraphs(device)._stream.cuda_stream not in others
+
+
 @pytest.fixture(scope="module")
 def short(speech) -> torch.Tensor:
     """1.7 s: 42 frames, one batch of 40 and more."""

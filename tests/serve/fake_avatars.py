@@ -17,7 +17,7 @@ class FakeAvatar:
 
     def __init__(self, avatars: "FakeAvatars", name: str, gpu: int, size: int):
         self.avatars, self.name, self.gpu, self.bytes = avatars, name, gpu, size
-        self.closed = 0
+        self.closed, self.failure = 0, None
 
     def close(self) -> None:
         self.closed += 1

@@ -17,7 +17,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from serve.config import Config
-from serve.rpc import lasting
+from serve.rpc import restarting
 from serve.rpc.composite import INTERNAL
 from serve.rpc.monolithic import add_to_server
 from tests.serve.rpc import hostile
@@ -58,7 +58,7 @@ class Errors(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)[-2000:]
-        if record.name == lasting.__name__:
+        if record.name == restarting.__name__:
             self.restarts.append(text)
         elif "codec can't decode byte" not in text:  # grpc.aio's own words before that
             self.texts.append(text)

@@ -639,15 +639,17 @@ def test_a_failing_end_is_logged_and_the_avatar_is_gone(caplog, monkeypatch):
     assert "model 'a': its end failed" in caplog.text and "ZeroDivisionError" in caplog.text
 
 
-def test_a_dead_scheduler_is_seen():
+@pytest.mark.parametrize("of", ["sessions", "batches"])
+def test_a_dead_thread_is_seen(of):
     async def work():
         avatars = FakeAvatars()
         registry = registry_of(config_of("a"), avatars)
         await registry.load("a")
         assert registry.failure is None
         (scheduler,) = avatars.schedulers
-        scheduler.failure = RuntimeError("a bug")
-        assert registry.failure is scheduler.failure
+        dead = scheduler if of == "sessions" else avatars.made[0]
+        dead.failure = RuntimeError("a bug")
+        assert registry.failure is dead.failure
         await registry.close()
 
     run(work())

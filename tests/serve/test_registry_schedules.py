@@ -57,13 +57,15 @@ class Schedule:
             idle_timeout_minutes=1,
             load_seconds=1e6,
         )
-        with mock.patch("serve.stays.ThreadPoolExecutor", ManualExecutor):
+        with mock.patch("serve.instances.ThreadPoolExecutor", ManualExecutor):
             self.registry = registry_of(
                 config, self.avatars, devices=devices, limit=limit, now=lambda: self.time
             )
-        self.registry._stays._load = self.load
-        self.registry._stays._scheduler = lambda device: None  # its threads have no part in this
-        self.threads: ManualExecutor = self.registry._stays._threads
+        self.registry._instances._load = self.load
+        self.registry._instances._scheduler = lambda device: (
+            None
+        )  # its threads have no part in this
+        self.threads: ManualExecutor = self.registry._instances._threads
         self.uses: list[tuple[asyncio.Task, asyncio.Event]] = []
         self.calls: list[asyncio.Task] = []
 
@@ -146,7 +148,7 @@ class Schedule:
         assert loaded == sorted(self.avatars.in_memory), "one is in memory that nobody can use"
         there = sum(SIZES[name] for name in loaded)
         assert sum(device.bytes for device in self.registry.devices()) == there
-        assert len(self.registry._stays._there) == len(loaded), "a place is lost"
+        assert len(self.registry._instances._there) == len(loaded), "a place is lost"
         for name in NAMES:  # what failed before is loaded now
             call = asyncio.create_task(self.registry.load(name))
             await self.settle()

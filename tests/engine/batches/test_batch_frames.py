@@ -12,7 +12,7 @@ from PIL import Image
 import kernels
 from engine import Avatar, Pipeline
 from engine.batches import BatchRequest, SharedBatches
-from engine.batches.audio import feature_count, hearing, mel_windows
+from engine.batches.audio import feature_count, feature_rows, mel_windows
 from tests.conftest import DEMO
 from tests.engine.batches import plain
 from tests.engine.batches.conftest import frames_of
@@ -144,7 +144,7 @@ def test_what_frames_hear(samples, count, context):
     m = max((rows - 16) * 25 // 80, 0)
     assert feature_count(samples) == m
     padded = [0, *range(m), m - 1] if m else []
-    first, stop, found = hearing(samples, count, context)
+    first, stop, found = feature_rows(samples, count, context)
     assert 0 <= first <= stop <= m and stop - first <= count + 15
     for frame in range(count):
         for place in range(16):

@@ -189,7 +189,7 @@ def frames_of_avatar(pipeline) -> np.ndarray:
 
 def test_a_fault_of_ours_does_not_end_the_thread(on_host, monkeypatch):
     with SharedBatches(on_host, encode=pixels) as batches:
-        for what in ("_gather", "_hear", "_on_its_way"):
+        for what in ("_gather", "_encode_audio", "_on_its_way"):
             with monkeypatch.context() as patch:
                 patch.setattr(batches._maker, what, lambda *_: 1 / 0)
                 with pytest.raises(ZeroDivisionError):
@@ -207,11 +207,87 @@ def test_nobody_waits_for_a_thread_that_ended(on_host, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             batches.submit(BatchRequest(1, 0, NONE)).result(WAIT)
     batches._thread.join(WAIT)
+    assert isinstance(batches.failure, ZeroDivisionError)
     with pytest.raises(InputError, match="ended"):
         batches.submit(BatchRequest(1, 0, NONE))
     batches.close()
     batches.close()
     assert viseme_threads() == before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_fails_while_it_is_closed(on_host):
+    """The encoding threads are given back once, so that others keep theirs."""
+    with SharedBatches(on_host, encode=pixels) as other:
+        batches = SharedBatches(on_host, encode=pixels)
+        with held(batches):
+            closing = threading.Thread(target=batches.close)
+            closing.start()
+            while not batches._closed:
+                time.sleep(0.01)
+            batches._maker.wait = lambda: 1 / 0
+        closing.join(WAIT)
+        assert batches.failure is not None
+        batches.close()
+        assert len(other.submit(BatchRequest(2, 0, NONE)).result(WAIT).files) == 2
+
+
+def test_a_request_that_fails_while_it_is_chosen(on_host):
+    """As when a thread that encodes its first frames fails, which ends no other request."""
+    with SharedBatches(on_host, encode=pixels) as batches:
+        with held(batches):
+            bad, good = (batches.submit(BatchRequest(9, 0, NONE)) for _ in range(2))
+            job = batches._waiting[0]
+            begin = job.begin
+
+            def late() -> bool:
+                if job.taken:
+                    job.fail(RuntimeError("no room"))
+                return begin()
+
+            job.begin = late
+        with pytest.raises(RuntimeError, match="no room"):
+            bad.result(WAIT)
+        assert len(good.result(WAIT).files) == 9
+
+
+def ends(batches: SharedBatches) -> bool:
+    closing = threading.Thread(target=batches.close, daemon=True)
+    closing.start()
+    closing.join(WAIT / 4)
+    return not closing.is_alive()
+
+
+def test_threads_that_take_no_frames_any_more(on_host, monkeypatch):
+    """As while Python exits: what they did not take fails, and nobody waits for it."""
+    batches, taken = SharedBatches(on_host, encode=pixels), []
+    submit = batches._pool.submit
+
+    def some(*work):
+        taken.append(work)
+        if len(taken) > 5:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        return submit(*work)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(batches._pool, "submit", some)
+        futures = [batches.submit(BatchRequest(2, 0, NONE)) for _ in range(4 * RING)]
+        for number, future in enumerate(futures):
+            if number < 2:
+                assert len(future.result(WAIT).files) == 2
+                continue
+            with pytest.raises(RuntimeError, match="interpreter shutdown"):
+                future.result(WAIT)
+    assert ends(batches)
+
+
+def test_a_count_of_batches_that_fails(on_host):
+    """Fails its requests, and keeps no place of a batch."""
+    batches = SharedBatches(on_host, encode=pixels, made=lambda frames: 1 / 0)
+    for _ in range(RING + 1):
+        with pytest.raises(ZeroDivisionError):
+            batches.submit(BatchRequest(1, 0, NONE)).result(WAIT)
+    assert ends(batches)
 
 
 def test_a_cancelled_request_is_left_out(on_host, formulas):

@@ -93,10 +93,10 @@ def test_a_capture_and_replays(cuda):
     for _ in range(2):
         graphs.run("key", partial(cuda.work, "work"))
     captured = [
-        "stream 1 -1 waits for caller",
-        *["work on stream 1 -1"] * WARM_UPS,
-        "capture { pool thread_local on stream 1 -1",
-        "work on stream 1 -1",
+        "stream 1 -2 waits for caller",
+        *["work on stream 1 -2"] * WARM_UPS,
+        "capture { pool thread_local on stream 1 -2",
+        "work on stream 1 -2",
         "}",
     ]
     assert cuda.log == [*captured, "replay on caller", "replay on caller"] and len(graphs) == 1

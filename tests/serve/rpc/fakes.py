@@ -16,7 +16,7 @@ import numpy as np
 from engine.batches import BatchRequest, BatchResult
 from serve.errors import NotConfigured, NotLoaded
 from serve.registry import DeviceUse, Use
-from serve.rpc.lasting import LastingServer
+from serve.rpc.restarting import RestartingServer
 
 
 def digest(request: BatchRequest) -> str:
@@ -163,7 +163,7 @@ class Running:
 
     async def _run(self) -> None:
         self.loop, self._end = asyncio.get_running_loop(), asyncio.Event()
-        server = LastingServer(self._make)
+        server = RestartingServer(self._make)
         await server.start()
         self._ready.set()
         await self._end.wait()

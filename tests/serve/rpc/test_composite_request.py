@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import kernels
 from serve.config import Output
 from serve.rpc import composite_request
-from serve.rpc.composite_request import Refused, check, parse, samples_heard
+from serve.rpc.composite_request import Refused, check, parse, samples_needed
 from tests.serve.rpc.go_client import FACE_BYTES
 
 PLAIN = Output()
@@ -87,7 +87,7 @@ def test_audio_is_resampled_as_files_are(messages, rate, tmp_path):
 
 @pytest.mark.parametrize("rate", [0, 16000])
 def test_audio_at_16_khz_is_not_touched(messages, rate):
-    assert np.array_equal(decode(messages, sample_rate=rate).speech, TONE[: samples_heard(1, 0)])
+    assert np.array_equal(decode(messages, sample_rate=rate).speech, TONE[: samples_needed(1, 0)])
 
 
 @pytest.mark.parametrize("samples", [1, 2, 5, 100, 799])
@@ -103,7 +103,7 @@ def test_a_few_samples(messages, samples, rate):
 @given(st.integers(1, 32), st.integers(0, 100))
 def test_audio_after_what_can_be_heard_changes_nothing(count, context):
     """With the kernels, as for `engine.batches`: as many windows and no other values."""
-    most = samples_heard(count, context)
+    most = samples_needed(count, context)
     windows = context + count + 16
     speech = torch.from_numpy(noise(most + 20000, seed=count))
 
@@ -117,7 +117,7 @@ def test_audio_after_what_can_be_heard_changes_nothing(count, context):
 
 @pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100, 192000])
 def test_long_audio_is_cut_before_it_is_resampled(messages, rate, monkeypatch):
-    most = samples_heard(4, 2)
+    most = samples_needed(4, 2)
     sound = noise(int((most + 30000) * rate / 16000))
     taken = []
     real = composite_request.SpeechConverter

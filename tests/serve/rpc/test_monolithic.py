@@ -1,5 +1,6 @@
 """The Go server's methods: answers, errors in their order, statistics; on the wire."""
 
+import asyncio
 import logging
 import threading
 import time
@@ -10,9 +11,11 @@ import pytest
 
 from engine.batches import BatchResult
 from engine.errors import InputError
+from serve.config import Capacity, Config
 from serve.errors import Busy, Ending, LoadFailed
+from serve.rpc.monolithic import MonolithicService
 from tests.serve.rpc.encoding import content, number, read
-from tests.serve.rpc.fakes import FakeModel, files_of
+from tests.serve.rpc.fakes import FakeModel, FakeRegistry, files_of
 from tests.serve.rpc.go_client import FACE_BYTES, OTHER, SERVICE, GoClient
 
 SPEECH = np.sin(np.arange(16000) / 30).astype("<f4").tobytes()
@@ -445,3 +448,9 @@ def test_health_in_bytes(client, registry):
     assert client.raw("Health", b"") == expected
     registry.failure = RuntimeError("a bug")
     assert not client.call("Health").healthy
+
+
+def test_a_limit_that_int32_cannot_hold():
+    config = Config(capacity=Capacity(max_models=2**40))
+    answer = asyncio.run(MonolithicService(FakeRegistry(), config).Health(None, None))
+    assert answer.max_models == 2**31 - 1

@@ -5,6 +5,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from serve.rpc import wire
 from serve.rpc.composite_request import MalformedError, parse
 from serve.rpc.protos.monolithic_pb2 import CompositeBatchRequest
 from serve.rpc.wire import cut_bytes
@@ -43,6 +44,15 @@ def test_cut_messages_are_those_that_protobuf_parses(message, less):
     request.DiscardUnknownFields()
     expected.DiscardUnknownFields()
     assert request == expected
+
+
+def test_very_many_fields_are_left_to_the_parser(monkeypatch):
+    """They would keep the event loop: 25 million of them are 50 MB."""
+    read, numbers = wire._varint, []
+    monkeypatch.setattr(wire, "_varint", lambda *place: numbers.append(place) or read(*place))
+    _, found = parse(content(3, b"sound") + number(9, 1) * 100_000 + content(2, b"face"))
+    assert [bytes(view) for view in found] == [b"face", b"sound", b""]
+    assert len(numbers) <= 2 * wire.MOST_FIELDS
 
 
 def test_large_fields_are_not_copied():

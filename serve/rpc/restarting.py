@@ -11,7 +11,7 @@ AGAIN_SECONDS, TRIES = 0.05, 100  # the port may be in use for a moment
 log = logging.getLogger(__name__)
 
 
-class LastingServer:
+class RestartingServer:
     """Starts a grpc.aio server anew where one has ended by itself.
 
     A call whose path is not UTF-8, which any client can send before it is asked for a token, raises

@@ -24,11 +24,11 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
-class Known:
-    """An avatar of the configuration, and what is known of it.
+class Record:
+    """An avatar of the configuration, and what is recorded of it.
 
     Attributes:
-        stay: what new calls use; None if it must be loaded first.
+        instance: what new calls use; None if it must be loaded first.
         bytes: that it took when it was last loaded; 0 if it never was.
         uses: calls that have used it.
         last_used: on the registry's clock; None if it never was.
@@ -37,7 +37,7 @@ class Known:
 
     name: str
     model: Model
-    stay: "Stay | None" = None
+    instance: "Instance | None" = None
     bytes: int = 0
     uses: int = 0
     last_used: float | None = None
@@ -45,8 +45,8 @@ class Known:
     inference_seconds: float = 0.0
 
 
-class Stay:
-    """One stay of an avatar in memory, from the start of its load to its end.
+class Instance:
+    """An avatar in memory, from the start of its load to its end.
 
     Attributes:
         users: calls that use it or wait for it. It ends when it is 0, not before.
@@ -58,8 +58,8 @@ class Stay:
         closing: the task that ends it.
     """
 
-    def __init__(self, known: Known):
-        self.known, self.users, self.bytes = known, 0, known.bytes
+    def __init__(self, record: Record):
+        self.record, self.users, self.bytes = record, 0, record.bytes
         self.device: Device | None = None
         self.served: ServedAvatar | None = None
         self.settled, self.told = False, asyncio.Event()
@@ -69,7 +69,7 @@ class Stay:
     @property
     def idle(self) -> bool:
         """Whether it is loaded, new calls would use it, and none does."""
-        return self.loaded and self.known.stay is self and self.users == 0 and not self.closing
+        return self.loaded and self.record.instance is self and self.users == 0 and not self.closing
 
     @property
     def loaded(self) -> bool:
@@ -82,7 +82,7 @@ class Stay:
         self.told.set()
 
 
-class Stays:
+class Instances:
     """All avatars in memory. Its methods run on one event loop; loads and ends run in threads.
 
     Args:
@@ -93,71 +93,73 @@ class Stays:
 
     def __init__(self, config: Config, load: Load, devices: Sequence[Device]):
         self._config, self._load, self.devices = config, load, devices
-        self._there: dict[Stay, None] = {}  # in the order in which there was room
+        self._there: dict[Instance, None] = {}  # in the order in which there was room
         self._schedulers: dict[Device, Scheduler] = {}
         self._turn = itertools.count()
         self._tasks: set[asyncio.Task[None]] = set()
-        # One thread for each stay, so that a load that hangs holds up no other.
+        # One thread for each instance, so that a load that hangs holds up no other.
         most = config.capacity.max_models + len(devices)
         self._threads = ThreadPoolExecutor(most, thread_name_prefix="viseme-load")
         self._changed = asyncio.Event()  # a call has left
         self.ending = False
 
-    def begin(self, known: Known, gpu: int) -> Stay:
+    def begin(self, record: Record, gpu: int) -> Instance:
         """Begin to load an avatar, on this device or, with -1, on the strategy's choice."""
-        known.stay = stay = Stay(known)
-        self._spawn(self._fill(stay, gpu))
-        return stay
+        record.instance = instance = Instance(record)
+        self._spawn(self._fill(instance, gpu))
+        return instance
 
-    def leave(self, stay: Stay) -> None:
+    def leave(self, instance: Instance) -> None:
         """Count one user less."""
-        stay.users -= 1
+        instance.users -= 1
         self._changed.set()
-        if stay.known.stay is not stay:
-            self.retire(stay)
+        if instance.record.instance is not instance:
+            self.retire(instance)
 
-    def retire(self, stay: Stay) -> None:
+    def retire(self, instance: Instance) -> None:
         """Take an avatar out: new calls load it anew, and it ends when its last user leaves."""
-        if stay.known.stay is stay:
-            stay.known.stay = None
-        if stay.users == 0 and stay.served is not None:
-            self._end(stay)
+        if instance.record.instance is instance:
+            instance.record.instance = None
+        if instance.users == 0 and instance.served is not None:
+            self._end(instance)
 
     def bytes_on(self, device: Device) -> int:
         """Return the bytes that all avatars on a device take, with those being ended."""
-        return sum(stay.bytes for stay in self._there if stay.device is device)
+        return sum(instance.bytes for instance in self._there if instance.device is device)
 
-    def users(self, known: Known) -> int:
+    def users(self, record: Record) -> int:
         """Return how many calls use an avatar, or wait for it."""
-        stays = {known.stay, *(stay for stay in self._there if stay.known is known)}
-        return sum(stay.users for stay in stays if stay is not None)
+        instances = {record.instance, *(each for each in self._there if each.record is record)}
+        return sum(each.users for each in instances if each is not None)
 
-    def idle(self) -> list[Stay]:
+    def idle(self) -> list[Instance]:
         """Return the avatars that can go, the first to go first."""
-        return sorted((stay for stay in self._there if stay.idle), key=self._rank)
+        return sorted((instance for instance in self._there if instance.idle), key=self._rank)
 
     def failure(self) -> BaseException | None:
-        """Return what ended the threads of a device, which is a bug; None if all run."""
-        return next((s.failure for s in self._schedulers.values() if s.failure is not None), None)
+        """Return what ended a thread that makes frames, which is a bug; None if all run."""
+        found = [scheduler.failure for scheduler in self._schedulers.values()]
+        found += [each.served.failure for each in self._there if each.served is not None]
+        return next((failure for failure in found if failure is not None), None)
 
     async def close(self, seconds: float) -> None:
         """End everything: at once what nobody uses, the rest when its users have left, or after so
         many seconds. Loads that run are waited for."""
         self.ending = True
-        for stay in list(self._there):
-            if stay.settled:
-                self.retire(stay)
+        for instance in list(self._there):
+            if instance.settled:
+                self.retire(instance)
         patience_ends = asyncio.get_running_loop().time() + seconds
-        while any(stay.users for stay in self._there):
+        while any(instance.users for instance in self._there):
             self._changed.clear()
             try:
                 async with asyncio.timeout_at(patience_ends):
                     await self._changed.wait()
             except TimeoutError:
                 break
-        for stay in list(self._there):
-            if stay.loaded:
-                self._end(stay)
+        for instance in list(self._there):
+            if instance.loaded:
+                self._end(instance)
         while self._tasks:
             await asyncio.wait(self._tasks)
         schedulers, self._schedulers = list(self._schedulers.values()), {}
@@ -167,12 +169,12 @@ class Stays:
 
     # --- a load ----------------------------------------------------------------------------------
 
-    async def _fill(self, stay: Stay, gpu: int) -> None:
+    async def _fill(self, instance: Instance, gpu: int) -> None:
         """Make room, load, and say so to those who wait."""
-        name = stay.known.name
+        name = instance.record.name
         try:
-            await self._make_room(stay, gpu)
-            await self._load_into(stay)
+            await self._make_room(instance, gpu)
+            await self._load_into(instance)
             if self.ending:
                 raise Ending("the server is ending")
         except (Busy, Ending, LoadFailed) as error:
@@ -183,26 +185,26 @@ class Stays:
             _log.exception("model %r cannot be loaded", name)
             failure = LoadFailed(f"{type(error).__name__}: {one_line(error)}")
         else:
-            stay.settle()
+            instance.settle()
             return
         _log.warning("model %r is not loaded: %s", name, failure)
-        if stay.known.stay is stay:
-            stay.known.stay = None
-        if stay.served is not None:
-            await asyncio.wait({self._end(stay)})
-        self._there.pop(stay, None)
-        stay.settle(failure)
+        if instance.record.instance is instance:
+            instance.record.instance = None
+        if instance.served is not None:
+            await asyncio.wait({self._end(instance)})
+        self._there.pop(instance, None)
+        instance.settle(failure)
 
-    async def _load_into(self, stay: Stay) -> None:
-        """Load onto the stay's device. Others that are idle go if the memory is too little."""
-        known, device = stay.known, stay.device
+    async def _load_into(self, instance: Instance) -> None:
+        """Load onto the instance's device. Others that are idle go if the memory is too little."""
+        record, device = instance.record, instance.device
         assert device is not None
         loop = asyncio.get_running_loop()
         begin = loop.time()
-        while stay.served is None:
+        while instance.served is None:
             try:
-                stay.served = await self._in_thread(
-                    self._load, known.name, known.model, self._config, device.gpu,
+                instance.served = await self._in_thread(
+                    self._load, record.name, record.model, self._config, device.gpu,
                     self._scheduler(device),
                 )  # fmt: skip
                 continue
@@ -213,14 +215,14 @@ class Stays:
                 if others:
                     raise Busy(f"{full}. {others} other avatars on {device.name} are in use")
                 raise LoadFailed(full)
-        stay.bytes = known.bytes = stay.served.bytes
+        instance.bytes = record.bytes = instance.served.bytes
         while not self._fits(device, 0):
             # In vain, if all that are idle were not enough.
             if not self._could_fit(device, 0) or not await self._free_one([device]):
-                raise self._too_much(known, [device], stay.bytes)
+                raise self._too_much(record, [device], instance.bytes)
         _log.info(
             "model %r is loaded on %s: %.2f GiB, %.1f s",
-            known.name, device.name, stay.bytes / GIB, loop.time() - begin,
+            record.name, device.name, instance.bytes / GIB, loop.time() - begin,
         )  # fmt: skip
 
     def _scheduler(self, device: Device) -> Scheduler:
@@ -233,45 +235,46 @@ class Stays:
 
     # --- room ------------------------------------------------------------------------------------
 
-    async def _make_room(self, stay: Stay, gpu: int) -> None:
+    async def _make_room(self, instance: Instance, gpu: int) -> None:
         """Wait until there is room for one more avatar, and take it. Others that are idle go.
 
         Raises:
             Busy: those that are there are in use.
             Ending: the server ends.
         """
-        devices, most = self._candidates(stay.known, gpu), self._config.capacity.max_models
+        devices, most = self._candidates(instance.record, gpu), self._config.capacity.max_models
         while True:
             if self.ending:
                 raise Ending("the server is ending")
             if len(self._there) >= most:
                 if not await self._free_one(self.devices):
                     raise Busy(
-                        f"model {stay.known.name!r} cannot be loaded: {len(self._there)} avatars "
-                        f"are in use or being loaded; expected less than {most} (max_models)"
+                        f"model {instance.record.name!r} cannot be loaded: {len(self._there)} "
+                        "avatars are in use or being loaded; expected less than "
+                        f"{most} (max_models)"
                     )
                 continue
-            needed = stay.known.bytes
+            needed = instance.record.bytes
             for device in devices:
                 if self._fits(device, needed):
-                    stay.device = device
-                    self._there[stay] = None
+                    instance.device = device
+                    self._there[instance] = None
                     return
             for device in devices:
                 if self._could_fit(device, needed) and await self._free_one([device]):
                     break
             else:
-                raise self._too_much(stay.known, devices, needed)
+                raise self._too_much(instance.record, devices, needed)
 
-    def _candidates(self, known: Known, gpu: int) -> list[Device]:
+    def _candidates(self, record: Record, gpu: int) -> list[Device]:
         """Return the devices for an avatar, the preferred one first."""
-        wanted = gpu if gpu >= 0 else known.model.preferred_gpu
+        wanted = gpu if gpu >= 0 else record.model.preferred_gpu
         if wanted >= 0:
             return [self.devices[wanted]]
         if self._config.gpus.assignment_strategy == "round-robin":
             first = next(self._turn) % len(self.devices)
             return [*self.devices[first:], *self.devices[:first]]
-        on = [stay.device for stay in self._there]
+        on = [instance.device for instance in self._there]
         return sorted(self.devices, key=lambda d: (self.bytes_on(d), on.count(d), d.gpu))
 
     def _fits(self, device: Device, needed: int) -> bool:
@@ -285,55 +288,55 @@ class Stays:
     def _can_go(self, device: Device) -> int:
         """Return the bytes of avatars on a device that are idle, or are being ended."""
         return sum(
-            stay.bytes
-            for stay in self._there
-            if stay.device is device and (stay.idle or stay.closing is not None)
+            instance.bytes
+            for instance in self._there
+            if instance.device is device and (instance.idle or instance.closing is not None)
         )
 
     async def _free_one(self, devices: Sequence[Device]) -> bool:
         """Wait until an avatar on one of these devices is gone. Return whether any could go."""
         closing = [s.closing for s in self._there if s.closing is not None and s.device in devices]
         if not closing:
-            victim = next((stay for stay in self.idle() if stay.device in devices), None)
+            victim = next((each for each in self.idle() if each.device in devices), None)
             if victim is None:
                 return False
-            _log.info("model %r is evicted", victim.known.name)
-            victim.known.stay = None
+            _log.info("model %r is evicted", victim.record.name)
+            victim.record.instance = None
             closing = [self._end(victim)]
         await asyncio.wait(closing, return_when=asyncio.FIRST_COMPLETED)
         return True
 
-    def _rank(self, stay: Stay) -> tuple[float, ...]:
-        known = stay.known
-        last = known.last_used if known.last_used is not None else -1.0
-        return (known.uses, last) if self._config.capacity.eviction_policy == "lfu" else (last,)
+    def _rank(self, instance: Instance) -> tuple[float, ...]:
+        record = instance.record
+        last = record.last_used if record.last_used is not None else -1.0
+        return (record.uses, last) if self._config.capacity.eviction_policy == "lfu" else (last,)
 
-    def _too_much(self, known: Known, devices: Sequence[Device], needed: int) -> Busy:
+    def _too_much(self, record: Record, devices: Sequence[Device], needed: int) -> Busy:
         device = devices[0]
-        others = [s for s in self._there if s.device is device and s.known is not known]
-        used = sum(stay.bytes for stay in others) - self._can_go(device)
+        others = [s for s in self._there if s.device is device and s.record is not record]
+        used = sum(instance.bytes for instance in others) - self._can_go(device)
         assert device.limit is not None
         return Busy(
-            f"model {known.name!r} needs {needed / GIB:.2f} GiB of {device.name}, where avatars in "
-            f"use have {used / GIB:.2f} GiB; expected at most {device.limit / GIB:.2f} GiB in all "
-            "(max_memory_gb, or what the device has)"
+            f"model {record.name!r} needs {needed / GIB:.2f} GiB of {device.name}, where avatars "
+            f"in use have {used / GIB:.2f} GiB; expected at most {device.limit / GIB:.2f} GiB "
+            "in all (max_memory_gb, or what the device has)"
         )
 
     # --- an end ----------------------------------------------------------------------------------
 
-    def _end(self, stay: Stay) -> asyncio.Task[None]:
+    def _end(self, instance: Instance) -> asyncio.Task[None]:
         """End an avatar, once."""
-        if stay.closing is None:
-            stay.closing = self._spawn(self._close_one(stay))
-        return stay.closing
+        if instance.closing is None:
+            instance.closing = self._spawn(self._close_one(instance))
+        return instance.closing
 
-    async def _close_one(self, stay: Stay) -> None:
+    async def _close_one(self, instance: Instance) -> None:
         try:
-            await self._in_thread(_close, stay)
+            await self._in_thread(_close, instance)
         except Exception:
-            _log.exception("model %r: its end failed", stay.known.name)
+            _log.exception("model %r: its end failed", instance.record.name)
         finally:
-            self._there.pop(stay, None)
+            self._there.pop(instance, None)
 
     def _in_thread(self, work: Callable[..., Any], *arguments: object) -> asyncio.Future[Any]:
         return asyncio.get_running_loop().run_in_executor(self._threads, work, *arguments)
@@ -345,14 +348,14 @@ class Stays:
         return task
 
 
-def _close(stay: Stay) -> None:
+def _close(instance: Instance) -> None:
     """Close an avatar, and give its memory back."""
-    served, stay.served = stay.served, None
+    served, instance.served = instance.served, None
     assert served is not None
     try:
         served.close()
     finally:
-        on_gpu = stay.device is not None and stay.device.name != "cpu"
+        on_gpu = instance.device is not None and instance.device.name != "cpu"
         del served
         if on_gpu:
             torch.cuda.empty_cache()
