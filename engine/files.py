@@ -11,18 +11,26 @@ from .errors import InputError
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path` for a file or a folder.
+def whole(path: Path, *, folder: bool = False) -> Iterator[Path]:
+    """Create a file, or a folder, under a temporary name beside `path`, and yield the name.
 
     If the block ends without an exception, the file or folder is renamed to `path`. Otherwise it is
     removed, and `path` is unchanged. The name is random, because processes in two containers may
-    have the same ID. It has the suffix of `path`, because libraries choose the format by it.
+    have the same ID, and no link that someone put there is followed. It has the suffix of `path`,
+    because libraries choose the format by it.
 
     Raises:
-        OSError: it cannot be renamed.
+        OSError: it cannot be created or renamed.
     """
-    partial = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
+    partial = _unused_name(path)
     try:
+        try:
+            if folder:
+                partial.mkdir()
+            else:
+                partial.touch(exist_ok=False)
+        except OSError as error:  # the temporary name would say nothing
+            raise OSError(error.errno, error.strerror, str(path)) from error
         yield partial
         partial.replace(path)
     finally:
@@ -31,6 +39,13 @@ def whole(path: Path) -> Iterator[Path]:
         else:
             with suppress(OSError):  # usually there is nothing to remove
                 partial.unlink()
+
+
+def _unused_name(path: Path) -> Path:
+    while True:
+        name = f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}"
+        if not os.path.lexists(partial := path.with_name(name)):
+            return partial
 
 
 def check_output(

@@ -101,10 +101,9 @@ def export(
     if output.is_dir():
         raise IsADirectoryError(f"{output}: is a folder")
 
-    with whole(output) as part:
+    with contextlib.ExitStack() as stack:
         try:
-            # Check before the long work that the folder exists and can be written.
-            part.touch()
+            part = stack.enter_context(whole(output))
         except OSError as error:
             raise type(error)(f"{output.parent}: cannot be written: {error.strerror}") from None
         _progress(printable(f"loading {checkpoint_path}"))

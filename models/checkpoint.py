@@ -128,7 +128,8 @@ def save(module: nn.Module, path: str | os.PathLike[str], *, precision: str = "f
     # As `engine.files.whole`, which the networks cannot import: they stand alone.
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        part.write_bytes(safetensors.torch.save(tensors))
+        with part.open("xb") as file:  # no link that someone put there is followed
+            file.write(safetensors.torch.save(tensors))
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

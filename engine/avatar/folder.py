@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import InputError
+from ..reading import open_regular, read_regular
 
 MAX_FILES = 1_000_000  # in a folder of frames, landmarks or checkpoints
-# Opening a FIFO or a device never waits. The last part of the path cannot be a link, because
-# links have been resolved before.
-FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -70,7 +68,8 @@ class Folder:
         except OSError as error:
             raise _unopened(path, error) from error
         if not stat.S_ISREG(mode):
-            raise _irregular(path, mode)
+            kind = KINDS.get(stat.S_IFMT(mode), "not a regular file")
+            raise InputError(f"{path} is {kind}; expected a file")
         return real
 
     def open(self, path: Path, limit: int) -> BinaryIO:
@@ -81,16 +80,10 @@ class Folder:
         """
         real = self.check(path)
         try:
-            descriptor = os.open(real, FLAGS)
+            # It cannot be a link, because links have been resolved.
+            return open_regular(real, limit, called=path, flags=os.O_NOFOLLOW)
         except OSError as error:
             raise _unopened(path, error) from error
-        found = os.fstat(descriptor)
-        if stat.S_ISREG(found.st_mode) and found.st_size <= limit:
-            return os.fdopen(descriptor, "rb")
-        os.close(descriptor)
-        if stat.S_ISREG(found.st_mode):
-            raise _too_large(path, found.st_size, limit)
-        raise _irregular(path, found.st_mode)  # replaced since `check`
 
     def read(self, path: Path, limit: int) -> bytes:
         """Read a file of at most `limit` bytes.
@@ -98,14 +91,11 @@ class Folder:
         Raises:
             InputError: as `open`, or the file cannot be read.
         """
-        with self.open(path, limit) as file:
-            try:
-                data = file.read(limit + 1)
-            except OSError as error:
-                raise _unopened(path, error) from error
-        if len(data) > limit:  # it has grown since `open`
-            raise _too_large(path, len(data), limit)
-        return data
+        real = self.check(path)
+        try:
+            return read_regular(real, limit, called=path, flags=os.O_NOFOLLOW)
+        except OSError as error:
+            raise _unopened(path, error) from error
 
     def read_json(self, path: Path, limit: int) -> object:
         """Read a JSON file of at most `limit` bytes.
@@ -174,12 +164,3 @@ class Folder:
 
 def _unopened(path: Path, error: OSError) -> InputError:
     return InputError(f"{path} cannot be opened: {error.strerror}")
-
-
-def _irregular(path: Path, mode: int) -> InputError:
-    kind = KINDS.get(stat.S_IFMT(mode), "not a regular file")
-    return InputError(f"{path} is {kind}; expected a file")
-
-
-def _too_large(path: Path, size: int, limit: int) -> InputError:
-    return InputError(f"{path} has {size} bytes; expected at most {limit}")

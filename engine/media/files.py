@@ -2,12 +2,12 @@
 
 import os
 import stat
-from pathlib import Path
 from typing import Any
 
 import av
 
 from ..errors import InputError
+from ..reading import IrregularFile, open_regular
 from . import limits
 from .sample_tables import check_sample_tables
 
@@ -98,27 +98,28 @@ class reading:
 def _check_regular(path: str | os.PathLike) -> None:
     """Refuse what is not a regular file: opening a pipe or reading a device may block forever."""
     try:
-        status = os.stat(path)
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+    except IrregularFile as error:
+        if stat.S_ISDIR(error.mode):
+            raise InputError(f"{path} is a folder; expected a file") from None
+        kind = "a pipe" if stat.S_ISFIFO(error.mode) else "a device"
+        kind = "a socket" if stat.S_ISSOCK(error.mode) else kind
+        raise InputError(
+            f"{path} is {kind}; expected a regular file, because it is read more than once"
+        ) from None
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:  # ValueError: a null byte
         raise InputError(f"{path} does not exist") from error
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    if stat.S_ISDIR(status.st_mode):
-        raise InputError(f"{path} is a folder; expected a file")
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a pipe" if stat.S_ISFIFO(status.st_mode) else "a device"
-        kind = "a socket" if stat.S_ISSOCK(status.st_mode) else kind
-        raise InputError(
-            f"{path} is {kind}; expected a regular file, because it is read more than once"
-        )
-    if not status.st_size:  # also the kernel's files, as in /proc, of which some block
+    if not size:  # also the kernel's files, as in /proc, of which some block
         raise InputError(f"{path} is empty; {EXPECTED}")
 
 
 def _playlist(path: str | os.PathLike) -> str | None:
     """Return what kind of playlist a file is; None if it is none of those known."""
     try:
-        with Path(path).open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     except OSError:
         return None

@@ -46,10 +46,9 @@ class ImageWriter:
             raise InputError(f"{folder} is {kind}; expected a new name or an empty folder")
         if self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
             raise InputError(f"{folder} exists; expected a new name or an empty folder")
-        self._whole = whole(self.folder)
-        self._partial = self._whole.__enter__()
+        self._whole = whole(self.folder, folder=True)
         try:
-            self._partial.mkdir()
+            self._partial = self._whole.__enter__()
         except OSError as error:
             raise InputError(f"{folder} cannot be created: {error.strerror}") from error
 

@@ -59,10 +59,8 @@ class Mp4Writer:
         self._input, self._written = H264Input(height, width), 0
         self._last: av.VideoFrame | None = None
         with ExitStack() as stack:
-            partial = stack.enter_context(whole(self.path))
             try:
-                # Created here, because FFmpeg would raise the error only at the first frame.
-                partial.touch()
+                partial = stack.enter_context(whole(self.path))
             except OSError as error:
                 raise InputError(f"{path} cannot be written: {error.strerror}") from error
             self._container = av.open(

@@ -11,6 +11,7 @@ from contextlib import suppress
 import numpy as np
 
 from ..errors import InputError
+from ..reading import open_regular
 
 # Boxes of ISO/IEC 14496-12 that contain others, and in which FFmpeg looks for sample tables.
 OUTER = frozenset(b"moov trak mdia minf stbl moof traf edts mvex udta dinf wave".split())
@@ -27,7 +28,7 @@ def check_sample_tables(path: str | os.PathLike) -> None:
     Raises:
         InputError: the claim is too large, or the header is compressed.
     """
-    with suppress(OSError), open(path, "rb", buffering=0) as file:  # FFmpeg gives a better error
+    with suppress(OSError), open_regular(path) as file:  # FFmpeg gives a better error
         size = os.fstat(file.fileno()).st_size
         for claim in _claims(path, file.fileno(), size):
             if claim > max(PER_BYTE * size, FEW):

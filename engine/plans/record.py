@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import InputError, shortened
 from ..files import whole
-from ..reading import open_regular
+from ..reading import open_regular, read_regular
 from .digest import sha256
 
 FORMAT = 3  # format of the record; also raised if plans are built differently
@@ -137,8 +137,7 @@ def _load(path: Path) -> Any:
         ValueError, RecursionError: it is not JSON.
         OSError: it cannot be read.
     """
-    with open_regular(path, MAX_BYTES) as file:
-        return json.loads(file.read())
+    return json.loads(read_regular(path, MAX_BYTES))
 
 
 def _is_file_name(value: Any) -> bool:

@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, whatever happens."""
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 
 import pytest
 
+from engine import files
 from engine.files import whole, write_whole
 from tests.conftest import ROOT
 
@@ -31,16 +33,14 @@ def test_a_file_is_whole_or_what_it_was(tmp_path):
 
 def test_a_folder_is_whole_or_what_it_was(tmp_path):
     path = tmp_path / "frames"
-    with pytest.raises(KeyboardInterrupt), whole(path) as partial:
-        partial.mkdir()
+    with pytest.raises(KeyboardInterrupt), whole(path, folder=True) as partial:
         (partial / "000000.png").write_text("half")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
-    with whole(path) as partial:
-        partial.mkdir()
+    with whole(path, folder=True) as partial:
         (partial / "000000.png").write_text("whole")
-    with pytest.raises(OSError, match="not empty"), whole(path) as partial:
-        partial.mkdir()
+    with pytest.raises(OSError, match="not empty"), whole(path, folder=True):
+        pass
     assert [path.name for path in path.iterdir()] == ["000000.png"]
     assert list(tmp_path.iterdir()) == [path]
 
@@ -74,9 +74,64 @@ def test_two_writers_of_one_process(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("target", ["a file", "a folder", "nothing"])
+def test_links_at_temporary_names_are_not_followed(tmp_path, monkeypatch, folder, target):
+    """Someone has guessed the next names, and has put links to a file of ours there."""
+    precious, written = tmp_path / "precious", tmp_path / "out" / "a.bin"
+    written.parent.mkdir()
+    if target == "a file":
+        precious.write_text("precious")
+    elif target == "a folder":
+        precious.mkdir()
+    guesses = [written.with_name(f".a.{number:08x}.partial.bin") for number in range(3)]
+    for guess in guesses:
+        guess.symlink_to(precious)
+    numbers = iter(range(4))
+    monkeypatch.setattr(files.secrets, "token_hex", lambda _: f"{next(numbers):08x}")
+    with whole(written, folder=folder) as partial:
+        assert partial.name == ".a.00000003.partial.bin"
+        (partial / "0.png" if folder else partial).write_text("ours")
+    assert (written / "0.png" if folder else written).read_text() == "ours"
+    assert not written.is_symlink() and all(guess.is_symlink() for guess in guesses)
+    if target == "a file":
+        assert precious.read_text() == "precious"
+    else:
+        assert precious.exists() == (target == "a folder")
+        assert target == "nothing" or list(precious.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_link_made_just_before_the_file_is_not_followed(tmp_path, monkeypatch, folder):
+    """After its name was found to be unused."""
+    (tmp_path / "precious").write_text("precious")
+    unused = files._unused_name
+
+    def planted(path):
+        name = unused(path)
+        name.symlink_to(tmp_path / "precious")
+        return name
+
+    monkeypatch.setattr(files, "_unused_name", planted)
+    with pytest.raises(FileExistsError), whole(tmp_path / "a.bin", folder=folder):
+        pytest.fail("the link was taken for ours")
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert list(tmp_path.iterdir()) == [tmp_path / "precious"]
+
+
+def test_temporary_names_cannot_be_guessed(tmp_path):
+    names = set()
+    for _ in range(100):
+        with whole(tmp_path / "a.txt") as partial:
+            names.add(partial.name)
+    assert len(names) == 100  # of 4 billion
+    assert all(re.fullmatch(r"\.a\.[0-9a-f]{8}\.partial\.txt", name) for name in names)
+
+
 WRITER = """
 import sys
 from pathlib import Path
+from engine import files
 from engine.files import write_whole
 path, letter = Path(sys.argv[1]), sys.argv[2]
 for _ in range(200):
@@ -104,6 +159,7 @@ INTERRUPTED = """
 import sys, time
 from pathlib import Path
 from engine.command import program, run
+from engine import files
 from engine.files import write_whole
 def write(partial):
     partial.write_text("half")

@@ -1,5 +1,6 @@
 """The render command is interrupted, killed, or runs twice at a time: what it leaves behind."""
 
+import json
 import os
 import signal
 import subprocess
@@ -92,6 +93,86 @@ def test_a_signal_while_modules_are_imported(avatar, audio, tmp_path, kind):
     assert process.returncode == -kind  # for a shell 128 + kind
     assert out == error == ""
     assert list(tmp_path.iterdir()) == []
+
+
+# It sends a signal when the process begins to import a module.
+SITE = """
+import os, sys
+def watch(event, arguments):
+    if event == "import" and arguments[0] == os.environ["SIGNAL_AT_IMPORT_OF"]:
+        os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+sys.addaudithook(watch)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "code"),
+    [
+        (signal.SIGINT, "numpy", -signal.SIGINT),
+        (signal.SIGTERM, "PIL", -signal.SIGTERM),
+        (signal.SIGINT, "torch.nn", -signal.SIGINT),
+        (signal.SIGHUP, "av", -signal.SIGHUP),
+        (signal.SIGINT, "tqdm", -signal.SIGINT),
+        # the speech has been read, and the folder for images is there
+        (signal.SIGINT, "onnxruntime", 130),
+        (signal.SIGTERM, "onnxruntime", 143),
+    ],
+)
+def test_a_signal_at_the_import_of_a_module(avatar, audio, tmp_path, kind, module, code):
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(SITE)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    environment = {
+        **tiny.ENVIRONMENT,
+        "PYTHONPATH": f"{tmp_path / 'site'}:{ROOT}",
+        "SIGNAL_AT_IMPORT_OF": module,
+        "SIGNAL": str(int(kind)),
+    }
+    command = tiny.command(avatar, audio, folder / "o.mp4", "--frames", folder / "frames")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == "" and "Traceback" not in done.stderr
+    expected = "interrupted: nothing was written\n" if code == 130 else ""
+    assert done.stderr == expected
+    assert list(folder.iterdir()) == []
+
+
+MOMENTS_OF_A_RENDER = 42
+
+
+@pytest.fixture(scope="module")
+def interrupted(avatar, tmp_path_factory) -> list[dict]:
+    """What renders left that were interrupted at so many moments, after one that was not."""
+    root = tmp_path_factory.mktemp("interrupted")
+    audio = tiny.write_speech(root / "speech.wav", 1)
+    arguments = map(str, (avatar, audio, root / "out", MOMENTS_OF_A_RENDER))
+    command = [sys.executable, "-m", "tests.engine.interrupted_renders", *arguments]
+    done = subprocess.run(
+        command, env=tiny.ENVIRONMENT, capture_output=True, text=True, timeout=300, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("moment", range(MOMENTS_OF_A_RENDER))
+def test_a_signal_at_any_moment_of_a_render(interrupted, moment):
+    whole, found = interrupted[0], interrupted[1 + moment]
+    assert whole["code"] == 0 and len(whole["left"]) == 26  # an mp4, a folder, 24 images
+    assert "Traceback" not in found["errors"] and found["threads"] == []
+    if found["left"] == []:
+        codes = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+        assert found["code"] == codes[found["kind"]], found
+    elif found["left"] == ["o.mp4"]:  # which is renamed just before the folder of images
+        assert found["place"] in ("images.__exit__", "files.whole"), found
+    else:  # all was done
+        assert found["left"] == whole["left"], found
+
+
+def test_the_moments_of_a_render_are_all_over_it(interrupted):
+    places = {found["place"] for found in interrupted[1:]}
+    assert len(places) >= 15
+    assert sum(found["left"] == [] for found in interrupted[1:]) >= 22
 
 
 IMPORTS = "import engine, signal; print(signal.getsignal(signal.SIGINT))"

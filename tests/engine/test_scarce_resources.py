@@ -76,7 +76,9 @@ def namespace() -> list[str]:
     [
         ([], "size=64k", "No space left on device"),
         (["png"], "size=64k", "No space left on device"),
+        (["jpg"], "size=64k", "No space left on device"),
         ([], "ro", "Read-only file system"),
+        (["png"], "ro", "Read-only file system"),
     ],
 )
 def test_a_disk_that_cannot_be_written(avatar, audio, namespace, tmp_path, images, options, reason):

@@ -256,6 +256,17 @@ def test_files_that_are_no_checkpoint(tmp_path, name, content, phrase):
     assert phrase in refusal(tmp_path / name)
 
 
+def test_saving_follows_no_link(tmp_path, audio_encoder, monkeypatch):
+    """Someone has guessed the temporary name."""
+    monkeypatch.setattr("models.checkpoint.secrets.token_hex", lambda _: "00000000")
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / ".a.safetensors.00000000.partial").symlink_to(tmp_path / "precious")
+    with pytest.raises(FileExistsError):
+        save(audio_encoder, tmp_path / "a.safetensors")
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert not (tmp_path / "a.safetensors").exists()
+
+
 def test_saved_by_two_at_once(tmp_path, audio_encoder):
     """One name for both would be renamed by the one and missed by the other."""
     path = tmp_path / "a.safetensors"

@@ -4,9 +4,7 @@ and contents of files in error lines."""
 import json
 import os
 import random
-import resource
 import shutil
-import signal
 import socket
 from pathlib import Path
 
@@ -30,18 +28,7 @@ COUNT = 3
 SECRET = "hunter2"
 
 
-@pytest.fixture(autouse=True)
-def limits():
-    """End a test that blocks or takes more than 1 GB, instead of the machine."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + 10**9, hard))
-    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it never ends"))
-    signal.alarm(60)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
-    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+pytestmark = pytest.mark.usefixtures("limits")
 
 
 def picture(number: int = 0) -> Image.Image:

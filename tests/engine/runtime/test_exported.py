@@ -18,6 +18,7 @@ from engine.runtime import exported as module
 from engine.runtime import limited, limited_process
 from engine.runtime.exported import exported
 from engine.runtime.signature import AUDIO_ENCODER
+from tests.conftest import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -85,6 +86,45 @@ def test_a_checkpoint_replaced_before_it_is_copied(source, cache, exports, monke
     path = exported(AUDIO_ENCODER, source, "fp32")
     assert digest(b"another network") in path.name
     assert path.read_bytes() == b"ONNX of another network"
+
+
+EXPORTER = """
+import sys
+from pathlib import Path
+from engine.runtime import exported as module
+from engine.runtime.signature import AUDIO_ENCODER
+def run(signature, path, copy, made, precision):
+    print("exporting", flush=True)
+    sys.stdin.readline()
+    made.write_bytes(b"ONNX of " + copy.read_bytes())
+module._run = run
+print(module.exported(AUDIO_ENCODER, Path(sys.argv[1]), "fp32"), flush=True)
+"""
+
+
+def test_two_processes_export_one_checkpoint_at_once(source, cache):
+    """Both get the file, also the one that ends last, and the first one's may be in use."""
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", EXPORTER, str(source)]
+    both = [
+        subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        for _ in range(2)
+    ]
+    try:
+        for process in both:
+            assert process.stdout.readline() == "exporting\n"
+        assert len(list(cache.iterdir())) == 2  # neither is in the other's way
+        found = []
+        for process in both:
+            out, error = process.communicate("\n", timeout=100)
+            assert process.returncode == 0, error
+            path = Path(out.strip())
+            assert path.read_bytes() == b"ONNX of weights"
+            found.append(path)
+    finally:
+        for process in both:
+            process.kill()
+    assert list(cache.iterdir()) == [found[0]] and found[0] == found[1]
 
 
 @pytest.mark.parametrize(
