@@ -158,11 +158,13 @@ def test_errors_whose_names_cannot_be_printed(command, tmp_path, ascii_only):
 
 
 def test_every_command_is_run_as_a_program():
-    """Except those that print no file names of users: `kernels.compile`, which may not import
-    `engine`, the one that makes the messages, and scripts that are run as limited processes."""
+    """Except the client, which runs where PyTorch is not, and those that print no file names of
+    users: `kernels.compile`, which may not import `engine`, the one that makes the messages, and
+    scripts that are run as limited processes."""
     own = {
         ROOT / "kernels" / "compile.py",
         ROOT / "engine" / "runtime" / "limited_process.py",
+        ROOT / "examples" / "client.py",
         ROOT / "serve" / "decoding_process.py",
         ROOT / "serve" / "rpc" / "protos" / "build.py",
     }
