@@ -7,7 +7,6 @@ import argparse
 import json
 import threading
 import time
-from contextlib import suppress
 
 import grpc
 import numpy as np
@@ -38,7 +37,9 @@ def run(port: int, clients: int, requests: int, message: bytes) -> dict:
     """
     seconds: list[float] = []
     errors: list[str] = []
-    start = threading.Barrier(clients + 1)
+    # all begin at once, and the time is taken before any of them does
+    begins: list[float] = []
+    start = threading.Barrier(clients, lambda: begins.append(time.perf_counter()))
 
     def ask(call: grpc.UnaryUnaryMultiCallable) -> None:
         begin = time.perf_counter()
@@ -64,14 +65,11 @@ def run(port: int, clients: int, requests: int, message: bytes) -> dict:
     threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
     for thread in threads:
         thread.start()
-    with suppress(threading.BrokenBarrierError):  # one has failed
-        start.wait()
-    begin = time.perf_counter()
     for thread in threads:
         thread.join()
     if errors:
         raise RuntimeError(errors[0])
-    return {"seconds": seconds, "together": time.perf_counter() - begin}
+    return {"seconds": seconds, "together": time.perf_counter() - begins[0]}
 
 
 def main() -> int:
