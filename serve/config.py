@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from engine.errors import InputError, shortened
 
@@ -37,7 +37,8 @@ class Server(Section):
     Attributes:
         host: address of both ports.
         port: of gRPC; 0 for a free one. The Go server's ":50053" is read too.
-        http_port: of /metrics, /healthz and /readyz; 0 for a free one.
+        http_port: of the page, WebRTC's and WebSockets' addresses, /metrics, /healthz and
+            /readyz; 0 for a free one.
         max_message_size_mb: larger gRPC messages are refused.
         drain_seconds: how long running calls may go on after SIGTERM.
         tls: for both ports.
@@ -119,6 +120,67 @@ class Output(Section):
     audio_context_frames: int = Field(0, ge=0, le=MOST_CONTEXT)
 
 
+class IceServer(Section):
+    """A STUN or TURN server, as browsers' RTCIceServer.
+
+    Attributes:
+        urls: such as "stun:stun.example.org:3478" or "turn:turn.example.org:3478?transport=udp".
+        username, credential: of a TURN server. Browsers that open the page are told both.
+    """
+
+    urls: tuple[str, ...] = Field(min_length=1, max_length=10)
+    username: str | None = None
+    credential: str | None = Field(None, repr=False)
+
+
+class Voice(Section):
+    """Text to speech: espeak-ng of this machine, or a service with the interface of OpenAI's
+    /v1/audio/speech.
+
+    Attributes:
+        url: of the service, such as "http://127.0.0.1:8880/v1/audio/speech". None: espeak-ng.
+        model: as the service calls it.
+        voice: as the service or espeak-ng calls it; None for its usual one.
+        key_variable: the environment variable that has the service's key. None: it needs none.
+        max_characters: of one text.
+    """
+
+    url: str | None = None
+    model: str = "tts-1"
+    voice: str | None = None
+    key_variable: str | None = None
+    max_characters: int = Field(2000, ge=1, le=100_000)
+
+
+class Web(Section):
+    """What browsers and players use.
+
+    Attributes:
+        voice: "espeak", the URL of a service, or a section. None: no text is spoken.
+        ice_servers: for the server's and the browsers' side of WebRTC.
+        origins: web pages of these origins may use the server, such as "https://example.org", or
+            "*" for all; the server's own page may anyway.
+        recordings: folder for recordings of sessions. None: nothing is recorded.
+        max_recording_mb: a recording ends when it is as large.
+        bitrate_kbps: of a picture at most; it falls with what the network carries.
+    """
+
+    voice: Voice | None = None
+    ice_servers: tuple[IceServer, ...] = Field((), max_length=10)
+    origins: tuple[str, ...] = Field((), max_length=100)
+    recordings: Path | None = None
+    max_recording_mb: float = Field(1000, gt=0)
+    bitrate_kbps: int = Field(4000, ge=100, le=100_000)
+
+    @field_validator("voice", mode="before")
+    @classmethod
+    def _short_voice(cls, value: object) -> object:
+        """Read "espeak", "none" and a URL as the section that they stand for."""
+        if value in ("espeak", "none"):
+            return Voice() if value == "espeak" else None
+        return {"url": value} if isinstance(value, str) else value
+
+
 class Networks(Section):
     """Attributes:
     runtime: as in `engine.Pipeline`.
@@ -164,6 +226,7 @@ class Config(Section):
     limits: Limits = Limits()
     output: Output = Output()
     networks: Networks = Networks()
+    web: Web = Web()
     log_level: str = "info"
     audio_encoder: Path | None = None
     models: dict[str, Model] = {}

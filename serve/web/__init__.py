@@ -1,0 +1,1 @@
+"""HTTP: the page, WebRTC, WebSockets and the routes of LiveTalking."""
