@@ -2,28 +2,23 @@
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from http import HTTPStatus
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from engine.errors import InputError, one_line
 from engine.live import Counts, Piece, Session
-from engine.media.encode import EncoderPool, EncoderQueue, H264Encoder
-from engine.media.limits import MAX_AMPLITUDE
+from engine.media.encode import EncoderPool
 
 from ..errors import INTERNAL
-from ..refused import Refused, refused
-from ..speech import INLINE_SECONDS, Backlog
+from .feed import Feed, Voice
+from .pictures import Pictures
 
 LEFT_SECONDS = 5.0  # that a session goes on which nobody holds
-KEYFRAME_SECONDS = 0.3  # between two keyframes that somebody asked for
-MOST_TEXTS = 20  # that may wait to be spoken
 
 _log = logging.getLogger(__name__)
 
@@ -78,21 +73,6 @@ class Sink(Protocol):
         ...
 
 
-class Voice(Protocol):
-    """Text to speech."""
-
-    @property
-    def max_characters(self) -> int: ...
-
-    def speak(self, text: str, sample_rate: int) -> AsyncGenerator[np.ndarray, None]:
-        """Yield (n,) samples, int16 or float32, at that rate, as they are made.
-
-        Raises:
-            InputError: the voice fails, in one line for the client.
-        """
-        ...
-
-
 class Served(Protocol):
     """An avatar that is loaded."""
 
@@ -102,10 +82,6 @@ class Served(Protocol):
     def avatar(self) -> Any: ...
     @property
     def live(self) -> Any: ...
-
-
-FLUSH = object()
-Said = np.ndarray | str | object  # samples, a text to be spoken, or FLUSH
 
 
 class WebSession:
@@ -120,6 +96,7 @@ class WebSession:
         metrics: `serve.metrics.Metrics`.
         clock: "wall" or "taken", as of the session.
         most_seconds: length of the session at most.
+        bitrate: of the pictures at most, bits a second.
 
     Attributes:
         id: 1 to 2^53 - 1, which cannot be guessed.
@@ -127,7 +104,6 @@ class WebSession:
         sample_rate, channels: of the sound in and out.
         voice: speaks texts; None if there is none.
         speaking: whether the last frame played samples of an utterance.
-        fault: why the last text was not spoken; None if all were.
         peer: the player with a WebRTC connection; None if there is none.
         task: hands out its pieces.
         ended: set when the session has ended and everything is freed.
@@ -144,6 +120,7 @@ class WebSession:
         voice: Voice | None,
         clock: str,
         most_seconds: float,
+        bitrate: int,
     ):
         self.id, self.avatar, self.served, self.voice = id, served.name, served, voice
         self.sample_rate, self.channels = session.sample_rate, session.channels
@@ -151,20 +128,14 @@ class WebSession:
         self.height: int = served.avatar.height
         self.width: int = served.avatar.width
         self.clock, self.speaking = clock, False
-        self.fault: str | None = None
         self.peer: Any = None
         self.task: asyncio.Task[None] | None = None
         self.ended = asyncio.Event()
-        self._session, self._pool, self._most_seconds = session, pool, most_seconds
-        self._backlog = Backlog(session.sample_rate, session.channels)
+        self._session, self._most_seconds = session, most_seconds
+        self._feed = Feed(session, voice, self._stir)
+        self._pictures = Pictures(pool, self.height, self.width, self.fps, bitrate=bitrate)
         self._sinks: dict[Sink, bool] = {}  # and whether each has got a keyframe
-        self._encoder: EncoderQueue | None = None
-        self._h264: H264Encoder | None = None
-        self._bitrate: int | None = None
-        self._keyframe_wanted, self._since_keyframe = False, 0  # frames
-        self._said: deque[Said] = deque()  # what is not in the session yet
-        self._feeding: asyncio.Task[None] | None = None
-        self._stirred, self._room = asyncio.Event(), asyncio.Event()
+        self._stirred = asyncio.Event()
         self._holders = 0
         self._leaving: asyncio.TimerHandle | None = None
         self._closing = False
@@ -184,9 +155,9 @@ class WebSession:
         return self._session.counts
 
     @property
-    def backlog(self) -> Backlog:
-        """Speech that was pushed and not shown yet."""
-        return self._backlog
+    def fault(self) -> str | None:
+        """Why the last text was not spoken; None if it was."""
+        return self._feed.fault
 
     # --- speech in -------------------------------------------------------------------------------
 
@@ -200,10 +171,7 @@ class WebSession:
             Refused: another shape or dtype, a sample far beyond full scale, too much that waits, or
                 a session that has ended.
         """
-        samples = self._checked(samples)
-        if not self._backlog.has_room(samples.shape[1]):
-            raise Refused(HTTPStatus.TOO_MANY_REQUESTS, self._backlog.full)
-        self._append(samples)
+        self._feed.push(samples)
 
     async def push_waiting(self, samples: np.ndarray) -> None:
         """Append speech as `push`, when there is room for it.
@@ -211,17 +179,15 @@ class WebSession:
         Raises:
             Refused: as `push`; more than there may ever be.
         """
-        samples = self._checked(samples)
-        await self._wait_for_room(samples.shape[1])
-        self._append(samples)
+        await self._feed.push_waiting(samples)
 
     def flush(self) -> None:
-        """End the utterance: what follows it is silence, and it waits for no more speech."""
-        self._check_open()
-        if self._said or self._feeding is not None:
-            self._say(FLUSH)
-        else:
-            self._flush()
+        """End the utterance: what follows it is silence, and it waits for no more speech.
+
+        Raises:
+            Refused: the session has ended.
+        """
+        self._feed.flush()
 
     def say(self, text: str) -> None:
         """Speak a text, after what is being said.
@@ -230,20 +196,7 @@ class WebSession:
             Refused: there is no voice, the text is too long, too many wait, or the session has
                 ended.
         """
-        self._check_open()
-        if self.voice is None:
-            line = "this server has no voice; expected one in its configuration (web.voice)"
-            raise Refused(HTTPStatus.NOT_IMPLEMENTED, line)
-        if len(text) > self.voice.max_characters:
-            most = self.voice.max_characters
-            line = f"the text has {len(text)} characters; expected at most {most}"
-            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, line)
-        waiting = sum(isinstance(said, str) for said in self._said)
-        if waiting >= MOST_TEXTS:
-            line = f"{waiting} texts wait to be spoken; expected fewer than {MOST_TEXTS}"
-            raise Refused(HTTPStatus.TOO_MANY_REQUESTS, line)
-        if text.strip():
-            self._say(text)
+        self._feed.say(text)
 
     def interrupt(self) -> Fraction:
         """Drop all speech that was not handed out, also texts. The sound fades out over 10 ms.
@@ -254,24 +207,13 @@ class WebSession:
         Raises:
             Refused: the session has ended.
         """
-        self._check_open()
-        self._said.clear()
-        if self._feeding is not None:
-            self._feeding.cancel()
-            self._feeding = None
-        try:
-            position = self._session.interrupt()
-        except InputError as error:
-            raise refused(error) from error
-        self._backlog.clear()
-        self._room.set()
-        return position
+        return self._feed.interrupt()
 
     # --- who watches -----------------------------------------------------------------------------
 
     def attach(self, sink: Sink) -> None:
         """Give a sink the pieces that come from now on."""
-        self._check_open()
+        self._feed.check_open()
         self._sinks[sink] = False
         if sink.wants == "h264":
             self.request_keyframe()
@@ -283,11 +225,11 @@ class WebSession:
 
     def request_keyframe(self) -> None:
         """Make the next picture a keyframe, or one soon, if there was one just now."""
-        self._keyframe_wanted = True
+        self._pictures.request_keyframe()
 
     def set_bitrate(self, bits_per_second: int) -> None:
         """Set how many bits the pictures may have from now on."""
-        self._bitrate = bits_per_second
+        self._pictures.bitrate = bits_per_second
 
     @contextmanager
     def hold(self) -> Iterator[None]:
@@ -359,13 +301,13 @@ class WebSession:
 
     async def _asked(self) -> bool:
         """Wait until the next piece is wanted. False if that has to be looked at again."""
-        if not self._backlog.utterances or not self._sinks:
+        if not self._feed.backlog.utterances or not self._sinks:
             self._stirred.clear()
             await self._stirred.wait()
             return False
         for sink in list(self._sinks):
             await sink.room()
-        return bool(self._backlog.utterances and self._sinks)
+        return bool(self._feed.backlog.utterances and self._sinks)
 
     def _give(self, sink: Sink, started: bool, piece: EncodedPiece) -> None:
         if sink.wants == "h264" and not started:
@@ -385,7 +327,7 @@ class WebSession:
         rgb: np.ndarray | None = piece.frames[0].numpy() if len(piece.frames) else None
         picture, keyframe = b"", False
         if "h264" in wanted and rgb is not None:
-            picture, keyframe = await self._encode(rgb)
+            picture, keyframe = await self._pictures.encode(rgb)
         return EncodedPiece(
             piece.number,
             piece.time,
@@ -397,21 +339,9 @@ class WebSession:
             piece.end,
         )
 
-    async def _encode(self, rgb: np.ndarray) -> tuple[bytes, bool]:
-        if self._encoder is None:
-            self._h264 = await asyncio.to_thread(H264Encoder, self.height, self.width, self.fps)
-            self._encoder = self._pool.queue(self._h264)
-        forced = self._keyframe_wanted and self._since_keyframe >= KEYFRAME_SECONDS * self.fps
-        encoded = await asyncio.wrap_future(self._encoder.submit(rgb, keyframe=forced))
-        self._since_keyframe += 1
-        if encoded.keyframe:
-            self._keyframe_wanted, self._since_keyframe = False, 0
-        return encoded.data, encoded.keyframe
-
     def _count(self, piece: Piece) -> None:
         self._frames.inc()
-        self._backlog.take(piece)
-        self._room.set()
+        self._feed.take(piece)
         now, told = self._session.counts, self._told
         for name, counter in self._counters.items():
             total = getattr(now, name)
@@ -419,112 +349,10 @@ class WebSession:
                 setattr(told, name, total)
                 counter.inc(more)
 
-    # --- feeding ---------------------------------------------------------------------------------
-
-    def _checked(self, samples: np.ndarray) -> np.ndarray:
-        """Return samples as (C, S)."""
-        self._check_open()
-        if samples.ndim == 1:
-            samples = samples[None]
-        if samples.ndim != 2 or samples.shape[0] != self.channels:
-            line = f"sound has the shape {samples.shape}; expected ({self.channels}, S)"
-            raise Refused(HTTPStatus.BAD_REQUEST, line)
-        if samples.dtype not in (np.int16, np.float32):
-            line = f"sound is {samples.dtype}; expected int16 or float32"
-            raise Refused(HTTPStatus.BAD_REQUEST, line)
-        if samples.dtype == np.float32 and samples.size:
-            worst = max(float(samples.max()), -float(samples.min()))
-            if not worst <= MAX_AMPLITUDE:
-                line = f"sound has a sample of {worst:g}; expected -1 to 1"
-                raise Refused(HTTPStatus.BAD_REQUEST, line)
-        return samples
-
-    def _append(self, samples: np.ndarray) -> None:
-        """Append samples for which there is room, in parts, because converting them takes time."""
-        count = samples.shape[1]
-        if not count:
-            return
-        self._backlog.waiting += count
-        if self._feeding is None and count <= INLINE_SECONDS * self.sample_rate:
-            self._push(samples)
-        else:
-            self._say(samples.copy())
-
-    def _push(self, samples: np.ndarray) -> None:
-        try:
-            self._session.push(samples)
-        except InputError as error:
-            raise refused(error) from error
-        self._backlog.begin()
-        self._stirred.set()
-
-    def _flush(self) -> None:
-        if self._backlog.open:
-            try:
-                self._session.flush()
-            except InputError as error:
-                raise refused(error) from error
-            self._backlog.flush()
-            self._stirred.set()
-
-    def _say(self, said: Said) -> None:
-        self._said.append(said)
-        if self._feeding is None:
-            self._feeding = asyncio.create_task(self._feed())
-
-    async def _feed(self) -> None:
-        """Put into the session what was said, in order, and never much at a time."""
-        try:
-            while self._said:
-                said = self._said.popleft()
-                if said is FLUSH:
-                    self._flush()
-                elif isinstance(said, str):
-                    await self._speak(said)
-                elif isinstance(said, np.ndarray):
-                    await self._push_parts(said)
-        except Refused as error:  # the session has ended, or something is wrong with it
-            _log.warning("session of %s: %s", self.avatar, error)
-        if asyncio.current_task() is self._feeding:
-            self._feeding = None
-
-    async def _push_parts(self, samples: np.ndarray) -> None:
-        step = int(INLINE_SECONDS * self.sample_rate)
-        for first in range(0, samples.shape[1], step):
-            self._push(samples[:, first : first + step])
-            await asyncio.sleep(0)
-
-    async def _speak(self, text: str) -> None:
-        assert self.voice is not None
-        self._flush()
-        try:
-            async with aclosing(self.voice.speak(text, self.sample_rate)) as spoken:
-                async for samples in spoken:
-                    both = self._checked(np.repeat(samples.reshape(1, -1), self.channels, axis=0))
-                    await self._wait_for_room(both.shape[1])
-                    self._backlog.waiting += both.shape[1]
-                    await self._push_parts(both)
-        except InputError as error:
-            self.fault = one_line(error)
-            _log.warning("a text was not spoken: %s", self.fault)
-        finally:
-            if not self._closing and asyncio.current_task() is self._feeding:
-                self._flush()
-
-    async def _wait_for_room(self, count: int) -> None:
-        """Wait until there is room, or the session has ended."""
-        while not self._backlog.has_room(count):
-            if count > self._backlog.most:
-                raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self._backlog.full)
-            self._room.clear()
-            await self._room.wait()
-            self._check_open()
-
     # --- the end ---------------------------------------------------------------------------------
 
-    def _check_open(self) -> None:
-        if self._closing:
-            raise Refused(HTTPStatus.GONE, self._reason or "the session is closed")
+    def _stir(self) -> None:
+        self._stirred.set()
 
     def _leave(self, seconds: float) -> None:
         if not self._closing:
@@ -538,17 +366,13 @@ class WebSession:
         """Let the session end soon. The first reason counts."""
         if not self._closing:
             self._closing, self._reason = True, reason
+            self._feed.close(reason or "the session is closed")
             self._session.close()
             self._stirred.set()
-            self._room.set()
 
     async def _clear(self) -> None:
         if self._leaving is not None:
             self._leaving.cancel()
-        self._said.clear()
-        if self._feeding is not None:
-            self._feeding.cancel()
-            await asyncio.gather(self._feeding, return_exceptions=True)
         for sink in list(self._sinks):
             try:
                 sink.end(self._reason)
@@ -557,5 +381,4 @@ class WebSession:
         self._sinks.clear()
         if self.peer is not None:
             await self.peer.close()
-        self._encoder = self._h264 = None
         self.ended.set()

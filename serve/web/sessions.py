@@ -13,7 +13,8 @@ from ..config import Config
 from ..errors import INTERNAL, Ending
 from ..places import Places
 from ..refused import Refused, refused
-from .session import Voice, WebSession
+from .feed import Voice
+from .session import WebSession
 
 MOST_ID = 2**53 - 1  # exact in JavaScript
 
@@ -155,6 +156,7 @@ class WebSessions:
             voice=self.voice,
             clock=options["clock"],
             most_seconds=self.config.limits.max_session_seconds,
+            bitrate=1000 * self.config.web.bitrate_kbps,
         )
         session.task = asyncio.current_task()
         self._sessions[session.id] = session
