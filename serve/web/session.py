@@ -105,6 +105,7 @@ class WebSession:
         voice: speaks texts; None if there is none.
         speaking: whether the last frame played samples of an utterance.
         peer: the player with a WebRTC connection; None if there is none.
+        lost: why the last player was lost; None if none was.
         task: hands out its pieces.
         ended: set when the session has ended and everything is freed.
     """
@@ -129,6 +130,7 @@ class WebSession:
         self.width: int = served.avatar.width
         self.clock, self.speaking = clock, False
         self.peer: Any = None
+        self.lost: str | None = None
         self.task: asyncio.Task[None] | None = None
         self.ended = asyncio.Event()
         self._session, self._most_seconds = session, most_seconds
@@ -258,6 +260,12 @@ class WebSession:
                     self._leave(max(LEFT_SECONDS - ago, 0.0))
 
         return release
+
+    def check_open(self) -> None:
+        """Raises:
+        Refused: the session has ended.
+        """
+        self._feed.check_open()
 
     async def close(self, reason: str | None = None) -> None:
         """End the session. Returns when everything is freed."""
