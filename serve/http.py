@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from .config import Tls
 from .metrics import Metrics
+from .web.protocol import SETTINGS
 
 CONNECTIONS = 100
 SILENT_SECONDS = 10.0
@@ -51,7 +52,7 @@ class HttpServer(uvicorn.Server):
                 application,
                 http="h11",  # the only one that limits a request's header
                 lifespan="off",
-                ws="none",
+                **SETTINGS,
                 log_config=None,
                 access_log=False,
                 server_header=False,
