@@ -17,8 +17,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .config import Config, Tls
 from .metrics import Metrics
-from .web import whep
+from .web import avatars, livetalking, recording, whep
+from .web import socket as web_socket
 from .web.peer import ice_servers
+from .web.protocol import SETTINGS
 from .web.requests import Gate
 from .web.sessions import WebSessions
 
@@ -62,7 +64,14 @@ def web_routes(sessions: WebSessions, config: Config) -> list[BaseRoute]:
         InputError: the configuration has a STUN or TURN server that cannot be read.
     """
     ice_servers(config.web)
-    return whep.routes(sessions, config, Gate(config))
+    gate = Gate(config)
+    return [
+        *avatars.routes(sessions, gate),
+        *web_socket.routes(sessions, gate),
+        *whep.routes(sessions, config, gate),
+        *livetalking.routes(sessions, gate),
+        *recording.routes(sessions.recordings, gate),
+    ]
 
 
 class Counting:
@@ -114,7 +123,7 @@ class HttpServer(uvicorn.Server):
                 application,
                 http="h11",  # the only one that limits a request's header
                 lifespan="off",
-                ws="none",
+                **SETTINGS,
                 log_config=None,
                 access_log=False,
                 server_header=False,

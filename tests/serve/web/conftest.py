@@ -19,3 +19,9 @@ def live(tmp_path_factory):
     folder = write_avatar(tmp_path_factory.mktemp("web") / "tiny")
     with Live(Avatar.load(folder), precision="fp32") as live:
         yield live
+
+
+@pytest.fixture
+def left_soon(monkeypatch):
+    """Sessions end soon after their clients have left."""
+    monkeypatch.setattr("serve.web.session.LEFT_SECONDS", 0.1)
