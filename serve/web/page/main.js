@@ -11,7 +11,7 @@ const FIRST_FRAME_MS = 15000;
 const LEVELS = [-80, 0]; // dB, the ends of the level's bar
 
 const ids = ["avatar", "frame", "video", "cover", "title", "message", "token-form", "token", "start",
-  "play", "badge", "microphone", "microphone-label", "interrupt", "mute", "end", "note", "text-form",
+  "play", "badge", "microphone", "microphone-state", "interrupt", "mute", "end", "note", "text-form",
   "text", "text-hint", "say", "file", "file-progress", "file-line", "level", "threshold",
   "sensitivity", "sensitivity-value", "interrupts"];
 const at = Object.fromEntries(ids.map((id) => [id, document.getElementById(id)]));
@@ -51,7 +51,7 @@ function enable() {
       : "This server has no voice. Set web.voice in its configuration to espeak, or to a service's address.";
   at.avatar.disabled = session !== null || list.avatars.length < 2;
   at.microphone.setAttribute("aria-pressed", String(microphone !== null));
-  at["microphone-label"].textContent = microphone ? "Microphone on" : "Microphone";
+  at["microphone-state"].textContent = microphone ? "on" : "off";
   const source = session?.speech?.source;
   const saying = { microphone: "You are heard", file: "Saying the file", text: "Saying the text" }[source];
   at.badge.textContent = saying ?? (microphone ? "Listening" : "");
@@ -219,7 +219,7 @@ function place(level) {
 /** Use what the settings say. */
 function adjust() {
   const threshold = -Number(at.sensitivity.value);
-  const text = `−${at.sensitivity.value} dB`;
+  const text = `from −${at.sensitivity.value} dB`;
   at["sensitivity-value"].textContent = text;
   at.sensitivity.setAttribute("aria-valuetext", text);
   at.threshold.style.setProperty("--level", String(place(threshold)));

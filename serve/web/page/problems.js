@@ -50,8 +50,10 @@ export function iceProblem(ours, theirs) {
   );
 }
 
-/** Why the server refused. */
-export function refusal(status, line) {
-  if (status === 401) return new Problem("This server wants a token.", { token: true });
+/** Why the server refused. `sent`: whether a token was sent. */
+export function refusal(status, line, sent) {
+  if (status === 401) {
+    return new Problem(sent ? "The server does not take this token." : "This server wants a token.", { token: true });
+  }
   return new Problem(line || `The server refused (${status}).`);
 }

@@ -21,7 +21,7 @@ export async function request(path, options = {}) {
   } catch (error) {
     throw error.name === "AbortError" ? error : new Problem(GONE);
   }
-  if (!response.ok) throw refusal(response.status, await lineOf(response));
+  if (!response.ok) throw refusal(response.status, await lineOf(response), token.get() !== "");
   return response;
 }
 

@@ -122,8 +122,11 @@ export class Speech {
   }
 
   _cancel() {
-    this._stop?.();
-    this._stop = null;
+    if (this._stop) {
+      this._stop();
+      this._stop = null;
+      this._progress(0, 0);
+    }
     clearTimeout(this._timer);
   }
 
