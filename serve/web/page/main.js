@@ -103,7 +103,7 @@ async function start() {
     mine.socket = await Socket.open(chosen.name, RATE);
     if (!current()) return mine.socket.close();
     mine.socket.addEventListener("closed", ({ detail }) => current() && fail(new Problem(detail)));
-    mine.socket.addEventListener("error", ({ detail }) => note(detail.message));
+    mine.socket.addEventListener("unspoken", ({ detail }) => note(detail.message));
     shape();
     at.message.textContent = "Connecting picture and sound.";
     mine.peer = new Peer(list.ice_servers ?? []);

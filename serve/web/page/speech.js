@@ -29,6 +29,7 @@ export class Speech {
     this._stop = null; // sending of the file
     this._job = 0; // a file that is still being decoded when another begins is not sent
     this._timer = 0;
+    socket.addEventListener("unspoken", () => this.source === "text" && this._over());
     socket.addEventListener("speaking", ({ detail }) => this._heard(detail.speaking));
   }
 
