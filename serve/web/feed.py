@@ -37,6 +37,10 @@ class Voice(Protocol):
         """
         ...
 
+    async def close(self) -> None:
+        """Free what it holds."""
+        ...
+
 
 FLUSH = object()
 Said = np.ndarray | str | object  # samples, a text to be spoken, or FLUSH

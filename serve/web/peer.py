@@ -65,11 +65,12 @@ def ice_servers(web: Web) -> list[RTCIceServer]:
     return servers
 
 
-async def connect(session: WebSession, offer: str, config: Config) -> "Peer":
+async def connect(session: WebSession, offer: str, config: Config, *, last: bool = False) -> "Peer":
     """Answer a player's offer. The player gets pieces when its connection is there.
 
     Args:
         offer: SDP with all candidates of the player.
+        last: whether the session ends with the player.
 
     Raises:
         Refused: the session has a player, is not in real time or has ended, or the offer cannot be
@@ -82,7 +83,7 @@ async def connect(session: WebSession, offer: str, config: Config) -> "Peer":
         line = f"the session's clock is {session.clock!r}; expected 'wall' for a player"
         raise Refused(HTTPStatus.CONFLICT, line)
     session.check_open()
-    peer = Peer(session, Offer(offer), config)
+    peer = Peer(session, Offer(offer), config, last=last)
     session.peer = peer
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
@@ -120,10 +121,10 @@ class Peer:
 
     wants: Literal["h264", "none"]
 
-    def __init__(self, session: WebSession, offer: Offer, config: Config):
+    def __init__(self, session: WebSession, offer: Offer, config: Config, *, last: bool):
         self.id, self.answer, self.connected = secrets.token_urlsafe(12), "", False
         self.wants = "h264" if "video" in offer.kinds else "none"
-        self._session, self._offer = session, offer
+        self._session, self._offer, self._last = session, offer, last
         loop = asyncio.get_running_loop()
         self._now = loop.time
         self._heard = self._now()
@@ -277,3 +278,5 @@ class Peer:
             if self._session.peer is self:
                 self._session.peer = None
             self._release(self._now() - self._heard)
+            if self._last:
+                self._session.end(None)

@@ -117,6 +117,8 @@ class WebSessions:
         if self._tasks:
             await asyncio.wait(self._tasks)
         await asyncio.to_thread(self.pool.close)
+        if self.voice is not None:
+            await self.voice.close()
 
     async def _run(
         self, avatar: str, options: dict[str, Any], opened: "asyncio.Future[WebSession]"
