@@ -152,8 +152,8 @@ function close() {
   silence();
   ended?.figures?.close();
   ended?.speech?.close();
-  ended?.peer?.close();
-  ended?.socket?.close();
+  // the session that the peer belongs to must still be there
+  Promise.resolve(ended?.peer?.close()).then(() => ended?.socket?.close());
   at.video.srcObject = null;
   filed(0, 0);
 }

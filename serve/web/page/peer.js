@@ -56,14 +56,15 @@ export class Peer {
     return this._connection.getStats();
   }
 
-  /** End it, also while the page goes away. */
-  close() {
+  /** End it, also while the page goes away. Returns when the server knows. */
+  async close() {
     this._connection.onconnectionstatechange = this._connection.ontrack = null;
     this._connection.close();
     if (!this._address) return;
     const headers = token.get() ? { Authorization: `Bearer ${token.get()}` } : {};
-    fetch(this._address, { method: "DELETE", keepalive: true, headers }).catch(() => {});
+    const leaving = fetch(this._address, { method: "DELETE", keepalive: true, headers });
     this._address = null;
+    await leaving.catch(() => {}); // the server is gone, which is an end too
   }
 
   _gathered() {

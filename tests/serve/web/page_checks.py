@@ -46,7 +46,8 @@ LOW_CONTRAST = """() => {
 
 # Where things are, to a pixel.
 PLACES = """() => Object.fromEntries(["header", "#frame", ".bar", "#microphone", "#interrupt", "#end",
-  ".talk", "#text-form", "#say", "#file", "#sensitivity", ".figures", "#delay", "#runtime"].map((name) => {
+  ".talk", "#text-form", "#say", "#file", "#sensitivity", ".figures", "dl :has(> #delay)",
+  "dl :has(> #runtime)"].map((name) => {
     const { x, y, width, height } = document.querySelector(name).getBoundingClientRect();
     return [name, [x, y + scrollY, width, height].map(Math.round)];
   }))"""
