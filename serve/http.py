@@ -19,6 +19,7 @@ from .config import Config, Tls
 from .metrics import Metrics
 from .web import whep
 from .web.peer import ice_servers
+from .web.protocol import SETTINGS
 from .web.requests import Gate
 from .web.sessions import WebSessions
 
@@ -114,7 +115,7 @@ class HttpServer(uvicorn.Server):
                 application,
                 http="h11",  # the only one that limits a request's header
                 lifespan="off",
-                ws="none",
+                **SETTINGS,
                 log_config=None,
                 access_log=False,
                 server_header=False,

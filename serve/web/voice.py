@@ -6,7 +6,6 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
 from pathlib import Path
-from typing import Protocol
 
 import httpx
 import numpy as np
@@ -31,27 +30,7 @@ PCM_TYPES = {"audio/pcm", "audio/x-pcm", "audio/l16", "audio/raw", "application/
 _COMMAND = [sys.executable, "-I", "-S", str(Path(espeak_process.__file__))]
 
 
-class Voice(Protocol):
-    """Speaks texts."""
-
-    @property
-    def max_characters(self) -> int: ...
-
-    def speak(self, text: str, sample_rate: int) -> AsyncGenerator[np.ndarray, None]:
-        """Yield (n,) float32 samples at that rate, as they are made. Ending it early stops what
-        makes them.
-
-        Raises:
-            InputError: the text cannot be spoken, in one line that says why.
-        """
-        ...
-
-    async def close(self) -> None:
-        """Free what it holds."""
-        ...
-
-
-def open_voice(configured: config.Voice | None) -> Voice | None:
+def open_voice(configured: config.Voice | None) -> "EspeakVoice | SpeechService | None":
     """Return the voice of a configuration.
 
     Raises:
@@ -80,7 +59,7 @@ class EspeakVoice:
         self._arguments = [library, data, voice, str(ESPEAK_RATE), str(ESPEAK_PITCH)]
 
     async def speak(self, text: str, sample_rate: int) -> AsyncGenerator[np.ndarray, None]:
-        """See `Voice`."""
+        """See `serve.web.session.Voice`. Ending it early kills the process."""
         process = await asyncio.create_subprocess_exec(
             *_COMMAND,
             str(os.getpid()),
@@ -112,7 +91,7 @@ class EspeakVoice:
                 await asyncio.shield(process.wait())
 
     async def close(self) -> None:
-        """See `Voice`."""
+        """Do nothing: there is a process only while a text is spoken."""
 
     def _fault(self, code: int) -> str:
         if code == espeak_process.NO_VOICE:
@@ -193,7 +172,7 @@ class SpeechService:
         )
 
     async def speak(self, text: str, sample_rate: int) -> AsyncGenerator[np.ndarray, None]:
-        """See `Voice`."""
+        """See `serve.web.session.Voice`. Ending it early ends the request."""
         order = {
             "model": self._model,
             "voice": self._voice,
@@ -215,7 +194,7 @@ class SpeechService:
             raise InputError(f"the voice's service cannot be used: {why}") from None
 
     async def close(self) -> None:
-        """See `Voice`."""
+        """End the connections."""
         await self._client.aclose()
 
     async def _check(self, response: httpx.Response) -> None:
