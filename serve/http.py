@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .config import Config, Tls
 from .metrics import Metrics
-from .web import avatars, livetalking, recording, whep
+from .web import avatars, livetalking, pages, recording, whep
 from .web import socket as web_socket
 from .web.peer import ice_servers
 from .web.protocol import SETTINGS
@@ -71,6 +71,7 @@ def web_routes(sessions: WebSessions, config: Config) -> list[BaseRoute]:
         *whep.routes(sessions, config, gate),
         *livetalking.routes(sessions, gate),
         *recording.routes(sessions.recordings, gate),
+        *pages.routes(),
     ]
 
 

@@ -36,8 +36,10 @@ HEADERS = {
 def routes() -> list[BaseRoute]:
     """Return `/`, which is the page, and `/page/NAME` for each file that it uses."""
     folder = files(__package__) / "page"
-    return [Route("/", _answer(folder / INDEX))] + [
-        Route(f"/page/{file.name}", _answer(file)) for file in _files(folder) if file.name != INDEX
+    others = [file for file in _files(folder) if file.name != INDEX]
+    return [
+        Route("/", _answer(folder / INDEX)),
+        *(Route(f"/page/{file.name}", _answer(file)) for file in others),
     ]
 
 
