@@ -26,7 +26,6 @@ POLICY = (
 HEADERS = {
     "Cache-Control": "no-cache",  # asked for each time, answered by 304 while it is the same
     "Content-Security-Policy": POLICY,
-    "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
