@@ -17,7 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .config import Config, Tls
 from .metrics import Metrics
-from .web import whep
+from .web import avatars, livetalking, recording, whep
+from .web import socket as web_socket
 from .web.peer import ice_servers
 from .web.protocol import SETTINGS
 from .web.requests import Gate
@@ -63,7 +64,14 @@ def web_routes(sessions: WebSessions, config: Config) -> list[BaseRoute]:
         InputError: the configuration has a STUN or TURN server that cannot be read.
     """
     ice_servers(config.web)
-    return whep.routes(sessions, config, Gate(config))
+    gate = Gate(config)
+    return [
+        *avatars.routes(sessions, gate),
+        *web_socket.routes(sessions, gate),
+        *whep.routes(sessions, config, gate),
+        *livetalking.routes(sessions, gate),
+        *recording.routes(sessions.recordings, gate),
+    ]
 
 
 class Counting:

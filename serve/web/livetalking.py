@@ -21,8 +21,7 @@ from engine.media.speech import audio_blocks, audio_frame
 from .. import decoding
 from ..refused import Refused
 from . import peer
-from .recording import Recordings
-from .requests import Gate, Uploads, json_object, read_file, refusals
+from .requests import Gate, Uploads, closing, json_object, read_file, refusals
 from .session import WebSession
 from .sessions import WebSessions
 from .socket import first_avatar
@@ -30,9 +29,9 @@ from .socket import first_avatar
 Handler = Callable[[Request], Awaitable[dict[str, Any]]]
 
 
-def routes(sessions: WebSessions, recordings: Recordings, gate: Gate) -> list[BaseRoute]:
+def routes(sessions: WebSessions, gate: Gate) -> list[BaseRoute]:
     """Return LiveTalking's routes, but for `GET /record/{session}`."""
-    there = LiveTalking(sessions, recordings)
+    there = LiveTalking(sessions)
     handlers: dict[str, Handler] = {
         "/offer": there.offer,
         "/human": there.human,
@@ -52,7 +51,7 @@ def _answered(handler: Handler, gate: Gate) -> Callable[[Request], Awaitable[Res
                 gate.check(request)
                 return JSONResponse(await handler(request))
         except Refused as error:
-            return JSONResponse({"code": -1, "msg": error.line})
+            return JSONResponse({"code": -1, "msg": error.line}, headers=closing(error))
 
     return answer
 
@@ -64,8 +63,8 @@ def _ok(**data: Any) -> dict[str, Any]:
 class LiveTalking:
     """What the routes do."""
 
-    def __init__(self, sessions: WebSessions, recordings: Recordings):
-        self._sessions, self._recordings = sessions, recordings
+    def __init__(self, sessions: WebSessions):
+        self._sessions = sessions
         self._limits = sessions.config.limits
         self._uploads = Uploads(int(self._limits.max_upload_mb * 1e6))
 
@@ -131,9 +130,9 @@ class LiveTalking:
         params = await json_object(request)
         session, kind = self._find(params), params.get("type")
         if kind == "start_record":
-            self._recordings.start(session)
+            self._sessions.recordings.start(session)
         elif kind == "end_record":
-            await self._recordings.stop(session.id)
+            await self._sessions.recordings.stop(session.id)
         else:
             expected = "expected 'start_record' or 'end_record'"
             raise Refused(400, f"type is {shortened(kind)}; {expected}")
@@ -163,11 +162,14 @@ def _text(params: dict[str, Any], key: str) -> str:
 
 def _samples(path: Path, rate: int, channels: int) -> np.ndarray:
     """Return (channels, S) float32 samples at a rate, of a file that `decoding` has written."""
-    resampler = av.AudioResampler("fltp", "mono" if channels == 1 else "stereo", rate)
+    resampler = av.AudioResampler("fltp", None, rate)
     frames = [
         made
         for samples, own, first in audio_blocks(path)
         for made in resampler.resample(audio_frame(samples, own, first))
     ]
     frames += resampler.resample(None)
-    return np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
+    sound = np.concatenate([frame.to_ndarray() for frame in frames], axis=1)
+    if len(sound) > channels:
+        return sound.mean(axis=0, keepdims=True)
+    return sound.repeat(channels // len(sound), axis=0)  # FFmpeg would make it quieter

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from http import HTTPStatus
 from tempfile import SpooledTemporaryFile
 from typing import Any
 from urllib.parse import urlsplit
@@ -158,12 +159,18 @@ def answered(handler: Handler) -> Handler:
 
 def refusal(error: Refused) -> Response:
     """Return the answer of a request that is refused."""
-    headers = {}
+    headers = closing(error)
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if error.retry_seconds is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_seconds))
     return PlainTextResponse(f"{error.line}\n", error.status, headers)
+
+
+def closing(error: Refused) -> dict[str, str]:
+    """Return the header that ends a connection on which the rest of a body may come."""
+    unread = error.status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+    return {"Connection": "close"} if unread else {}
 
 
 # --- bodies --------------------------------------------------------------------------------------

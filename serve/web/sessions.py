@@ -14,6 +14,7 @@ from ..errors import INTERNAL, Ending
 from ..places import Places
 from ..refused import Refused, refused
 from .feed import Voice
+from .recording import Recordings
 from .session import WebSession
 
 MOST_ID = 2**53 - 1  # exact in JavaScript
@@ -31,6 +32,7 @@ class WebSessions:
         voice: speaks texts; None if there is none.
 
     Attributes:
+        recordings: of these sessions.
         ending: whether new sessions are refused.
     """
 
@@ -45,6 +47,7 @@ class WebSessions:
         self.registry, self.config, self.metrics, self.places = registry, config, metrics, places
         self.voice, self.ending = voice, False
         self.pool = EncoderPool()
+        self.recordings = Recordings(config.web)
         self._sessions: dict[int, WebSession] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._none = asyncio.Event()
@@ -116,6 +119,7 @@ class WebSessions:
             task.cancel()  # it waits for an avatar
         if self._tasks:
             await asyncio.wait(self._tasks)
+        await self.recordings.close()
         await asyncio.to_thread(self.pool.close)
         if self.voice is not None:
             await self.voice.close()

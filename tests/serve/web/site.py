@@ -15,10 +15,9 @@ from starlette.applications import Starlette
 
 from engine.live import Live
 from serve.config import Config
-from serve.http import HttpServer, listen
+from serve.http import HttpServer, listen, web_routes
 from serve.places import Places
-from serve.web import requests, socket
-from serve.web.recording import Recordings
+from serve.web import requests
 from serve.web.sessions import WebSessions
 from tests.serve.rpc.server import FakeMetrics, FakeRegistry
 
@@ -36,17 +35,11 @@ class Site:
         self.live = next(iter(lives.values()))
         self.places = Places(config.limits.max_sessions)
         self.sessions = WebSessions(self.registry, config, self.metrics, self.places, voice)
-        self.recordings, self.gate = Recordings(config.web), requests.Gate(config)
+        self.recordings, self.gate = self.sessions.recordings, requests.Gate(config)
         self.config, self.server, self.port = config, None, 0
 
     def app(self) -> Starlette:
-        from serve.web import livetalking, recording
-
-        routes = [
-            *socket.routes(self.sessions, self.gate),
-            *livetalking.routes(self.sessions, self.recordings, self.gate),
-            *recording.routes(self.recordings, self.gate),
-        ]
+        routes = web_routes(self.sessions, self.config)
         return Starlette(routes=routes, middleware=requests.cross_origin(self.config))
 
     @property
@@ -74,7 +67,7 @@ async def serving(live: Live, *, voice=None, make=Site, **config):
     listening = listen("127.0.0.1", 0)
     listening.setsockopt(SOL_SOCKET, SO_SNDBUF, 1 << 16)  # who reads nothing is soon found
     site.port = listening.getsockname()[1]
-    site.server = HttpServer(site.app(), None)
+    site.server = HttpServer(site.app(), None, sessions=config.limits.max_sessions)
     task = asyncio.create_task(site.server.serve([listening]))
     try:
         async with asyncio.timeout(SECONDS):
@@ -84,7 +77,6 @@ async def serving(live: Live, *, voice=None, make=Site, **config):
         await site.until_free()
     finally:
         await site.sessions.close()
-        await site.recordings.close()
         site.server.should_exit = True
         await task
 
