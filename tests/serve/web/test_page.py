@@ -29,7 +29,11 @@ FOLDER = Path(pages.__file__).parent / "page"
 RATE = 48000
 PER_FRAME = 3600  # of RTP's clock, at 25 frames a second
 LIVE = "#frame[data-state=live]"
-IGNORED = ("401", "503", "ERR_CONNECTION_REFUSED")  # answers that tests ask for, which Chromium reports as errors
+IGNORED = (
+    "401",
+    "503",
+    "ERR_CONNECTION_REFUSED",
+)  # answers that tests ask for, which Chromium reports as errors
 
 
 def noise(seconds: float) -> np.ndarray:
