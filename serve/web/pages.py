@@ -35,9 +35,11 @@ HEADERS = {
 def routes() -> list[BaseRoute]:
     """Return `/`, which is the page, and `/page/NAME` for each file that it uses."""
     folder = files(__package__) / "page"
-    return [Route("/", _answer(folder / INDEX))] + [
-        Route(f"/page/{file.name}", _answer(file)) for file in _files(folder) if file.name != INDEX
-    ]
+    found: list[BaseRoute] = [Route("/", _answer(folder / INDEX))]
+    for file in _files(folder):
+        if file.name != INDEX:
+            found.append(Route(f"/page/{file.name}", _answer(file)))
+    return found
 
 
 def _files(folder: Traversable) -> Iterator[Traversable]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -28,6 +29,7 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromiu
 FOLDER = Path(pages.__file__).parent / "page"
 RATE = 48000
 PER_FRAME = 3600  # of RTP's clock, at 25 frames a second
+VOICE = find_spec("espeakng_loader") is not None
 LIVE = "#frame[data-state=live]"
 IGNORED = (
     "401",
@@ -54,7 +56,7 @@ def bursts() -> np.ndarray:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Running]:
     folder = write_avatar(tmp_path_factory.mktemp("page") / "anna")
-    with serving(folder) as running:
+    with serving(folder, web={"voice": "espeak"} if VOICE else {}) as running:
         yield running
 
 
@@ -303,6 +305,32 @@ def test_a_voice_interrupts_a_file_unless_it_is_told_not_to(page_of, sound):
 
 
 @needs_browser
+@pytest.mark.skipif(not VOICE, reason="there is no espeak-ng to speak a text")
+def test_a_text_is_said_and_may_be_interrupted(page_of):
+    page = page_of()
+    assert page.is_disabled("#text")
+    start(page)
+    page.evaluate(page_checks.NOTE, INNER)
+    page.fill("#text", "Good morning.")
+    page.keyboard.press("Shift+Enter")
+    assert page.input_value("#text") == "Good morning.\n"
+    page.keyboard.press("Enter")
+    assert page.input_value("#text") == ""
+    page.wait_for_selector("#badge:text-is('Saying the text')")
+    until(lambda: opened(page) > 50)
+    page.wait_for_selector("#delay-of:text-is('(text)')")
+    page.wait_for_selector("#badge", state="hidden")  # it was said
+    page.fill("#text", "One. Two. Three. " * 20)
+    page.click("#say")
+    until(lambda: opened(page) > 50)
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#badge", state="hidden")
+    until(lambda: opened(page) < 5)
+    page.evaluate("noted.frames.length = 0")
+    assert noted(page, 25)["frames"][:, 3].max() < 5
+
+
+@needs_browser
 def test_a_gate_opens_for_a_voice_and_not_for_a_knock(page_of):
     page = page_of()
     states = page.evaluate(
@@ -532,6 +560,7 @@ def test_tokens_limits_and_a_server_that_ends(browser, page_of, tmp_path):
             page.keyboard.press("Enter")
             page.wait_for_selector(f"#title:text-is('{title}')")
         start(page)
+        assert page.is_disabled("#text") and "web.voice" in page.text_content("#text-hint")
         second = page.context.new_page()  # has a sessionStorage of its own
         second.goto(other.url)
         second.fill("#token", "correct-horse-battery")
@@ -544,6 +573,6 @@ def test_tokens_limits_and_a_server_that_ends(browser, page_of, tmp_path):
         httpx.get(other.url)
         other.close()
         page.wait_for_selector("#frame[data-state=problem]")
-        assert page.text_content("#message")
+        assert page.text_content("#message") == "the server is ending"
         page.click("#start")
         page.wait_for_selector("#message:text-matches('does not answer')")
