@@ -66,6 +66,7 @@ def web_routes(sessions: WebSessions, config: Config) -> list[BaseRoute]:
     ice_servers(config.web)
     gate = Gate(config)
     return [
+        *pages.routes(),
         *avatars.routes(sessions, gate),
         *web_socket.routes(sessions, gate),
         *whep.routes(sessions, config, gate),

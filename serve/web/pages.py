@@ -26,7 +26,6 @@ POLICY = (
 HEADERS = {
     "Cache-Control": "no-cache",  # asked for each time, answered by 304 while it is the same
     "Content-Security-Policy": POLICY,
-    "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "microphone=(self), camera=(), geolocation=()",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
@@ -36,11 +35,11 @@ HEADERS = {
 def routes() -> list[BaseRoute]:
     """Return `/`, which is the page, and `/page/NAME` for each file that it uses."""
     folder = files(__package__) / "page"
-    others = [file for file in _files(folder) if file.name != INDEX]
-    return [
-        Route("/", _answer(folder / INDEX)),
-        *(Route(f"/page/{file.name}", _answer(file)) for file in others),
-    ]
+    found: list[BaseRoute] = [Route("/", _answer(folder / INDEX))]
+    for file in _files(folder):
+        if file.name != INDEX:
+            found.append(Route(f"/page/{file.name}", _answer(file)))
+    return found
 
 
 def _files(folder: Traversable) -> Iterator[Traversable]:

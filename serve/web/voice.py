@@ -60,23 +60,22 @@ class EspeakVoice:
 
     async def speak(self, text: str, sample_rate: int) -> AsyncGenerator[np.ndarray, None]:
         """See `serve.web.session.Voice`. Ending it early kills the process."""
-        process = await asyncio.create_subprocess_exec(
-            *_COMMAND,
-            str(os.getpid()),
-            *self._arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            cwd="/",
-            env={},
-            start_new_session=True,  # Ctrl-C is for the server
-        )
+        with open(os.memfd_create("text"), "w+b", buffering=0) as said:
+            said.write(_plain(text).encode())
+            said.seek(0)
+            process = await asyncio.create_subprocess_exec(
+                *_COMMAND,
+                str(os.getpid()),
+                *self._arguments,
+                stdin=said,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+                cwd="/",
+                env={},
+                start_new_session=True,  # Ctrl-C is for the server
+            )
         try:
-            assert process.stdin is not None and process.stdout is not None
-            with suppress(ConnectionError):  # it ended before: its exit code says why
-                process.stdin.write(_plain(text).encode())
-                await process.stdin.drain()
-                process.stdin.close()
+            assert process.stdout is not None
             rate = int.from_bytes(await _read(process.stdout, 4), "little")
             if rate:
                 async with aclosing(_spoken(_parts(process.stdout), rate, sample_rate)) as spoken:
@@ -203,7 +202,7 @@ class SpeechService:
             said = (await _begin(response)).decode("utf-8", "replace")
             if self._key:  # which some services repeat
                 said = said.replace(self._key, "...")
-            said = printable(one_line(said))
+            said = printable(one_line(said)) or response.reason_phrase
             raise InputError(f"the voice's service answers {response.status_code}: {said}")
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in PCM_TYPES:

@@ -1,11 +1,11 @@
 // The figures of a session: measured, or "–".
 
+import { FrameNumbers } from "./numbers.js";
+
 const NONE = "–";
-const CLOCK = 90000; // of RTP's timestamps, Hz
 const KEPT = 100; // frames that were shown
 const WINDOW_MS = 2000;
 const FORGOTTEN_MS = 40000; // an utterance of which nothing was shown
-const SOURCES = { microphone: "microphone", file: "file", text: "text" };
 
 const element = (id) => document.getElementById(id);
 
@@ -17,9 +17,10 @@ function show(id, text) {
 export class Figures {
   constructor(video, peer, socket) {
     Object.assign(this, { _video: video, _peer: peer, _opened: socket.opened });
-    this._shown = []; // {rtp, received, displayed, presented}
+    this._shown = []; // {rtp, displayed, presented}
+    this._numbers = new FrameNumbers(this._opened.fps);
     this._utterances = []; // {source, time}
-    this._sought = null; // {utterance, number, time}
+    this._sought = null; // {utterance, number}
     this._bytes = null;
     this._closed = false;
     clear();
@@ -27,8 +28,8 @@ export class Figures {
     show("size", `${width} × ${height}`);
     show("runtime", runtime ?? NONE);
     this._sessions(sessions, capacity);
-    socket.addEventListener("speaking", ({ detail }) => detail.speaking && this._speaks(detail));
-    socket.addEventListener("end", () => this._utterances.shift());
+    socket.addEventListener("speaking", ({ detail }) => this._speaks(detail));
+    socket.addEventListener("end", ({ detail }) => this._ends(detail));
     socket.addEventListener("interrupted", () => this._forget());
     socket.addEventListener("stats", ({ detail }) => this._counted(detail));
     if (video.requestVideoFrameCallback) this._watch();
@@ -59,38 +60,41 @@ export class Figures {
   _watch() {
     this._video.requestVideoFrameCallback((_, frame) => {
       if (this._closed) return;
-      this._shown.push({
-        rtp: frame.rtpTimestamp,
-        received: frame.receiveTime,
-        displayed: frame.expectedDisplayTime,
-        presented: frame.presentedFrames,
-      });
+      const { rtpTimestamp, receiveTime, expectedDisplayTime, presentedFrames } = frame;
+      if (rtpTimestamp !== undefined) this._numbers.shown(rtpTimestamp, receiveTime);
+      this._shown.push({ rtp: rtpTimestamp, displayed: expectedDisplayTime, presented: presentedFrames });
       if (this._shown.length > KEPT) this._shown.shift();
       this._find();
       this._watch();
     });
   }
 
-  /** Speech begins with a frame of this number, which the server sends now. */
-  _speaks({ number }) {
+  /** Speech begins or ends with a frame of this number, which the server sends now. */
+  _speaks({ speaking, number }) {
+    this._numbers.told(number, performance.now());
     const utterance = this._utterances[0];
-    if (!utterance || utterance.sought) return;
+    if (!speaking || !utterance || utterance.sought) return;
     utterance.sought = true;
-    this._sought = { utterance, number, time: performance.now() };
-    this._find();
+    this._sought = { utterance, number };
   }
 
-  /** Look whether the first frame of an utterance was shown. The message of it and the frame leave
-   *  the server together, so it is the frame that came nearest to the message. */
+  _ends({ number }) {
+    this._numbers.told(number, performance.now());
+    this._utterances.shift();
+  }
+
+  /** Look whether the first frame of an utterance was shown, or the first one after it. */
   _find() {
     if (!this._sought) return;
-    const { utterance, time } = this._sought;
-    const found = this._shown.find(({ received }) => received >= time - 20);
+    const { utterance, number } = this._sought;
+    const found = this._shown.find(({ rtp }) => {
+      const shown = this._numbers.of(rtp);
+      return shown !== null && shown >= number;
+    });
     if (!found) return;
     this._sought = null;
-    const delay = (found.displayed - utterance.time) / 1000;
-    show("delay", `${delay.toFixed(2)} s`);
-    show("delay-of", `(${SOURCES[utterance.source]})`);
+    show("delay", `${((found.displayed - utterance.time) / 1000).toFixed(2)} s`);
+    show("delay-of", `(${utterance.source})`);
   }
 
   // --- each second ---------------------------------------------------------------------------
@@ -134,7 +138,8 @@ export class Figures {
     show("fps", `${rate.toFixed(1)} of ${Number(this._opened.fps).toFixed(0)}`);
   }
 
-  _counted({ frames, late, skipped, sessions }) {
+  _counted({ frames, number, late, skipped, sessions }) {
+    if (number != null) this._numbers.told(number, performance.now());
     const share = frames ? ` (${((100 * late) / frames).toFixed(1)} %)` : "";
     show("late", late ? `${late}${share}` : "0");
     show("skipped", `${skipped}`);

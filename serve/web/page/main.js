@@ -145,15 +145,16 @@ async function show({ peer }) {
   await first;
 }
 
-/** End the session, if there is one. */
-function close() {
+/** End the session, if there is one. `tell`: the server does not know. `leaving`: the page goes. */
+function close({ tell = false, leaving = false } = {}) {
   const ended = session;
   session = null;
   silence();
   ended?.figures?.close();
   ended?.speech?.close();
-  // the session that the peer belongs to must still be there
-  Promise.resolve(ended?.peer?.close()).then(() => ended?.socket?.close());
+  const left = ended?.peer?.close(tell); // of a session that must still be there
+  if (leaving) ended?.socket?.close();
+  else Promise.resolve(left).then(() => ended?.socket?.close());
   at.video.srcObject = null;
   filed(0, 0);
 }
@@ -173,7 +174,7 @@ function fail(problem) {
 }
 
 function end() {
-  close();
+  close({ tell: true });
   note("");
   cover("ended", "Session ended", "Start another one whenever you like.", "Start again");
   at.start.focus();
@@ -300,7 +301,7 @@ at.avatar.addEventListener("change", () => {
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") interrupt();
 });
-window.addEventListener("pagehide", close);
+window.addEventListener("pagehide", () => close({ tell: true, leaving: true }));
 window.addEventListener("pageshow", ({ persisted }) => persisted && load());
 
 async function retry() {

@@ -56,15 +56,14 @@ export class Peer {
     return this._connection.getStats();
   }
 
-  /** End it, also while the page goes away. Returns when the server knows. */
-  async close() {
+  /** End it, also while the page goes away. `tell`: tell the server, and return when it knows. */
+  async close(tell) {
     this._connection.onconnectionstatechange = this._connection.ontrack = null;
+    if (tell && this._address) {
+      const headers = token.get() ? { Authorization: `Bearer ${token.get()}` } : {};
+      await fetch(this._address, { method: "DELETE", keepalive: true, headers }).catch(() => {});
+    }
     this._connection.close();
-    if (!this._address) return;
-    const headers = token.get() ? { Authorization: `Bearer ${token.get()}` } : {};
-    const leaving = fetch(this._address, { method: "DELETE", keepalive: true, headers });
-    this._address = null;
-    await leaving.catch(() => {}); // the server is gone, which is an end too
   }
 
   _gathered() {

@@ -89,14 +89,17 @@ NOTE = """(box) => {
   };
   hear();
   setInterval(async () => {
-    const now = performance.now(), found = {};
+    const found = {};
     for (const entry of (await window.connection.getStats()).values()) {
       if (entry.type === "inbound-rtp") found[entry.kind] = entry;
+      if (entry.type === "media-playout") found.device = entry;
     }
-    const { audio, video } = found;
+    const { audio, video, device } = found;
     if (audio?.estimatedPlayoutTimestamp && video?.estimatedPlayoutTimestamp) {
-      noted.states.push([now, audio.estimatedPlayoutTimestamp, video.estimatedPlayoutTimestamp,
-        video.framesReceived, video.framesDropped]);
+      const delay = 1000 * device.totalPlayoutDelay / device.totalSamplesCount;
+      noted.states.push([audio.timestamp - performance.timeOrigin,
+        audio.estimatedPlayoutTimestamp + delay, video.estimatedPlayoutTimestamp,
+        video.framesReceived, video.framesDropped, delay]);
     }
   }, 100);
 }"""
