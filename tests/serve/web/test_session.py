@@ -461,8 +461,11 @@ def test_an_hour_of_pieces(monkeypatch):
             self.close()
 
     class Counting(Kept):
-        given = deque(maxlen=50_000)
         samples, worst, last = 0, Fraction(0), -1
+
+        def __init__(self):
+            super().__init__()
+            self.given = deque(maxlen=50_000)
 
         def put(self, piece):
             assert piece.number == self.last + 1
