@@ -381,14 +381,16 @@ def test_no_more_sessions_than_the_device_has_time_for(live, monkeypatch):
 
 def test_speech_far_ahead(live, monkeypatch):
     """In real time it is refused, since an interruption would wait behind it; else it waits."""
+    from serve import speech
     from serve.rpc import live as module
 
-    monkeypatch.setattr(module, "MOST_SECONDS", 2.0)
+    monkeypatch.setattr(speech, "MOST_SECONDS", 2.0)
+    monkeypatch.setattr(speech, "MAX_SECONDS", 1.0)
     monkeypatch.setattr(module, "MAX_SECONDS", 1.0)
     convert, waiting = module.LiveCall._convert, []
 
     def noting(self, data):
-        waiting.append(self._waiting)
+        waiting.append(self._backlog.waiting)
         convert(self, data)
 
     monkeypatch.setattr(module.LiveCall, "_convert", noting)
