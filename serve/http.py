@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .config import Config, Tls
 from .metrics import Metrics
-from .web import avatars, livetalking, recording, whep
+from .web import avatars, livetalking, pages, recording, whep
 from .web import socket as web_socket
 from .web.peer import ice_servers
 from .web.protocol import SETTINGS
@@ -66,6 +66,7 @@ def web_routes(sessions: WebSessions, config: Config) -> list[BaseRoute]:
     ice_servers(config.web)
     gate = Gate(config)
     return [
+        *pages.routes(),
         *avatars.routes(sessions, gate),
         *web_socket.routes(sessions, gate),
         *whep.routes(sessions, config, gate),

@@ -260,6 +260,7 @@ class Outbox:
         return {
             "type": "stats",
             "frames": self._session.counts.frames,
+            "number": self._last,  # of the frame that was sent last
             "late": totals["late"],
             "skipped": totals["skipped"],
             "underruns": totals["underrun"],

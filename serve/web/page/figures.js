@@ -1,0 +1,159 @@
+// The figures of a session: measured, or "–".
+
+import { FrameNumbers } from "./numbers.js";
+
+const NONE = "–";
+const KEPT = 100; // frames that were shown
+const WINDOW_MS = 2000;
+const FORGOTTEN_MS = 40000; // an utterance of which nothing was shown
+
+const element = (id) => document.getElementById(id);
+
+function show(id, text) {
+  if (element(id).textContent !== text) element(id).textContent = text;
+}
+
+/** What is measured of a session's video, connection and socket, until `close`. */
+export class Figures {
+  constructor(video, peer, socket) {
+    Object.assign(this, { _video: video, _peer: peer, _opened: socket.opened });
+    this._shown = []; // {rtp, displayed, presented}
+    this._numbers = new FrameNumbers(this._opened.fps);
+    this._utterances = []; // {source, time}
+    this._sought = null; // {utterance, number}
+    this._bytes = null;
+    this._closed = false;
+    clear();
+    const { width, height, runtime, capacity, sessions } = this._opened;
+    show("size", `${width} × ${height}`);
+    show("runtime", runtime ?? NONE);
+    this._sessions(sessions, capacity);
+    socket.addEventListener("speaking", ({ detail }) => this._speaks(detail));
+    socket.addEventListener("end", ({ detail }) => this._ends(detail));
+    socket.addEventListener("interrupted", () => this._forget());
+    socket.addEventListener("stats", ({ detail }) => this._counted(detail));
+    if (video.requestVideoFrameCallback) this._watch();
+    this._timer = setInterval(() => this._tick(), 1000);
+  }
+
+  /** An utterance began: its first sound is of `time` (performance.now()). */
+  began(source, time) {
+    const now = performance.now();
+    this._utterances = this._utterances.filter((utterance) => now - utterance.time < FORGOTTEN_MS);
+    this._utterances.push({ source, time });
+  }
+
+  close() {
+    this._closed = true;
+    clearInterval(this._timer);
+  }
+
+  _forget() {
+    // what began after the interruption was sent is yet to come
+    this._sought = null;
+    const last = this._utterances.at(-1);
+    this._utterances = last && performance.now() - last.time < 500 ? [last] : [];
+  }
+
+  // --- delay ---------------------------------------------------------------------------------
+
+  _watch() {
+    this._video.requestVideoFrameCallback((_, frame) => {
+      if (this._closed) return;
+      const { rtpTimestamp, receiveTime, expectedDisplayTime, presentedFrames } = frame;
+      if (rtpTimestamp !== undefined) this._numbers.shown(rtpTimestamp, receiveTime);
+      this._shown.push({ rtp: rtpTimestamp, displayed: expectedDisplayTime, presented: presentedFrames });
+      if (this._shown.length > KEPT) this._shown.shift();
+      this._find();
+      this._watch();
+    });
+  }
+
+  /** Speech begins or ends with a frame of this number, which the server sends now. */
+  _speaks({ speaking, number }) {
+    this._numbers.told(number, performance.now());
+    const utterance = this._utterances[0];
+    if (!speaking || !utterance || utterance.sought) return;
+    utterance.sought = true;
+    this._sought = { utterance, number };
+  }
+
+  _ends({ number }) {
+    this._numbers.told(number, performance.now());
+    this._utterances.shift();
+  }
+
+  /** Look whether the first frame of an utterance was shown, or the first one after it. */
+  _find() {
+    if (!this._sought) return;
+    const { utterance, number } = this._sought;
+    const found = this._shown.find(({ rtp }) => {
+      const shown = this._numbers.of(rtp);
+      return shown !== null && shown >= number;
+    });
+    if (!found) return;
+    this._sought = null;
+    show("delay", `${((found.displayed - utterance.time) / 1000).toFixed(2)} s`);
+    show("delay-of", `(${utterance.source})`);
+  }
+
+  // --- each second ---------------------------------------------------------------------------
+
+  async _tick() {
+    this._rate();
+    let report;
+    try {
+      report = await this._peer.stats();
+    } catch {
+      return;
+    }
+    if (this._closed) return;
+    let bytes = 0, time = 0;
+    for (const entry of report.values()) {
+      if (entry.type !== "inbound-rtp") continue;
+      bytes += entry.bytesReceived + (entry.headerBytesReceived ?? 0);
+      time = entry.timestamp;
+    }
+    if (this._bytes && time > this._bytes.time) {
+      const rate = (8 * (bytes - this._bytes.bytes)) / (time - this._bytes.time); // kbit/s
+      show("bitrate", rate < 1000 ? `${rate.toFixed(0)} kbit/s` : `${(rate / 1000).toFixed(1)} Mbit/s`);
+    }
+    if (time) this._bytes = { bytes, time };
+  }
+
+  _rate() {
+    if (document.hidden) {
+      this._shown.length = 0; // a hidden page is shown nothing
+      show("fps", NONE);
+      return;
+    }
+    const now = performance.now();
+    const recent = this._shown.filter(({ displayed }) => now - displayed < WINDOW_MS);
+    if (recent.length < 2) {
+      show("fps", this._shown.length ? `0 of ${this._opened.fps}` : NONE);
+      return;
+    }
+    const [first, last] = [recent[0], recent.at(-1)];
+    const rate = (1000 * (last.presented - first.presented)) / (last.displayed - first.displayed);
+    show("fps", `${rate.toFixed(1)} of ${Number(this._opened.fps).toFixed(0)}`);
+  }
+
+  _counted({ frames, number, late, skipped, sessions }) {
+    if (number != null) this._numbers.told(number, performance.now());
+    const share = frames ? ` (${((100 * late) / frames).toFixed(1)} %)` : "";
+    show("late", late ? `${late}${share}` : "0");
+    show("skipped", `${skipped}`);
+    this._sessions(sessions, this._opened.capacity);
+  }
+
+  _sessions(sessions, capacity) {
+    show("sessions", sessions == null ? NONE : capacity == null ? `${sessions}` : `${sessions} of ${capacity}`);
+  }
+}
+
+function clear() {
+  for (const id of ["delay", "fps", "late", "skipped", "bitrate", "sessions", "size", "runtime"]) {
+    show(id, NONE);
+  }
+  show("delay-of", "");
+}
