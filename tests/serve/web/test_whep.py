@@ -28,8 +28,7 @@ def test_picture_and_sound_with_the_session_s_time(live, monkeypatch):
     async def main():
         async with serving(live) as server:
             session = await server.web.open("tiny", sample_rate=48000)
-            kept, player = Kept("h264"), Player()
-            session.attach(kept)
+            player = Player()
             answer = await player.watch(server.http, f"/whep/{session.id}")
             assert answer.status_code == 201
             assert re.fullmatch(rf"/whep/{session.id}/[\w-]+", answer.headers["Location"])
@@ -39,22 +38,22 @@ def test_picture_and_sound_with_the_session_s_time(live, monkeypatch):
             session.flush()
             await until(lambda: all(len(r) >= 2 for r in player.reports.values()))
             await player.until("video", 60)
-            sent = {_units(piece.picture): piece for piece in kept.pieces}
             gone = await server.http.delete(player.location)
             assert gone.status_code == 200 and session.peer is None
             again = await server.http.delete(player.location)
             assert again.status_code == 404
             await player.close()
             await session.close()
-            return player, sent
+            return player
 
-    player, sent = run(main())
+    player = run(main())
     units = player.access_units()[:-1]
     assert player.keyframes()[0] == 0
-    pieces = [sent[_units(data)] for _, data in units if _units(data) in sent]
-    assert len(pieces) > len(units) - 5  # the last ones came after the look
+    pieces = [piece for piece in given if piece.picture]
+    for (_, data), piece in zip(units, pieces, strict=False):
+        assert _units(data) == _units(piece.picture)
     numbers = [piece.number for piece in pieces]
-    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))  # none is missing
+    assert len(pieces) >= len(units) > 50 and len(numbers) == len(set(numbers))
     origin = units[0][0] - pieces[0].time * 90000
     for (timestamp, _), piece in zip(units, pieces, strict=False):
         assert (timestamp - origin - piece.time * 90000) % 2**32 == 0
