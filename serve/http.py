@@ -72,7 +72,6 @@ def web_routes(sessions: WebSessions, config: Config) -> list[BaseRoute]:
         *whep.routes(sessions, config, gate),
         *livetalking.routes(sessions, gate),
         *recording.routes(sessions.recordings, gate),
-        *pages.routes(),
     ]
 
 

@@ -275,6 +275,7 @@ class Peer:
         except Exception:
             _log.exception("a player's connection was not closed")
         finally:
+            self._session.former_peers.append(self.id)
             if self._session.peer is self:
                 self._session.peer = None
             self._release(self._now() - self._heard)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -105,6 +106,7 @@ class WebSession:
         voice: speaks texts; None if there is none.
         speaking: whether the last frame played samples of an utterance.
         peer: the player with a WebRTC connection; None if there is none.
+        former_peers: the ids of the players that have left last.
         lost: why the last player was lost; None if none was.
         task: hands out its pieces.
         ended: set when the session has ended and everything is freed.
@@ -130,6 +132,7 @@ class WebSession:
         self.width: int = served.avatar.width
         self.clock, self.speaking = clock, False
         self.peer: Any = None
+        self.former_peers = deque[str](maxlen=10)
         self.lost: str | None = None
         self.task: asyncio.Task[None] | None = None
         self.ended = asyncio.Event()

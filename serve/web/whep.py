@@ -68,10 +68,11 @@ class Players:
 
     async def _leave(self, request: Request) -> Response:
         self._gate.check(request)
-        peer = self._find(request).peer
-        if peer is None or peer.id != request.path_params["peer"]:
+        session, id = self._find(request), request.path_params["peer"]
+        if session.peer is not None and session.peer.id == id:
+            await session.peer.close()
+        elif id not in session.former_peers:  # which have ended their connections before
             raise Refused(404, "there is no such player; expected the Location of an answer")
-        await peer.close()
         return Response(status_code=200)
 
     def _find(self, request: Request) -> WebSession:
