@@ -1,6 +1,6 @@
 // The figures of a session: measured, or "–".
 
-import { FrameNumbers } from "./numbers.js";
+import { frameNumber } from "./numbers.js";
 
 const NONE = "–";
 const KEPT = 100; // frames that were shown
@@ -18,7 +18,7 @@ export class Figures {
   constructor(video, peer, socket) {
     Object.assign(this, { _video: video, _peer: peer, _opened: socket.opened });
     this._shown = []; // {rtp, displayed, presented}
-    this._numbers = new FrameNumbers(this._opened.fps);
+    this._origin = null; // RTP time stamp of frame 0
     this._utterances = []; // {source, time}
     this._sought = null; // {utterance, number}
     this._bytes = null;
@@ -29,7 +29,7 @@ export class Figures {
     show("runtime", runtime ?? NONE);
     this._sessions(sessions, capacity);
     socket.addEventListener("speaking", ({ detail }) => this._speaks(detail));
-    socket.addEventListener("end", ({ detail }) => this._ends(detail));
+    socket.addEventListener("end", () => this._utterances.shift());
     socket.addEventListener("interrupted", () => this._forget());
     socket.addEventListener("stats", ({ detail }) => this._counted(detail));
     if (video.requestVideoFrameCallback) this._watch();
@@ -60,8 +60,7 @@ export class Figures {
   _watch() {
     this._video.requestVideoFrameCallback((_, frame) => {
       if (this._closed) return;
-      const { rtpTimestamp, receiveTime, expectedDisplayTime, presentedFrames } = frame;
-      if (rtpTimestamp !== undefined) this._numbers.shown(rtpTimestamp, receiveTime);
+      const { rtpTimestamp, expectedDisplayTime, presentedFrames } = frame;
       this._shown.push({ rtp: rtpTimestamp, displayed: expectedDisplayTime, presented: presentedFrames });
       if (this._shown.length > KEPT) this._shown.shift();
       this._find();
@@ -69,28 +68,21 @@ export class Figures {
     });
   }
 
-  /** Speech begins or ends with a frame of this number, which the server sends now. */
+  /** Speech begins or ends with the frame of a number. */
   _speaks({ speaking, number }) {
-    this._numbers.told(number, performance.now());
     const utterance = this._utterances[0];
     if (!speaking || !utterance || utterance.sought) return;
     utterance.sought = true;
     this._sought = { utterance, number };
   }
 
-  _ends({ number }) {
-    this._numbers.told(number, performance.now());
-    this._utterances.shift();
-  }
-
   /** Look whether the first frame of an utterance was shown, or the first one after it. */
   _find() {
-    if (!this._sought) return;
+    if (!this._sought || this._origin === null) return;
     const { utterance, number } = this._sought;
-    const found = this._shown.find(({ rtp }) => {
-      const shown = this._numbers.of(rtp);
-      return shown !== null && shown >= number;
-    });
+    const found = this._shown.find(
+      ({ rtp }) => frameNumber(rtp, this._origin, this._opened.fps) >= number,
+    );
     if (!found) return;
     this._sought = null;
     show("delay", `${((found.displayed - utterance.time) / 1000).toFixed(2)} s`);
@@ -138,8 +130,8 @@ export class Figures {
     show("fps", `${rate.toFixed(1)} of ${Number(this._opened.fps).toFixed(0)}`);
   }
 
-  _counted({ frames, number, late, skipped, sessions }) {
-    if (number != null) this._numbers.told(number, performance.now());
+  _counted({ frames, rtp, late, skipped, sessions }) {
+    this._origin = rtp ?? null;
     const share = frames ? ` (${((100 * late) / frames).toFixed(1)} %)` : "";
     show("late", late ? `${late}${share}` : "0");
     show("skipped", `${skipped}`);

@@ -111,3 +111,15 @@ KEEP_CONNECTION = """
     constructor(...rest) { super(...rest); window.connection = this; }
   };
 """
+
+# Keeps the messages of the page's socket in `window.messages`.
+KEEP_MESSAGES = """
+  const Socket = window.WebSocket;
+  window.messages = [];
+  window.WebSocket = class extends Socket {
+    constructor(...rest) {
+      super(...rest);
+      this.addEventListener("message", ({ data }) => window.messages.push(JSON.parse(data)));
+    }
+  };
+"""
