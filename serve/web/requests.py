@@ -33,6 +33,12 @@ MAX_FIELD, MAX_FIELDS = 10_000, 10  # of a form, beside its file
 PART_SECONDS = 10.0  # in which something of a body must come
 TEXT_SECONDS, UPLOAD_SECONDS = 20.0, 300.0  # in which all of it must be there
 DRAINED = 64 << 20  # bytes at most that are read of what was refused
+# of answers to what was not read to its end
+UNREAD = {
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.SERVICE_UNAVAILABLE,
+}
 NO_TOKEN = 'the request has no token; expected the header "Authorization: Bearer TOKEN"'
 
 _log = logging.getLogger(__name__)
@@ -169,8 +175,7 @@ def refusal(error: Refused) -> Response:
 
 def closing(error: Refused) -> dict[str, str]:
     """Return the header that ends a connection on which the rest of a body may come."""
-    unread = error.status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-    return {"Connection": "close"} if unread else {}
+    return {"Connection": "close"} if error.status in UNREAD else {}
 
 
 # --- bodies --------------------------------------------------------------------------------------
@@ -249,8 +254,9 @@ class Uploads:
                 408: as `body`.
         """
         if self._reading >= MAX_UPLOADS:
+            busy = Refused(503, f"{self._reading} files are being sent; expected fewer")
             await _drain(request, MAX_TEXT)
-            raise Refused(503, f"{self._reading} files are being sent; expected fewer")
+            raise busy
         self._reading += 1
         try:
             form = await self._parse(request)
