@@ -21,6 +21,7 @@ export class Figures {
     this._origin = null; // RTP time stamp of frame 0
     this._utterances = []; // {source, time}
     this._sought = null; // {utterance, number}
+    this._interruptions = 0; // up to whose answer the server tells of what was dropped
     this._bytes = null;
     this._closed = false;
     clear();
@@ -29,8 +30,8 @@ export class Figures {
     show("runtime", runtime ?? NONE);
     this._sessions(sessions, capacity);
     socket.addEventListener("speaking", ({ detail }) => this._speaks(detail));
-    socket.addEventListener("end", () => this._utterances.shift());
-    socket.addEventListener("interrupted", () => this._forget());
+    socket.addEventListener("end", () => this._interruptions || this._utterances.shift());
+    socket.addEventListener("interrupted", () => this._interruptions--);
     socket.addEventListener("stats", ({ detail }) => this._counted(detail));
     if (video.requestVideoFrameCallback) this._watch();
     this._timer = setInterval(() => this._tick(), 1000);
@@ -43,16 +44,16 @@ export class Figures {
     this._utterances.push({ source, time });
   }
 
+  /** What began is not to be said: the server is asked to interrupt it. */
+  dropped() {
+    this._interruptions++;
+    this._utterances = [];
+    this._sought = null;
+  }
+
   close() {
     this._closed = true;
     clearInterval(this._timer);
-  }
-
-  _forget() {
-    // what began after the interruption was sent is yet to come
-    this._sought = null;
-    const last = this._utterances.at(-1);
-    this._utterances = last && performance.now() - last.time < 500 ? [last] : [];
   }
 
   // --- delay ---------------------------------------------------------------------------------
@@ -70,6 +71,7 @@ export class Figures {
 
   /** Speech begins or ends with the frame of a number. */
   _speaks({ speaking, number }) {
+    if (this._interruptions) return;
     const utterance = this._utterances[0];
     if (!speaking || !utterance || utterance.sought) return;
     utterance.sought = true;

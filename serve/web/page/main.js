@@ -20,6 +20,7 @@ const at = Object.fromEntries(ids.map((id) => [id, document.getElementById(id)])
 let list = { avatars: [], voice: false, ice_servers: [] };
 let session = null; // {socket, peer, speech, figures, live}
 let microphone = null;
+let said = ""; // the last text
 
 // --- what is shown ---------------------------------------------------------------------------
 
@@ -104,7 +105,10 @@ async function start() {
     mine.socket = await Socket.open(chosen.name, RATE);
     if (!current()) return mine.socket.close();
     mine.socket.addEventListener("closed", ({ detail }) => current() && fail(new Problem(detail)));
-    mine.socket.addEventListener("unspoken", ({ detail }) => note(detail.message));
+    mine.socket.addEventListener("unspoken", ({ detail }) => {
+      note(detail.message);
+      at.text.value ||= said; // to be mended
+    });
     shape();
     at.message.textContent = "Connecting picture and sound.";
     mine.peer = new Peer(list.ice_servers ?? []);
@@ -119,6 +123,7 @@ async function start() {
   mine.figures = new Figures(at.video, mine.peer, mine.socket);
   mine.speech = new Speech(mine.socket, {
     began: (source, time) => mine.figures.began(source, time),
+    dropped: () => mine.figures.dropped(),
     changed: () => current() && enable(),
     progress: filed,
   });
@@ -166,6 +171,7 @@ function fail(problem) {
   const focused = at.end.closest(".bar").contains(document.activeElement);
   const title = session?.live ? "The session ended" : "No session";
   close();
+  note("");
   if (!(problem instanceof Problem)) console.error(problem);
   if (problem.token) {
     token.forget();
@@ -239,6 +245,7 @@ function say(event) {
   if (!text || !session?.live) return;
   note("");
   session.speech.say(text);
+  said = text;
   at.text.value = "";
 }
 

@@ -306,6 +306,7 @@ def test_a_voice_interrupts_a_file_unless_it_is_told_not_to(page_of, sound):
     page.click("#interrupts")
     page.wait_for_selector("#badge:text-is('You are heard')")
     assert page.text_content("#file-line").startswith("Any format")
+    page.wait_for_selector("#delay-of:text-is('(microphone)')")
     page.wait_for_selector("#badge:text-is('Listening')")
 
 
@@ -325,6 +326,10 @@ def test_a_text_is_said_and_may_be_interrupted(page_of):
     until(lambda: opened(page) > 50)
     page.wait_for_selector("#delay-of:text-is('(text)')")
     page.wait_for_selector("#badge", state="hidden")  # it was said
+    page.fill("#text", "a" * 3000)  # more than the server takes
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#note:text-matches('3000')")
+    assert page.input_value("#text") == "a" * 3000
     page.fill("#text", "One. Two. Three. " * 20)
     page.click("#say")
     until(lambda: opened(page) > 50)
