@@ -3,8 +3,9 @@
 import { frameNumber } from "./numbers.js";
 
 const NONE = "–";
-const KEPT = 100; // frames that were shown
-const WINDOW_MS = 2000;
+const KEPT = 300; // frames that were shown
+const WINDOW_MS = 2000; // of frames that are counted
+const STILL_MS = 200; // without a frame: the picture stands still
 const FORGOTTEN_MS = 40000; // an utterance of which nothing was shown
 
 const element = (id) => document.getElementById(id);
@@ -122,13 +123,11 @@ export class Figures {
       return;
     }
     const now = performance.now();
-    const recent = this._shown.filter(({ displayed }) => now - displayed < WINDOW_MS);
-    if (recent.length < 2) {
-      show("fps", this._shown.length ? `0 of ${this._opened.fps}` : NONE);
-      return;
-    }
-    const [first, last] = [recent[0], recent.at(-1)];
-    const rate = (1000 * (last.presented - first.presented)) / (last.displayed - first.displayed);
+    const first = this._shown.findLast(({ displayed }) => displayed <= now - WINDOW_MS);
+    if (!first) return;
+    const last = this._shown.at(-1);
+    const end = now - last.displayed < STILL_MS ? last.displayed : now;
+    const rate = (1000 * (last.presented - first.presented)) / (end - first.displayed);
     show("fps", `${rate.toFixed(1)} of ${Number(this._opened.fps).toFixed(0)}`);
   }
 
