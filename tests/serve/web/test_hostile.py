@@ -105,7 +105,7 @@ def test_any_message_over_a_socket(live, caplog):
 
 
 def test_any_body(live, caplog):
-    texts, sdps = drawn(TEXTS, 350), drawn(SDPS, 300)
+    texts, sdps = drawn(TEXTS, 400), drawn(SDPS, 200)
     paths = ["/human", "/is_speaking", "/interrupt_talk", "/record", "/set_audiotype", "/offer"]
 
     async def main():
@@ -148,13 +148,9 @@ def test_a_thousand_opens_from_one_address(live, caplog, monkeypatch):
         async with serving(live) as site:
             sizes = []
             for _ in range(5):
-                codes = [
-                    code
-                    for _ in range(4)
-                    for code in await asyncio.gather(*(one(site) for _ in range(50)))
-                ]
+                codes = await asyncio.gather(*(one(site) for _ in range(200)))
                 assert set(codes) == {503, 1008}
-                assert codes.count(1008) == 4 * socket_module.MOST_OF_ADDRESS
+                assert codes.count(1008) == socket_module.MOST_OF_ADDRESS
                 sizes.append((resident(), descriptors()))
             async with client(site):  # there is a place for who is right
                 pass
@@ -164,7 +160,7 @@ def test_a_thousand_opens_from_one_address(live, caplog, monkeypatch):
         sizes = run(main())
     assert sizes[-1][0] - sizes[1][0] < 10 << 20 and sizes[-1][1] <= sizes[0][1] + 5
     lines = [r.getMessage() for r in caplog.records if r.name.startswith("serve")]
-    assert 1 <= len(lines) <= 20 and all("WebSockets are refused" in line for line in lines)
+    assert 1 <= len(lines) <= 5 and all("WebSockets are refused" in line for line in lines)
 
 
 def test_huge_bodies_take_no_memory(live):
