@@ -20,7 +20,7 @@ from engine.live.convert import SpeechConverter
 from engine.loop import frame_numbers
 from engine.media.encode import EncoderPool, JpegEncoder
 from engine.media.video import VideoWriter
-from engine.pcm import load_pcm
+from engine.pcm import check_pcm
 
 from .. import config
 from ..decoding import decode, write_wav
@@ -154,7 +154,7 @@ class RenderCall:
                 return np.concatenate([converter(samples), converter.flush()])
 
             pcm = await self._in_thread(convert)
-        return load_pcm(torch.from_numpy(pcm))
+        return check_pcm(torch.from_numpy(pcm))
 
     async def _make(self, pcm: Tensor, count: int) -> AsyncGenerator[np.ndarray]:
         """Yield frames, (H, W, 3) uint8 RGB each."""

@@ -288,7 +288,7 @@ def test_a_link_as_the_folder_of_images(native, audio, tmp_path, capsys, monkeyp
     assert {path.name for path in tmp_path.iterdir()} == {"empty", "link"} and link.is_symlink()
 
 
-@pytest.mark.parametrize("place", ["engine.render.load_pcm", "engine.render.VideoWriter.write"])
+@pytest.mark.parametrize("place", ["engine.render.open_speech", "engine.render.VideoWriter.write"])
 def test_ctrl_c_that_pyav_swallows(native, audio, tmp_path, capsys, monkeypatch, place):
     """What a signal's handler raises inside PyAV may be ignored, as here."""
     interrupted = threading.Event()
