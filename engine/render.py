@@ -22,7 +22,7 @@ from .command import Apart, Parser, program, run
 from .device.host_copy import copy_to_host
 from .device.stopwatch import Stopwatch
 from .errors import DeviceError, printable
-from .files import check_output
+from .files import Outputs, check_output
 from .loop import LOOPS, Loop
 from .media.images import IMAGE_FORMATS, QUALITY, ImageWriter
 from .media.video import VideoWriter
@@ -63,7 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = vars(_parse(arguments))
     if folder := options.pop("jpeg"):
         options |= {"images": folder, "image_format": "jpg"}
-    return run(lambda: print(printable(render(**options))), interrupted="nothing was written")
+    outputs = Outputs(options["output"], options["images"])
+    return run(lambda: print(printable(render(**options))), interrupted=outputs)
 
 
 def render(
