@@ -450,19 +450,24 @@ def test_an_end_while_avatars_are_loaded():
         fakes = Fakes()
         fakes.avatars.go.clear()
         async with serving(fakes=fakes) as running:
+            assert running.server.unready() == "avatars are being loaded"
             running.stop.set()
             await running.task
+            assert running.task.done() and not fakes.avatars.go.is_set()
+            assert running.server.unready() == "the server is ending"
 
     asyncio.run(main())
 
 
 def test_ports_are_free_after_the_end():
     async def main():
-        ports = []
+        ports, used = [], []
         for _ in range(2):
             given = config(**dict(zip(("port", "http_port"), ports, strict=False)))
             async with serving(given) as running:
                 ports = [running.server.port, running.server.http_port]
+                used.append(ports)
+        assert used[0] == used[1] and min(used[0]) > 0
 
     asyncio.run(main())
 
