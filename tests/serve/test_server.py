@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from engine.errors import InputError
+from examples.client import main as client
 from serve import http
 from serve.rpc.protos import monolithic_pb2 as go
 from serve.rpc.protos import monolithic_pb2_grpc, viseme_pb2_grpc
@@ -247,6 +248,32 @@ def test_the_python_of_the_page_for_tls_and_tokens():
                 await asyncio.to_thread(frames, address, f"{TOKEN}x")
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "line"),
+    [
+        (["--tls", "--ca", str(TLS["certificate"]), "--token", TOKEN], 0, ""),
+        (["--ca", str(TLS["certificate"]), "--token", TOKEN], 0, ""),
+        (["--ca", str(TLS["certificate"])], 2, "error: UNAUTHENTICATED: "),
+        (["--tls", "--token", TOKEN], 2, "error: UNAVAILABLE: "),  # an unknown authority
+        (["--token", TOKEN], 2, "error: UNAVAILABLE: "),  # in clear text
+        (["--ca", "nowhere.pem"], 2, "error: [Errno 2] No such file or directory: 'nowhere.pem'"),
+    ],
+)
+def test_the_example_client_with_tls(tmp_path, capsys, options, code, line):
+    speech, output = tmp_path / "speech.wav", tmp_path / "o.mp4"
+    speech.write_bytes(b"speech")
+
+    async def main():
+        async with serving(config(tls=TLS, tokens=(TOKEN,))) as running:
+            given = [speech, "-o", output, "--render", "--no-progress"]
+            given += ["--address", f"localhost:{running.server.port}", *options]
+            return await asyncio.to_thread(client, [str(option) for option in given])
+
+    assert asyncio.run(main()) == code
+    assert capsys.readouterr().err.startswith(line) and output.exists() == (code == 0)
+    assert len(list(tmp_path.iterdir())) == 1 + output.exists()
 
 
 # --- limits --------------------------------------------------------------------------------------
