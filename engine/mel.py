@@ -15,8 +15,8 @@ from .device.stopwatch import Stopwatch
 from .pcm import PcmReader, Speech
 from .rows import NewestRows
 
-# Rows computed at once: 410 s, of 26 MB of samples. A multiple of `LEAD`.
-PIECE = 1 << 15
+# Rows computed at once: 205 s, of 13 MB of samples. A multiple of `LEAD`.
+PIECE = 1 << 14
 # Rows computed before a piece's own, and dropped: the first ones lack the samples before them. Both
 # implementations of `kernels.log_mel` work on blocks of rows that divide it, so that the blocks of
 # a piece are those of the whole speech, to the last bit.
