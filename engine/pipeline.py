@@ -30,7 +30,9 @@ from .device.stopwatch import Stopwatch
 from .errors import InputError, shortened
 from .forks import check_fork
 from .loop import Loop, frame_numbers
-from .pcm import load_pcm
+from .mel import Mel
+from .pcm import Speech, open_speech
+from .rows import NewestRows
 from .runtime import Network, open_network
 from .runtime.output_check import OutputCheck, write_ranges
 from .runtime.signature import AUDIO_ENCODER, GENERATOR
@@ -41,6 +43,7 @@ ENCODER_BATCH = ENCODER_BATCH_SIZES[-1]
 # Frame i reads features i - 9 to i + 6 (see `kernels.feature_windows`).
 HISTORY = kernels.FEATURES_PER_FRAME // 2 + 1
 LOOK_AHEAD = kernels.FEATURES_PER_FRAME // 2 - 2
+KEPT_FEATURES = 4096  # of a render, at least; a long speech has more
 
 
 class Pipeline:
@@ -123,14 +126,14 @@ class Pipeline:
             audio_encoder=torch.float32 if self.device.type == "cpu" else self.audio_encoder.dtype,
         )
 
-    def frame_count(self, speech: Tensor) -> int:
+    def frame_count(self, speech: Tensor | Speech) -> int:
         """Return the number of video frames in the render of (S,) samples."""
-        rows = kernels.mel_rows(speech.numel())
+        rows = kernels.mel_rows(speech.numel() if isinstance(speech, Tensor) else speech.count)
         return kernels.frame_count(kernels.mel_window_count(rows, float(self.avatar.fps)))
 
     def render(
         self,
-        speech: str | os.PathLike[str] | Tensor,
+        speech: str | os.PathLike[str] | Tensor | Speech,
         *,
         loop: Loop = "pingpong",
         start_frame: int | None = None,
@@ -141,7 +144,9 @@ class Pipeline:
         """Render the speech, a batch of frames at a time.
 
         Args:
-            speech: an audio or video file, or (S,) float32 PCM at 16 kHz, at least 3000 samples.
+            speech: an audio or video file, or (S,) float32 PCM at 16 kHz, at least 3000 samples; or
+                what `engine.pcm.open_speech` made of either. A file of more than ten minutes is
+                read twice, so that its memory does not grow with its length.
             loop: how the avatar's frames repeat, "pingpong" (forth and back) or "wrap".
             start_frame: number of the avatar's frame for the first video frame; by default 1 for
                 "pingpong", 0 for "wrap".
@@ -170,11 +175,11 @@ class Pipeline:
         if mode not in kernels.COMPOSITE_MODES:
             allowed = ", ".join(kernels.COMPOSITE_MODES)
             raise InputError(f"mode is {mode!r}; expected one of: {allowed}")
-        pcm = load_pcm(speech)
-        schedule = list(islice(numbers, self.frame_count(pcm)))
+        opened = open_speech(speech)
+        schedule = list(islice(numbers, self.frame_count(opened)))
         if not 0 <= skip < len(schedule):
             raise InputError(f"skip is {skip}; expected 0 to {len(schedule) - 1}")
-        return self._batches(pcm, schedule, mode, skip, stopwatch or Stopwatch.off(self.device))
+        return self._batches(opened, schedule, mode, skip, stopwatch or Stopwatch.off(self.device))
 
     def warm_up(self, *, mode: CompositeMode = "crop", renders: int = 1) -> None:
         """Capture all CUDA graphs now, so that no batch waits for one later. On a CPU, do nothing.
@@ -219,7 +224,7 @@ class Pipeline:
 
     def _batches(
         self,
-        pcm: Tensor,
+        speech: Speech,
         numbers: list[int],
         mode: CompositeMode,
         skip: int,
@@ -230,14 +235,22 @@ class Pipeline:
         feature_count = total - 2  # the first and the last one count twice
         start = encoded = _first_feature(skip)
         encoder_check, generator_check = self.checks(total, skip=skip)
-        with self._admission.admit(), self._take_buffers(total) as buffers:
+        with (
+            self._admission.admit(),
+            self._take_buffers(total) as buffers,
+            Mel.open(
+                speech, fps, self.device, upload=buffers.executor.upload, start=start,
+                most=ENCODER_BATCH, stopwatch=stopwatch,
+            ) as mel,
+        ):  # fmt: skip
             tensors, executor = buffers.tensors, buffers.executor
             with executor.on_current_stream():
-                pcm = buffers.start(pcm, numbers[skip:])
-                shape = feature_count, kernels.FEATURE_DIM
-                features = torch.empty(shape, dtype=self.generator.dtype, device=self.device)
-                with stopwatch.stage("log_mel"):
-                    mel = kernels.log_mel(pcm)
+                buffers.start(numbers[skip:])
+                room = max(KEPT_FEATURES, 2 * self.batch_size + 4 * ENCODER_BATCH)
+                features = NewestRows(
+                    min(room, feature_count - start), kernels.FEATURE_DIM, self.generator.dtype,
+                    self.device, first=start,
+                )  # fmt: skip
             for first in range(skip, total, self.batch_size):
                 check_fork()  # the batches before may have been taken in the parent process
                 n = min(self.batch_size, total - first)
@@ -251,17 +264,17 @@ class Pipeline:
                             wanted = min(needed - start, ENCODER_BATCH)
                         call = round_up_to(buffers.encoder_batch_sizes, wanted)
                         m = min(call, feature_count - encoded)
-                        with stopwatch.stage("windows"):
-                            windows = tensors["windows"][:m]
-                            kernels.mel_windows(mel, fps=fps, start=encoded, count=m, out=windows)
+                        mel.windows(encoded, m, out=tensors["windows"][:m])
                         new, ranges = self.encode(buffers, m, stopwatch)
                         encoder_check.add(*ranges)
                         with stopwatch.stage("windows"):
-                            features[encoded : encoded + m] = new
+                            features.append(new, _first_feature(first))
                         encoded += m
                     with stopwatch.stage("windows"):
                         audio = tensors["audio"][:n]
-                        kernels.feature_windows(features, start=first, count=n, out=audio)
+                        kernels.feature_windows(
+                            features.rows(), start=first - features.first, count=n, out=audio
+                        )
                     frames = buffers.next_frames(n, stopwatch)
                     finished, ranges = self.finish(buffers, frames, n, mode, stopwatch)
                     generator_check.add(*ranges)

@@ -103,8 +103,14 @@ def describe(config: Config, port: int, http_port: int) -> list[str]:
 
 
 def warn(config: Config) -> None:
-    """Log what is open to other machines."""
+    """Log what is open to other machines, and limits that contradict each other."""
     server = config.server
+    most, file = (server.max_message_size_mb << 20) / 1e6, config.limits.max_upload_mb
+    if file > most:
+        _log.warning(
+            "limits.max_upload_mb is %g, but a gRPC message of more than %.1f MB is refused; "
+            "expected a larger server.max_message_size_mb", file, most,
+        )  # fmt: skip
     if server.host in UNREACHABLE:
         return
     if not server.tokens:

@@ -63,16 +63,8 @@ class Buffers(Protocol):
 class SpeechBuffers(Buffers, Protocol):
     """What a render uses, one at a time."""
 
-    def start(self, pcm: Tensor, numbers: list[int]) -> Tensor:
-        """Begin a render.
-
-        Args:
-            pcm: (S,) float32.
-            numbers: the avatar's frame for each video frame.
-
-        Returns:
-            The PCM on the device.
-        """
+    def start(self, numbers: list[int]) -> None:
+        """Begin a render, given the avatar's frame for each video frame."""
         ...
 
     def next_frames(self, n: int, stopwatch: Stopwatch) -> Frames:
@@ -149,14 +141,13 @@ class RenderBuffers:
         self._schedule = torch.empty(0, dtype=torch.int64)
         self._first = 0
 
-    def start(self, pcm: Tensor, numbers: list[int]) -> Tensor:
+    def start(self, numbers: list[int]) -> None:
         """Begin a render, see `Buffers.start`. The numbers are uploaded once, padded to whole
         batches."""
         schedule = torch.tensor(numbers)
         schedule = torch.cat([schedule, schedule[-1:].expand(self._batch_size - 1)])
-        pcm, self._schedule = self.executor.upload(pcm, schedule)
+        (self._schedule,) = self.executor.upload(schedule)
         self._first = 0
-        return pcm
 
     def padded(self, m: int) -> int:
         return round_up_to(self.encoder_batch_sizes, m)
@@ -265,11 +256,9 @@ class ReadAheadBuffers(HostBuffers):
         with ThreadPoolExecutor(1, "viseme-frames") as thread:
             yield cls(shapes, read, thread)
 
-    def start(self, pcm: Tensor, numbers: list[int]) -> Tensor:
-        (pcm,) = self.executor.upload(pcm)
+    def start(self, numbers: list[int]) -> None:
         self._numbers = iter(numbers)
         self._ahead = self._submit()
-        return pcm
 
     def next_frames(self, n: int, stopwatch: Stopwatch) -> Frames:
         with stopwatch.stage("frames", host=True):

@@ -52,7 +52,7 @@ class TorchNetwork:
 def _new_module(
     kind: str, path: Path, device: torch.device, dtype: torch.dtype
 ) -> "nn.Module | Compiled":
-    module = _load(kind, path)
+    module = load_checkpoint(path, kind)
     on_gpu = device.type == "cuda"
     if on_gpu:
         # Fold before rounding, because a variance may exceed float16's range.
@@ -61,9 +61,15 @@ def _new_module(
     return Compiled(module) if on_gpu else module
 
 
-def _load(kind: str, path: Path) -> nn.Module:
-    """Load a checkpoint. Pickles, which may be made to never end, become a safetensors file first,
-    in a process with limits."""
+def load_checkpoint(path: Path, kind: str) -> nn.Module:
+    """Load a network from a checkpoint of anyone, as `models.checkpoint.load` does.
+
+    Pickles, which may be made to never end, become a safetensors file first, in a process with
+    limits.
+
+    Raises:
+        InputError: the file cannot be used, or its reading took too much time or memory.
+    """
     try:
         return checkpoint.load(path, kind, pickles=False)
     except checkpoint.PickleError:

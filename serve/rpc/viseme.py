@@ -20,6 +20,7 @@ from .render import RenderCall, order
 
 LEAVE_SECONDS = 2.0  # for clients to read why their calls ended
 AGAIN_SECONDS = 0.1
+FIRST_SECONDS = 10.0  # in which a client opens a session; until then it keeps others from calling
 
 
 class VisemeService(viseme_pb2_grpc.VisemeServicer):
@@ -142,7 +143,7 @@ class VisemeService(viseme_pb2_grpc.VisemeServicer):
                 raise Refused(Code.ABORTED, f"the session was {most:g} s long, the most") from None
 
     async def _first(self, stream: Stream) -> pb.OpenSession:
-        seconds = self._limits.idle_seconds
+        seconds = min(self._limits.idle_seconds, FIRST_SECONDS)
         try:
             async with asyncio.timeout(seconds):
                 request = await stream.read()

@@ -227,6 +227,20 @@ def test_it_warns_of_what_is_open(caplog, update, expected):
     )
 
 
+@pytest.mark.parametrize(("message", "file", "warned"), [(50, 52.4, 0), (50, 53, 1), (10, 32, 1)])
+def test_it_warns_of_uploads_that_no_message_can_hold(caplog, message, file, warned):
+    config = Config.model_validate(
+        {"server": {"max_message_size_mb": message}, "limits": {"max_upload_mb": file}}
+    )
+    command.warn(config)
+    assert len(caplog.records) == warned
+    for record in caplog.records:
+        assert record.getMessage() == (
+            f"limits.max_upload_mb is {file}, but a gRPC message of more than "
+            f"{message * 1.048576:.1f} MB is refused; expected a larger server.max_message_size_mb"
+        )
+
+
 def test_a_clients_text_cannot_make_a_line_of_the_log():
     formatter = LineFormatter(FORMAT)
     evil = "a\n2026-01-01 INFO serve: ended\x1b[2J\u2028"
