@@ -62,7 +62,7 @@ class _Conversion:
         return str(self._graph.Tensors(number).Name().decode())
 
     def _value(self, number: int) -> onnx.ValueInfoProto:
-        shape = ["batch", *self._shape(number)[1:]]
+        shape: list[str | int | None] = ["batch", *self._shape(number)[1:]]
         return helper.make_tensor_value_info(self._name(number), onnx.TensorProto.FLOAT, shape)
 
     def _input(self, number: int) -> onnx.ValueInfoProto:
