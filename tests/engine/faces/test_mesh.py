@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine.faces import Detector, Mesh
 from engine.faces.mesh import Region, region_of_face, region_of_points, warp
 
 
@@ -137,15 +136,3 @@ def test_regions(first):
     center = np.array([0.6, 0.8]) * 50 + np.array([-0.8, 0.6]) * -25
     assert (region.x, region.y) == pytest.approx(tuple(center))
     assert region_of_points(first.points).angle == pytest.approx(0, abs=0.1)
-
-
-@pytest.mark.gpu
-def test_on_a_gpu(face_nets, detector, mesh, person):
-    on_gpu = Detector(face_nets.detector, "cuda"), Mesh(face_nets.mesh, "cuda")
-    for frame in person[:4].numpy():
-        (face,), (same,) = (one.detect(frame) for one in (detector, on_gpu[0]))
-        np.testing.assert_allclose(same.box, face.box, atol=0.05)
-        region = region_of_face(face)
-        expected = mesh.fit(frame, region)
-        found = on_gpu[1].fit(frame, region)
-        np.testing.assert_allclose(found.points, expected.points, atol=0.1)
