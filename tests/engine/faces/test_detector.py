@@ -30,7 +30,7 @@ def test_it_is_what_litert_s_outputs_say(detector):
         x, y = (anchor % 48 + 0.5) * 4, (anchor // 48 + 0.5) * 4
         u, v, width, height = raw[:4]
         box = [x + u - width / 2, y + v - height / 2, x + u + width / 2, y + v + height / 2]
-        places.append([*box, *(raw[4:].reshape(6, 2) + [x, y]).ravel()])
+        places.append([*box, *np.add(raw[4:].reshape(6, 2), [x, y]).ravel()])
     expected = (np.array(places) * scores[:, None]).sum(axis=0) / scores.sum()
     np.testing.assert_allclose(face.box, expected[:4], atol=0.01)
     np.testing.assert_allclose(face.key_points.ravel(), expected[4:], atol=0.01)
