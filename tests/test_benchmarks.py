@@ -463,6 +463,7 @@ class Quick:
 
     dtype, description = torch.float32, "quick"
     capturable, stream = True, None
+    graph_bytes = 0
 
     def __call__(self, *inputs: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         if len(inputs) == 1:  # the audio encoder

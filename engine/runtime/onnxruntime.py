@@ -31,6 +31,7 @@ class OnnxNetwork:
     """
 
     reason = ""  # set by `open_network`
+    graph_bytes = 0
     capturable, stream = False, None  # a call makes the host wait for the session's stream
 
     def __init__(self, signature: Signature, path: Path, device: torch.device):
@@ -99,6 +100,8 @@ def _new_session(path: Path, device: torch.device) -> onnxruntime.InferenceSessi
         settings = {
             "device_id": device.index or 0,
             "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE takes seconds for each size
+            # Otherwise it doubles its memory at each step.
+            "arena_extend_strategy": "kSameAsRequested",
             "use_tf32": 0,  # float32 networks compute in float32
         }
         providers.insert(0, ("CUDAExecutionProvider", settings))

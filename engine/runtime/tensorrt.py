@@ -37,6 +37,7 @@ class TensorRTNetwork:
     """
 
     reason = ""  # set by `open_network`
+    graph_bytes = 0
 
     def __init__(self, signature: Signature, path: Path, device: torch.device):
         record = check_plan(path, signature, device)

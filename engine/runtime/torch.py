@@ -18,6 +18,8 @@ from .limited import run_limited
 from .sharing import SharedCache
 from .signature import Signature
 
+# GPU memory that a call needs for each row of its batch in float16, for what the layers return.
+ROW_BYTES = {"generator": 96_000_000, "audio_encoder": 500_000}
 TIMEOUT = 5 * 60  # seconds to read a pickle; one of 2 GiB takes less than one minute
 # Shared, because compiling a module for a GPU takes minutes.
 _modules: "SharedCache[nn.Module | Compiled]" = SharedCache()
@@ -39,6 +41,7 @@ class TorchNetwork:
     def __init__(self, signature: Signature, path: Path, device: torch.device):
         self.dtype = torch.float16 if device.type == "cuda" else torch.float32
         kind, dtype = signature.kind, self.dtype
+        self.graph_bytes = ROW_BYTES[kind] if device.type == "cuda" else 0
         self._run = _modules.get(
             path, kind, str(device), make=lambda: _new_module(kind, path, device, dtype)
         )
