@@ -1,5 +1,6 @@
 """ONNX Runtime: on a GPU with its CUDA provider, otherwise on the CPU."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from ..device.cuda_graphs import whole_device_lock
 from ..errors import DeviceError, InputError, one_line
 from .batching import run_in_chunks
 from .exported import exported
@@ -108,8 +110,11 @@ def _new_session(path: Path, device: torch.device) -> onnxruntime.InferenceSessi
     name = str(path)
     is_utf8 = name == name.encode(errors="replace").decode()  # ONNX Runtime opens only such names
     source = name if is_utf8 else path.read_bytes()
+    # The CUDA provider may wait for the whole device, which would break another thread's capture.
+    quiet = whole_device_lock if device.type == "cuda" else nullcontext()
     try:
-        session = onnxruntime.InferenceSession(source, options, providers=providers)
+        with quiet:
+            session = onnxruntime.InferenceSession(source, options, providers=providers)
         for value in (*session.get_inputs(), *session.get_outputs()):
             str(value.name)  # raises UnicodeDecodeError if it is not UTF-8
     except Exception as error:  # ONNX Runtime's exceptions have no common base
