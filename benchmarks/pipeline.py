@@ -44,8 +44,8 @@ GENERATOR_BYTES = {"layer by layer": 358e6, "fused blocks": 69e6}
 
 BATCHES, SIZES = (1, 4, 8, 16, 25, 40), ((720, 1280), (1080, 1920))
 GPU = Budget(
-    BATCHES, SIZES, 25, copied=1 << 30, sample=0.3, job=20, compiling=70, total=190,
-    preparing=60, frames=(4, 240), matrix=8192,
+    BATCHES, SIZES, 25, copied=1 << 30, sample=0.3, job=20, compiling=150, total=480,
+    preparing=200, frames=(4, 240), matrix=8192,
 )  # fmt: skip
 CPU = Budget(BATCHES, SIZES, 25, copied=1 << 28, sample=1.0, job=60, compiling=0, total=900)
 QUICK = Budget(
