@@ -13,7 +13,6 @@ import torch
 from engine import Avatar
 from engine.device import check
 from engine.errors import DeviceError
-from engine.render import _open_pipeline
 
 CUDA = torch.device("cuda", 0)
 
@@ -126,6 +125,8 @@ def test_any_other_error(monkeypatch):
 
 def test_the_cpu_takes_its_turn(no_compiler, native, monkeypatch):
     """In `engine.render`, where nobody asked for a GPU. No network is opened for the GPU."""
+    from engine.render import _open_pipeline
+
     load = Avatar.load
 
     def on_a_gpu(path, *, device, **options):
