@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from itertools import islice
 
 import torch
@@ -24,6 +25,7 @@ from .device.buffers import (
     buffer_shapes,
     ring_shapes,
 )
+from .device.check import check_kernels
 from .device.executor import Part
 from .device.memory import Shapes
 from .device.stopwatch import Stopwatch
@@ -36,6 +38,7 @@ from .rows import NewestRows
 from .runtime import Network, open_network
 from .runtime.output_check import OutputCheck, write_ranges
 from .runtime.signature import AUDIO_ENCODER, GENERATOR
+from .warm_up import warm_up_speech
 
 # Mel windows per encoder call. Larger than the frame batch, because the cost of a call is reading
 # the weights.
@@ -68,7 +71,8 @@ class Pipeline:
 
     Raises:
         InputError: the avatar has no networks, or one cannot be opened.
-        DeviceError: the buffers do not fit the GPU.
+        DeviceError: the GPU cannot run kernels, for example because there is no C compiler, or the
+            buffers do not fit it.
     """
 
     def __init__(
@@ -88,21 +92,10 @@ class Pipeline:
         if avatar.audio_encoder is None or avatar.generator is None:
             raise InputError(f"avatar {shortened(avatar.name)} was loaded without its networks")
         self._files = avatar.audio_encoder, avatar.generator
-        self.audio_encoder = open_network(
-            AUDIO_ENCODER,
-            avatar.audio_encoder,
-            device=self.device,
-            runtime=runtime,
-            trusted=avatar.trusted,
-        )
-        self.generator = open_network(
-            GENERATOR,
-            avatar.generator,
-            device=self.device,
-            runtime=runtime,
-            precision=precision,
-            trusted=avatar.trusted,
-        )
+        check_kernels(self.device)  # before networks are exported and opened, which takes long
+        opened = partial(open_network, device=self.device, runtime=runtime, trusted=avatar.trusted)
+        self.audio_encoder = opened(AUDIO_ENCODER, avatar.audio_encoder)
+        self.generator = opened(GENERATOR, avatar.generator, precision=precision)
         if max_renders is None and not on_gpu:
             max_renders = renders_that_fit(self.buffer_shapes(), self.batch_size, avatar)
         self._admission = Admission(max_renders)
@@ -110,13 +103,22 @@ class Pipeline:
         if avatar.frames_on_device:
             shapes = self.buffer_shapes()
             shapes |= ring_shapes(self.batch_size, avatar.height, avatar.width)
-            self._pool = BufferPool(shapes, avatar.frames, avatar.boxes)
+            self._pool = BufferPool(
+                shapes, avatar.frames, avatar.boxes, graph_bytes=self.graph_bytes
+            )
 
     @property
     def buffer_bytes(self) -> int:
-        """Bytes of the GPU that the buffers take, besides the avatar's frames and the networks; 0
-        on a CPU, where each render allocates its own."""
+        """Bytes of the GPU that the buffers and the CUDA graphs captured so far take, besides the
+        avatar's frames and the networks; 0 on a CPU, where each render allocates its own."""
         return self._pool.bytes if self._pool else 0
+
+    @property
+    def graph_bytes(self) -> int:
+        """Bytes of the GPU that the CUDA graphs of one render take at most, once all are
+        captured."""
+        networks = (self.generator, self.batch_size), (self.audio_encoder, ENCODER_BATCH)
+        return sum(network.graph_bytes * rows for network, rows in networks)
 
     def buffer_shapes(self, batch_size: int | None = None) -> Shapes:
         """Return the buffers for batches of up to this size, the pipeline's unless told."""
@@ -182,9 +184,13 @@ class Pipeline:
         return self._batches(opened, schedule, mode, skip, stopwatch or Stopwatch.off(self.device))
 
     def warm_up(self, *, mode: CompositeMode = "crop", renders: int = 1) -> None:
-        """Capture all CUDA graphs now, so that no batch waits for one later. On a CPU, do nothing.
+        """Capture all CUDA graphs and compile all kernels now, so that no batch waits for them
+        later. On a CPU, do nothing.
 
-        Call it before the first render, because it overwrites the ring.
+        Call it before the first render, because it overwrites the ring. Call it before other
+        threads use the GPU, because a capture fails if one of them waits for the whole GPU during
+        it, for example in `torch.cuda.synchronize`. It is repeated then, but such a thread gets an
+        error from CUDA.
 
         Args:
             mode: that of the renders to come.
@@ -209,6 +215,8 @@ class Pipeline:
                     for _ in range(RING):
                         frames = buffers.next_slot(size)
                         self.finish(buffers, frames, size, mode, stopwatch)
+                # After the captures, which free pinned memory that is not in use.
+                warm_up_speech(buffers, float(self.avatar.fps))
 
     def stats(self, *, seconds: float = 4.0) -> dict[str, float]:
         """Return the device seconds that each stage takes for one video frame of a long render.

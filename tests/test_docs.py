@@ -352,6 +352,7 @@ class Stub:
 
     dtype, description, reason = torch.float32, "stub", "a test"
     capturable, stream = True, None
+    graph_bytes = 0
 
     def __call__(self, *inputs: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         return out.fill_(0.5)
