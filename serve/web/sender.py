@@ -81,13 +81,18 @@ class SenderReports:
         self._sender = sender
         self._rate, self._timeline, self._listener = rate, timeline, listener
         self._sent: int | None = None  # time stamp of the last frame, from the session's beginning
-        self._origin: int | None = None  # RTP time stamp of the session's beginning
+        self._origin: int | None = None
         self._handle, self._next = sender._handle_rtcp_packet, sender._next_encoded_frame
         self._send = sender._send_rtcp
         # aiortc calls these on the object, so that it finds ours.
         self._sender._handle_rtcp_packet = self.handle
         self._sender._next_encoded_frame = self.next
         self._sender._send_rtcp = self.send
+
+    @property
+    def origin(self) -> int | None:
+        """RTP time stamp of the session's beginning; None before something was sent."""
+        return None if self._origin is None else self._origin & 0xFFFFFFFF
 
     async def next(self, codec: Any) -> Any:
         """Return the next frame to be sent. All packets of the one before it were sent."""
