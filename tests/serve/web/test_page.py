@@ -177,6 +177,7 @@ def test_the_page_uses_its_own_files_only():
 @needs_browser
 def test_a_session_plays_every_frame(page_of, server):
     page = page_of()
+    before = players_left(server)
     assert page.text_content("#fps") == page.text_content("#delay") == "–"
     start(page)
     page.evaluate(page_checks.NOTE, INNER)
@@ -194,13 +195,21 @@ def test_a_session_plays_every_frame(page_of, server):
     assert "ONNX Runtime" in page.text_content("#runtime")
     assert page.text_content("#delay") == "–"  # nothing was said
     assert page.evaluate("document.getElementById('video').videoWidth") == 360
+    assert players_left(server) == before
     page.click("#end")
     page.wait_for_selector("#frame[data-state=ended]")
-    until(lambda: server.sessions == 0)
+    until(lambda: server.sessions == 0 and players_left(server) == before + 1)
     page.click("#start")  # again
     page.wait_for_selector(LIVE)
     page.goto("about:blank")
-    until(lambda: server.sessions == 0)
+    until(lambda: server.sessions == 0 and players_left(server) == before + 2)
+
+
+def players_left(server: Running) -> int:
+    """How many pages have told that they leave."""
+    text = httpx.get(f"{server.url}metrics").text
+    found = re.findall(r"requests_total{[^}]*/whep/{session}/{peer}.*} ([0-9.]+)", text)
+    return round(sum(map(float, found)))
 
 
 @needs_browser
