@@ -107,14 +107,18 @@ class LiveTalking:
             session = self._find(fields)
             if file is None:
                 raise Refused(400, "the form has no file; expected one, named file")
-            data = await read_file(file)
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "sound.wav"
-            await decoding.decode(data, max_seconds=self._limits.max_speech_seconds, sound=path)
-            samples = await asyncio.to_thread(_samples, path, session.sample_rate, session.channels)
+            samples = await self._decode(await read_file(file), session)
         session.push(samples)
         session.flush()
         return _ok()
+
+    async def _decode(self, file: bytes, session: WebSession) -> np.ndarray:
+        """Return what is in a media file as the session takes it."""
+        most = self._limits.max_speech_seconds
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "sound.wav"
+            await decoding.decode(file, max_seconds=most, sound=path)
+            return await asyncio.to_thread(_samples, path, session.sample_rate, session.channels)
 
     async def interrupt_talk(self, request: Request) -> dict[str, Any]:
         """Drop what is being said."""

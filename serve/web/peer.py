@@ -226,8 +226,8 @@ class Peer:
     def keyframe_wanted(self) -> None:
         self._session.request_keyframe()
 
-    def lost(self, share: float) -> None:
-        if self._congestion.report(share):
+    def lost(self, share: float, round_trip: float | None) -> None:
+        if self._congestion.report(share, round_trip):
             self._session.set_bitrate(self._congestion.bitrate)
 
     def estimated(self, bitrate: int) -> None:

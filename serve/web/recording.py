@@ -241,8 +241,8 @@ def routes(recordings: Recordings, gate: Gate) -> list[BaseRoute]:
         if recording is None:
             raise Refused(HTTPStatus.NOT_FOUND, "there is no recording of this session")
         if recording.finished.is_set():
-            if not recording.size:
-                raise Refused(HTTPStatus.NOT_FOUND, "the recording has no picture")
+            if not recording.path.is_file():  # without a picture, or by the operator
+                raise Refused(HTTPStatus.NOT_FOUND, "the recording is gone, or has no picture")
             return FileResponse(recording.path, media_type="video/mp4")
         size = recording.size
         headers = {"Content-Length": str(size), "Cache-Control": "no-store"}

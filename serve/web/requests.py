@@ -28,7 +28,7 @@ from ..tokens import Tokens
 
 MAX_TEXT = 100_000  # bytes of JSON or SDP
 MAX_DEPTH = 20  # of JSON
-MAX_UPLOADS = 8  # that are being read at a time
+MAX_UPLOADS = 8  # that are being read, and decoded, at a time
 MAX_FIELD, MAX_FIELDS = 10_000, 10  # of a form, beside its file
 PART_SECONDS = 10.0  # in which something of a body must come
 TEXT_SECONDS, UPLOAD_SECONDS = 20.0, 300.0  # in which all of it must be there
@@ -232,7 +232,7 @@ async def body(request: Request, most: int = MAX_TEXT) -> bytes:
 
 
 class Uploads:
-    """Forms with a file, of which a few are read at a time.
+    """Forms with a file, of which a few are in use at a time.
 
     Args:
         most: bytes of a form.
@@ -260,14 +260,15 @@ class Uploads:
         self._reading += 1
         try:
             form = await self._parse(request)
+            try:
+                pairs = form.multi_items()
+                fields = {key: value for key, value in pairs if isinstance(value, str)}
+                files = [value for _, value in pairs if not isinstance(value, str)]
+                yield fields, files[0].file if files else None
+            finally:
+                await form.close()
         finally:
             self._reading -= 1
-        try:
-            fields = {key: value for key, value in form.multi_items() if isinstance(value, str)}
-            files = [value for _, value in form.multi_items() if not isinstance(value, str)]
-            yield fields, files[0].file if files else None
-        finally:
-            await form.close()
 
     async def _parse(self, request: Request) -> FormData:
         kind = request.headers.get("content-type", "")

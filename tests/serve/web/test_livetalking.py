@@ -111,6 +111,32 @@ def test_a_front_end(live, tmp_path):
     assert said.texts[0] == "abc"
 
 
+def test_a_text_may_interrupt_the_one_before(live):
+    """Without that it waits."""
+
+    class Long(Spoken):
+        async def speak(self, text, sample_rate):
+            yield np.full(2 * sample_rate, ord(text[0]) / 1000, np.float32)
+
+    async def main():
+        async with (
+            serving(live, voice=Long()) as site,
+            http(site) as asked,
+            client(site, sample_rate=16000, sample_format="f32", picture="jpeg") as talk,
+        ):
+            id = talk.opened["session"]
+            for text, interrupt in (("a", False), ("b", False), ("c", True)):
+                said = {"sessionid": id, "type": "echo", "text": text, "interrupt": interrupt}
+                assert await post(asked, "/human", **said) == OK
+                if text == "a":
+                    await talk.event("speaking")
+            return [m for m in await talk.all() if not isinstance(m, dict)]
+
+    levels = [round(1000 * np.frombuffer(p.sound, np.float32)[-1]) for p in run(main())]
+    assert levels.count(ord("a")) < 25 and levels.count(ord("b")) == 0
+    assert levels.count(ord("c")) >= 49
+
+
 def test_a_file_is_heard_as_it_is(live):
     """At the session's rate, in the session's channels, and whichever part of the form is first."""
     samples = np.rint(9000 * voice(1, 24000))

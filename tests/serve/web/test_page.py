@@ -177,10 +177,11 @@ def test_the_page_uses_its_own_files_only():
 @needs_browser
 def test_a_session_plays_every_frame(page_of, server):
     page = page_of()
+    before = players_left(server)
     assert page.text_content("#fps") == page.text_content("#delay") == "–"
     start(page)
     page.evaluate(page_checks.NOTE, INNER)
-    noted_ones = noted(page, 40, "states")
+    noted_ones = noted(page, 25, "states")
     states, found = noted_ones["states"], numbers(noted_ones["frames"])
     received = states[-1][3] - states[0][3]
     sent = 25 * (states[-1][2] - states[0][2]) / 1000  # by the time stamps of what was received
@@ -194,13 +195,21 @@ def test_a_session_plays_every_frame(page_of, server):
     assert "ONNX Runtime" in page.text_content("#runtime")
     assert page.text_content("#delay") == "–"  # nothing was said
     assert page.evaluate("document.getElementById('video').videoWidth") == 360
+    assert players_left(server) == before
     page.click("#end")
     page.wait_for_selector("#frame[data-state=ended]")
-    until(lambda: server.sessions == 0)
+    until(lambda: server.sessions == 0 and players_left(server) == before + 1)
     page.click("#start")  # again
     page.wait_for_selector(LIVE)
     page.goto("about:blank")
-    until(lambda: server.sessions == 0)
+    until(lambda: server.sessions == 0 and players_left(server) == before + 2)
+
+
+def players_left(server: Running) -> int:
+    """How many pages have told that they leave."""
+    text = httpx.get(f"{server.url}metrics").text
+    found = re.findall(r"requests_total{[^}]*/whep/{session}/{peer}.*} ([0-9.]+)", text)
+    return round(sum(map(float, found)))
 
 
 @needs_browser
@@ -213,7 +222,7 @@ def test_the_mouth_moves_with_the_sound_of_the_microphone(page_of):
     page.wait_for_selector("#delay:text-matches('s')")
     assert page.text_content("#delay-of") == "(microphone)"
     assert 0.4 < float(page.text_content("#delay").split()[0]) < 5
-    lag, likeness = lag_of(noted(page, 45, "states"))
+    lag, likeness = lag_of(noted(page, 36, "states"))
     assert likeness > 0.9
     assert abs(lag) <= 40, f"{lag} ms"
     page.click("#microphone")
@@ -471,6 +480,10 @@ def test_nothing_moves_and_nothing_sticks_out(page_of, server):
         page = page_of(viewport={"width": width, "height": height})
         places = page.evaluate(page_checks.PLACES)
         assert page.evaluate("document.documentElement.scrollWidth") == width
+        frame = places["#frame"]
+        assert frame[0] >= 0 and frame[1] + frame[3] <= height
+        if width == 900:
+            continue  # it takes long, and nothing is different
         start(page)
         page.wait_for_selector("#late:text-matches('[0-9]')")
         assert page.evaluate(page_checks.PLACES) == places, width
@@ -481,8 +494,6 @@ def test_nothing_moves_and_nothing_sticks_out(page_of, server):
         assert page.evaluate(page_checks.PLACES) == places, width
         assert page.evaluate("document.documentElement.scrollWidth") == width
         until(lambda: server.sessions == 0)
-        frame = places["#frame"]
-        assert frame[0] >= 0 and frame[1] + frame[3] <= height
 
 
 # --- lines ---------------------------------------------------------------------------------------

@@ -13,9 +13,12 @@ import av
 import numpy as np
 import pytest
 
+from engine import Avatar
+from engine.live import Live
 from serve.web import recording as recording_module
 from tests.engine.tiny import ENVIRONMENT, write_avatar
 from tests.serve.web.site import SECONDS, client, http, run, serving
+from tests.serve.web.stage import write_flashing
 
 pytestmark = pytest.mark.usefixtures("left_soon")
 
@@ -41,10 +44,12 @@ def test_a_recording_is_what_was_shown(live, tmp_path):
         async with (
             serving(live, web={"recordings": tmp_path}) as site,
             http(site) as asked,
-            client(site, picture="h264") as talk,
+            client(site, picture="h264", clock="taken") as talk,
         ):
             id = talk.opened["session"]
-            before = [await talk.next()]
+            await talk.push(samples)
+            await talk.tell(type="flush")
+            before = await talk.all()
             assert await post(asked, id, "start_record") == {"code": 0, "msg": "ok"}
             again = await post(asked, id, "start_record")
             assert again == {"code": -1, "msg": "the session is being recorded"}
@@ -85,6 +90,42 @@ def test_a_recording_is_what_was_shown(live, tmp_path):
     assert np.corrcoef(sound[loud : loud + 24000], heard[loud : loud + 24000])[0, 1] > 0.99
 
 
+def test_flashes_and_beeps_are_in_time(tmp_path):
+    """Of an avatar whose mouth is bright while it is loud: within a frame, in the file's times."""
+    folder = tmp_path / "films"
+    folder.mkdir()
+    beeps = np.zeros(3 * 48000, np.float32)
+    noise = np.random.default_rng(5).uniform(-0.5, 0.5, 9600).astype(np.float32)
+    for second in (0.4, 1.2, 2.0):
+        beeps[int(second * 48000) :][:9600] = noise
+
+    async def main(live):
+        async with (
+            serving(live, web={"recordings": folder}) as site,
+            client(site, sample_rate=48000, sample_format="f32", clock="taken") as talk,
+        ):
+            site.recordings.start(site.sessions.find(talk.opened["session"]))
+            await talk.push(beeps)
+            await talk.tell(type="flush")
+            await talk.all()
+
+    avatar = Avatar.load(write_flashing(tmp_path / "tiny"))
+    with Live(avatar, precision="fp32") as live:
+        run(main(live))
+    (path,) = folder.iterdir()
+    with av.open(str(path)) as file:
+        frames = [(f.time, f.to_ndarray(format="gray").mean()) for f in file.decode(video=0)]
+    with av.open(str(path)) as file:
+        sound = np.concatenate([block.to_ndarray()[0] for block in file.decode(audio=0)])
+    light = np.array([value for _, value in frames])
+    bright = light > (light.min() + light.max()) / 2
+    flashes = [frames[n + 1][0] for n in np.flatnonzero(~bright[:-1] & bright[1:])]
+    loud = np.abs(sound[: len(sound) // 256 * 256]).reshape(-1, 256).max(1) > 0.1
+    beats = [256 * n / 48000 for n in np.flatnonzero(~loud[:-1] & loud[1:]) + 1]
+    assert len(flashes) == len(beats) == 3
+    assert np.abs(np.array(flashes) - beats).max() < 0.04
+
+
 def test_a_recording_ends_with_its_session(live, tmp_path):
     """Nobody has to end it. It can be read meanwhile, and afterwards."""
 
@@ -101,11 +142,16 @@ def test_a_recording_ends_with_its_session(live, tmp_path):
                 await talk.refusal()
             await site.until_free()
             await site.recordings.find(str(id)).finished.wait()
-            return meanwhile.content, (await asked.get(f"/record/{id}")).content
+            afterwards = await asked.get(f"/record/{id}")
+            (path,) = tmp_path.iterdir()
+            data = path.read_bytes()
+            path.unlink()
+            gone = await asked.get(f"/record/{id}")
+            assert gone.status_code == 404 and gone.text.startswith("the recording is gone")
+            return meanwhile.content, afterwards.content, data
 
-    meanwhile, afterwards = run(main())
-    (path,) = tmp_path.iterdir()
-    assert path.read_bytes() == afterwards and afterwards.startswith(meanwhile)
+    meanwhile, afterwards, data = run(main())
+    assert data == afterwards and afterwards.startswith(meanwhile)
     for data in (meanwhile, afterwards):
         frames, seconds = played(data)
         assert frames >= 25 and abs(frames / 25 - seconds) < 0.06

@@ -192,6 +192,22 @@ def test_after_an_interruption_nothing_of_the_old_speech_comes(live, clock):
     assert (sound[160:] <= 0).all() and (sound == -8000).sum() > 8000 - 160  # 10 ms fade out
 
 
+def test_an_interruption_when_nothing_is_said_is_told_too(live):
+    async def main():
+        async with serving(live) as site, client(site, **TAKEN, picture="jpeg") as talk:
+            await talk.tell(type="interrupt")
+            first = await talk.event("interrupted")
+            await talk.push(s16(speech(0.2)))
+            await talk.tell(type="flush")
+            shown = pieces(await talk.all())
+            await asyncio.sleep(0.1)  # nothing is on its way
+            await talk.tell(type="interrupt")
+            return first, shown, await talk.event("interrupted")
+
+    first, shown, second = run(main())
+    assert first["position"] == 0 and second["position"] == (shown[-1].number + 1) / 25
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 

@@ -3,13 +3,17 @@
 import asyncio
 import re
 
+import grpc
 import numpy as np
 import pytest
 
 from engine.live import Live
+from serve.refused import Refused
+from serve.rpc.protos import viseme_pb2_grpc
 from serve.web import peer as peer_module
 from serve.web import session as session_module
 from serve.web.peer import Peer
+from tests.serve.rpc.server import opening, refusal
 from tests.serve.web.player import Player
 from tests.serve.web.stage import TOKEN, Kept, run, serving, until
 
@@ -253,5 +257,36 @@ def test_drain(live):
             assert kept.ended == ["the server is ending"]
             await until(lambda: player.connection.connectionState == "closed")
             await player.close()
+
+    run(main())
+
+
+def test_one_count_of_sessions_for_grpc_and_http(live):
+    """The place of a session is taken for both, and free for both."""
+
+    async def main():
+        async with (
+            serving(live, limits={"max_sessions": 1}) as server,
+            grpc.aio.insecure_channel(server.address) as channel,
+        ):
+            stub = viseme_pb2_grpc.VisemeStub(channel)
+            session = await server.web.open("tiny")
+            call = stub.Live()
+            await call.write(opening())
+            code, line = await refusal(call)
+            assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert line == "1 sessions are open; expected fewer than 1"
+            await session.close()
+            call = stub.Live()
+            await call.write(opening())
+            await call.read()
+            with pytest.raises(Refused, match="1 sessions are open; expected fewer than 1"):
+                await server.web.open("tiny")
+            text = (await server.http.get("/metrics")).text
+            assert 'viseme_sessions{avatar="tiny"} 1.0' in text
+            await call.done_writing()
+            while await call.read() is not grpc.aio.EOF:
+                pass
+            await server.until_free()
 
     run(main())
