@@ -144,7 +144,9 @@ def test_in_real_time_without_pictures_there_are_events(live):
     assert stats["delay_ms"] > 0 and stats["made_fps"] > 0 and stats["sessions"] == 1
     assert set(stats) == {
         "type", "frames", "late", "skipped", "underruns", "sessions", "delay_ms", "made_fps",
+        "rtp",
     }  # fmt: skip
+    assert stats["rtp"] is None  # there is no player
 
 
 def test_underruns_are_told(live):
