@@ -83,6 +83,7 @@ def describe(config: Config, port: int, http_port: int) -> list[str]:
     ]
     lines.append(f"gRPC at {host}:{port}{' with TLS' if tls else ''}")
     web = f"{'https' if tls else 'http'}://{host}:{http_port}"
+    lines.append(f"page at {web}/")
     lines.append(f"HTTP at {web}/metrics, {web}/healthz, {web}/readyz")
     if server.tokens:
         lines.append(f'calls must bring one of {len(server.tokens)} tokens, "Bearer TOKEN"')

@@ -260,7 +260,8 @@ class Outbox:
         return {
             "type": "stats",
             "frames": self._session.counts.frames,
-            "number": self._last,  # of the frame that was sent last
+            # A player's pictures have this time stamp and 90,000 for each second since the begin.
+            "rtp": None if self._session.peer is None else self._session.peer.origin,
             "late": totals["late"],
             "skipped": totals["skipped"],
             "underruns": totals["underrun"],

@@ -135,6 +135,7 @@ class Peer:
         # Without a list aiortc would ask a server of Google.
         self._connection = RTCPeerConnection(RTCConfiguration(ice_servers(config.web)))
         self._release = session.held()
+        self._reports: dict[str, SenderReports] = {}
         self._cut = False  # whether pictures are left out up to the next keyframe
         self._closing: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -143,6 +144,11 @@ class Peer:
     def bitrate(self) -> int:
         """Of the pictures at most, bits a second."""
         return self._congestion.bitrate
+
+    @property
+    def origin(self) -> int | None:
+        """RTP time stamp of the pictures at the session's beginning; None before there is one."""
+        return self._reports["video"].origin if "video" in self._reports else None
 
     @property
     def loss(self) -> float:
@@ -171,7 +177,9 @@ class Peer:
     def _listen(self) -> None:
         senders = self._connection.getSenders()
         for sender in senders:
-            SenderReports(sender, RATES[sender.kind], self._timeline, self)
+            self._reports[sender.kind] = SenderReports(
+                sender, RATES[sender.kind], self._timeline, self
+            )
         for transport in {sender.transport for sender in senders}:
             sender = next(s for s in senders if s.transport is transport)
             route_full_intra_requests(sender)
@@ -218,8 +226,8 @@ class Peer:
     def keyframe_wanted(self) -> None:
         self._session.request_keyframe()
 
-    def lost(self, share: float) -> None:
-        if self._congestion.report(share):
+    def lost(self, share: float, round_trip: float | None) -> None:
+        if self._congestion.report(share, round_trip):
             self._session.set_bitrate(self._congestion.bitrate)
 
     def estimated(self, bitrate: int) -> None:

@@ -60,8 +60,9 @@ class Listener(Protocol):
 
     def keyframe_wanted(self) -> None: ...
 
-    def lost(self, share: float) -> None:
-        """A report says which share of the pictures' packets was lost since the one before."""
+    def lost(self, share: float, round_trip: float | None) -> None:
+        """A report says which share of the pictures' packets was lost since the one before, and
+        how many seconds a round trip takes, if that is known."""
         ...
 
     def estimated(self, bitrate: int) -> None:
@@ -81,13 +82,18 @@ class SenderReports:
         self._sender = sender
         self._rate, self._timeline, self._listener = rate, timeline, listener
         self._sent: int | None = None  # time stamp of the last frame, from the session's beginning
-        self._origin: int | None = None  # RTP time stamp of the session's beginning
+        self._origin: int | None = None
         self._handle, self._next = sender._handle_rtcp_packet, sender._next_encoded_frame
         self._send = sender._send_rtcp
         # aiortc calls these on the object, so that it finds ours.
         self._sender._handle_rtcp_packet = self.handle
         self._sender._next_encoded_frame = self.next
         self._sender._send_rtcp = self.send
+
+    @property
+    def origin(self) -> int | None:
+        """RTP time stamp of the session's beginning; None before something was sent."""
+        return None if self._origin is None else self._origin & 0xFFFFFFFF
 
     async def next(self, codec: Any) -> Any:
         """Return the next frame to be sent. All packets of the one before it were sent."""
@@ -118,13 +124,23 @@ class SenderReports:
         if isinstance(packet, RtcpRrPacket | RtcpSrPacket):
             for report in packet.reports:
                 if report.ssrc == self._sender._ssrc and self._sender.kind == "video":
-                    self._listener.lost(report.fraction_lost / 256)
+                    self._listener.lost(report.fraction_lost / 256, self._round_trip(report))
         elif isinstance(packet, RtcpPsfbPacket):
             if packet.fmt in (RTCP_PSFB_PLI, RTCP_PSFB_FIR):
                 self._listener.keyframe_wanted()
             elif packet.fmt == RTCP_PSFB_APP:
                 self._take_estimate(packet)
         await self._handle(packet)
+
+    def _round_trip(self, report: Any) -> float | None:
+        """Return the seconds from a report of ours to this answer, without those that the player
+        kept it (RFC 3550, 6.4.1)."""
+        time = self._timeline.time()
+        if time is None or not report.lsr:
+            return None
+        now = self._timeline.ntp(time) >> 16
+        units = (now - report.lsr - report.dlsr) & 0xFFFFFFFF
+        return units / 65536 if units < 2**31 else 0.0
 
     def _take_estimate(self, packet: RtcpPsfbPacket) -> None:
         try:

@@ -185,7 +185,7 @@ def described(*arguments: str, **update) -> list[str]:
 
 def test_it_says_where_it_is_and_who_may_call(tmp_path):
     lines = described()
-    assert "gRPC at 127.0.0.1:1" in lines
+    assert "gRPC at 127.0.0.1:1" in lines and "page at http://127.0.0.1:2/" in lines
     assert (
         "HTTP at http://127.0.0.1:2/metrics, http://127.0.0.1:2/healthz, http://127.0.0.1:2/readyz"
         in lines

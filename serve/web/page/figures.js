@@ -1,10 +1,11 @@
 // The figures of a session: measured, or "–".
 
-import { FrameNumbers } from "./numbers.js";
+import { frameNumber } from "./numbers.js";
 
 const NONE = "–";
-const KEPT = 100; // frames that were shown
-const WINDOW_MS = 2000;
+const KEPT = 300; // frames that were shown
+const WINDOW_MS = 2000; // of frames that are counted
+const STILL_MS = 200; // without a frame: the picture stands still
 const FORGOTTEN_MS = 40000; // an utterance of which nothing was shown
 
 const element = (id) => document.getElementById(id);
@@ -18,9 +19,10 @@ export class Figures {
   constructor(video, peer, socket) {
     Object.assign(this, { _video: video, _peer: peer, _opened: socket.opened });
     this._shown = []; // {rtp, displayed, presented}
-    this._numbers = new FrameNumbers(this._opened.fps);
+    this._origin = null; // RTP time stamp of frame 0
     this._utterances = []; // {source, time}
     this._sought = null; // {utterance, number}
+    this._interruptions = 0; // up to whose answer the server tells of what was dropped
     this._bytes = null;
     this._closed = false;
     clear();
@@ -29,8 +31,8 @@ export class Figures {
     show("runtime", runtime ?? NONE);
     this._sessions(sessions, capacity);
     socket.addEventListener("speaking", ({ detail }) => this._speaks(detail));
-    socket.addEventListener("end", ({ detail }) => this._ends(detail));
-    socket.addEventListener("interrupted", () => this._forget());
+    socket.addEventListener("end", () => this._interruptions || this._utterances.shift());
+    socket.addEventListener("interrupted", () => this._interruptions--);
     socket.addEventListener("stats", ({ detail }) => this._counted(detail));
     if (video.requestVideoFrameCallback) this._watch();
     this._timer = setInterval(() => this._tick(), 1000);
@@ -43,16 +45,16 @@ export class Figures {
     this._utterances.push({ source, time });
   }
 
+  /** What began is not to be said: the server is asked to interrupt it. */
+  dropped() {
+    this._interruptions++;
+    this._utterances = [];
+    this._sought = null;
+  }
+
   close() {
     this._closed = true;
     clearInterval(this._timer);
-  }
-
-  _forget() {
-    // what began after the interruption was sent is yet to come
-    this._sought = null;
-    const last = this._utterances.at(-1);
-    this._utterances = last && performance.now() - last.time < 500 ? [last] : [];
   }
 
   // --- delay ---------------------------------------------------------------------------------
@@ -60,8 +62,7 @@ export class Figures {
   _watch() {
     this._video.requestVideoFrameCallback((_, frame) => {
       if (this._closed) return;
-      const { rtpTimestamp, receiveTime, expectedDisplayTime, presentedFrames } = frame;
-      if (rtpTimestamp !== undefined) this._numbers.shown(rtpTimestamp, receiveTime);
+      const { rtpTimestamp, expectedDisplayTime, presentedFrames } = frame;
       this._shown.push({ rtp: rtpTimestamp, displayed: expectedDisplayTime, presented: presentedFrames });
       if (this._shown.length > KEPT) this._shown.shift();
       this._find();
@@ -69,28 +70,22 @@ export class Figures {
     });
   }
 
-  /** Speech begins or ends with a frame of this number, which the server sends now. */
+  /** Speech begins or ends with the frame of a number. */
   _speaks({ speaking, number }) {
-    this._numbers.told(number, performance.now());
+    if (this._interruptions) return;
     const utterance = this._utterances[0];
     if (!speaking || !utterance || utterance.sought) return;
     utterance.sought = true;
     this._sought = { utterance, number };
   }
 
-  _ends({ number }) {
-    this._numbers.told(number, performance.now());
-    this._utterances.shift();
-  }
-
   /** Look whether the first frame of an utterance was shown, or the first one after it. */
   _find() {
-    if (!this._sought) return;
+    if (!this._sought || this._origin === null) return;
     const { utterance, number } = this._sought;
-    const found = this._shown.find(({ rtp }) => {
-      const shown = this._numbers.of(rtp);
-      return shown !== null && shown >= number;
-    });
+    const found = this._shown.find(
+      ({ rtp }) => frameNumber(rtp, this._origin, this._opened.fps) >= number,
+    );
     if (!found) return;
     this._sought = null;
     show("delay", `${((found.displayed - utterance.time) / 1000).toFixed(2)} s`);
@@ -128,18 +123,16 @@ export class Figures {
       return;
     }
     const now = performance.now();
-    const recent = this._shown.filter(({ displayed }) => now - displayed < WINDOW_MS);
-    if (recent.length < 2) {
-      show("fps", this._shown.length ? `0 of ${this._opened.fps}` : NONE);
-      return;
-    }
-    const [first, last] = [recent[0], recent.at(-1)];
-    const rate = (1000 * (last.presented - first.presented)) / (last.displayed - first.displayed);
+    const first = this._shown.findLast(({ displayed }) => displayed <= now - WINDOW_MS);
+    if (!first) return;
+    const last = this._shown.at(-1);
+    const end = now - last.displayed < STILL_MS ? last.displayed : now;
+    const rate = (1000 * (last.presented - first.presented)) / (end - first.displayed);
     show("fps", `${rate.toFixed(1)} of ${Number(this._opened.fps).toFixed(0)}`);
   }
 
-  _counted({ frames, number, late, skipped, sessions }) {
-    if (number != null) this._numbers.told(number, performance.now());
+  _counted({ frames, rtp, late, skipped, sessions }) {
+    this._origin = rtp ?? null;
     const share = frames ? ` (${((100 * late) / frames).toFixed(1)} %)` : "";
     show("late", late ? `${late}${share}` : "0");
     show("skipped", `${skipped}`);

@@ -8,17 +8,19 @@ import { Socket, avatars, token } from "./server.js";
 import { Speech } from "./speech.js";
 
 const FIRST_FRAME_MS = 15000;
+const STILL_THERE_MS = 20000; // a server ends sessions that nobody uses
 const LEVELS = [-80, 0]; // dB, the ends of the level's bar
 
 const ids = ["avatar", "frame", "video", "cover", "title", "message", "token-form", "token", "start",
   "play", "badge", "microphone", "microphone-state", "interrupt", "mute", "end", "note", "text-form",
   "text", "text-hint", "say", "file", "file-progress", "file-line", "level", "threshold",
-  "sensitivity", "sensitivity-value", "interrupts"];
+  "sensitivity", "sensitivity-value", "interrupts", "figures-title"];
 const at = Object.fromEntries(ids.map((id) => [id, document.getElementById(id)]));
 
 let list = { avatars: [], voice: false, ice_servers: [] };
 let session = null; // {socket, peer, speech, figures, live}
 let microphone = null;
+let said = ""; // the last text
 
 // --- what is shown ---------------------------------------------------------------------------
 
@@ -48,7 +50,7 @@ function enable() {
   at["text-hint"].textContent =
     voice || !list.avatars.length
       ? "Enter speaks it, Shift+Enter begins a line."
-      : "This server has no voice. Set web.voice in its configuration to espeak, or to a service's address.";
+      : "No voice here: set web.voice in the server's configuration.";
   at.avatar.disabled = session !== null || list.avatars.length < 2;
   at.microphone.setAttribute("aria-pressed", String(microphone !== null));
   at["microphone-state"].textContent = microphone ? "on" : "off";
@@ -103,7 +105,10 @@ async function start() {
     mine.socket = await Socket.open(chosen.name, RATE);
     if (!current()) return mine.socket.close();
     mine.socket.addEventListener("closed", ({ detail }) => current() && fail(new Problem(detail)));
-    mine.socket.addEventListener("unspoken", ({ detail }) => note(detail.message));
+    mine.socket.addEventListener("unspoken", ({ detail }) => {
+      note(detail.message);
+      at.text.value ||= said; // to be mended
+    });
     shape();
     at.message.textContent = "Connecting picture and sound.";
     mine.peer = new Peer(list.ice_servers ?? []);
@@ -118,12 +123,14 @@ async function start() {
   mine.figures = new Figures(at.video, mine.peer, mine.socket);
   mine.speech = new Speech(mine.socket, {
     began: (source, time) => mine.figures.began(source, time),
+    dropped: () => mine.figures.dropped(),
     changed: () => current() && enable(),
     progress: filed,
   });
   adjust();
   mine.live = true;
   at.frame.dataset.state = "live";
+  at["figures-title"].textContent = "This session";
   at.cover.hidden = true;
   at.video.setAttribute("aria-label", `The avatar ${chosen.name}`);
   enable();
@@ -150,6 +157,7 @@ function close({ tell = false, leaving = false } = {}) {
   const ended = session;
   session = null;
   silence();
+  if (ended?.figures) at["figures-title"].textContent = "The last session";
   ended?.figures?.close();
   ended?.speech?.close();
   const left = ended?.peer?.close(tell); // of a session that must still be there
@@ -161,7 +169,9 @@ function close({ tell = false, leaving = false } = {}) {
 
 function fail(problem) {
   const focused = at.end.closest(".bar").contains(document.activeElement);
+  const title = session?.live ? "The session ended" : "No session";
   close();
+  note("");
   if (!(problem instanceof Problem)) console.error(problem);
   if (problem.token) {
     token.forget();
@@ -169,7 +179,7 @@ function fail(problem) {
     at.token.focus();
     return;
   }
-  cover("problem", "No session", problem.message, "Try again");
+  cover("problem", title, problem.message, "Try again");
   if (focused) at.start.focus();
 }
 
@@ -235,6 +245,7 @@ function say(event) {
   if (!text || !session?.live) return;
   note("");
   session.speech.say(text);
+  said = text;
   at.text.value = "";
 }
 
@@ -308,6 +319,9 @@ async function retry() {
   await load();
   if (at.frame.dataset.state === "idle") start();
 }
+
+// Who has the microphone on is there, also without a word.
+setInterval(() => microphone && session?.live && session.socket.push(new Int16Array(0)), STILL_THERE_MS);
 
 adjust();
 load();

@@ -17,20 +17,24 @@ const FIRST_MS = 30000; // until a text is heard at most
 /** Sends speech to a session's socket.
  *
  *  began(source, time): an utterance's first sound was sent; `time` is that of the sound
+ *  dropped(): what was sent is not to be said
  *  changed(): the source is another one
  *  progress(sent, all): seconds of the file */
 export class Speech {
-  constructor(socket, { began, changed, progress }) {
-    Object.assign(this, { _socket: socket, _began: began, _changed: changed, _progress: progress });
+  constructor(socket, { began, dropped, changed, progress }) {
+    Object.assign(this, { _socket: socket, _began: began, _dropped: dropped });
+    Object.assign(this, { _changed: changed, _progress: progress });
     this.source = null; // "microphone", "file", "text"
     this.interrupts = true; // whether a voice interrupts a text or a file
     this.gate = new Gate();
     this._kept = []; // the microphone's last blocks
     this._stop = null; // sending of the file
     this._job = 0; // a file that is still being decoded when another begins is not sent
+    this._speaking = false; // the avatar
+    this._heard = false; // something since the source began
     this._timer = 0;
     socket.addEventListener("unspoken", () => this.source === "text" && this._over());
-    socket.addEventListener("speaking", ({ detail }) => this._heard(detail.speaking));
+    socket.addEventListener("speaking", ({ detail }) => this._speaks(detail.speaking));
   }
 
   /** Take a block of the microphone. */
@@ -79,6 +83,7 @@ export class Speech {
       progress: (sent) => this._progress(sent / RATE, seconds),
       done: () => {
         this._stop = null;
+        this._heard = this._speaking;
         this._socket.tell({ type: "flush" });
         this._overAfter(FIRST_MS);
       },
@@ -103,6 +108,7 @@ export class Speech {
 
   _begin(source, time) {
     this.source = source;
+    this._heard = false;
     this._began(source, time);
     this._changed();
   }
@@ -119,6 +125,7 @@ export class Speech {
   _drop() {
     this._cancel();
     this._socket.tell({ type: "interrupt" });
+    this._dropped();
     this._over();
   }
 
@@ -132,15 +139,16 @@ export class Speech {
   }
 
   /** The server says whether the avatar speaks. */
-  _heard(speaking) {
+  _speaks(speaking) {
+    this._speaking = speaking;
     if (this.source !== "text" && (this.source !== "file" || this._stop)) return;
-    if (speaking) clearTimeout(this._timer);
-    else this._overAfter(OVER_MS);
+    if (speaking) this._heard = true;
+    else if (this._heard) this._overAfter(OVER_MS); // else it was what was said before
   }
 
   _overAfter(ms) {
     clearTimeout(this._timer);
-    this._timer = setTimeout(() => this._over(), ms);
+    this._timer = setTimeout(() => (this._speaking ? this._overAfter(OVER_MS) : this._over()), ms);
   }
 
   _over() {

@@ -60,18 +60,18 @@ FOCUSED = """() => {
 }"""
 
 # Begins to note frames and sound in `window.noted`. A frame is [RTP time stamp, time of its
-# display, of its arrival (ms), brightness of the mouth]; a piece of sound [time (ms), power];
+# display (ms), brightness of the mouth]; a piece of sound [time (ms), power];
 # a state of the connection [time, NTP time that is heard (ms), seen, frames received, dropped].
 NOTE = """(box) => {
   const video = document.getElementById("video");
-  const noted = window.noted = { frames: [], sound: [], states: [], clicked: null };
+  const noted = window.noted = { frames: [], sound: [], states: [] };
   const canvas = new OffscreenCanvas(8, 8).getContext("2d", { willReadFrequently: true });
   const frame = (now, at) => {
     canvas.drawImage(video, ...box, 0, 0, 8, 8);
     const pixels = canvas.getImageData(0, 0, 8, 8).data;
     let sum = 0;
     for (let n = 0; n < pixels.length; n += 4) sum += pixels[n];
-    noted.frames.push([at.rtpTimestamp, at.expectedDisplayTime, at.receiveTime, sum / 64]);
+    noted.frames.push([at.rtpTimestamp, at.expectedDisplayTime, sum / 64]);
     video.requestVideoFrameCallback(frame);
   };
   video.requestVideoFrameCallback(frame);
@@ -110,4 +110,24 @@ KEEP_CONNECTION = """
   window.RTCPeerConnection = class extends Connection {
     constructor(...rest) { super(...rest); window.connection = this; }
   };
+"""
+
+# Keeps the messages of the page's socket: those that came in `window.messages`, those that were sent
+# in `window.sent`, and in `window.told` the last one that was sent when a click or a key was handled.
+KEEP_MESSAGES = """
+  const Socket = window.WebSocket;
+  Object.assign(window, { messages: [], sent: [], told: null });
+  window.WebSocket = class extends Socket {
+    constructor(...rest) {
+      super(...rest);
+      this.addEventListener("message", ({ data }) => window.messages.push(JSON.parse(data)));
+    }
+    send(data) {
+      if (typeof data === "string") window.sent.push(JSON.parse(data).type);
+      super.send(data);
+    }
+  };
+  for (const type of ["click", "keydown"]) {
+    addEventListener(type, () => setTimeout(() => window.told = window.sent.at(-1)), true);
+  }
 """

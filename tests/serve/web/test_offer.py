@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.refused import Refused
-from serve.web.congestion import LEAST, Congestion
+from serve.web.congestion import LEAST, UNPROVEN, Congestion
 from serve.web.offer import Offer
 
 
@@ -106,11 +106,24 @@ def test_congestion_within_its_bounds():
     assert congestion.bitrate == LEAST
     rises = [congestion.bitrate for _ in range(60) if congestion.report(0.0)]
     assert rises == sorted(rises) and rises[-1] == 2_000_000
-    assert congestion.estimate(700_000) and congestion.bitrate < 700_000
     assert not congestion.report(0.05)  # in between nothing changes
-    assert not congestion.estimate(720_000)  # not worth a keyframe
-    assert congestion.estimate(1) and congestion.bitrate == LEAST
-    assert congestion.estimate(10**12) and congestion.bitrate == 2_000_000
+
+
+def test_estimates_count_when_they_are_confirmed():
+    """Alone they do not go far, and clean reports make up for them; with losses or a delay they
+    do."""
+    for confirm in ({"loss": 0.05}, {"loss": 0.0, "round_trip": 0.4}):
+        congestion = Congestion(2_000_000)
+        congestion.report(0.0, 0.02)
+        assert congestion.estimate(100_000) and congestion.bitrate == UNPROVEN
+        assert not congestion.estimate(105_000)
+        for _ in range(5):
+            congestion.report(0.0, 0.03)
+        assert UNPROVEN < congestion.bitrate < 1_000_000
+        congestion.report(**confirm)
+        assert congestion.bitrate == LEAST
+        assert congestion.estimate(10**12) and congestion.bitrate > 1_400_000
+        assert congestion.estimate(764_000) and congestion.bitrate == 700_000
 
 
 @given(st.lists(st.one_of(st.floats(0, 1), st.integers(0, 2**80))))

@@ -177,12 +177,12 @@ def test_the_page_uses_its_own_files_only():
 @needs_browser
 def test_a_session_plays_every_frame(page_of, server):
     page = page_of()
+    before = players_left(server)
     assert page.text_content("#fps") == page.text_content("#delay") == "–"
     start(page)
     page.evaluate(page_checks.NOTE, INNER)
-    frames = noted(page, 100)["frames"]
-    states = noted(page, 5, "states")["states"]
-    found = numbers(frames)
+    noted_ones = noted(page, 25, "states")
+    states, found = noted_ones["states"], numbers(noted_ones["frames"])
     received = states[-1][3] - states[0][3]
     sent = 25 * (states[-1][2] - states[0][2]) / 1000  # by the time stamps of what was received
     assert received >= 24 / 25 * sent - 2
@@ -195,13 +195,21 @@ def test_a_session_plays_every_frame(page_of, server):
     assert "ONNX Runtime" in page.text_content("#runtime")
     assert page.text_content("#delay") == "–"  # nothing was said
     assert page.evaluate("document.getElementById('video').videoWidth") == 360
+    assert players_left(server) == before
     page.click("#end")
     page.wait_for_selector("#frame[data-state=ended]")
-    until(lambda: server.sessions == 0)
+    until(lambda: server.sessions == 0 and players_left(server) == before + 1)
     page.click("#start")  # again
     page.wait_for_selector(LIVE)
     page.goto("about:blank")
-    until(lambda: server.sessions == 0)
+    until(lambda: server.sessions == 0 and players_left(server) == before + 2)
+
+
+def players_left(server: Running) -> int:
+    """How many pages have told that they leave."""
+    text = httpx.get(f"{server.url}metrics").text
+    found = re.findall(r"requests_total{[^}]*/whep/{session}/{peer}.*} ([0-9.]+)", text)
+    return round(sum(map(float, found)))
 
 
 @needs_browser
@@ -214,7 +222,7 @@ def test_the_mouth_moves_with_the_sound_of_the_microphone(page_of):
     page.wait_for_selector("#delay:text-matches('s')")
     assert page.text_content("#delay-of") == "(microphone)"
     assert 0.4 < float(page.text_content("#delay").split()[0]) < 5
-    lag, likeness = lag_of(noted(page, 45, "states"))
+    lag, likeness = lag_of(noted(page, 36, "states"))
     assert likeness > 0.9
     assert abs(lag) <= 40, f"{lag} ms"
     page.click("#microphone")
@@ -242,7 +250,7 @@ def lag_of(found: dict[str, np.ndarray]) -> tuple[float, float]:
     expected = np.interp(times, begins, loudness)
     best = (0.0, 0.0)
     for lag in range(-300, 301, 5):
-        mouth = np.interp(times + lag, seen, frames[:, 3])
+        mouth = np.interp(times + lag, seen, frames[:, 2])
         best = max(best, (float(np.corrcoef(mouth, expected)[0, 1]), lag))
     return best[1], best[0]
 
@@ -253,36 +261,42 @@ def within(times: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
 
 @needs_browser
 def test_an_interruption_closes_the_mouth_within_six_frames(page_of, sound):
-    page = page_of()
+    """Counted from the frame with which the server says that it begins."""
+    page = page_of(script=page_checks.KEEP_MESSAGES)
     start(page)
     page.evaluate(page_checks.NOTE, INNER)
-    closed = noted(page, 5)["frames"][:, 3].max()
+    page.wait_for_selector("#late:text-matches('[0-9]')")
     loud = write_sound(sound.parent / "loud.wav", noise(20))
     for act in (lambda: page.click("#interrupt"), lambda: page.keyboard.press("Escape")):
-        page.evaluate("noted.frames.length = 0")
+        page.evaluate("messages.length = noted.frames.length = 0")
         page.set_input_files("#file", loud)
-        until(lambda: opened(page) > closed + 30)
+        until(lambda: opened(page) > 30)
         assert "Sending: 20.0 s" in page.text_content("#file-line")
         page.wait_for_selector("#badge:text-is('Saying the file')")
-        page.evaluate(
-            "['click', 'keydown'].forEach((type) => addEventListener(type, "
-            "() => noted.clicked ??= performance.now(), { capture: true }))"
-        )
+        page.wait_for_selector("#delay-of:text-is('(file)')")
         act()
-        until(lambda: opened(page) < closed + 5)
+        until(lambda: opened(page) < 5)
+        assert page.evaluate("told") == "interrupt"  # without a wait
+        until(lambda: message(page, "interrupted"))
+        until(lambda: message(page, "stats"))
+        begin = round(25 * message(page, "interrupted")["position"])
         frames = noted(page, 1)["frames"]
-        clicked = page.evaluate("noted.clicked")
-        before = np.flatnonzero(frames[:, 2] <= clicked)[-1]
-        after = np.flatnonzero((frames[:, 3] < closed + 5) & (frames[:, 2] > clicked))[0]
-        assert 0 < numbers(frames)[after] - numbers(frames)[before] <= 6
+        shown = (frames[:, 0] - message(page, "stats")["rtp"]) % 2**32 / PER_FRAME
+        first = np.flatnonzero(frames[:, 2] > 30)[0]
+        closed = shown[first:][frames[first:, 2] < 5][0]
+        assert 0 <= closed - begin <= 6
         page.wait_for_selector("#badge", state="hidden")
-        page.evaluate("noted.clicked = null")
         assert page.evaluate("document.getElementById('file-progress').value") == 0
+
+
+def message(page, kind: str) -> dict | None:
+    """The first message of a kind that came from the server."""
+    return next((m for m in page.evaluate("messages") if m["type"] == kind), None)
 
 
 def opened(page) -> float:
     """How open the mouth of the last frame is."""
-    return page.evaluate("noted.frames.at(-1)?.[3] ?? 0")
+    return page.evaluate("noted.frames.at(-1)?.[2] ?? 0")
 
 
 @needs_browser
@@ -301,6 +315,7 @@ def test_a_voice_interrupts_a_file_unless_it_is_told_not_to(page_of, sound):
     page.click("#interrupts")
     page.wait_for_selector("#badge:text-is('You are heard')")
     assert page.text_content("#file-line").startswith("Any format")
+    page.wait_for_selector("#delay-of:text-is('(microphone)')")
     page.wait_for_selector("#badge:text-is('Listening')")
 
 
@@ -320,6 +335,10 @@ def test_a_text_is_said_and_may_be_interrupted(page_of):
     until(lambda: opened(page) > 50)
     page.wait_for_selector("#delay-of:text-is('(text)')")
     page.wait_for_selector("#badge", state="hidden")  # it was said
+    page.fill("#text", "a" * 3000)  # more than the server takes
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#note:text-matches('3000')")
+    assert page.input_value("#text") == "a" * 3000
     page.fill("#text", "One. Two. Three. " * 20)
     page.click("#say")
     until(lambda: opened(page) > 50)
@@ -327,7 +346,7 @@ def test_a_text_is_said_and_may_be_interrupted(page_of):
     page.wait_for_selector("#badge", state="hidden")
     until(lambda: opened(page) < 5)
     page.evaluate("noted.frames.length = 0")
-    assert noted(page, 25)["frames"][:, 3].max() < 5
+    assert noted(page, 25)["frames"][:, 2].max() < 5
 
 
 @needs_browser
@@ -351,27 +370,31 @@ def test_a_gate_opens_for_a_voice_and_not_for_a_knock(page_of):
 
 
 @needs_browser
-def test_the_number_of_a_frame_on_the_screen_is_known(page_of):
-    """Messages come up to 3 ms before or 37 ms after their frame; time stamps begin anywhere."""
-    page = page_of()
-    faults = page.evaluate(
-        """async () => {
-          const { FrameNumbers } = await import(new URL("page/numbers.js", document.baseURI));
-          const faults = [];
-          for (const first of [0, 5000, 2 ** 32 - 1, 2 ** 32 - 200000, 2 ** 31]) {
-            const numbers = new FrameNumbers(25);
-            for (let n = 7; n < 600; n++) {
-              const rtp = (first + 3600 * n) % 2 ** 32, received = 40 * n + (n % 5);
-              if (n % 25 == 3) numbers.told(n, received - 3 + (n * 7) % 40);
-              numbers.shown(rtp, received);
-              const known = numbers.of(rtp);
-              if (n < 50 ? known !== null : n > 120 && known !== n) faults.push([first, n, known]);
-            }
-          }
-          return faults;
-        }"""
+def test_the_number_of_a_frame_on_the_screen_is_known(page_of, sound):
+    """The mouth opens with the frame of which the server says that speech begins with it."""
+    page = page_of(script=page_checks.KEEP_MESSAGES)
+    start(page)
+    page.evaluate(page_checks.NOTE, INNER)
+    page.wait_for_selector("#late:text-matches('[0-9]')")
+    page.set_input_files("#file", write_sound(sound.parent / "short.wav", noise(2)))
+    until(lambda: opened(page) > 30)
+    page.wait_for_selector("#delay-of:text-is('(file)')")
+    frames = noted(page, 1)["frames"]
+    messages = page.evaluate("window.messages")
+    origin = next(m["rtp"] for m in messages if m["type"] == "stats" and m["rtp"] is not None)
+    number = next(m["number"] for m in messages if m["type"] == "speaking")
+    shown = page.evaluate(
+        """async ([stamps, origin]) => {
+          const { frameNumber } = await import(new URL("page/numbers.js", document.baseURI));
+          return [...stamps.map((stamp) => frameNumber(stamp, origin, 25)),
+            frameNumber(5, 2 ** 32 - 3595, 25)];  // it wraps around
+        }""",
+        [[int(stamp) for stamp in frames[:, 0]], origin],
     )
-    assert faults == []
+    assert shown.pop() == 1
+    first = np.flatnonzero(frames[:, 2] > 30)[0]
+    assert shown[first - 1] < number <= shown[first]
+    assert shown == [round((int(t) - origin) % 2**32 / PER_FRAME) for t in frames[:, 0]]
 
 
 @needs_browser
@@ -457,6 +480,10 @@ def test_nothing_moves_and_nothing_sticks_out(page_of, server):
         page = page_of(viewport={"width": width, "height": height})
         places = page.evaluate(page_checks.PLACES)
         assert page.evaluate("document.documentElement.scrollWidth") == width
+        frame = places["#frame"]
+        assert frame[0] >= 0 and frame[1] + frame[3] <= height
+        if width == 900:
+            continue  # it takes long, and nothing is different
         start(page)
         page.wait_for_selector("#late:text-matches('[0-9]')")
         assert page.evaluate(page_checks.PLACES) == places, width
@@ -467,8 +494,6 @@ def test_nothing_moves_and_nothing_sticks_out(page_of, server):
         assert page.evaluate(page_checks.PLACES) == places, width
         assert page.evaluate("document.documentElement.scrollWidth") == width
         until(lambda: server.sessions == 0)
-        frame = places["#frame"]
-        assert frame[0] >= 0 and frame[1] + frame[3] <= height
 
 
 # --- lines ---------------------------------------------------------------------------------------

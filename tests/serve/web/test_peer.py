@@ -151,6 +151,7 @@ def test_the_bitrate_follows_the_player(live, how):
             assert peer.bitrate == 800_000
             await of_fifty()
             if how == "estimate":
+                await player.report_loss(0.05)  # which confirms it
                 await player.estimate(250_000)
             else:
                 for _ in range(10):

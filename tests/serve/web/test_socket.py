@@ -143,7 +143,7 @@ def test_in_real_time_without_pictures_there_are_events(live):
     assert stats["frames"] == session.counts.frames or stats["frames"] > 12
     assert stats["delay_ms"] > 0 and stats["made_fps"] > 0 and stats["sessions"] == 1
     assert set(stats) == {
-        "type", "number", "frames", "late", "skipped", "underruns", "sessions", "delay_ms", "made_fps",
+        "type", "rtp", "frames", "late", "skipped", "underruns", "sessions", "delay_ms", "made_fps",
     }  # fmt: skip
 
 
