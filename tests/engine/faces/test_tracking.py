@@ -183,6 +183,20 @@ def test_the_detector_is_asked_for_every_fifth_frame():
     assert seen == [(300, 1)] * 20 and stage.looks == 4 and stage.fits == 20
 
 
+def test_at_a_cut_the_detector_is_asked_at_once():
+    """The mesh may find something in the old place, which is not the person."""
+    stage = Scene()
+    tracker = Tracker(stage, stage)
+    found = []
+    for x, level in [(300, 0)] * 2 + [(600, 90)] * 2:
+        stage.faces = [(x, 100)]
+        found.append(tracker.follow(np.full((400, 900, 3), level, np.uint8)))
+    assert [round(float(one.landmarks.points[:, 0].mean())) for one in found] == [300] * 2 + [
+        600
+    ] * 2
+    assert [one.cut for one in found] == [False, False, True, False]
+
+
 def test_a_mesh_beside_the_face_is_moved():
     """It may be sure beside a face too; every fifth frame the detector's place counts."""
     seen, _ = scripted([([(300, 100)], 1.0)] * 3 + [([(360, 100)], 1.0)] * 4)
