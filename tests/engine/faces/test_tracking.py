@@ -201,8 +201,17 @@ def test_a_mesh_beside_the_face_is_moved():
     """It may be sure beside a face too; every fifth frame the detector's place counts."""
     seen, _ = scripted([([(300, 100)], 1.0)] * 3 + [([(360, 100)], 1.0)] * 4)
     assert [x for x, _ in seen] == [300] * 5 + [360] * 2
-    seen, _ = scripted([([(300, 100)], 1.0)] * 3 + [([(300, 50)], 1.0)] * 3)
-    assert [x for x, _ in seen] == [300] * 6
+
+
+def test_a_mesh_of_another_size_than_the_face_is_fitted_again():
+    stage = Scene()
+    tracker = Tracker(stage, stage)
+    sizes = []
+    for size in [100] * 3 + [55] * 4:
+        stage.faces = [(300, size)]
+        points = tracker.follow(np.zeros((400, 900, 3), np.uint8)).landmarks.points
+        sizes.append(round(float(np.ptp(points[:, 0]))))
+    assert sizes == [100] * 5 + [55] * 2
 
 
 def test_a_mesh_without_the_detector_s_word_is_not_trusted_for_long():
