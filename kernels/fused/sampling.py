@@ -48,6 +48,16 @@ def to_level(value):
 
 
 @triton.jit
+def to_int_level(value):
+    """Round half to even and clip to 0 .. 255, float32 -> int32, without a conversion.
+
+    The sum is as in `to_level`; the integer is in its lowest bits.
+    """
+    clipped = tl.minimum(tl.maximum(value, 0.0), 255.0)
+    return (clipped + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
+
+
+@triton.jit
 def floor_quotient(total, parts):
     """Return total // parts (int64, 0 .. 255, exact) as int32.
 
@@ -67,3 +77,10 @@ def load_box(boxes, frame):
         tl.load(boxes + 4 * frame + 3).to(tl.int32),
     )
     return x0, y0, x1, y1
+
+
+@triton.jit
+def to_level_bits(value):
+    """Round and clip as `to_level`: the levels, and int32 whose lowest byte is the level."""
+    total = tl.minimum(tl.maximum(value, 0.0), 255.0) + 12582912.0
+    return total - 12582912.0, total.to(tl.int32, bitcast=True)
