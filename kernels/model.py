@@ -14,6 +14,7 @@ import torch
 from triton.compiler import CompiledKernel
 
 from . import compile_cases as cases
+from .fused.color import color_work
 from .fused.composite_work import composite_work
 from .gpus import Gpu, pipe_of
 from .parts import read_parts
@@ -67,6 +68,10 @@ def model_cases() -> list[ModelCase]:
         launch = partial(cases._composite, mode, format, False, half, n, *size)
         work = composite_work(n, *size, BOX, mode, format, 2)
         found.append(ModelCase(f"composite {mode} {format}", launch, work))
+    for source, target in cases.BYTE_CONVERSIONS:
+        launch = partial(cases._convert_color, source, target, half, *size)
+        name = f"convert_color {source}->{target}"
+        found.append(ModelCase(name, launch, color_work(n, *size, source, target)))
     return found
 
 
@@ -74,17 +79,19 @@ def estimate(case: ModelCase, kernel: CompiledKernel, gpu: Gpu) -> Estimate:
     """Estimate a launch of a compiled kernel."""
     code, warps = read_machine_code(kernel), kernel.metadata.num_warps
     cycles: Counter[str] = Counter()  # of one of the four parts of a multiprocessor
-    for part, counts in read_parts(kernel, case.work.runs).items():
-        for name, count in counts.items():
-            times = count * warps * case.work.runs[part]
-            cycles["issue"] += times
-            pipe = pipe_of(name)
+    runs = case.work.runs
+    for name, part in read_parts(kernel, runs).items():
+        times = runs[name] if part.looped else min(runs[name], runs[kernel.name] * part.copies)
+        for instruction, count in part.instructions.items():
+            slots = count * warps * times
+            cycles["issue"] += slots
+            pipe = pipe_of(instruction)
             if pipe == "l1":
-                wide = 4 if ".128" in name else 2 if ".64" in name else 0
-                cycles["l1"] += times * (wide or case.work.lines.get(part, 1)) / gpu.l1
+                wide = 4 if ".128" in instruction else 2 if ".64" in instruction else 0
+                cycles["l1"] += slots * (wide or case.work.lines.get(name, 1)) / gpu.l1
             elif pipe:
                 # Multiplications of integers take half of the fma pipe.
-                cycles["fma" if pipe == "imad" else pipe] += times * getattr(gpu, pipe)
+                cycles["fma" if pipe == "imad" else pipe] += slots * getattr(gpu, pipe)
     rate = 4 * gpu.processors * gpu.clock * case.work.items
     return Estimate(
         case, code.registers, blocks(code.registers, warps, kernel.metadata.shared, gpu),
@@ -105,14 +112,14 @@ def table(estimates: Sequence[Estimate], gpu: Gpu) -> str:
     """Return the table that `python -m kernels.compile --model` prints."""
     lines = [
         f"Modelled on {gpu.name}, us a frame or image:",
-        f"{'':26}{'registers':>10}{'blocks':>8}{'instr/B':>9}"
+        f"{'':28}{'registers':>10}{'blocks':>8}{'instr/B':>9}"
         + "".join(f"{name:>8}" for name in (*COLUMNS, "floor", "ratio"))
         + "  limit",
     ]
     for row in estimates:
         times = (*(row.pipes[pipe] * 1e6 for pipe in COLUMNS), row.floor * 1e6, row.ratio)
         lines.append(
-            f"{row.case.name:26}{row.registers:10}{row.blocks:8}{row.instructions:9.1f}"
+            f"{row.case.name:28}{row.registers:10}{row.blocks:8}{row.instructions:9.1f}"
             + "".join(f"{value:8.3f}" for value in times)
             + f"  {row.limit if row.ratio > 1 else 'memory'}"
         )

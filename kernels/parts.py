@@ -45,15 +45,22 @@ class Block:
     instructions: tuple[Instruction, ...]
 
 
-def read_parts(kernel: CompiledKernel, parts: Collection[str]) -> dict[str, dict[str, float]]:
-    """Count the instructions that a warp runs in one run of each part, by names with suffixes.
+@dataclass(frozen=True)
+class Part:
+    """What the machine code has of a part."""
+
+    # That a warp runs each time, by their names with suffixes: fractions where copies differ, none
+    # where all of them stand among those of other parts.
+    instructions: dict[str, float]
+    copies: int  # places that it is called in
+    looped: bool  # if not, each copy runs at most once a program: a loop of it is unrolled
+
+
+def read_parts(kernel: CompiledKernel, parts: Collection[str]) -> dict[str, Part]:
+    """Find the parts of a kernel in its machine code.
 
     Both sides of a branch count, but for the slow paths of divisions, which no kernel here takes.
     A part that is called in several places must be called equally often in each.
-
-    Returns:
-        Counts of each part; fractions where the copies of a part differ, none where all of its
-        instructions stand among those of other parts.
 
     Raises:
         ValueError: The kernel has no such part.
@@ -76,10 +83,13 @@ def read_parts(kernel: CompiledKernel, parts: Collection[str]) -> dict[str, dict
     known = {name for block in blocks for code in block.instructions for name, _ in code.frames}
     if missing := [part for part in parts if part not in known]:
         raise ValueError(f"{kernel.name} has no instructions of {', '.join(missing)}")
-    return {
-        part: {name: number / max(len(sites[part]), 1) for name, number in count.items()}
-        for part, count in counts.items()
-    }
+    found_parts = {}
+    for part, count in counts.items():
+        copies = max(len(sites[part]), 1)
+        each = {name: number / copies for name, number in count.items()}
+        looped = all(len(home) < len(blocks) for home in homes[part])
+        found_parts[part] = Part(each, copies, looped)
+    return found_parts
 
 
 def _homes(

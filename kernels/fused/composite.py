@@ -11,7 +11,7 @@ from torch import Tensor
 from ..spec import CROP_SIZE, ROI_SIZE, YUV_FORMATS, ByteFormat, CompositeMode
 from .paste import columns_of, first_lines, first_place, generated_only, paste_row, steps
 from .pixel_formats import access_width, chroma, chroma_level
-from .quads import load_rgb, luma_of, store_rgb, store_rgba, store_yuv
+from .quads import load_quad, luma_of, store_quad, store_yuv, units_at
 from .sampling import clamp_to_edge, load_box
 
 PASTERS = 24  # programs for the face of a frame; one 182 pixels wide has 18 tiles
@@ -159,17 +159,6 @@ def paste_tile(
 
 
 @triton.jit
-def _units(row, place, per_row, share):
-    """Return row and place in the row of units, given the place counted from the first one's row.
-
-    `share` is 1 / per_row. The result is exact: half a unit is far more than what the float32
-    product is off for numbers below 2**16.
-    """
-    below = ((place.to(tl.float32) + 0.5) * share).to(tl.int32)
-    return row + below, place - below * per_row
-
-
-@triton.jit
 def copy_units(
     first_row, first_place, per_row, share, region, shape, picture, out, flat,
     FORMAT: tl.constexpr, UNIT: tl.constexpr, WIDTH: tl.constexpr, UNITS: tl.constexpr,
@@ -185,7 +174,7 @@ def copy_units(
     height, width = shape
     start, row_stride = picture
     number = tl.arange(0, UNITS)
-    row, place = _units(first_row, first_place + number, per_row, share)
+    row, place = units_at(first_row, first_place + number, per_row, share)
     if UNIT == "bytes":
         first = (begin * 3 + WIDTH - 1) // WIDTH
         across = place - first, end * 3 // WIDTH - first
@@ -203,18 +192,12 @@ def copy_units(
         mask = live[:, None] & (lane >= 0)
         tl.store(flat + (number * WIDTH)[:, None] + lane, tl.load(at, mask=mask), mask=mask)
     elif UNIT == "quads":
-        at = start + (row * row_stride + pixel * 3)
-        upper = load_rgb(at.to(tl.pointer_type(tl.uint32)), live)
+        upper = load_quad(start, row_stride, height, row, pixel, live, "rgb")
         if YUV:
-            lower = load_rgb((at + row_stride).to(tl.pointer_type(tl.uint32)), live)
+            lower = load_quad(start, row_stride, height, row + 1, pixel, live, "rgb")
             store_yuv(out, width, height, row, pixel, upper, lower, live, FORMAT)
-        elif FORMAT == "rgba":
-            at = out + (row * width + pixel) * 4
-            store_rgba(at.to(tl.pointer_type(tl.uint32)), upper, live)
         else:
-            at = out + (row * width + pixel) * 3
-            swapped = (upper[2], upper[1], upper[0])
-            store_rgb(at.to(tl.pointer_type(tl.uint32)), swapped, live)
+            store_quad(out, width, row, pixel, upper, live, FORMAT)
     else:
         levels = _load_pixel(picture, row, pixel, live)
         _store_pixel(out, width, row, pixel, levels, live, FORMAT, False)

@@ -7,6 +7,7 @@ import torch
 from triton.runtime import interpreter
 
 import kernels
+from kernels.fused.color import color_work
 from kernels.fused.composite_work import composite_work
 from kernels.spec import CROP_SIZE, ROI_SIZE
 
@@ -51,4 +52,14 @@ def test_composite(calls, mode, format, box):
         frames, boxes, torch.arange(n), crops, generated, mode=mode, format=format
     )  # fmt: skip
     work = composite_work(n, height, width, box, mode, format, 4)
+    assert {part: calls[part] for part in work.runs} == work.runs
+
+
+@pytest.mark.parametrize("source, target", [("rgb", "bgr"), ("nv12", "rgb")])
+def test_convert_color(calls, source, target):
+    n, height, width = 2, 66, 80
+    rows = height * 3 // 2 if source == "nv12" else height
+    shape = (n, rows, width) if source == "nv12" else (n, rows, width, 3)
+    kernels.convert_color(torch.zeros(shape, dtype=torch.uint8), source, target)
+    work = color_work(n, height, width, source, target)
     assert {part: calls[part] for part in work.runs} == work.runs
