@@ -132,8 +132,19 @@ def test_tile_edges_as_launched(device, poisoned, person, format):
     A tile is 32 pixels wide and 64 rows high: these need one tile, and two in both directions.
     """
     boxes = [[9, 12, 41, 76], [10, 3, 41, 66], [47, 7, 80, 72]]
-    frames, boxes, index = cut(device, person, boxes, [2, 0, 1], height=72, width=80)
-    crops = torch.randint(0, 256, (3, 328, 328, 3), dtype=torch.uint8).to(device)
+    check_tiles(device, poisoned, person, boxes, format)
+
+
+def test_margins_as_launched(device, poisoned, person):
+    """Large faces with a corner in the frame: the crop's margin lies in some of the tiles."""
+    boxes = [[9, 5, 409, 405], [-334, -342, 66, 58], [-5, -5, 395, 395]]
+    check_tiles(device, poisoned, person, boxes, "rgb")
+
+
+def check_tiles(device, poisoned, person, boxes, format):
+    index = list(range(len(boxes)))[::-1]
+    frames, boxes, index = cut(device, person, boxes, index, height=72, width=80)
+    crops = torch.randint(0, 256, (len(index), 328, 328, 3), dtype=torch.uint8).to(device)
     generated = generated_for(index, device, torch.float16)
     check_composite(frames, boxes, index, crops, generated, poisoned, ["crop"], [format])
 
