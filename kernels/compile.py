@@ -25,6 +25,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 
 from .compile_cases import Case, pipeline_cases
+from .gpus import GPUS, Gpu
+from .model import Estimate, estimate, model_cases
+from .model import table as model_table
 from .sass import MachineCode, read_machine_code
 
 # Of the largest GPU of each: multiprocessors, for launchers that size their grids by them, and
@@ -225,12 +228,29 @@ def table(rows: Sequence[Row]) -> str:
     )
 
 
+def estimate_all(gpu: Gpu) -> list[Estimate]:
+    """Compile the kernels of `model.model_cases` for a GPU and estimate their times."""
+    estimates = []
+    with _recording(gpu.arch) as launched:
+        for case in model_cases():
+            case.launch()
+            estimates.append(estimate(case, launched[-1], gpu))
+    return estimates
+
+
 def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] | None = None) -> int:
-    """Print the table. Return 1 if a kernel spills or does not compile, 2 for wrong arguments."""
+    """Print the tables. Return 1 if a kernel spills or does not compile, 2 for wrong arguments."""
     parser = argparse.ArgumentParser(prog="python -m kernels.compile", description=__doc__)
     every = ",".join(map(str, ARCHITECTURES))
-    parser.add_argument("--arch", default=every, help=f"default {every}")
-    names = parser.parse_args(arguments).arch.split(",")
+    parser.add_argument("--arch", help=f"default {every}; none with --model")
+    parser.add_argument("--model", help=f"GPU whose times are modelled: {', '.join(GPUS)}")
+    options = parser.parse_args(arguments)
+    if options.model is not None and options.model not in GPUS:
+        expected = ", ".join(GPUS)
+        print(f"error: --model is {options.model!r}; expected one of: {expected}", file=sys.stderr)
+        return 2
+    asked = options.arch or ("" if options.model else every)
+    names = asked.split(",") if asked else []
     unknown = [name for name in names if name not in every.split(",")]
     if unknown:
         print(f"error: --arch is {unknown[0]!r}; expected some of: {every}", file=sys.stderr)
@@ -238,8 +258,12 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] | None = 
     if triton.knobs.runtime.interpret:
         print("error: TRITON_INTERPRET is set; unset it to compile", file=sys.stderr)
         return 2
-    rows = compile_all(list(dict.fromkeys(map(int, names))), cases)
-    print(table(rows))
+    rows = compile_all(list(dict.fromkeys(map(int, names))), cases) if names else []
+    if names:
+        print(table(rows))
+    if options.model:
+        gpu = GPUS[options.model]
+        print(model_table(estimate_all(gpu), gpu))
     bad = [row for row in rows if row.fault]
     for row in bad:
         print(f"error: sm_{row.arch} {row.kernel} {row.variant}: {row.fault}", file=sys.stderr)

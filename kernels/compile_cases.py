@@ -30,6 +30,10 @@ from .spec import (
 FLOATS = (torch.float32, torch.float16)
 RING_FLOATS = (*FLOATS, torch.bfloat16)
 SIZES = ((1280, 720), (720, 1280), (1920, 1080), (1080, 1920))  # height and width of a frame
+BYTE_CONVERSIONS: tuple[tuple[ColorFormat, ColorFormat], ...] = (
+    ("rgb", "bgr"), ("rgb", "rgba"), ("rgb", "nv12"), ("rgb", "i420"), ("nv12", "rgb"),
+    ("i420", "rgb"), ("nv12", "i420"), ("i420", "nv12"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,10 @@ def pipeline_cases() -> Iterator[Case]:
         for old, new in (((182, 182), (CROP_SIZE, CROP_SIZE)), (SIZES[0], SIZES[2])):
             variant = f"{mode} {old[1]}x{old[0]}->{new[1]}x{new[0]}"
             yield Case("resize", variant, partial(_resize, mode, old, new))
-    conversions: tuple[tuple[ColorFormat, ColorFormat], ...] = (
-        ("planar_bgr", "rgba"), ("rgb", "bgr"), ("rgb", "rgba"), ("rgb", "nv12"),
-        ("rgb", "i420"), ("nv12", "rgb"), ("i420", "rgb"), ("nv12", "i420"), ("i420", "nv12"),
-        ("rgb", "planar_bgr"),
+    planes: tuple[tuple[ColorFormat, ColorFormat], ...] = (
+        ("planar_bgr", "rgba"), ("rgb", "planar_bgr"),
     )  # fmt: skip
-    for source, target in conversions:
+    for source, target in (*planes, *BYTE_CONVERSIONS):
         planar = "planar_bgr" in (source, target)
         for dtype, (height, width) in product(FLOATS if planar else FLOATS[:1], SIZES):
             variant = f"{source}->{target} {width}x{height}" + f" {_name(dtype)}" * planar

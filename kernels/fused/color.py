@@ -5,6 +5,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..spec import YUV_FORMATS, ColorFormat
+from ..work import Work
 from .pixel_formats import (
     access_width,
     bytes_per_pixel,
@@ -12,8 +13,11 @@ from .pixel_formats import (
     convert_bytes,
     read_level,
 )
+from .quads import copy_yuv, load_quad, load_yuv, store_quad, store_yuv, units_at
 
-CHUNKS = 256  # accesses of the full width that one program makes
+UNITS = 256  # of four pixels, that one program converts at once
+PARTS = 8  # that it converts one after the other
+CHUNKS = 256  # accesses of the full width that one program makes where rows are not aligned
 TILE_PIXELS = 1024
 
 
@@ -89,6 +93,57 @@ def _to_planes(
     tl.store(out + at, value.to(out.dtype.element_ty), mask=live)
 
 
+@triton.jit
+def convert_quads(
+    first_row, first, per_row, share, images, row_stride, out, height, width,
+    SOURCE: tl.constexpr, TARGET: tl.constexpr, UNITS: tl.constexpr,
+):  # fmt: skip
+    """Convert UNITS units of an image, from unit `first` on, counted from the first row's.
+
+    A unit is four pixels, of two rows if either format is NV12 or I420.
+    """
+    FROM_YUV: tl.constexpr = SOURCE == "nv12" or SOURCE == "i420"
+    TO_YUV: tl.constexpr = TARGET == "nv12" or TARGET == "i420"
+    ROWS: tl.constexpr = 2 if FROM_YUV or TO_YUV else 1
+    row, place = units_at(first_row, first + tl.arange(0, UNITS), per_row, share)
+    row, column = row * ROWS, place * 4
+    live = row < height
+    if FROM_YUV and TO_YUV:
+        copy_yuv(images, out, height, width, row, column, live, SOURCE, TARGET)
+    else:
+        if FROM_YUV:
+            upper, lower = load_yuv(images, height, width, row, column, live, SOURCE)
+        else:
+            upper = load_quad(images, row_stride, height, row, column, live, SOURCE)
+            if ROWS == 2:
+                lower = load_quad(images, row_stride, height, row + 1, column, live, SOURCE)
+        if TO_YUV:
+            store_yuv(out, width, height, row, column, upper, lower, live, TARGET)
+        else:
+            store_quad(out, width, row, column, upper, live, TARGET)
+            if ROWS == 2:
+                store_quad(out, width, row + 1, column, lower, live, TARGET)
+
+
+@triton.jit(do_not_specialize=["image_stride", "out_stride", "height", "width"])
+def _quads(
+    images, image_stride, row_stride, out, out_stride, height, width,
+    SOURCE: tl.constexpr, TARGET: tl.constexpr, UNITS: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """Convert images (axis 0) four pixels at a time; rows begin at multiples of 4 bytes."""
+    image, number = tl.program_id(0).to(tl.int64), tl.program_id(1) * (UNITS * PARTS)
+    images += image * image_stride
+    out += image * out_stride
+    per_row = width // 4
+    share = 1.0 / per_row.to(tl.float32)
+    row, place = number // per_row, number % per_row
+    for part in range(0, UNITS * PARTS, UNITS):
+        convert_quads(
+            row, place + part, per_row, share, images, row_stride, out, height, width,
+            SOURCE, TARGET, UNITS,
+        )  # fmt: skip
+
+
 def convert_color(images: Tensor, source: ColorFormat, target: ColorFormat, out: Tensor) -> Tensor:
     if source == target and target in YUV_FORMATS:
         return out.copy_(images)
@@ -109,6 +164,15 @@ def convert_color(images: Tensor, source: ColorFormat, target: ColorFormat, out:
             SOURCE=source, PIXELS=TILE_PIXELS, num_stages=1,
         )  # fmt: skip
         return out
+    aligned = images.data_ptr() % 4 == out.data_ptr() % 4 == width % 4 == 0
+    if aligned and source != target:
+        rows = 2 if {source, target} & {*YUV_FORMATS} else 1
+        tiles = triton.cdiv(height // rows * (width // 4), UNITS * PARTS)
+        _quads[(n, tiles)](
+            images, image_stride, row_stride, out, out.stride(0), height, width,
+            SOURCE=source, TARGET=target, UNITS=UNITS, PARTS=PARTS, num_warps=8, num_stages=1,
+        )  # fmt: skip
+        return out
     row_bytes = width * bytes_per_pixel(target)
     wide = access_width(row_bytes)
     tiles = triton.cdiv(height * (row_bytes // wide), CHUNKS)
@@ -119,3 +183,16 @@ def convert_color(images: Tensor, source: ColorFormat, target: ColorFormat, out:
         num_warps=8, num_stages=1,
     )  # fmt: skip
     return out
+
+
+def color_work(n: int, height: int, width: int, source: ColorFormat, target: ColorFormat) -> Work:
+    """Return the work of a conversion of n aligned images, from and to bytes."""
+    rows = 2 if {source, target} & {*YUV_FORMATS} else 1
+    tiles = triton.cdiv(height // rows * (width // 4), UNITS * PARTS)
+    sizes = {"rgba": 4, "nv12": 1.5, "i420": 1.5}
+    read, made = (
+        n * int(height * width * sizes.get(format, 3.0)) for format in (source, target)
+    )  # fmt: skip
+    runs = {"_quads": n * tiles, "convert_quads": n * tiles * PARTS}
+    # Quads are 12 bytes apart in RGB, so a warp's 32 words lie in 3 lines.
+    return Work(runs=runs, moved=read + made, made=made, items=n, lines={"convert_quads": 3.0})

@@ -1,241 +1,347 @@
-"""The generator's output -> finished frames, in one launch."""
+"""The generator's output -> finished frames, in one launch.
+
+Some programs paste the faces, the others copy the frames around them. Programs that paste come
+first, because they take longer.
+"""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..spec import CROP_SIZE, MARGIN, ROI_SIZE, YUV_FORMATS, ByteFormat, CompositeMode
-from .pixel_formats import (
-    access_width,
-    bytes_per_pixel,
-    chroma_access_width,
-    convert_bytes,
-    float_level,
-    make_bytes,
-    read_level,
-)
-from .sampling import (
-    clamp_to_edge,
-    cubic_weight,
-    floor_quotient,
-    half_pixel,
-    load_box,
-    to_level,
-)
+from ..spec import CROP_SIZE, ROI_SIZE, YUV_FORMATS, ByteFormat, CompositeMode
+from .paste import columns_of, first_lines, first_place, generated_only, paste_row, steps
+from .pixel_formats import access_width, chroma, chroma_level
+from .quads import load_quad, luma_of, store_quad, store_yuv, units_at
+from .sampling import clamp_to_edge, load_box
 
-PASTERS = 64  # programs for the face box of a frame, usually 182 pixels wide; the others copy
-TILE_ROWS = 32
-TILE_BYTES = 128
-CHUNKS = 512  # accesses of the full width that a copying program makes; half of it if it converts
+PASTERS = 24  # programs for the face of a frame; one 182 pixels wide has 18 tiles
+GROUPS = 8  # of rows, in a tile
+ROWS = 8  # of a group, at most
+COLUMNS = 32
+UNITS = 1024  # copied at once: accesses of up to 16 bytes; a quarter of it if they are pixels
+PARTS = 4  # that a copying program copies one after the other; twice that of pixels
+MAX_PROGRAMS = 65535  # along axis 1 of a grid
 
 _CROP_SIZE, _ROI_SIZE = tl.constexpr(CROP_SIZE), tl.constexpr(ROI_SIZE)
-_MARGIN = tl.constexpr(MARGIN)
 
 
 @triton.jit
-def _roi_level(roi, row, column, channel, mask):
-    """Load levels (float32) of the generated ROI."""
-    base, channel_stride, row_stride, column_stride = roi
-    at = (2 - channel) * channel_stride + row * row_stride + column * column_stride
-    return float_level(tl.load(base + at, mask=mask, other=0))
+def _load_pixel(picture, row, pixel, mask):
+    """Load R, G and B (int32) of pixels of an RGB picture (its address and row stride)."""
+    start, row_stride = picture
+    at = start + (row * row_stride + pixel * 3)
+    return (
+        tl.load(at, mask=mask, other=0).to(tl.int32),
+        tl.load(at + 1, mask=mask, other=0).to(tl.int32),
+        tl.load(at + 2, mask=mask, other=0).to(tl.int32),
+    )
 
 
 @triton.jit
-def _face_level(crop, roi, row, column, channel, mask):
-    """Load levels (float32) of the face crop with the generated ROI in its middle."""
-    y, x = row - _MARGIN, column - _MARGIN
-    generated = (y >= 0) & (y < _ROI_SIZE) & (x >= 0) & (x < _ROI_SIZE)
-    new = _roi_level(roi, y, x, channel, mask & generated)
-    at = (row * _CROP_SIZE + column) * 3 + channel
-    old = tl.load(crop + at, mask=mask & (generated == 0), other=0)
-    return tl.where(generated, new, old.to(tl.float32))
-
-
-@triton.jit
-def _pasted(row, column, channel, height, width, crop, roi, mask, MODE: tl.constexpr):
-    """Sample levels (int32) of pixels of a face box of that height and width."""
-    if MODE == "crop":
-        top, y = half_pixel(row, _CROP_SIZE, height)
-        left, x = half_pixel(column, _CROP_SIZE, width)
-        value = mask.to(tl.float32) * 0
-        for i in range(4):  # not unrolled: sixteen levels at once need too many registers
-            at = clamp_to_edge(top - 1 + i, _CROP_SIZE)
-            line = mask.to(tl.float32) * 0
-            for j in range(4):
-                level = _face_level(
-                    crop, roi, at, clamp_to_edge(left - 1 + j, _CROP_SIZE), channel, mask
-                )
-                line += level * cubic_weight(x, j)
-            value += line * cubic_weight(y, i)
-        return to_level(value).to(tl.int32)
+def _store_pixel(out, width, row, pixel, levels, mask, FORMAT: tl.constexpr, WORDS: tl.constexpr):
+    """Store pixels in a format of bytes, of YUV only the luma."""
+    if FORMAT == "nv12" or FORMAT == "i420":
+        at = out + (row * width + pixel)
+        level = luma_of(levels[0], levels[1], levels[2])
+        tl.store(at, level.to(tl.uint8), mask=mask)
+    elif FORMAT == "rgba" and WORDS:
+        at = (out + (row * width + pixel) * 4).to(tl.pointer_type(tl.uint32))
+        word = levels[0] | (levels[1] << 8) | (levels[2] << 16) | -0x1000000
+        tl.store(at, word.to(tl.uint32), mask=mask)
     else:
-        top, left = row * _ROI_SIZE // height, column * _ROI_SIZE // width
-        down, right = row * _ROI_SIZE % height, column * _ROI_SIZE % width
-        total = mask.to(tl.int64) * 0
-        for i in range(2):
-            at = clamp_to_edge(top + i, _ROI_SIZE)
-            line = mask.to(tl.int32) * 0
-            for j in range(2):
-                level = _roi_level(roi, at, clamp_to_edge(left + j, _ROI_SIZE), channel, mask)
-                line += level.to(tl.int32) * tl.where(j == 0, width - right, right)
-            total += line.to(tl.int64) * tl.where(i == 0, height - down, down)
-        return floor_quotient(total, height.to(tl.int64) * width)
+        SIZE: tl.constexpr = 4 if FORMAT == "rgba" else 3
+        RED: tl.constexpr = 2 if FORMAT == "bgr" else 0
+        at = out + (row * width + pixel) * SIZE
+        tl.store(at + RED, levels[0].to(tl.uint8), mask=mask)
+        tl.store(at + 1, levels[1].to(tl.uint8), mask=mask)
+        tl.store(at + 2 - RED, levels[2].to(tl.uint8), mask=mask)
+        if FORMAT == "rgba":
+            tl.store(at + 3, (levels[0] * 0 + 255).to(tl.uint8), mask=mask)
 
 
 @triton.jit
-def _finished_level(source, row, pixel, channel, mask, MODE: tl.constexpr):
-    """Return levels (int32) of the finished frame: the face in its box, the frame elsewhere."""
-    picture, box, crop, roi = source
+def _store_chroma(out, width, height, row, column, u, v, mask, FORMAT: tl.constexpr):
+    """Store U and V of 2 x 2 pixels; row and column count in these."""
+    out += height * width
+    if FORMAT == "nv12":
+        at = out + (row * width + column * 2)
+        tl.store(at, u.to(tl.uint8), mask=mask)
+        tl.store(at + 1, v.to(tl.uint8), mask=mask)
+    else:
+        at = out + (row * (width // 2) + column)
+        tl.store(at, u.to(tl.uint8), mask=mask)
+        at += height // 2 * (width // 2)
+        tl.store(at, v.to(tl.uint8), mask=mask)
+
+
+@triton.jit
+def _pair_sum(value, GROUPS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Add the neighbours of each pair of columns."""
+    return tl.sum(tl.reshape(value, (GROUPS, COLUMNS // 2, 2)), axis=2)
+
+
+@triton.jit
+def _beside_face(picture, box, row, pixel, levels, live):
+    """Replace levels outside of the box by the frame's."""
     x0, y0, x1, y1 = box
-    face = mask & (row >= y0) & (row < y1) & (pixel >= x0) & (pixel < x1)
-    face = face & (channel < 3)
-    new = _pasted(row - y0, pixel - x0, channel, y1 - y0, x1 - x0, crop, roi, face, MODE)
-    old = read_level(picture, row, pixel, channel, mask & (face == 0), "rgb")
-    return tl.where(face, new, old)
+    face = (row >= y0) & (row < y1) & (pixel >= x0) & (pixel < x1)
+    old = _load_pixel(picture, row, pixel, live & (face == 0))
+    return (
+        tl.where(face, levels[0], old[0]), tl.where(face, levels[1], old[1]),
+        tl.where(face, levels[2], old[2]),
+    )  # fmt: skip
 
 
 @triton.jit
-def _finished_bytes(
-    source, row, byte, second, mask,
-    MODE: tl.constexpr, FORMAT: tl.constexpr, CHROMA: tl.constexpr,
+def paste_tile(
+    top, start, per_group, region, shape, box, picture, source, out,
+    MODE: tl.constexpr, FORMAT: tl.constexpr, WORDS: tl.constexpr, PLANAR: tl.constexpr,
+    GROUPS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Return bytes (uint8) of rows of the finished frame, in its format: see `make_bytes`."""
-    level = make_bytes(_finished_level, source, row, byte, second, mask, MODE, FORMAT, CHROMA)
-    return level.to(tl.uint8)
+    """Paste GROUPS groups of rows, each of `per_group`, by COLUMNS columns from row `top` on.
 
-
-@triton.jit
-def _plane(
-    job, picture, width, box, crop, roi, out, row_chunks,
-    MODE: tl.constexpr, FORMAT: tl.constexpr, CHROMA: tl.constexpr, WIDTH: tl.constexpr,
-    PASTERS: tl.constexpr, ROWS: tl.constexpr, BYTES: tl.constexpr, CHUNKS: tl.constexpr,
-):  # fmt: skip
-    """Paste or copy one program's part of one plane, or of I420's U and V, of a finished frame.
-
-    Pasting programs write the accesses (WIDTH bytes) that touch the face box, copying programs
-    all others. Both derive the split in the same way, so no byte is written twice.
+    Groups that would reach over the end of the region lie at its end, and so over another one.
     """
     YUV: tl.constexpr = FORMAT == "nv12" or FORMAT == "i420"
-    PIXEL: tl.constexpr = 4 if FORMAT == "rgba" else 1 if YUV else 3
-    HALF: tl.constexpr = 2 if CHROMA else 1
-    # I420's U and V are planes below each other: twice the rows, of a byte for two pixels.
-    PLANES: tl.constexpr = 2 if CHROMA and FORMAT == "i420" else 1
-    _, _, height = picture
+    _, end_row, _, end = region
+    height, width = shape
+    x0, y0, x1, y1 = box
+    size = (y1 - y0, x1 - x0)
+    # In the shape of the tile from the beginning: a tensor of groups alone would be laid out anew.
+    none = tl.zeros((GROUPS, COLUMNS), tl.int32)
+    row = tl.minimum(top + tl.arange(0, GROUPS)[:, None] * per_group, end_row - per_group) + none
+    pixel = start + tl.arange(0, COLUMNS)[None, :] + none
+    columns = columns_of(clamp_to_edge(pixel - x0, x1 - x0), x1 - x0, MODE)
+    safe_left, safe_right = generated_only(x1 - x0)
+    left = clamp_to_edge(start - x0, x1 - x0)
+    right = clamp_to_edge(start + COLUMNS - 1 - x0, x1 - x0)
+    sides = (left < safe_left) | (right >= safe_right)
+    safe_top, safe_bottom = generated_only(y1 - y0)
+    upper = top - y0
+    lower = tl.minimum(top + GROUPS * per_group, end_row) - per_group - y0
+    beside = (start < x0) | (tl.minimum(start + COLUMNS, end) > x1)
+    if YUV:
+        beside = beside | (top < y0) | (end_row > y1)
+    step = steps(y1 - y0, MODE)
+    whole, part = first_place(row - y0, y1 - y0, MODE)
+    place = (whole, part, none - (1 << 30))
+    lines = first_lines(none, MODE)
+    STEP: tl.constexpr = 2 if YUV else 1
+    for number in range(0, per_group, STEP):
+        edge = sides | (upper < safe_top) | (lower + (STEP - 1) >= safe_bottom)
+        levels, place, lines = paste_row(
+            source, size, place, step, number == 0, columns, lines, edge, MODE, PLANAR
+        )
+        live = pixel < end
+        if beside:
+            levels = _beside_face(picture, box, row, pixel, levels, live)
+        _store_pixel(out, width, row, pixel, levels, live, FORMAT, WORDS)
+        if YUV:
+            below, place, lines = paste_row(
+                source, size, place, step, False, columns, lines, edge, MODE, PLANAR
+            )
+            if beside:
+                below = _beside_face(picture, box, row + 1, pixel, below, live)
+            _store_pixel(out, width, row + 1, pixel, below, live, FORMAT, WORDS)
+            red, green, blue = levels[0] + below[0], levels[1] + below[1], levels[2] + below[2]
+            u = chroma(0, red, False) + chroma(1, green, False) + chroma(2, blue, False)
+            v = chroma(0, red, True) + chroma(1, green, True) + chroma(2, blue, True)
+            u = chroma_level(_pair_sum(u, GROUPS, COLUMNS))
+            v = chroma_level(_pair_sum(v, GROUPS, COLUMNS))
+            half = top + tl.arange(0, GROUPS)[:, None] * per_group + u * 0
+            half = (tl.minimum(half, end_row - per_group) + number) // 2
+            column = (start // 2 + tl.arange(0, COLUMNS // 2))[None, :] + u * 0
+            live = column * 2 < end
+            _store_chroma(out, width, height, half, column, u, v, live, FORMAT)
+        row += STEP
+        upper += STEP
+        lower += STEP
+
+
+@triton.jit
+def copy_units(
+    first_row, first_place, per_row, share, region, shape, picture, out, flat,
+    FORMAT: tl.constexpr, UNIT: tl.constexpr, WIDTH: tl.constexpr, UNITS: tl.constexpr,
+):  # fmt: skip
+    """Copy, or convert, units of the frame that do not touch the region of the face.
+
+    A unit is an access of WIDTH bytes, or 4, 2 or 1 pixels, for YUV of two rows. `flat` is the
+    address of the first one in the result, for bytes.
+    """
+    YUV: tl.constexpr = FORMAT == "nv12" or FORMAT == "i420"
+    HALF: tl.constexpr = 2 if YUV else 1
+    top, bottom, begin, end = region
+    height, width = shape
+    start, row_stride = picture
+    number = tl.arange(0, UNITS)
+    row, place = units_at(first_row, first_place + number, per_row, share)
+    if UNIT == "bytes":
+        first = (begin * 3 + WIDTH - 1) // WIDTH
+        across = place - first, end * 3 // WIDTH - first
+    else:
+        row *= HALF
+        pixel = place * (4 if UNIT == "quads" else HALF)
+        across = pixel - begin, end - begin
+    # As unsigned numbers, those before the region are larger than its size.
+    face = across[0].to(tl.uint32) < across[1].to(tl.uint32)
+    face &= (row - top).to(tl.uint32) < (bottom - top).to(tl.uint32)
+    live = (row < height) & (face == 0)
+    if UNIT == "bytes":
+        lane = tl.arange(0, WIDTH)[None, :]
+        at = start + ((row * row_stride + place * WIDTH)[:, None] + lane)
+        mask = live[:, None] & (lane >= 0)
+        tl.store(flat + (number * WIDTH)[:, None] + lane, tl.load(at, mask=mask), mask=mask)
+    elif UNIT == "quads":
+        upper = load_quad(start, row_stride, height, row, pixel, live, "rgb")
+        if YUV:
+            lower = load_quad(start, row_stride, height, row + 1, pixel, live, "rgb")
+            store_yuv(out, width, height, row, pixel, upper, lower, live, FORMAT)
+        else:
+            store_quad(out, width, row, pixel, upper, live, FORMAT)
+    else:
+        levels = _load_pixel(picture, row, pixel, live)
+        _store_pixel(out, width, row, pixel, levels, live, FORMAT, False)
+        if YUV:
+            red, green, blue = levels
+            for corner in tl.static_range(1, 4):
+                y, x = row + corner // 2, pixel + corner % 2
+                levels = _load_pixel(picture, y, x, live)
+                _store_pixel(out, width, y, x, levels, live, FORMAT, False)
+                red, green, blue = red + levels[0], green + levels[1], blue + levels[2]
+            u = chroma(0, red, False) + chroma(1, green, False) + chroma(2, blue, False)
+            v = chroma(0, red, True) + chroma(1, green, True) + chroma(2, blue, True)
+            u, v = chroma_level(u), chroma_level(v)
+            _store_chroma(out, width, height, row // 2, place, u, v, live, FORMAT)
+
+
+@triton.jit
+def _region(box, height, width, FORMAT: tl.constexpr, UNIT: tl.constexpr, WIDTH: tl.constexpr):
+    """Return rows and columns (begin and end) that the pasting programs write.
+
+    They hold the visible part of the face, and whole units of the copying programs. Bytes of pixels
+    that are partly in a unit are written twice, with the same value.
+    """
+    YUV: tl.constexpr = FORMAT == "nv12" or FORMAT == "i420"
     x0, y0, x1, y1 = box
     top, bottom = tl.maximum(y0, 0), tl.minimum(y1, height)
     left, right = tl.maximum(x0, 0), tl.minimum(x1, width)
     visible = (bottom > top) & (right > left)
-    if CHROMA:
-        left, right = left & -2, (right + 1) & -2
-    rows = height // HALF
-    first_row, end_row = top // HALF, tl.where(visible, (bottom + HALF - 1) // HALF, 0)
-    first_chunk = left * PIXEL // PLANES // WIDTH
-    end_chunk = tl.where(visible, tl.cdiv(right * PIXEL // PLANES, WIDTH), 0)
-
-    if job < PASTERS:
-        source = (picture, box, crop, roi)
-        across = tl.cdiv((end_chunk - first_chunk) * WIDTH, BYTES)
-        tiles = tl.where(visible, across * tl.cdiv(end_row - first_row, ROWS), 0)
-        for number in range(job, tiles * PLANES, PASTERS):
-            second = (number >= tiles).to(tl.int32) if PLANES == 2 else 0
-            tile = number - second * tiles
-            # Computed in four parts one after the other, which takes a quarter of the registers,
-            # and stored as one, so that each thread stores 16 bytes.
-            row = first_row + tile // across * ROWS + tl.arange(0, ROWS)[:, None]
-            part = first_row + tile // across * ROWS + tl.arange(0, ROWS // 4)[:, None]
-            byte = (first_chunk * WIDTH + tile % across * BYTES + tl.arange(0, BYTES))[None, :]
-            live = byte < end_chunk * WIDTH
-            mask = live & (part < end_row)
-            level0 = _finished_bytes(source, part, byte, second, mask, MODE, FORMAT, CHROMA)
-            part += ROWS // 4
-            mask = live & (part < end_row)
-            level1 = _finished_bytes(source, part, byte, second, mask, MODE, FORMAT, CHROMA)
-            part += ROWS // 4
-            mask = live & (part < end_row)
-            level2 = _finished_bytes(source, part, byte, second, mask, MODE, FORMAT, CHROMA)
-            part += ROWS // 4
-            mask = live & (part < end_row)
-            level3 = _finished_bytes(source, part, byte, second, mask, MODE, FORMAT, CHROMA)
-            level = tl.join(tl.join(level0, level2), tl.join(level1, level3))
-            level = tl.reshape(tl.permute(level, (2, 3, 0, 1)), (ROWS, BYTES))
-            at = out + (row + second * rows).to(tl.int64) * row_chunks * WIDTH + byte
-            tl.store(at, level, mask=live & (row < end_row))
-    else:
-        chunk = ((job - PASTERS) * CHUNKS + tl.arange(0, CHUNKS))[:, None]
-        row, chunk = chunk // row_chunks, chunk % row_chunks
-        second = (row >= rows).to(tl.int32) if PLANES == 2 else 0
-        row = row - second * rows
-        face = (row >= first_row) & (row < end_row) & (chunk >= first_chunk) & (chunk < end_chunk)
-        byte = chunk * WIDTH + tl.arange(0, WIDTH)[None, :]
-        mask = ((row < rows) & (face == 0)) & (byte >= 0)
-        level = convert_bytes(picture, row, byte, second, mask, "rgb", FORMAT, CHROMA)
-        at = out + (row + second * rows).to(tl.int64) * row_chunks * WIDTH + byte
-        tl.store(at, level.to(tl.uint8), mask=mask)
+    if YUV:
+        top, bottom = top // 2 * 2, (bottom + 1) // 2 * 2
+    if UNIT == "bytes":
+        left = left * 3 // WIDTH * WIDTH // 3
+        right = tl.minimum(((right * 3 + WIDTH - 1) // WIDTH * WIDTH + 2) // 3, width)
+    elif UNIT == "quads":
+        left, right = left // 4 * 4, (right + 3) // 4 * 4
+    elif YUV:
+        left, right = left // 2 * 2, (right + 1) // 2 * 2
+    return top, tl.where(visible, bottom, top), left, tl.where(visible, right, left)
 
 
 @triton.jit(
     do_not_specialize=[
-        "frame_chunks", "frame_row_chunks", "height", "width", "item_stride", "channel_stride",
-        "roi_row_stride", "row_chunks", "jobs",
+        "frame_chunks", "frame_row_chunks", "height", "width", "item_stride", "row_units",
     ]
 )  # fmt: skip
 def _composite(
     frames, frame_chunks, frame_row_chunks, height, width, boxes, index, crops,
-    roi, item_stride, channel_stride, roi_row_stride, column_stride, out, row_chunks, jobs,
-    MODE: tl.constexpr, FORMAT: tl.constexpr, WIDTH: tl.constexpr, CHROMA_WIDTH: tl.constexpr,
-    PASTERS: tl.constexpr, ROWS: tl.constexpr, BYTES: tl.constexpr, CHUNKS: tl.constexpr,
+    roi, item_stride, out, row_units,
+    MODE: tl.constexpr, FORMAT: tl.constexpr, UNIT: tl.constexpr, WIDTH: tl.constexpr,
+    PLANAR: tl.constexpr, PASTERS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, UNITS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Finish n frames with `jobs` programs each; axis 1 is Y or chroma of NV12 and I420."""
-    program = tl.program_id(0)
-    job = program % jobs
-    item = (program // jobs).to(tl.int64)
+    """Finish a frame each along axis 0, on axis 1 by PASTERS programs and then by those that copy.
+
+    Programs start in that order, so all pasting programs before those that copy.
+    """
+    YUV: tl.constexpr = FORMAT == "nv12" or FORMAT == "i420"
+    item, job = tl.program_id(0).to(tl.int64), tl.program_id(1)
     number = tl.load(index + item).to(tl.int64)
     box = load_box(boxes, number)
-    picture = (frames + number * frame_chunks * WIDTH, frame_row_chunks * WIDTH, height)
-    crop = crops + item * (_CROP_SIZE * _CROP_SIZE * 3)
-    roi = (roi + item * item_stride, channel_stride, roi_row_stride, column_stride)
-    if FORMAT == "nv12" or FORMAT == "i420":
-        out += item * (height * 3 // 2) * row_chunks * WIDTH
-        if tl.program_id(1) == 0:
-            _plane(
-                job, picture, width, box, crop, roi, out, row_chunks,
-                MODE, FORMAT, False, WIDTH, PASTERS, ROWS, BYTES, CHUNKS,
-            )  # fmt: skip
-        else:
-            out += height.to(tl.int64) * row_chunks * WIDTH
-            if FORMAT == "i420":
-                row_chunks = row_chunks * WIDTH // 2 // CHROMA_WIDTH
-            _plane(
-                job, picture, width, box, crop, roi, out, row_chunks,
-                MODE, FORMAT, True, CHROMA_WIDTH, PASTERS, ROWS, BYTES, CHUNKS,
+    picture = (frames + number * frame_chunks * WIDTH, frame_row_chunks * WIDTH)
+    region = _region(box, height, width, FORMAT, UNIT, WIDTH)
+    shape = (height, width)
+    if YUV:
+        out += item * (height * 3 // 2) * width
+    elif FORMAT == "rgba":
+        out += item * height * width * 4
+    else:
+        out += item * height * (row_units * WIDTH if UNIT == "bytes" else width * 3)
+    if job >= PASTERS:
+        first = (job - PASTERS) * (UNITS * PARTS)
+        row, place = first // row_units, first % row_units
+        share = 1.0 / row_units.to(tl.float32)
+        for part in range(0, UNITS * PARTS, UNITS):
+            copy_units(
+                row, place + part, row_units, share, region, shape, picture, out,
+                out + (first + part).to(tl.int64) * WIDTH, FORMAT, UNIT, WIDTH, UNITS,
             )  # fmt: skip
     else:
-        out += item * height * row_chunks * WIDTH
-        _plane(
-            job, picture, width, box, crop, roi, out, row_chunks,
-            MODE, FORMAT, False, WIDTH, PASTERS, ROWS, BYTES, CHUNKS,
-        )  # fmt: skip
+        first_row, end_row, begin, end = region
+        source = (roi + item * item_stride, crops + item * (_CROP_SIZE * _CROP_SIZE * 3))
+        PAIR: tl.constexpr = 2 if YUV else 1
+        rows = (end_row - first_row) // PAIR
+        across, down = (
+            (end - begin + COLUMNS - 1) // COLUMNS,
+            tl.cdiv(rows, GROUPS * (ROWS // PAIR)),
+        )
+        per_group = tl.cdiv(rows, GROUPS * tl.maximum(down, 1)) * PAIR
+        for tile in range(job, across * down, PASTERS):
+            top = first_row + tile // across * (GROUPS * per_group)
+            start = begin + tile % across * COLUMNS
+            paste_tile(
+                top, start, per_group, region, shape, box, picture, source, out,
+                MODE, FORMAT, UNIT == "quads", PLANAR, GROUPS, COLUMNS,
+            )  # fmt: skip
 
 
 def composite(
     frames: Tensor, boxes: Tensor, index: Tensor, crops: Tensor, generated: Tensor,
     mode: CompositeMode, format: ByteFormat, out: Tensor,
 ) -> Tensor:  # fmt: skip
+    n = index.shape[0]
     height, width = frames.shape[1:3]
-    if max(generated.stride()[1:]) >= 1 << 29:  # offsets within one ROI have 32 bits
+    if height * frames.stride(1) >= 1 << 31:  # offsets within one frame have 32 bits
+        frames = frames.contiguous()
+    channels_last = generated.stride()[1:] == (1, 3 * ROI_SIZE, 3)
+    if not channels_last and generated.stride()[1:] != (ROI_SIZE * ROI_SIZE, ROI_SIZE, 1):
         generated = generated.contiguous()
-    row_bytes = width * bytes_per_pixel(format)
-    wide = access_width(row_bytes, *frames.stride()[:2])
-    jobs, chunks = PASTERS, CHUNKS if format == "rgb" else CHUNKS // 2
-    if out.data_ptr() != frames.data_ptr():  # in place, there is nothing to copy
-        jobs += triton.cdiv(height * (row_bytes // wide), chunks)
-    _composite[(index.shape[0] * jobs, 2 if format in YUV_FORMATS else 1)](
+    unit, wide = _unit(frames, format, out)
+    row_units, at_once, parts, copiers = copies(height, width, format, unit, wide)
+    if out.data_ptr() == frames.data_ptr():  # in place, there is nothing to copy
+        copiers = 0
+    _composite[(n, PASTERS + copiers)](
         frames, frames.stride(0) // wide, frames.stride(1) // wide, height, width,
         boxes.contiguous(), index.contiguous(), crops.contiguous(), generated,
-        *generated.stride(), out, row_bytes // wide, jobs,
-        MODE=mode, FORMAT=format,
-        WIDTH=wide, CHROMA_WIDTH=chroma_access_width(format, wide, width),
-        PASTERS=PASTERS, ROWS=TILE_ROWS, BYTES=TILE_BYTES, CHUNKS=chunks,
-        num_warps=8, maxnreg=128, num_stages=1,
+        generated.stride(0), out, row_units,
+        MODE=mode, FORMAT=format, UNIT=unit, WIDTH=wide, PLANAR=not channels_last,
+        PASTERS=PASTERS, GROUPS=GROUPS, ROWS=ROWS, COLUMNS=COLUMNS, UNITS=at_once, PARTS=parts,
+        num_warps=8, maxnreg=80 if format in YUV_FORMATS else 64, num_stages=1,
     )  # fmt: skip
     return out
+
+
+def _unit(frames: Tensor, format: ByteFormat, out: Tensor) -> tuple[str, int]:
+    """Return what a copying program copies at once, and the width of its accesses to frames."""
+    strides = frames.stride()[:2]
+    width = frames.shape[2]
+    if format == "rgb":
+        return "bytes", access_width(width * 3, *strides)
+    aligned = frames.data_ptr() % 4 == out.data_ptr() % 4 == 0
+    if aligned and width % 4 == 0 and all(stride % 4 == 0 for stride in strides):
+        return "quads", 4
+    return "pixels", 1
+
+
+def copies(
+    height: int, width: int, format: ByteFormat, unit: str, wide: int
+) -> tuple[int, int, int, int]:
+    """Return units in a row, units at once, how often a program copies these, and programs."""
+    pixels = {"quads": 4, "pixels": 2 if format in YUV_FORMATS else 1}
+    row_units = width * 3 // wide if unit == "bytes" else width // pixels[unit]
+    units = row_units * (height // 2 if format in YUV_FORMATS else height)
+    at_once = UNITS if unit == "bytes" else UNITS // 4
+    parts = PARTS if unit == "bytes" else 2 * PARTS
+    while PASTERS + triton.cdiv(units, at_once * parts) > MAX_PROGRAMS:
+        parts *= 2
+    return row_units, at_once, parts, triton.cdiv(units, at_once * parts)

@@ -40,8 +40,7 @@ def chroma_access_width(format: str, width: int, pixels: int) -> int:
 def float_level(value):
     """Return floor(clip(255 v, 0, 255)) as float32, with 0 for NaN."""
     value = value.to(tl.float32) * 255
-    value = tl.where(value == value, value, 0.0)
-    return tl.floor(tl.minimum(tl.maximum(value, 0.0), 255.0))
+    return tl.floor(tl.minimum(tl.maximum(value, 0.0), 255.0))  # the maximum of NaN and 0 is 0
 
 
 @triton.jit

@@ -48,6 +48,16 @@ def to_level(value):
 
 
 @triton.jit
+def to_int_level(value):
+    """Round half to even and clip to 0 .. 255, float32 -> int32, without a conversion.
+
+    The sum is as in `to_level`; the integer is in its lowest bits.
+    """
+    clipped = tl.minimum(tl.maximum(value, 0.0), 255.0)
+    return (clipped + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
+
+
+@triton.jit
 def floor_quotient(total, parts):
     """Return total // parts (int64, 0 .. 255, exact) as int32.
 

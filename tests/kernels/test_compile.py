@@ -93,6 +93,19 @@ if __name__ == "__main__":
 """
 
 
+MODEL = """
+import dataclasses, json
+from kernels.compile import estimate_all
+from kernels.gpus import GPUS
+
+for row in estimate_all(GPUS["h200"]):
+    print(json.dumps({
+        "name": row.case.name, "registers": row.registers, "blocks": row.blocks,
+        "pipes": row.pipes, "floor": row.floor,
+    }))
+"""
+
+
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "TRITON_INTERPRET": "0", **environment}
     return subprocess.run(
@@ -123,6 +136,39 @@ def scratch(tmp_path_factory):
         return done
 
     return compile
+
+
+@pytest.fixture(scope="module")
+def modelled() -> dict[str, dict]:
+    """Estimate the times of the modelled kernels on an H200."""
+    done = run("-c", MODEL, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    return {row["name"]: row for row in rows}
+
+
+def test_composite_is_bound_by_memory(modelled):
+    """No pipe needs more than 0.6 of the time in which memory moves the bytes that must move."""
+    row = modelled["composite crop rgb"]
+    assert set(row["pipes"]) == {"issue", "fma", "alu", "xu", "l1"}
+    assert all(0.05 * row["floor"] < time <= 0.6 * row["floor"] for time in row["pipes"].values())
+    # What all frames, boxes and generated faces weigh, at 4.3 TB/s.
+    assert 1.4e-6 < row["floor"] < 1.42e-6
+    # The copying programs share the registers: of 64, four blocks of 8 warps fit.
+    assert row["registers"] <= 64 and row["blocks"] >= 4
+    others = [row for name, row in modelled.items() if name.startswith("composite")]
+    assert len(others) == 4
+    most = 2 * max(row["pipes"].values())
+    assert all(max(other["pipes"].values()) <= most for other in others)
+
+
+def test_convert_color_is_bound_by_memory(modelled):
+    rows = [row for name, row in modelled.items() if name.startswith("convert_color")]
+    assert len(rows) == 8
+    for row in rows:
+        # To RGB, clipping and packing alone take 0.85: two instructions at half rate for a byte.
+        most = 0.9 if row["name"].endswith(("nv12->rgb", "i420->rgb")) else 0.8
+        assert all(time <= most * row["floor"] for time in row["pipes"].values())
 
 
 def test_every_case_compiles(everything):
@@ -202,6 +248,7 @@ def test_a_bad_kernel_is_reported_and_the_others_compile(scratch, name, said):
 
 @pytest.mark.parametrize("arguments, environment, said", [
     (("--arch", "90,75"), {}, "--arch is '75'; expected some of: 80,"),
+    (("--model", "h20"), {}, "--model is 'h20'; expected one of: h200, h100, a100, 4090"),
     ((), {"TRITON_INTERPRET": "1"}, "TRITON_INTERPRET is set"),
 ])  # fmt: skip
 def test_bad_arguments(arguments, environment, said):

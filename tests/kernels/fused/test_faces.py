@@ -125,6 +125,30 @@ def test_as_launched(device, poisoned, person, mode):
     check(device, poisoned, person, [[30, 15, 127, 112]], [0], torch.float16, part, modes=[mode])
 
 
+@pytest.mark.parametrize("format", ["rgb", "nv12"])
+def test_tile_edges_as_launched(device, poisoned, person, format):
+    """Boxes one pixel smaller and larger than a tile and as large, one of them at the far corner.
+
+    A tile is 32 pixels wide and 64 rows high: these need one tile, and two in both directions.
+    """
+    boxes = [[9, 12, 41, 76], [10, 3, 41, 66], [47, 7, 80, 72]]
+    check_tiles(device, poisoned, person, boxes, format)
+
+
+def test_margins_as_launched(device, poisoned, person):
+    """Large faces with a corner in the frame: the crop's margin lies in some of the tiles."""
+    boxes = [[9, 5, 409, 405], [-334, -342, 66, 58], [-5, -5, 395, 395]]
+    check_tiles(device, poisoned, person, boxes, "rgb")
+
+
+def check_tiles(device, poisoned, person, boxes, format):
+    index = list(range(len(boxes)))[::-1]
+    frames, boxes, index = cut(device, person, boxes, index, height=72, width=80)
+    crops = torch.randint(0, 256, (len(index), 328, 328, 3), dtype=torch.uint8).to(device)
+    generated = generated_for(index, device, torch.float16)
+    check_composite(frames, boxes, index, crops, generated, poisoned, ["crop"], [format])
+
+
 # In every format, rows whose number of bytes 16, 8, 4, 2 and 1 divide: all widths of accesses.
 @pytest.mark.parametrize("format", kernels.COMPOSITE_FORMATS)
 @pytest.mark.parametrize("width", [80, 72, 68, 70, 71])

@@ -1,0 +1,62 @@
+"""What a GPU does in a clock cycle, for `kernels.model`: one table, with where it is from.
+
+Multiprocessors, clocks and bandwidths of the data sheets; rates of the CUDA C++ Programming Guide's
+table of arithmetic throughput, as cycles for which an instruction of a warp keeps its pipe in one
+of the four parts of a multiprocessor: 32 lanes over (results a cycle and multiprocessor / 4).
+`copy` is the bandwidth of a large copy, reads and writes together: measured for H100 and H200, for
+the others nine tenths of the data sheet's. None of the rates has been measured with these kernels.
+"""
+
+from dataclasses import dataclass
+
+# The pipe of an instruction, by the beginning of its name in the machine code. Names that begin
+# with U run once a warp, in a unit of their own. All others that are not listed (branches,
+# barriers, special registers) only need to be issued.
+PIPES = {
+    "fma": ("FFMA", "FMUL", "FADD", "HADD2", "HMUL2", "HFMA2", "HMNMX2"),
+    "imad": ("IMAD", "IDP"),
+    "alu": (
+        "IADD", "VIADD", "IABS", "LEA", "LOP", "PLOP", "SHF", "SHL", "SHR", "PRMT", "SEL", "FSEL",
+        "ISETP", "FSETP", "IMNMX", "VIMNMX", "VIADDMNMX", "FMNMX", "FSET", "MOV", "SGXT", "BMSK",
+        "FCHK", "P2R", "R2P", "I2FP", "F2FP", "FLO", "CS2R",
+    ),
+    "xu": ("MUFU", "I2F", "F2I", "F2F", "FRND", "I2I", "POPC", "BREV"),
+    "l1": ("LD", "ST", "SHFL", "ATOM", "RED"),
+    "tensor": ("HMMA", "HGMMA", "IMMA", "IGMMA"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU. Cycles are those of one warp's instruction, see above."""
+
+    name: str
+    arch: int  # compute capability, 90 for 9.0
+    processors: int
+    clock: float  # cycles a second
+    copy: float  # bytes a second
+    fma: float  # float32 add, multiply, fused multiply-add
+    threads: int  # that a multiprocessor holds
+    shared: int  # bytes of shared memory of a multiprocessor
+    imad: float = 2.0  # runs in half of the fma pipe
+    alu: float = 2.0
+    xu: float = 8.0  # conversions and special functions
+    tensor: float = 16.0  # of the smallest tile; the kernels with any are not bound by them
+    l1: float = 0.25  # a multiprocessor's L1 moves 128 bytes a cycle for its four parts together
+    registers: int = 65536
+
+
+GPUS = {
+    "h200": Gpu("H200", 90, 132, 1.98e9, 4.3e12, 1.0, 2048, 233472),
+    "h100": Gpu("H100", 90, 132, 1.98e9, 3.0e12, 1.0, 2048, 233472),
+    "a100": Gpu("A100", 80, 108, 1.41e9, 1.4e12, 2.0, 2048, 167936),
+    "4090": Gpu("RTX 4090", 89, 128, 2.52e9, 0.92e12, 1.0, 1536, 102400),
+}
+
+
+def pipe_of(instruction: str) -> str | None:
+    """Return the pipe of an instruction such as "LDG.E.128"; None if it only needs to be issued."""
+    name = instruction.split(".")[0]
+    if name in ("LDC", "LDGDEPBAR", "LDCU"):
+        return None
+    return next((pipe for pipe, names in PIPES.items() if name.startswith(names)), None)

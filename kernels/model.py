@@ -1,0 +1,126 @@
+"""The time of kernels on a GPU, from their machine code: what each pipe needs, next to the memory.
+
+Each pipe's time is that of its instructions with every part of every multiprocessor busy in every
+cycle, so it is a lower bound; latencies, tails and bank conflicts are not in it. The memory's floor
+is the time in which a large copy moves the bytes that must move.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from triton.compiler import CompiledKernel
+
+from . import compile_cases as cases
+from .fused.color import color_work
+from .fused.composite_work import composite_work
+from .gpus import Gpu, pipe_of
+from .parts import read_parts
+from .sass import read_machine_code
+from .spec import ByteFormat, CompositeMode
+from .work import Work
+
+BOX = (269, 549, 451, 731)  # of the face in the modelled frames, as in `compile_cases`
+COLUMNS = ("issue", "fma", "alu", "xu", "l1")
+
+
+@dataclass(frozen=True)
+class ModelCase:
+    """A launch with its work."""
+
+    name: str
+    launch: Callable[[], object]
+    work: Work
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one launch costs, in seconds for each frame or image."""
+
+    case: ModelCase
+    registers: int
+    blocks: int  # that a multiprocessor holds
+    instructions: float  # a thread, per byte of the result
+    pipes: dict[str, float]
+    floor: float
+
+    @property
+    def limit(self) -> str:
+        """The pipe that needs the most time."""
+        return max(self.pipes, key=lambda pipe: self.pipes[pipe])
+
+    @property
+    def ratio(self) -> float:
+        """That pipe's time over the floor."""
+        return self.pipes[self.limit] / self.floor
+
+
+def model_cases() -> list[ModelCase]:
+    """List the launches that are modelled: 25 frames of 720 x 1280 with a 182-pixel face."""
+    half, n, size = torch.float16, 25, (1280, 720)
+    found = []
+    pastes: tuple[tuple[CompositeMode, ByteFormat], ...] = (
+        ("crop", "rgb"), ("direct", "rgb"), ("crop", "nv12"), ("direct", "nv12"),
+    )  # fmt: skip
+    for mode, format in pastes:
+        launch = partial(cases._composite, mode, format, False, half, n, *size)
+        work = composite_work(n, *size, BOX, mode, format, 2)
+        found.append(ModelCase(f"composite {mode} {format}", launch, work))
+    for source, target in cases.BYTE_CONVERSIONS:
+        launch = partial(cases._convert_color, source, target, half, *size)
+        name = f"convert_color {source}->{target}"
+        found.append(ModelCase(name, launch, color_work(n, *size, source, target)))
+    return found
+
+
+def estimate(case: ModelCase, kernel: CompiledKernel, gpu: Gpu) -> Estimate:
+    """Estimate a launch of a compiled kernel."""
+    code, warps = read_machine_code(kernel), kernel.metadata.num_warps
+    cycles: Counter[str] = Counter()  # of one of the four parts of a multiprocessor
+    runs = case.work.runs
+    for name, part in read_parts(kernel, runs).items():
+        times = runs[name] if part.looped else min(runs[name], runs[kernel.name] * part.copies)
+        for instruction, count in part.instructions.items():
+            slots = count * warps * times
+            cycles["issue"] += slots
+            pipe = pipe_of(instruction)
+            if pipe == "l1":
+                wide = 4 if ".128" in instruction else 2 if ".64" in instruction else 0
+                cycles["l1"] += slots * (wide or case.work.lines.get(name, 1)) / gpu.l1
+            elif pipe:
+                # Multiplications of integers take half of the fma pipe.
+                cycles["fma" if pipe == "imad" else pipe] += slots * getattr(gpu, pipe)
+    rate = 4 * gpu.processors * gpu.clock * case.work.items
+    return Estimate(
+        case, code.registers, blocks(code.registers, warps, kernel.metadata.shared, gpu),
+        cycles["issue"] * 32 / case.work.made,
+        {pipe: cycles[pipe] / rate for pipe in COLUMNS},
+        case.work.moved / gpu.copy / case.work.items,
+    )  # fmt: skip
+
+
+def blocks(registers: int, warps: int, shared: int, gpu: Gpu) -> int:
+    """Return how many blocks a multiprocessor holds at once."""
+    by_registers = gpu.registers // (-(-registers * 32 // 256) * 256 * warps)
+    by_shared = gpu.shared // (shared + 1024)
+    return min(by_registers, by_shared, gpu.threads // (32 * warps))
+
+
+def table(estimates: Sequence[Estimate], gpu: Gpu) -> str:
+    """Return the table that `python -m kernels.compile --model` prints."""
+    lines = [
+        f"Modelled on {gpu.name}, us a frame or image:",
+        f"{'':28}{'registers':>10}{'blocks':>8}{'instr/B':>9}"
+        + "".join(f"{name:>8}" for name in (*COLUMNS, "floor", "ratio"))
+        + "  limit",
+    ]
+    for row in estimates:
+        times = (*(row.pipes[pipe] * 1e6 for pipe in COLUMNS), row.floor * 1e6, row.ratio)
+        lines.append(
+            f"{row.case.name:28}{row.registers:10}{row.blocks:8}{row.instructions:9.1f}"
+            + "".join(f"{value:8.3f}" for value in times)
+            + f"  {row.limit if row.ratio > 1 else 'memory'}"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,65 @@
+"""The work that the models of kernels assume, counted while the interpreter runs them."""
+
+from collections import Counter
+
+import pytest
+import torch
+from triton.runtime import interpreter
+
+import kernels
+from kernels.fused.color import color_work
+from kernels.fused.composite_work import composite_work
+from kernels.spec import CROP_SIZE, ROI_SIZE
+
+pytestmark = pytest.mark.skipif(
+    not kernels.dispatch._interpreted, reason="calls are counted in the interpreter"
+)
+
+
+@pytest.fixture
+def calls(monkeypatch) -> Counter:
+    """Count the calls of each function of a kernel, and the programs of the kernel itself."""
+    counted: Counter = Counter()
+    call, execute = interpreter.InterpretedFunction.__call__, interpreter.GridExecutor.__call__
+
+    def counting_call(self, *arguments, **options):
+        counted[self.fn.__name__] += 1
+        return call(self, *arguments, **options)
+
+    def counting_execute(self, *arguments, **options):
+        x, y, z = (*self.grid, 1, 1)[:3]
+        counted[self.fn.__name__] += x * y * z
+        return execute(self, *arguments, **options)
+
+    monkeypatch.setattr(interpreter.InterpretedFunction, "__call__", counting_call)
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", counting_execute)
+    return counted
+
+
+@pytest.mark.parametrize("mode, format, box", [
+    ("crop", "rgb", (9, 11, 68, 70)),
+    ("crop", "nv12", (17, 13, 60, 56)),
+    ("direct", "bgr", (8, 10, 51, 53)),
+])  # fmt: skip
+def test_composite(calls, mode, format, box):
+    """Tiles within the generated part and at its edges; as the kernel itself counts them."""
+    n, height, width = 2, 80, 96
+    frames = torch.zeros(n, height, width, 3, dtype=torch.uint8)
+    boxes = torch.tensor([box] * n, dtype=torch.int32)
+    crops = torch.zeros(n, CROP_SIZE, CROP_SIZE, 3, dtype=torch.uint8)
+    generated = torch.zeros(n, 3, ROI_SIZE, ROI_SIZE)
+    kernels.composite(
+        frames, boxes, torch.arange(n), crops, generated, mode=mode, format=format
+    )  # fmt: skip
+    work = composite_work(n, height, width, box, mode, format, 4)
+    assert {part: calls[part] for part in work.runs} == work.runs
+
+
+@pytest.mark.parametrize("source, target", [("rgb", "bgr"), ("nv12", "rgb")])
+def test_convert_color(calls, source, target):
+    n, height, width = 2, 66, 80
+    rows = height * 3 // 2 if source == "nv12" else height
+    shape = (n, rows, width) if source == "nv12" else (n, rows, width, 3)
+    kernels.convert_color(torch.zeros(shape, dtype=torch.uint8), source, target)
+    work = color_work(n, height, width, source, target)
+    assert {part: calls[part] for part in work.runs} == work.runs
