@@ -70,7 +70,7 @@ def read_samples(
 
     def mixed() -> Iterator[tuple[np.ndarray, Block]]:
         for block in read_track(path, track, from_first_frame=from_first_frame, notes=notes):
-            _check_samples(path, block)
+            check_samples(path, block)
             mono = to_mono(block.samples, block.names)
             meter.add(block.samples, block.names, mono)
             yield mono, block
@@ -110,7 +110,7 @@ def audio_blocks(
     """
     channels, surround = 0, None
     for block in read_track(path, track):
-        _check_samples(path, block)
+        check_samples(path, block)
         samples, names, gain = block.samples, block.names, np.float32(1)
         channels = channels or min(len(samples), 2)
         if len(samples) > 2:
@@ -186,7 +186,8 @@ class _Pcm:
         return self._array
 
 
-def _check_samples(path: str | os.PathLike, block: Block) -> None:
+def check_samples(path: str | os.PathLike, block: Block) -> None:
+    """Raise InputError if a sample is not finite, or far beyond full scale."""
     samples, most = block.samples, limits.MAX_AMPLITUDE
     if samples.min() >= -most and samples.max() <= most:  # neither is true of NaN
         return

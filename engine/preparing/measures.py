@@ -1,0 +1,132 @@
+"""Measure each frame while the film is read. Only numbers are kept, a few for each frame."""
+
+from array import array
+
+import numpy as np
+
+from ..faces import Landmarks, box_of
+
+# Points of the face mesh.
+CHIN, NOSE, LEFT, RIGHT = 152, 1, 234, 454
+UPPER_LIP, LOWER_LIP, LEFT_EYE, RIGHT_EYE = 13, 14, 33, 263
+LUMA = np.array([0.2126, 0.7152, 0.0722])  # BT.709
+STEP = 4  # every fourth pixel of every fourth row is enough for means
+# A face that repeats the frame before differs by no more, in levels out of 255: what the codec
+# makes of it. The noise of a camera alone is more.
+SAME = 0.1
+
+
+class Measures:
+    """The figures of all frames. Frames without a face have NaN.
+
+    Attributes:
+        boxes: (N, 4): face boxes as of `box_of`.
+        turned: (N,): 0 to 1 from the left cheek to the right one is where the nose is; 0.5 for a
+            head that looks into the camera.
+        openness: (N,): distance of the lips by that of the eyes' outer corners.
+        chin: (N, 2): x, y of the chin in pixels.
+        luma: (N,): mean luma of the face, 0 to 255.
+        others: (N,): number of other faces.
+        cuts: (N,) bool: the film was cut before this frame.
+        repeated: (N,) bool: the face shows exactly what it did in the frame before.
+    """
+
+    def __init__(self) -> None:
+        self._rows = array("d")
+        self._flags = array("b")
+        self._last: tuple[np.ndarray, tuple[int, int, int, int]] | None = None
+
+    def add(self, rgb: np.ndarray, landmarks: Landmarks | None, *, others: int, cut: bool) -> None:
+        """Measure a frame, (H, W, 3) uint8, of which the person's landmarks are known."""
+        repeated = self._repeats(rgb, landmarks)
+        if landmarks is None:
+            self._rows.extend([np.nan] * 9)
+        else:
+            p = landmarks.points.astype(np.float64)
+            eyes = np.hypot(*(p[LEFT_EYE, :2] - p[RIGHT_EYE, :2]))
+            lips = np.hypot(*(p[UPPER_LIP, :2] - p[LOWER_LIP, :2]))
+            box = box_of(p)
+            self._rows.extend(box.tolist())
+            self._rows.append(nose_place(p))
+            self._rows.append(lips / eyes if eyes else np.nan)
+            self._rows.extend(p[CHIN, :2].tolist())
+            self._rows.append(_luma(rgb, box))
+        self._flags.extend((min(others, 100), cut, repeated))
+
+    def repeat(self) -> None:
+        """Add a frame that is the last one again."""
+        self._rows.extend(self._rows[-9:])
+        self._flags.extend((self._flags[-3], 0, 1))
+
+    def skip(self) -> None:
+        """Add a frame of which there is no picture."""
+        self._rows.extend([np.nan] * 9)
+        self._flags.extend((0, 0, 0))
+
+    def __len__(self) -> int:
+        return len(self._flags) // 3
+
+    @property
+    def _table(self) -> np.ndarray:
+        return np.array(self._rows).reshape(-1, 9)
+
+    @property
+    def boxes(self) -> np.ndarray:
+        return self._table[:, :4]
+
+    @property
+    def turned(self) -> np.ndarray:
+        return self._table[:, 4]
+
+    @property
+    def openness(self) -> np.ndarray:
+        return self._table[:, 5]
+
+    @property
+    def chin(self) -> np.ndarray:
+        return self._table[:, 6:8]
+
+    @property
+    def luma(self) -> np.ndarray:
+        return self._table[:, 8]
+
+    @property
+    def others(self) -> np.ndarray:
+        return np.array(self._flags).reshape(-1, 3)[:, 0].astype(np.int64)
+
+    @property
+    def cuts(self) -> np.ndarray:
+        return np.array(self._flags).reshape(-1, 3)[:, 1].astype(bool)
+
+    @property
+    def repeated(self) -> np.ndarray:
+        return np.array(self._flags).reshape(-1, 3)[:, 2].astype(bool)
+
+    def _repeats(self, rgb: np.ndarray, landmarks: Landmarks | None) -> bool:
+        """Return whether the face is that of the last frame, and keep this one."""
+        last, green = self._last, rgb[::2, ::2, 1].copy()
+        self._last = None
+        if landmarks is None:
+            return False
+        x0, y0 = np.floor(landmarks.points[:, :2].min(axis=0) / 2).astype(int).clip(0)
+        x1, y1 = np.ceil(landmarks.points[:, :2].max(axis=0) / 2).astype(int).clip(0)
+        self._last = green, (x0, y0, x1, y1)
+        face = green[y0:y1, x0:x1]
+        if last is None or last[0].shape != green.shape or not face.size:
+            return False
+        before = last[0][y0:y1, x0:x1]
+        return bool(np.abs(face.astype(np.int16) - before).mean() < SAME)
+
+
+def nose_place(points: np.ndarray) -> float:
+    """Return where the nose is in a face of (468, 2 or 3) points: 0 at its left edge in the
+    picture, 1 at the right one."""
+    left, right = points[LEFT, 0], points[RIGHT, 0]
+    return float((points[NOSE, 0] - left) / (right - left)) if right != left else 0.0
+
+
+def _luma(rgb: np.ndarray, box: np.ndarray) -> float:
+    """Return the mean luma in a box, as far as it is in the frame; NaN if it is not."""
+    x0, y0, x1, y1 = np.round(box).astype(int).clip(0)
+    face = rgb[y0:y1:STEP, x0:x1:STEP]
+    return float(face.reshape(-1, 3).mean(axis=0) @ LUMA) if face.size else np.nan
