@@ -1,18 +1,25 @@
-"""The version, and its folder in the user's cache."""
+"""The version, its folder in the user's cache, and the files in it, which hold their checksums."""
 
 import os
 import shutil
 import stat
+import sys
 import tempfile
 import time
 import warnings
+import zlib
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-from .errors import InputError
+from .errors import InputError, printable
+from .reading import open_regular
 
 LEFTOVER_AGE = 3600  # seconds
+CHUNK = 1 << 20  # bytes
+
+# Files of the cache whose content was compared with the checksum in their name: path and state.
+_verified: set[tuple[object, ...]] = set()
 
 try:
     VERSION = metadata.version("viseme")
@@ -48,6 +55,33 @@ def cache_folder() -> Path:
         stacklevel=2,
     )
     return _made(root / "viseme" / VERSION)
+
+
+def find_undamaged(folder: Path, stem: str) -> Path | None:
+    """Return the undamaged ONNX file whose name is `stem` and its checksum. Remove damaged ones."""
+    for path in sorted(folder.glob(f"{stem}-*.onnx")):
+        status = path.stat()
+        state = (path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        if state in _verified:
+            return path
+        if path.stem == f"{stem}-{checksum(path)}":
+            _verified.add(state)
+            return path
+        print(printable(f"{path} is damaged; it is made again"), file=sys.stderr)
+        path.unlink(missing_ok=True)
+    return None
+
+
+def checksum(path: Path) -> str:
+    """Return the CRC-32 of a file, which takes less than half the time of a digest.
+
+    It finds damage; nobody but the user can write to the cache.
+    """
+    value, chunk = 0, memoryview(bytearray(CHUNK))
+    with open_regular(path) as file:
+        while size := file.readinto(chunk):
+            value = zlib.crc32(chunk[:size], value)
+    return f"{value:08x}"
 
 
 def remove_leftovers(folder: Path) -> None:

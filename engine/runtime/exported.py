@@ -4,10 +4,9 @@ import hashlib
 import os
 import sys
 import tempfile
-import zlib
 from pathlib import Path
 
-from ..cache import cache_folder, remove_leftovers
+from ..cache import CHUNK, cache_folder, checksum, find_undamaged, remove_leftovers
 from ..errors import InputError, printable
 from ..reading import open_regular
 from .limited import run_limited
@@ -15,10 +14,6 @@ from .signature import Signature
 
 MAX_BYTES = 2 << 30  # of a checkpoint, as in `models.checkpoint`
 TIMEOUT = 20 * 60  # seconds; an export takes less than one minute on two cores
-CHUNK = 1 << 20  # bytes
-
-# Files of the cache whose content was compared with the checksum in their name: path and state.
-_verified: set[tuple[object, ...]] = set()
 
 
 def exported(signature: Signature, path: Path, precision: str) -> Path:
@@ -34,7 +29,7 @@ def exported(signature: Signature, path: Path, precision: str) -> Path:
     try:
         with open_regular(path, MAX_BYTES) as file:
             source = hashlib.file_digest(file, "sha256").hexdigest()
-        found = _find(folder, _stem(signature, source, precision))
+        found = find_undamaged(folder, _stem(signature, source, precision))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:
@@ -45,33 +40,6 @@ def exported(signature: Signature, path: Path, precision: str) -> Path:
 def _stem(signature: Signature, source: str, precision: str) -> str:
     """Return the beginning of a file's name, which is followed by the checksum of its content."""
     return f"{signature.kind}-{source[:32]}-{precision}"
-
-
-def _find(folder: Path, stem: str) -> Path | None:
-    """Return an undamaged file of the cache, and remove damaged ones."""
-    for path in sorted(folder.glob(f"{stem}-*.onnx")):
-        status = path.stat()
-        state = (path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        if state in _verified:
-            return path
-        if path.stem == f"{stem}-{_checksum(path)}":
-            _verified.add(state)
-            return path
-        print(printable(f"{path} is damaged; it is made again"), file=sys.stderr)
-        path.unlink(missing_ok=True)
-    return None
-
-
-def _checksum(path: Path) -> str:
-    """Return the CRC-32 of a file, which takes less than half the time of a digest.
-
-    It finds damage; nobody but the user can write to the cache.
-    """
-    checksum, chunk = 0, memoryview(bytearray(CHUNK))
-    with open_regular(path) as file:
-        while size := file.readinto(chunk):
-            checksum = zlib.crc32(chunk[:size], checksum)
-    return f"{checksum:08x}"
 
 
 def _export(signature: Signature, path: Path, precision: str, folder: Path) -> Path:
@@ -91,7 +59,7 @@ def _export(signature: Signature, path: Path, precision: str, folder: Path) -> P
             _run(signature, path, copy, made, precision)
             with made.open("rb") as file:
                 os.fsync(file.fileno())
-            target = folder / f"{_stem(signature, source, precision)}-{_checksum(made)}.onnx"
+            target = folder / f"{_stem(signature, source, precision)}-{checksum(made)}.onnx"
             made.replace(target)
     except OSError as error:  # a full disk
         raise InputError(

@@ -37,7 +37,7 @@ class OnnxNetwork:
         self._device, self._path = device, path
         if path.suffix.lower() in CHECKPOINT_SUFFIXES:
             path = exported(signature, path, "fp16" if device.type == "cuda" else "fp32")
-        session = _sessions.get(path, str(device), make=lambda: _new_session(path, device))
+        session = _sessions.get(path, str(device), make=lambda: open_session(path, device))
         self._session = session
         self._inputs = match(path, signature, signature.inputs, session.get_inputs())
         (self._output,) = match(path, signature, signature.outputs, session.get_outputs())
@@ -87,7 +87,13 @@ class OnnxNetwork:
         )
 
 
-def _new_session(path: Path, device: torch.device) -> onnxruntime.InferenceSession:
+def open_session(path: Path, device: torch.device) -> onnxruntime.InferenceSession:
+    """Open an ONNX file.
+
+    Raises:
+        InputError: ONNX Runtime cannot open it.
+        DeviceError: the CUDA provider does not start.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()

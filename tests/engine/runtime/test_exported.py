@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from engine import cache as cache_module
 from engine.cache import LEFTOVER_AGE, cache_folder, remove_leftovers
 from engine.errors import InputError
 from engine.runtime import exported as module
@@ -75,14 +76,14 @@ def test_a_checkpoint_replaced_during_its_export(source, cache, exports, monkeyp
 
 
 def test_a_checkpoint_replaced_before_it_is_copied(source, cache, exports, monkeypatch):
-    find = module._find
+    find = module.find_undamaged
 
     def find_and_replace(*arguments):
         found = find(*arguments)
         source.write_bytes(b"another network")
         return found
 
-    monkeypatch.setattr(module, "_find", find_and_replace)
+    monkeypatch.setattr(module, "find_undamaged", find_and_replace)
     path = exported(AUDIO_ENCODER, source, "fp32")
     assert digest(b"another network") in path.name
     assert path.read_bytes() == b"ONNX of another network"
@@ -144,8 +145,10 @@ def test_a_damaged_file_is_made_again(source, cache, exports, capsys, damaged, u
 
 def test_an_undamaged_file_is_checked_once(source, exports, monkeypatch):
     path = exported(AUDIO_ENCODER, source, "fp32")
-    checked, checksum = [], module._checksum
-    monkeypatch.setattr(module, "_checksum", lambda path: checked.append(path) or checksum(path))
+    checked, checksum = [], cache_module.checksum
+    monkeypatch.setattr(
+        cache_module, "checksum", lambda path: checked.append(path) or checksum(path)
+    )
     for _ in range(3):
         exported(AUDIO_ENCODER, source, "fp32")
     assert checked == [path]
