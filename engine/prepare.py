@@ -179,8 +179,8 @@ class _Found:
     sheet: Sheet
     boxes: Any
     """`faces.Boxes`"""
-    sideways: int | None
-    """How often most frames must be turned to show a face."""
+    sideways: int
+    """How often most frames without a face must be turned to show one; 0 if that is of no use."""
 
 
 def _follow_all(
@@ -218,13 +218,13 @@ def _follow(
             points = tracked.landmarks
             measures.add(picture.rgb, points, others=tracked.others, cut=tracked.cut)
             sheet.add(number, picture.rgb, points)
-            if tracked.turns is not None:
-                turns[tracked.turns % 4] += 1
+            turns[tracked.turns] += points is None and tracked.turns > 0
         if writer is not None:
             apart(writer.write_frame, picture.rgb)
         bar.update()
-    sideways = int(np.argmax(turns)) if any(turns) else None
-    return _Found(measures, sheet, smooth(measures.boxes, measures.cuts), sideways)
+    return _Found(
+        measures, sheet, smooth(measures.boxes, measures.cuts), sideways=int(np.argmax(turns))
+    )
 
 
 def _judge(film: Film, found: _Found, gaps: Gaps) -> tuple[np.ndarray, FaceFigures]:

@@ -140,7 +140,7 @@ def frames_to_keep(
     found: np.ndarray,
     gaps: Gaps,
     fps: Fraction,
-    sideways: int | None,
+    sideways: int,
 ) -> np.ndarray:
     """Decide which frames become frames of the avatar.
 

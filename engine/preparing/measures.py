@@ -11,9 +11,13 @@ CHIN, NOSE, LEFT, RIGHT = 152, 1, 234, 454
 UPPER_LIP, LOWER_LIP, LEFT_EYE, RIGHT_EYE = 13, 14, 33, 263
 LUMA = np.array([0.2126, 0.7152, 0.0722])  # BT.709
 STEP = 4  # every fourth pixel of every fourth row is enough for means
-# A face that repeats the frame before differs by no more, in levels out of 255: what the codec
-# makes of it. The noise of a camera alone is more.
-SAME = 0.1
+# A face moves at its edges, where pixels change by many levels. What a codec changes in a repeated
+# frame is spread over all pixels, by few levels. So of the changes of all pixels this one is used:
+CHANGE = 0.997
+# A frame repeats the one before if its face changes by less than this fraction of what it does in
+# the two frames before and in the two after. A person never stops for just one frame.
+REPEATED, AROUND = 0.45, 2
+COLUMNS = 10
 
 
 class Measures:
@@ -28,19 +32,19 @@ class Measures:
         luma: (N,): mean luma of the face, 0 to 255.
         others: (N,): number of other faces.
         cuts: (N,) bool: the film was cut before this frame.
-        repeated: (N,) bool: the face shows exactly what it did in the frame before.
+        repeated: (N,) bool: the frame shows what the one before does.
     """
 
     def __init__(self) -> None:
         self._rows = array("d")
         self._flags = array("b")
-        self._last: tuple[np.ndarray, tuple[int, int, int, int]] | None = None
+        self._last: np.ndarray | None = None
 
     def add(self, rgb: np.ndarray, landmarks: Landmarks | None, *, others: int, cut: bool) -> None:
         """Measure a frame, (H, W, 3) uint8, of which the person's landmarks are known."""
-        repeated = self._repeats(rgb, landmarks)
+        change = self._change(rgb, landmarks)
         if landmarks is None:
-            self._rows.extend([np.nan] * 9)
+            self._rows.extend([np.nan] * COLUMNS)
         else:
             p = landmarks.points.astype(np.float64)
             eyes = np.hypot(*(p[LEFT_EYE, :2] - p[RIGHT_EYE, :2]))
@@ -51,24 +55,27 @@ class Measures:
             self._rows.append(lips / eyes if eyes else np.nan)
             self._rows.extend(p[CHIN, :2].tolist())
             self._rows.append(_luma(rgb, box))
-        self._flags.extend((min(others, 100), cut, repeated))
+            self._rows.append(change)
+        self._flags.extend((min(others, 100), cut))
 
     def repeat(self) -> None:
         """Add a frame that is the last one again."""
-        self._rows.extend(self._rows[-9:])
-        self._flags.extend((self._flags[-3], 0, 1))
+        self._rows.extend(self._rows[-COLUMNS:-1])
+        self._rows.append(0.0)
+        self._flags.extend((self._flags[-2], 0))
 
     def skip(self) -> None:
         """Add a frame of which there is no picture."""
-        self._rows.extend([np.nan] * 9)
-        self._flags.extend((0, 0, 0))
+        self._rows.extend([np.nan] * COLUMNS)
+        self._flags.extend((0, 0))
+        self._last = None
 
     def __len__(self) -> int:
-        return len(self._flags) // 3
+        return len(self._flags) // 2
 
     @property
     def _table(self) -> np.ndarray:
-        return np.array(self._rows).reshape(-1, 9)
+        return np.array(self._rows).reshape(-1, COLUMNS)
 
     @property
     def boxes(self) -> np.ndarray:
@@ -92,30 +99,49 @@ class Measures:
 
     @property
     def others(self) -> np.ndarray:
-        return np.array(self._flags).reshape(-1, 3)[:, 0].astype(np.int64)
+        return np.array(self._flags).reshape(-1, 2)[:, 0].astype(np.int64)
 
     @property
     def cuts(self) -> np.ndarray:
-        return np.array(self._flags).reshape(-1, 3)[:, 1].astype(bool)
+        return np.array(self._flags).reshape(-1, 2)[:, 1].astype(bool)
 
     @property
     def repeated(self) -> np.ndarray:
-        return np.array(self._flags).reshape(-1, 3)[:, 2].astype(bool)
+        return find_repeated(self._table[:, 9])
 
-    def _repeats(self, rgb: np.ndarray, landmarks: Landmarks | None) -> bool:
-        """Return whether the face is that of the last frame, and keep this one."""
+    def _change(self, rgb: np.ndarray, landmarks: Landmarks | None) -> float:
+        """Return by how many levels the face has changed since the last frame; NaN if it was not
+        there."""
         last, green = self._last, rgb[::2, ::2, 1].copy()
-        self._last = None
-        if landmarks is None:
-            return False
-        x0, y0 = np.floor(landmarks.points[:, :2].min(axis=0) / 2).astype(int).clip(0)
-        x1, y1 = np.ceil(landmarks.points[:, :2].max(axis=0) / 2).astype(int).clip(0)
-        self._last = green, (x0, y0, x1, y1)
-        face = green[y0:y1, x0:x1]
-        if last is None or last[0].shape != green.shape or not face.size:
-            return False
-        before = last[0][y0:y1, x0:x1]
-        return bool(np.abs(face.astype(np.int16) - before).mean() < SAME)
+        self._last = None if landmarks is None else green
+        if landmarks is None or last is None:
+            return np.nan
+        low = np.floor(landmarks.points[:, :2].min(axis=0) / 2).astype(int).clip(0)
+        high = np.ceil(landmarks.points[:, :2].max(axis=0) / 2).astype(int).clip(0)
+        place = np.s_[low[1] : high[1], low[0] : high[0]]
+        changes = np.abs(green[place].astype(np.int16) - last[place]).ravel()
+        if not changes.size:
+            return np.nan
+        index = int(CHANGE * (changes.size - 1))
+        return float(np.partition(changes, index)[index])
+
+
+def find_repeated(change: np.ndarray) -> np.ndarray:
+    """Find the frames that show what the one before does.
+
+    Args:
+        change: (N,) by how much each frame differs from the one before; NaN if that is not known.
+
+    Returns:
+        (N,) bool.
+    """
+    known = np.nan_to_num(change)
+    before, after = (
+        np.max([np.roll(known, sign * k) for k in range(1, AROUND + 1)], axis=0) for sign in (1, -1)
+    )
+    before[0] = after[-1] = 0.0
+    least = np.minimum(before, after)
+    return ~np.isnan(change) & ((change == 0) | (change < REPEATED * least))
 
 
 def nose_place(points: np.ndarray) -> float:

@@ -64,7 +64,7 @@ def head(
     y0 = round(center[1] - size / 2)
     frame[max(y0, 0) : y0 + size, max(x0, 0) : max(x1, 0)] = MAGENTA
     # something that changes from frame to frame, as faces do
-    frame[y0 + 10 : y0 + 30, x0 + 10 : x1 - 10] = (190, 40, round(150 + 30 * np.sin(40 * t)))
+    frame[y0 + 10 : y0 + 30, x0 + 10 : x1 - 10] = (190, round(50 + 40 * np.sin(40 * t)), 190)
     middle, half = y0 + round(0.7 * size), round(float(envelope(t)) * size / 10)
     frame[
         middle - half : middle + half, round(x - size / wide / 6) : round(x + size / wide / 6)
@@ -179,7 +179,7 @@ class HeadTracker:
         hidden: Collection[int] = (),
         others: int = 0,
         nose: float = 0.5,
-        turns: int | None = None,
+        turns: int = 0,
         chin: float = 0,
     ):
         self._hidden, self._others, self._nose, self._turns = hidden, others, nose, turns
@@ -205,7 +205,7 @@ class HeadTracker:
         points[LEFT_EYE, :2], points[RIGHT_EYE, :2] = (x0, y0), (x1, y0)
         points[UPPER_LIP, :2], points[LOWER_LIP, :2] = (middle, y0), (middle, y0 + opened)
         points[CHIN, :2] = middle, y1 + self._chin
-        return Tracked(Landmarks(points, 0.99), self._others, False, None)
+        return Tracked(Landmarks(points, 0.99), self._others, False, 0)
 
 
 def sees(monkeypatch, **options) -> None:
