@@ -173,7 +173,7 @@ class Film:
     def _missing(self) -> np.ndarray:
         stream = self.video.stream
         errors = time_errors(self.chosen, stream.times, stream.time_base, self.fps)
-        return errors * float(self.fps) > FARTHEST
+        return errors * float(self.fps) > FARTHEST + 0.01  # for rounding errors
 
     def _set_size(self) -> None:
         stream = self.video.stream

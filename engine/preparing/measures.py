@@ -14,10 +14,11 @@ STEP = 4  # every fourth pixel of every fourth row is enough for means
 # A face moves at its edges, where pixels change by many levels. What a codec changes in a repeated
 # frame is spread over all pixels, by few levels. So of the changes of all pixels this one is used:
 CHANGE = 0.997
-# A frame repeats the one before if its face changes by less than this fraction of what it does in
-# the two frames before and in the two after. A person never stops for just one frame.
+# A frame repeats the one before if each half of its face, above and below the nose, changes by less
+# than this fraction of what it does in the two frames before and in the two after. Lips stand still
+# for a frame when they turn, but not the rest of the face too.
 REPEATED, AROUND = 0.45, 2
-COLUMNS = 10
+COLUMNS = 11
 
 
 class Measures:
@@ -55,13 +56,12 @@ class Measures:
             self._rows.append(lips / eyes if eyes else np.nan)
             self._rows.extend(p[CHIN, :2].tolist())
             self._rows.append(_luma(rgb, box))
-            self._rows.append(change)
+            self._rows.extend(change)
         self._flags.extend((min(others, 100), cut))
 
     def repeat(self) -> None:
         """Add a frame that is the last one again."""
-        self._rows.extend(self._rows[-COLUMNS:-1])
-        self._rows.append(0.0)
+        self._rows.extend([*self._rows[-COLUMNS:-2], 0.0, 0.0])
         self._flags.extend((self._flags[-2], 0))
 
     def skip(self) -> None:
@@ -107,41 +107,47 @@ class Measures:
 
     @property
     def repeated(self) -> np.ndarray:
-        return find_repeated(self._table[:, 9])
+        return find_repeated(self._table[:, 9:])
 
-    def _change(self, rgb: np.ndarray, landmarks: Landmarks | None) -> float:
-        """Return by how many levels the face has changed since the last frame; NaN if it was not
-        there."""
+    def _change(self, rgb: np.ndarray, landmarks: Landmarks | None) -> list[float]:
+        """Return by how many levels the face has changed since the last frame, above and below the
+        nose; NaN if it was not there."""
         last, green = self._last, rgb[::2, ::2, 1].copy()
         self._last = None if landmarks is None else green
         if landmarks is None or last is None:
-            return np.nan
-        low = np.floor(landmarks.points[:, :2].min(axis=0) / 2).astype(int).clip(0)
-        high = np.ceil(landmarks.points[:, :2].max(axis=0) / 2).astype(int).clip(0)
-        place = np.s_[low[1] : high[1], low[0] : high[0]]
-        changes = np.abs(green[place].astype(np.int16) - last[place]).ravel()
-        if not changes.size:
-            return np.nan
-        index = int(CHANGE * (changes.size - 1))
-        return float(np.partition(changes, index)[index])
+            return [np.nan, np.nan]
+        points = landmarks.points[:, :2] / 2
+        x0, y0 = np.floor(points.min(axis=0)).astype(int).clip(0)
+        x1, y1 = np.ceil(points.max(axis=0)).astype(int).clip(0)
+        nose = max(int(points[NOSE, 1]), 0)
+        places = np.s_[y0:nose, x0:x1], np.s_[nose:y1, x0:x1]
+        return [_large_change(green[place], last[place]) for place in places]
+
+
+def _large_change(now: np.ndarray, before: np.ndarray) -> float:
+    """Return the change that few pixels exceed; NaN if there are no pixels."""
+    changes = np.abs(now.astype(np.int16) - before).ravel()
+    index = int(CHANGE * (changes.size - 1))
+    return float(np.partition(changes, index)[index]) if changes.size else np.nan
 
 
 def find_repeated(change: np.ndarray) -> np.ndarray:
     """Find the frames that show what the one before does.
 
     Args:
-        change: (N,) by how much each frame differs from the one before; NaN if that is not known.
+        change: (N, parts) by how much each part of a frame differs from the one before; NaN if that
+            is not known.
 
     Returns:
         (N,) bool.
     """
     known = np.nan_to_num(change)
-    before, after = (
-        np.max([np.roll(known, sign * k) for k in range(1, AROUND + 1)], axis=0) for sign in (1, -1)
-    )
-    before[0] = after[-1] = 0.0
+    before, after = np.zeros_like(known), np.zeros_like(known)
+    for k in range(1, AROUND + 1):
+        before[k:] = np.maximum(before[k:], known[:-k])
+        after[:-k] = np.maximum(after[:-k], known[k:])
     least = np.minimum(before, after)
-    return ~np.isnan(change) & ((change == 0) | (change < REPEATED * least))
+    return ((change == 0) | (change < REPEATED * least)).all(axis=1)
 
 
 def nose_place(points: np.ndarray) -> float:

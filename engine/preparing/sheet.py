@@ -41,7 +41,7 @@ class Sheet:
     """
 
     def __init__(self, count: int):
-        self._wanted = {round((i + 0.5) * count / SHOWN - 0.5) for i in range(SHOWN)}
+        self._wanted = [round((i + 0.5) * count / SHOWN - 0.5) for i in range(SHOWN)]
         self._spread: list[Picture] = []
         self._gaps: list[Picture] = []
         self._turned: tuple[float, Picture] | None = None
@@ -57,7 +57,9 @@ class Sheet:
             return
         self._in_gap = False
         points = landmarks.points[:, :2]
-        if number in self._wanted:
+        if self._wanted and number >= self._wanted[0]:  # or the first one with a face after it
+            while self._wanted and number >= self._wanted[0]:
+                self._wanted.pop(0)
             self._spread.append(_around(number, rgb, points))
         away, size = abs(nose_place(points) - 0.5), float(np.ptp(points[:, 0]))
         if self._turned is None or away > self._turned[0] + 0.005:

@@ -12,6 +12,7 @@ import numpy as np
 from kernels.spec import SAMPLE_RATE
 
 from ..errors import InputError
+from ..media.files import open_media
 from ..media.mixdown import Meter, to_mono
 from ..media.resampling import Resampler
 from ..media.speech import check_samples
@@ -54,6 +55,9 @@ def survey_sound(path: str | os.PathLike, zero: float | None) -> Survey:
     Raises:
         InputError: the film has no sound, or only silence; or it cannot be read.
     """
+    with open_media(path) as container:
+        if not container.streams.audio:
+            raise InputError(f"{path} has no sound; if that is meant, add --no-audio")
     notes: list[str] = []
     meter = Meter()
     rate = channels = end = 0

@@ -5,6 +5,7 @@ lips can be found in the finished avatar without any network.
 """
 
 import json
+import signal
 from collections.abc import Callable, Collection, Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -28,9 +29,11 @@ from engine.preparing.measures import (
 from tests.engine.media.sound_files import heard_at
 
 HEIGHT, WIDTH, HEAD = 200, 240, 168
+X264 = {"preset": "ultrafast", "crf": "12"}
 MAGENTA, GREEN = (190, 40, 190), (40, 190, 40)
+TEXTURE = np.kron(np.random.default_rng(5).integers(0, 80, (8, 30)), np.ones((4, 8)))
 RATE = 48000
-TICKS = 90000  # a second, in the films
+TICKS = 60000  # a second, in the films
 
 Scene = Callable[[float], np.ndarray]
 Sound = Callable[[np.ndarray], np.ndarray]
@@ -59,16 +62,19 @@ def head(
     height, width = shape
     frame = np.full((height, width, 3), light, np.uint8)
     frame[:: height // 10] //= 2
-    x = (center[0] + 4 * np.sin(2 * np.pi * t / 3)) / wide
-    x0, x1 = round(x - size / wide / 2), round(x + size / wide / 2)
-    y0 = round(center[1] - size / 2)
-    frame[max(y0, 0) : y0 + size, max(x0, 0) : max(x1, 0)] = MAGENTA
+    columns = round(size / wide)
+    face = np.empty((size, columns, 3), np.uint8)
+    face[:] = MAGENTA
     # something that changes from frame to frame, as faces do
-    frame[y0 + 10 : y0 + 30, x0 + 10 : x1 - 10] = (190, round(50 + 40 * np.sin(40 * t)), 190)
-    middle, half = y0 + round(0.7 * size), round(float(envelope(t)) * size / 10)
-    frame[
-        middle - half : middle + half, round(x - size / wide / 6) : round(x + size / wide / 6)
-    ] = GREEN
+    strip = np.roll(TEXTURE, round(100 * t), axis=1)
+    face[size // 12 : size // 4, 2:-2, 1] = strip[: size // 4 - size // 12, : columns - 4]
+    middle, half = round(0.7 * size), round(float(envelope(t)) * size / 10)
+    face[middle - half : middle + half, columns // 3 : columns - columns // 3] = GREEN
+    x0 = round((center[0] + 4 * np.sin(2 * np.pi * t / 3)) / wide - columns / 2)
+    y0 = round(center[1] - size / 2)
+    seen = face[max(-y0, 0) : height - y0, max(-x0, 0) : width - x0]
+    y0, x0 = max(y0, 0), max(x0, 0)
+    frame[y0 : y0 + seen.shape[0], x0 : x0 + seen.shape[1]] = seen
     return frame
 
 
@@ -106,6 +112,7 @@ def write_film(
     sound_at: float = 0,
     gain: float = 1,
     codec: str = "libx264",
+    voice_codec: str = "aac",
     pix_fmt: str = "yuv420p",
     tags: dict[str, int] | None = None,
     aspect: Fraction | None = None,
@@ -121,7 +128,7 @@ def write_film(
         times = [float(i / Fraction(rate)) for i in range(round(seconds * rate))]
     with av.open(str(path), "w") as output:
         video = output.add_stream(
-            codec, rate=rate, options={"preset": "ultrafast", "crf": "12", **(options or {})}
+            codec, rate=rate, options={**(X264 if codec == "libx264" else {}), **(options or {})}
         )
         frames = [(time, scene(time)) for time in times]
         video.height, video.width = frames[0][1].shape[:2]
@@ -136,7 +143,7 @@ def write_film(
             context.sample_aspect_ratio = aspect
         audio = None
         if sound is not None:
-            audio = output.add_stream("aac", rate=RATE)
+            audio = output.add_stream(voice_codec, rate=RATE)
             audio.layout = "mono"
         for time, rgb in frames:
             frame = (
@@ -172,6 +179,7 @@ class HeadTracker:
         nose: where the nose is, as of `nose_place`.
         turns: what it says of pictures without a face.
         chin: pixels that the chin is below the head.
+        interrupted_at: number of the picture at which Ctrl-C is pressed.
     """
 
     def __init__(
@@ -181,27 +189,30 @@ class HeadTracker:
         nose: float = 0.5,
         turns: int = 0,
         chin: float = 0,
+        interrupted_at: int = -1,
     ):
         self._hidden, self._others, self._nose, self._turns = hidden, others, nose, turns
-        self._chin = chin
+        self._chin, self._interrupted_at = chin, interrupted_at
         self.calls = 0
 
     def follow(self, rgb: np.ndarray) -> Tracked:
         number, self.calls = self.calls, self.calls + 1
+        if number == self._interrupted_at:
+            signal.raise_signal(signal.SIGINT)
         red, green, blue = rgb[..., 0].astype(int), rgb[..., 1].astype(int), rgb[..., 2].astype(int)
-        skin = (red > green + 60) & (blue > green + 60)
+        skin = (red > 1.6 * green + 5) & (blue > 1.6 * green + 5)
         columns, rows = np.flatnonzero(skin.any(axis=0)), np.flatnonzero(skin.any(axis=1))
         if number in self._hidden or not len(rows):
             return Tracked(None, 0, False, self._turns)
         x0, x1, y0, y1 = columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
         middle = (x0 + x1) / 2
-        mouth = (green > red + 60) & (green > blue + 60)
+        mouth = (green > 1.6 * red + 5) & (green > 1.6 * blue + 5)
         opened = mouth[y0:y1, x0:x1].any(axis=1).sum()
         points = np.zeros((468, 3), np.float32)
         spread = np.linspace(0, 1, 468)
         points[:, 0], points[:, 1] = x0 + spread * (x1 - x0), y0 + spread[::-1] * (y1 - y0)
         points[[93, LEFT], 0], points[[323, RIGHT], 0], points[195, 1] = x0, x1, y0
-        points[NOSE, 0] = x0 + self._nose * (x1 - x0)
+        points[NOSE, :2] = x0 + self._nose * (x1 - x0), (y0 + y1) / 2
         points[LEFT_EYE, :2], points[RIGHT_EYE, :2] = (x0, y0), (x1, y0)
         points[UPPER_LIP, :2], points[LOWER_LIP, :2] = (middle, y0), (middle, y0 + opened)
         points[CHIN, :2] = middle, y1 + self._chin
