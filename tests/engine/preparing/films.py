@@ -131,7 +131,9 @@ def write_film(
             codec, rate=rate, options={**(X264 if codec == "libx264" else {}), **(options or {})}
         )
         frames = [(time, scene(time)) for time in times]
-        video.height, video.width = frames[0][1].shape[:2]
+        first = frames[0][1]
+        drawn = isinstance(first, np.ndarray)
+        video.height, video.width = first.shape[:2] if drawn else (first.height, first.width)
         video.pix_fmt = pix_fmt
         context = video.codec_context
         context.time_base = video.time_base = Fraction(1, TICKS)
