@@ -1,6 +1,7 @@
 """Find the faces in a picture, with MediaPipe's face detector."""
 
 import math
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ CELLS = 48  # a side of its grid of anchors, each in the middle of a cell
 OUTPUTS = ["reshaped_regressor_face_4", "reshaped_classifier_face_4"]
 LEAST_LOGIT = 0.0  # of a face: a score of 0.5
 SAME_FACE = 0.3  # intersection over union, above which two boxes are of the same face
+PART = 3.0  # size of the part around a face in which turns are compared, in the face's size
 MOST_TURNED = math.radians(60)  # of an upright face
 
 _MIDDLES = (np.arange(CELLS) + 0.5) / CELLS
@@ -70,35 +72,39 @@ class Detector:
         self._session = open_session(path, torch.device(device))
         self._input = self._session.get_inputs()[0].name
 
-    def detect(self, rgb: np.ndarray) -> list[Face]:
+    def detect(self, rgb: np.ndarray, small: bool = True) -> list[Face]:
         """Find upright faces in a picture, the largest first.
-
-        If there are none in the whole picture, it is searched in overlapping squares of half its
-        longer side, for faces that are too small for the network otherwise: under 4% of that side.
 
         Args:
             rgb: (H, W, 3) uint8.
+            small: if there are none in the whole picture, search it in overlapping squares of half
+                its longer side, for faces that are otherwise too small for the network: under 4%
+                of that side. It takes several times as long.
         """
         check_picture(rgb)
         height, width = rgb.shape[:2]
-        return self._find(rgb, _whole(height, width)) or self._find(rgb, _windows(height, width))
+        faces = self._find(rgb, _whole(height, width))
+        return self._find(rgb, _windows(height, width)) if small and not faces else faces
 
     def quarter_turns(self, rgb: np.ndarray) -> int | None:
         """Return how often the picture must be turned by 90 degrees, counterclockwise as by
         `numpy.rot90`, for its faces to be upright: 0 to 3, or None if no turn shows a face.
 
-        A face on its side is often found too, but with a lower score than an upright one.
+        A face on its side is found too, but with a lower score than an upright one, if it is large
+        enough in the picture. Therefore the four scores are of a part around the face.
         """
         check_picture(rgb)
-        for divide in (_whole, _windows):
-            scores: dict[int, float] = {}
-            for turns in range(4):
-                turned = np.rot90(rgb, turns)
-                for face in self._find(turned, divide(*turned.shape[:2])):
-                    scores[turns] = max(face.score, scores.get(turns, 0.0))
-            if scores:
-                return max(scores, key=lambda turns: scores[turns])
+        for divide, turns in product((_whole, _windows), range(4)):
+            turned = np.rot90(rgb, turns)
+            if faces := self._find(turned, divide(*turned.shape[:2])):
+                part = _around(turned, max(faces, key=lambda face: face.score))
+                scores = [self._score(np.rot90(part, more)) for more in range(4)]
+                return (turns + int(np.argmax(scores))) % 4
         return None
+
+    def _score(self, rgb: np.ndarray) -> float:
+        """Return the best score of a face in a picture; 0 without one."""
+        return max((face.score for face in self._find(rgb, _whole(*rgb.shape[:2]))), default=0.0)
 
     def _find(self, rgb: np.ndarray, windows: list[Window]) -> list[Face]:
         """Return the faces in windows of a picture; one that is in several is returned once."""
@@ -124,6 +130,14 @@ def check_picture(rgb: np.ndarray) -> None:
     """Raise ValueError if this is not a picture, (H, W, 3) uint8."""
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or not rgb.size:
         raise ValueError(f"a picture is {rgb.dtype} {rgb.shape}; expected uint8 (H, W, 3)")
+
+
+def _around(rgb: np.ndarray, face: Face) -> np.ndarray:
+    """Return the part of a picture around a face, of PART times its size."""
+    height, width = rgb.shape[:2]
+    (x, y), reach = face.center, PART * face.size / 2
+    x0, y0 = max(int(x - reach), 0), max(int(y - reach), 0)
+    return rgb[y0 : min(int(y + reach) + 1, height), x0 : min(int(x + reach) + 1, width)]
 
 
 def _whole(height: int, width: int) -> list[Window]:

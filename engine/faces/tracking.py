@@ -13,6 +13,7 @@ UNCONFIRMED = 3  # looks without the person, after which the mesh is not trusted
 PATIENCE = 25  # frames without the person, after which somebody elsewhere is followed
 CUT = 20.0  # levels, mean over the picture's parts: a larger change is a cut
 PARTS, SAMPLES = 8, 8  # a side of the picture in parts, and a side of a part in pixels looked at
+SMALL = 0.1  # of the picture's longer side: smaller faces are looked for in its parts
 # Distance between the middles of a face and a mesh, in the larger one's size, ...
 NEAR = 1.0  # which can be one person's in successive frames
 SAME = 0.35  # which are of one face, if
@@ -96,7 +97,9 @@ class Tracker:
         Returns:
             `found` if it is on a face, otherwise the mesh of the face nearest to the last place.
         """
-        faces = self._detector.detect(rgb)
+        due = self._frame % CHECKED == 0
+        small = self._last is None or _size(self._last) < SMALL * max(rgb.shape[:2])
+        faces = self._detector.detect(rgb, small=small or due)
         face = self._nearest(faces, found or self._last, anywhere)
         self._others = len(faces) - (face is not None)
         if face is None:
@@ -133,10 +136,14 @@ def _distance(face: Face, place: Landmarks) -> float:
     """Return the distance between the middles of a face and a mesh, in the larger one's size."""
     low, high = place.points[:, :2].min(axis=0), place.points[:, :2].max(axis=0)
     x, y = ((low + high) / 2 - face.center).tolist()
-    return math.hypot(x, y) / max(face.size, float((high - low).max()))
+    return math.hypot(x, y) / max(face.size, _size(place))
 
 
 def _is_on(face: Face, found: Landmarks) -> bool:
     """Return whether a mesh is on a face that the detector found."""
-    size = float(np.ptp(found.points[:, :2], axis=0).max())
-    return _distance(face, found) <= SAME and 1 / ALIKE <= face.size / size <= ALIKE
+    return _distance(face, found) <= SAME and 1 / ALIKE <= face.size / _size(found) <= ALIKE
+
+
+def _size(place: Landmarks) -> float:
+    """Return the longer side of a mesh in pixels."""
+    return float(np.ptp(place.points[:, :2], axis=0).max())

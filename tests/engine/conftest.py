@@ -1,5 +1,6 @@
 """Fixtures: a small avatar in every layout, and networks for TensorRT."""
 
+import fcntl
 import hashlib
 import json
 import shutil
@@ -11,6 +12,10 @@ import numpy as np
 import pytest
 
 from engine.cache import cache_folder
+from engine.faces import FaceNetworks, face_networks
+from engine.faces.fetch import Unavailable, fetch, from_folder
+from engine.faces.nets import DETECTOR, MESH
+from engine.files import write_whole
 from engine.runtime.exported import exported
 from engine.runtime.signature import AUDIO_ENCODER, GENERATOR
 from tests.conftest import DEMO
@@ -113,3 +118,33 @@ def older(fp16_safe_checkpoints, shared_folder) -> Path:
         onnx_files.older_export(fp16_safe_checkpoints["generator"], folder / "older.onnx")
 
     return shared_folder("older", make) / "older.onnx"
+
+
+@pytest.fixture(scope="session")
+def face_models(request) -> Path:
+    """A folder for `--models`, with the files of the networks that find faces.
+
+    They are fetched as for users, once for a checkout.
+    """
+    folder = request.config.cache.mkdir("faces")
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of another worker
+        for file in (DETECTOR, MESH):
+            try:
+                from_folder(file, folder)
+            except Unavailable:
+                try:
+                    data = fetch(file)
+                except Unavailable as error:
+                    pytest.skip(f"{file.name} cannot be fetched: {error}")
+                write_whole(folder / file.name, lambda path, data=data: path.write_bytes(data))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def face_nets(face_models, tmp_path_factory) -> FaceNetworks:
+    """The networks that find faces, converted by this checkout."""
+    pytest.importorskip("tflite")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("faces")))
+        return face_networks(face_models)
