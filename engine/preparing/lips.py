@@ -40,8 +40,10 @@ def compare_lips(openness: np.ndarray, loudness: np.ndarray, fps: float) -> Lips
     reach = round(REACH * fps)
     found = []
     for lag in range(-reach, reach + 1):
-        first, second = lips[max(-lag, 0) : count - max(lag, 0)], sound[max(lag, 0) :]
-        second = second[: len(first)]
+        if count - abs(lag) < FEWEST:
+            continue
+        first = lips[max(-lag, 0) : count - max(lag, 0)]
+        second = sound[max(lag, 0) : count - max(-lag, 0)]
         known = ~np.isnan(first) & ~np.isnan(second)
         if known.sum() < FEWEST:
             continue

@@ -1,4 +1,7 @@
-"""The drawn person as a film: speaking, at half of the demo's size."""
+"""The drawn person as a film: speaking, at half of the demo's size.
+
+Drawing is slow, so the film is kept: python -m tests.engine.preparing.people writes it.
+"""
 
 import json
 import wave
@@ -10,9 +13,10 @@ import numpy as np
 from engine.media.video import Video
 from examples.person import Mouth, draw, face_box, idle
 from examples.speech import Phoneme, mouths
-from tests.conftest import DEMO
+from tests.conftest import DEMO, ROOT
 from tests.engine.preparing.films import write_film
 
+TALK = ROOT / "tests" / "cases" / "talk.mp4"
 SCALE = 2  # the demo's frames are so many times as large
 SECONDS = 4
 
@@ -41,6 +45,12 @@ def drawings(seconds: float = SECONDS) -> list[np.ndarray]:
     return frames
 
 
+def drawn() -> list[np.ndarray]:
+    """Return the drawings of the kept film."""
+    video = Video(TALK)
+    return [video.pixels(frame).copy() for _, frame in video.frames()]
+
+
 def true_boxes(count: int) -> np.ndarray:
     """Return the boxes with which the person is drawn, (count, 4) float."""
     return np.array([face_box(idle(i / 25)) for i in range(count)]) / SCALE
@@ -56,3 +66,6 @@ def write_talk(path: Path, frames: list[np.ndarray], late: float = 0, **options)
         **options,
     )
 
+
+if __name__ == "__main__":
+    write_talk(TALK, drawings(), options={"preset": "slow", "crf": "20", "bf": "0"})
