@@ -109,6 +109,8 @@ def test_imports(path):
         assert not modules & COMMANDS
     if room == "engine" and inner.parts[1] in FOLDERS:
         assert not modules & ABOVE_FOLDERS
+    if inner.parts[:2] == ("engine", "faces"):  # it knows pictures and points only
+        assert not any(name.startswith(("engine.avatar", "engine.media")) for name in modules)
 
 
 def test_the_files_are_found():
@@ -166,7 +168,7 @@ def test_gpu_tests_import_without_optional_packages():
         "sys.modules.update(dict.fromkeys(absent))\n"
         "names = 'test_on_gpu device.test_buffers runtime.test_tensorrt runtime.test_runtime'\n"
         "for name in [*names.split(), 'avatar.test_avatar', 'live.test_live_on_gpu',\n"
-        "    'batches.test_batches_on_gpu']:\n"
+        "    'batches.test_batches_on_gpu', 'faces.test_faces_on_gpu']:\n"
         "    importlib.import_module(f'tests.engine.{name}')\n"
         "import tests.train.test_train_on_gpu\n"
         "import tests.engine.conftest, benchmarks.pipeline, benchmarks.kernels, benchmarks.live\n"

@@ -150,7 +150,7 @@ def _windows(height: int, width: int) -> list[Window]:
 
     def starts(length: int) -> list[int]:
         count = max(-(-2 * (length - side) // side), 0) + 1
-        return [round(step * (length - side) / max(count - 1, 1)) for step in range(count)]
+        return sorted({round(step * (length - side) / max(count - 1, 1)) for step in range(count)})
 
     return [
         (x, y, min(x + side, width), min(y + side, height))

@@ -28,6 +28,9 @@ if not (find_spec("av") and find_spec("scipy")):
     collect_ignore += [
         f"avatar/test_{name}.py" for name in ("containers", "damaged_videos", "frames")
     ]
+    collect_ignore += [
+        f"faces/test_{name}.py" for name in ("boxes", "detector", "mesh", "tflite", "tracking")
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from scipy.ndimage import gaussian_filter1d
 
 from engine.faces import Gap, box_of, smooth
-from engine.faces.boxes import HELD
 
 NONE = np.full(4, np.nan)
 
@@ -42,12 +41,12 @@ def test_they_stay_near_a_gaussian_of_scipy(count, seed):
     middle = gaussian_filter1d((boxes[:, 0] + boxes[:, 2]) / 2, 2, mode="nearest")
     top = gaussian_filter1d(boxes[:, 1], 2, mode="nearest")
     for whole, value in ((x1 - x0, size), ((x0 + x1) / 2, middle), (y0, top)):
-        assert np.abs(whole - value).max() <= HELD + 1e-6
+        assert np.abs(whole - value).max() <= 0.75 + 1e-6
         assert abs(whole[0] - value[0]) <= 0.5 + 1e-6
     # and change only when they must
     for whole, value in ((x1 - x0, size), (y0, top)):
         changes = np.flatnonzero(np.diff(whole)) + 1
-        assert (np.abs(whole[changes - 1] - value[changes]) > HELD - 1e-6).all()
+        assert (np.abs(whole[changes - 1] - value[changes]) > 0.75 - 1e-6).all()
         assert (np.abs(whole[changes] - value[changes]) <= 0.5 + 1e-6).all()
 
 

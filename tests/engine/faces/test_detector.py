@@ -1,6 +1,7 @@
 """Faces are found where they are: of any size, in any shape of picture, one or several, or none."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,43 @@ from tests.engine.faces.scenes import BOXES, scene, shrunk
 
 # corners of the eyes, the nose's tip and the middle of the lips, in the mesh
 MARKS = [(33, 133), (362, 263), (1,), (13, 14)]
+
+
+def test_it_is_what_litert_s_outputs_say(detector):
+    """A picture of the network's own size, and outputs of Google's interpreter for it, see
+    test_tflite.py. Two anchors have seen the face."""
+    with np.load(Path(__file__).with_name("litert.npz")) as file:
+        litert = dict(file)
+    (face,) = detector.detect(litert["whole"])
+    assert (litert["logits"] > 0).sum() == 2
+    scores = 1 / (1 + np.exp(-litert["logits"][:2]))
+    places = []
+    for anchor, raw in zip(litert["best"][:2], litert["raw"][:2], strict=True):
+        x, y = (anchor % 48 + 0.5) * 4, (anchor // 48 + 0.5) * 4
+        u, v, width, height = raw[:4]
+        box = [x + u - width / 2, y + v - height / 2, x + u + width / 2, y + v + height / 2]
+        places.append([*box, *np.add(raw[4:].reshape(6, 2), [x, y]).ravel()])
+    expected = (np.array(places) * scores[:, None]).sum(axis=0) / scores.sum()
+    np.testing.assert_allclose(face.box, expected[:4], atol=0.01)
+    np.testing.assert_allclose(face.key_points.ravel(), expected[4:], atol=0.01)
+    assert face.score == pytest.approx(scores[0], abs=1e-4)
+
+
+def test_a_photograph(detector, mesh):
+    """Eileen Collins, by NASA. The places were read off the picture by eye."""
+    picture = pytest.importorskip("skimage.data").astronaut()
+    (face,) = detector.detect(picture)
+    eyes_and_mouth = [(201, 100), (247, 103), (224, 147)]
+    points = mesh.fit(picture, region_of_face(face)).points[:, :2]
+    of_mesh = [points[[33, 133]].mean(0), points[[362, 263]].mean(0), points[[13, 14]].mean(0)]
+    assert np.abs(face.key_points[[0, 1, 3]] - eyes_and_mouth).max() < 6
+    assert np.abs(np.array(of_mesh) - eyes_and_mouth).max() < 4
+    assert [detector.quarter_turns(np.rot90(picture, turned)) for turned in range(4)] == [
+        0,
+        3,
+        2,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("turn", [0, -0.4])

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine.faces import Detector, Mesh
 from engine.faces.mesh import Region, region_of_face, region_of_points, warp
 
 
@@ -21,28 +20,28 @@ from engine.faces.mesh import Region, region_of_face, region_of_points, warp
     size=st.floats(3, 300),
     angle=st.floats(-3.2, 3.2),
     side=st.sampled_from([16, 33, 192]),
+    axis=st.sampled_from([0, 1]),
 )
-def test_warp_on_a_slope(x, y, size, angle, side):
+def test_warp_on_a_slope(x, y, size, angle, side, axis):
     """Any mean of pixels around a place is the slope's value there: it shows a shift of any part
     of a pixel, in the reduction too."""
-    columns, rows = np.meshgrid(np.arange(100) + 0.5, np.arange(80) + 0.5)
-    slope = np.stack([columns * 2.5, rows * 3, 255 - columns * 2.5], axis=-1)
-    made = warp(slope.round().astype(np.uint8), Region(x, y, size, angle), side).astype(float)
+    places = np.meshgrid(np.arange(100) + 0.5, np.arange(80) + 0.5)[axis] * 2.5
+    slopes = np.stack([places, 255 - places, places], axis=-1)
+    made = warp(slopes.round().astype(np.uint8), Region(x, y, size, angle), side).astype(float)
     offsets = ((np.arange(side) + 0.5) / side - 0.5) * size
     right, down = np.meshgrid(offsets, offsets)
     source_x = x + math.cos(angle) * right - math.sin(angle) * down
     source_y = y + math.sin(angle) * right + math.cos(angle) * down
     edge = 1 + 2 * max(size / side, 1)
-    inside = np.minimum(source_x, 100 - source_x) > edge
-    inside &= np.minimum(source_y, 80 - source_y) > edge
-    expected = np.stack([source_x * 2.5, source_y * 3, 255 - source_x * 2.5], axis=-1)
-    errors = (made - expected)[inside]
-    assert np.abs(errors).max(initial=0) <= 2.5  # it rounds twice, and then down
-    if len(errors) > 100:  # of a tenth of a pixel
-        assert np.abs(errors.mean(axis=0) + 0.5).max() < 0.3
-    outside = np.minimum(source_x, 100 - source_x) < -edge
-    outside |= np.minimum(source_y, 80 - source_y) < -edge
-    assert made[outside].max(initial=0) == 0
+    distance = np.minimum(np.minimum(source_x, 100 - source_x), np.minimum(source_y, 80 - source_y))
+    assert made[distance < -edge].max(initial=0) == 0
+    expected = (source_x, source_y)[axis] * 2.5
+    up, down, _ = np.moveaxis(made, -1, 0) - np.stack([expected, 255 - expected, expected])
+    inside = distance > edge
+    assert max(np.abs(up)[inside].max(initial=0), np.abs(down)[inside].max(initial=0)) <= 2.5
+    # What it rounds down is the same in both, and what it shifts is opposite: a fifth of a pixel.
+    if inside.sum() > 100:
+        assert abs((up - down)[inside].mean()) < 1
 
 
 def test_warp_of_a_picture(person):
@@ -137,15 +136,3 @@ def test_regions(first):
     center = np.array([0.6, 0.8]) * 50 + np.array([-0.8, 0.6]) * -25
     assert (region.x, region.y) == pytest.approx(tuple(center))
     assert region_of_points(first.points).angle == pytest.approx(0, abs=0.1)
-
-
-@pytest.mark.gpu
-def test_on_a_gpu(face_nets, detector, mesh, person):
-    on_gpu = Detector(face_nets.detector, "cuda"), Mesh(face_nets.mesh, "cuda")
-    for frame in person[:4].numpy():
-        (face,), (same,) = (one.detect(frame) for one in (detector, on_gpu[0]))
-        np.testing.assert_allclose(same.box, face.box, atol=0.05)
-        region = region_of_face(face)
-        expected = mesh.fit(frame, region)
-        found = on_gpu[1].fit(frame, region)
-        np.testing.assert_allclose(found.points, expected.points, atol=0.1)
