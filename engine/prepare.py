@@ -48,6 +48,10 @@ class Summary:
     fps: Fraction
     copied: bool
     """Whether the frames are those of the film's file, not encoded again."""
+    doubled: int
+    """How many of the film's frames were repeated to get the rate."""
+    left_out: int
+    """How many were left out for it."""
     face: FaceFigures
     sound: SoundFigures | None
     """None with `audio=False`."""
@@ -59,13 +63,15 @@ class Summary:
         parts = [
             f"{self.output}: {self.frames} frames, {float(self.frames / self.fps):.1f} s at "
             f"{float(self.fps):.6g} a second{', copied as they are' if self.copied else ''}",
+            f"{self.doubled} frames repeated and {self.left_out} left out to get this rate",
             f"face boxes of {face.box_min} to {face.box_max} pixels",
         ]
         if sound is not None:
             parts.append(f"speech {sound.speech:.0%}")
         if sound is not None and sound.lips is not None:
             parts.append(f"lips and sound {sound.lips.lag:+} frames ({sound.lips.correlation:.2f})")
-        parts.append("no warnings" if not self.warnings else f"{len(self.warnings)} warnings")
+        count = len(self.warnings)
+        parts.append(f"{count or 'no'} warning{'s' * (count != 1)}; look at prepare.png")
         return "; ".join(parts)
 
 
@@ -121,17 +127,20 @@ def prepare(
             )
             sound = sound_figures(survey, found.measures.openness, loudness, kept, source.fps)
         count = int(kept.sum())
-        for line in warnings_of(
-            face,
-            sound,
+        for line in warnings_of(face, sound, frames=count, doubled=source.doubled, fps=source.fps):
+            warnings.warn(f"{film}: {line}", stacklevel=2)
+        summary = Summary(
+            output=output,
             frames=count,
+            fps=source.fps,
+            copied=copied is not None,
             doubled=source.doubled,
             left_out=source.left_out,
-            fps=source.fps,
-        ):
-            warnings.warn(f"{film}: {line}", stacklevel=2)
-        summary = Summary(output, count, source.fps, copied is not None, face, sound, list(said))
-        write_avatar(folder, target.name, source, found, kept, copied)
+            face=face,
+            sound=sound,
+            warnings=list(said),
+        )
+        write_avatar(folder, target.absolute().name, source, found, kept, copied)
         write_record(
             folder,
             source,

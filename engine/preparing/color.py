@@ -95,8 +95,8 @@ class SdrMapper:
                     format=frame.format,
                     time_base=frame.time_base,
                 ),
-                graph.add("lut3d", f"file={path}:interp=tetrahedral"),
-                graph.add("format", "pix_fmts=rgb24"),
+                graph.add("lut3d", file=str(path), interp="tetrahedral"),
+                graph.add("format", pix_fmts="rgb24"),
                 graph.add("buffersink"),
             ]
             for one, next_one in pairwise(nodes):

@@ -94,6 +94,7 @@ def face_figures(
     out = (final.min(axis=1) < -OUT) | (final[:, 2] > width + OUT) | (final[:, 3] > height + OUT)
     chin_out = (chin < 0).any(axis=1) | (chin[:, 0] > width) | (chin[:, 1] > height)
     luma = measures.luma[seen]
+    luma = luma[~np.isnan(luma)]
     return FaceFigures(
         frames_without=int((~found).sum()),
         gaps=[(gap.start, gap.stop, gap.filled) for gap in boxes.gaps],
@@ -107,7 +108,7 @@ def face_figures(
         other_faces=int((measures.others[kept] > 0).sum()),
         chin_out=int(chin_out.sum()),
         box_out=int(out.sum()),
-        luma=round(float(np.nanmedian(luma)), 1),
+        luma=round(float(np.median(luma)) if luma.size else 0.0, 1),
         luma_drift=round(_drift(measures.luma[kept]), 3),
         repeated=int(measures.repeated[kept].sum()),
     )
@@ -194,14 +195,13 @@ def warnings_of(
     *,
     frames: int,
     doubled: int,
-    left_out: int,
     fps: Fraction,
 ) -> Iterator[str]:
     """Yield what makes an avatar of the film worse than it could be, one line each.
 
     Args:
         frames: number of frames that are kept.
-        doubled, left_out: frames of the film that were repeated, or not used, to get the rate.
+        doubled: how many of the film's frames were repeated to get the rate.
     """
     seconds = float(frames / fps)
     if seconds < SHORT:
@@ -243,13 +243,16 @@ def warnings_of(
             f"the light on the face changes by {face.luma_drift:.0%}; expected at most "
             f"{DRIFT:.0%}. Switch off automatic exposure"
         )
-    if doubled + face.repeated > DOUBLED * frames:
+    if face.repeated > DOUBLED * frames:
+        rate = ""
+        if doubled:
+            rate = (
+                f", {doubled} of them to get {float(fps):g} a second (--fps source keeps the rate)"
+            )
         yield (
-            f"{_share(face.repeated, frames)} of the frames show what the one before shows"
-            + (f", {doubled} of them to get {float(fps):g} frames a second" if doubled else "")
+            f"{face.repeated} frames ({face.repeated / frames:.1%}) show what the one before "
+            f"shows{rate}; expected at most {DOUBLED:.0%}"
         )
-    if left_out > DOUBLED * frames and doubled:
-        yield f"{left_out} frames of the film are left out to get {float(fps):g} a second"
     if sound is not None:
         yield from _warnings_of_sound(sound, seconds, fps)
 
@@ -290,10 +293,6 @@ def _drift(luma: np.ndarray) -> float:
     means = np.array([np.nanmean(part) for part in parts if not np.isnan(part).all()])
     middle = float(np.median(means)) if means.size else 0.0
     return float(np.ptp(means)) / middle if middle else 0.0
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{part} ({part / whole:.1%})"
 
 
 def _places(ranges: list[tuple[int, int]], fps: Fraction) -> str:

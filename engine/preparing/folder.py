@@ -41,7 +41,8 @@ def check_folder(path: Path, film: str | os.PathLike, *, force: bool) -> None:
             f"{path} has files that are not of a preparation: {shortened(others[0])}{more}; move "
             "them away first"
         )
-    if any((path / name).samefile(film) for name in names if (path / name).exists()):
+    files = [path / name for name in names]
+    if os.path.exists(film) and any(file.exists() and file.samefile(film) for file in files):
         raise InputError(f"{film} is a file of {path}; give another folder with -o")
 
 

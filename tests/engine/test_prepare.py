@@ -64,7 +64,7 @@ def prepared(tmp_path, capsys):
             assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
         else:
             check(folder)
-        return folder, said.err
+        return folder, said.err + said.out
 
     return run
 
@@ -109,7 +109,8 @@ VARIABLE = [i / 30 for i in range(120) if i % 7 != 3 and not 40 < i < 46]
 )
 def test_constant_rates(prepared, tmp_path, rate, doubled, left_out):
     film = write_film(tmp_path / "film.mp4", rate=rate, **BLINKING)
-    folder, _ = prepared(film)
+    folder, said = prepared(film)
+    assert f"{doubled} frames repeated and {left_out} left out to get this rate" in said
     record = record_of(folder)["frames"]
     assert (record["count"], record["fps"]) == (100, "25")
     assert (record["doubled"], record["left_out"]) == (doubled, left_out)
@@ -123,7 +124,7 @@ def test_variable_rates(prepared, tmp_path):
     folder, said = prepared(film)
     assert record_of(folder)["frames"]["count"] == 100
     check_together(folder)
-    assert "of the frames show what the one before shows" in said
+    assert "show what the one before shows" in said
 
 
 @pytest.mark.parametrize("rate", [24, Fraction(30000, 1001), 50])
@@ -481,7 +482,7 @@ def test_doubled_frames(prepared, tmp_path, rate):
     )
     folder, said = prepared(film)
     share = record_of(folder)["face"]["repeated"] / 100
-    assert ("of the frames show what the one before shows" in said) is (rate < 25)
+    assert ("show what the one before shows" in said) is (rate < 25)
     assert share <= 0.01 if rate == 25 else share >= 0.6 * (1 - rate / 25)
 
 
@@ -492,7 +493,7 @@ def test_a_right_film_is_copied(prepared, tmp_path):
     """A minute of it: nothing is to be said."""
     film = write_film(tmp_path / "film.mp4", seconds=60)
     folder, said = prepared(film)
-    assert said == ""
+    assert "warning: " not in said and "no warnings" in said
     assert (folder / "frames.mp4").read_bytes() == film.read_bytes()
     record = record_of(folder)
     assert record["frames"]["copied"] and record["warnings"] == []
