@@ -59,6 +59,14 @@ def test_warp_of_a_picture(person):
     assert difference.mean() < 0.5 and difference.max() <= 8
 
 
+@pytest.mark.parametrize("factor", [2, 4, 7.5])
+def test_a_large_face_is_reduced_by_means(factor):
+    """Of noise, almost nothing is left; single pixels of it would make the points tremble."""
+    noise = np.random.default_rng(0).integers(0, 256, (1700, 1700, 3), np.uint8)
+    made = warp(noise, Region(850.3, 849.8, 192 * factor, 0.1), 192)
+    assert made.std() < 1.05 * 74 / int(factor)  # of n x n pixels, a n-th of theirs
+
+
 def test_a_region_outside_the_picture(mesh, person):
     frame = person[0].numpy()
     assert not warp(frame, Region(-500, 50, 100, 0), 192).any()

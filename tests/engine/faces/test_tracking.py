@@ -183,12 +183,35 @@ def test_the_detector_is_asked_for_every_fifth_frame():
     assert seen == [(300, 1)] * 20 and stage.looks == 4 and stage.fits == 20
 
 
+def test_at_a_cut_the_detector_is_asked_at_once():
+    """The mesh may find something in the old place, which is not the person."""
+    stage = Scene()
+    tracker = Tracker(stage, stage)
+    found = []
+    for x, level in [(300, 0)] * 2 + [(600, 90)] * 2:
+        stage.faces = [(x, 100)]
+        found.append(tracker.follow(np.full((400, 900, 3), level, np.uint8)))
+    assert [round(float(one.landmarks.points[:, 0].mean())) for one in found] == [300] * 2 + [
+        600
+    ] * 2
+    assert [one.cut for one in found] == [False, False, True, False]
+
+
 def test_a_mesh_beside_the_face_is_moved():
     """It may be sure beside a face too; every fifth frame the detector's place counts."""
     seen, _ = scripted([([(300, 100)], 1.0)] * 3 + [([(360, 100)], 1.0)] * 4)
     assert [x for x, _ in seen] == [300] * 5 + [360] * 2
-    seen, _ = scripted([([(300, 100)], 1.0)] * 3 + [([(300, 50)], 1.0)] * 3)
-    assert [x for x, _ in seen] == [300] * 6
+
+
+def test_a_mesh_of_another_size_than_the_face_is_fitted_again():
+    stage = Scene()
+    tracker = Tracker(stage, stage)
+    sizes = []
+    for size in [100] * 3 + [55] * 4:
+        stage.faces = [(300, size)]
+        points = tracker.follow(np.zeros((400, 900, 3), np.uint8)).landmarks.points
+        sizes.append(round(float(np.ptp(points[:, 0]))))
+    assert sizes == [100] * 5 + [55] * 2
 
 
 def test_a_mesh_without_the_detector_s_word_is_not_trusted_for_long():
