@@ -1,9 +1,10 @@
 """`python -m benchmarks.kernels`: every stage compared with its alternatives and with a copy.
 
 On a GPU the Triton kernels are compared with the same stage in PyTorch, eager and compiled, with
-libraries, and with OpenCV and librosa on the CPU, in threads over the frames. The bytes that a
-stage must move give its share of the bandwidth of a copy, which is measured in the same run.
-Without a GPU the stages are compared with OpenCV, librosa and the libraries on the CPU.
+libraries, and with OpenCV and librosa on the CPU, in threads over the frames. A stage whose bytes
+decide its time is also compared with a plain copy that moves as many bytes, timed in the same way:
+a copy loses time at its beginning and its end too. Without a GPU the stages are compared with
+OpenCV, librosa and the libraries on the CPU.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,12 +22,13 @@ from benchmarks.stages import Inputs, Items, Provider, Stage
 from engine.command import program
 
 KERNEL_ONLY = f"{VISEME}, kernel only"  # without the launch from Python
+PARTS = ("main", "others", "cpu", "references")
 CACHES = 4  # total size of a measurement's inputs, in multiples of the L2 cache
 MAX_SETS = 64
 PACKAGES = ("torch", "triton", "torchaudio", "torchvision", "cvcuda", "librosa", "cv2", "numpy")
 SIZES = ((720, 1280), (1080, 1920))
 GPU = Budget(
-    (1, 8, 25, 40, 100), SIZES, 25, copied=1 << 30, sample=0.1, job=60, compiling=25, total=115
+    (1, 8, 25, 40, 100), SIZES, 25, copied=1 << 30, sample=0.1, job=60, compiling=60, total=450
 )
 CPU = Budget((1, 8, 25), SIZES, 25, copied=1 << 28, sample=0.3, job=60, compiling=0, total=600)
 QUICK = Budget(
@@ -34,8 +36,14 @@ QUICK = Budget(
 )
 
 
-def jobs(budget: Budget, device: torch.device) -> Iterator[Job]:
-    """List the measurements, the most important ones first, because the time may run out."""
+def jobs(budget: Budget, device: torch.device, parts: tuple[str, ...] = PARTS) -> Iterator[Job]:
+    """List the measurements, the most important ones first, because the time may run out.
+
+    Args:
+        parts: "main": the batch size of the comparisons, on the device. "others": Viseme at the
+            other batch sizes. "cpu": OpenCV and librosa. "references": the reference at the other
+            batch sizes, on a GPU.
+    """
     every, cuda = list(_stages(budget)), device.type == "cuda"
     main = [stage for stage in every if stage.batch == budget.main]
     others = [stage for stage in every if stage.batch != budget.main]
@@ -68,17 +76,21 @@ def jobs(budget: Budget, device: torch.device) -> Iterator[Job]:
                 figures = partial(measure_cpu, stage, spread, budget.sample)
                 yield job(stage, name, figures, budget.job)
 
-    yield from on_device(main)
-    if not cuda:
-        yield from (*on_cpu(), *on_device(others))
-        return
-    yield from (*on_device(others), *on_cpu())
-    for stage in sorted(main, key=lambda stage: stage.size is None):  # log_mel takes longest
-        if stage.size in (None, budget.sizes[0]):
-            compiled = torch.compile(stage.reference)
-            yield timed(stage, "torch.compile", compiled, budget.compiling)
-    for stage in others:
-        yield timed(stage, "reference", stage.reference)
+    def compiled() -> Iterator[Job]:
+        for stage in sorted(main, key=lambda stage: stage.size is None):  # log_mel takes longest
+            if cuda and stage.size in (None, budget.sizes[0]):
+                run = torch.compile(stage.reference)
+                yield timed(stage, "torch.compile", run, budget.compiling)
+
+    listed: dict[str, Callable[[], Iterable[Job]]] = {
+        "main": lambda: (*on_device(main), *compiled()),
+        "cpu": on_cpu,
+        "others": lambda: on_device(others),
+        "references": lambda: (timed(s, "reference", s.reference) for s in others if cuda),
+    }
+    for part, some in listed.items():
+        if part in parts:
+            yield from some()
 
 
 def _stages(budget: Budget) -> Iterator[Stage]:
@@ -125,7 +137,29 @@ def measure(
     sets = _inputs(stage, device)
     if run is not stage.viseme:
         check_same_work(stage, run, sets[0])
-    return _figures(stage, sets, method([partial(run, inputs) for inputs in sets], sample))
+    figures = _figures(stage, sets, method([partial(run, inputs) for inputs in sets], sample))
+    if run is stage.viseme and method is timing.time_cuda_graph and is_bound_by_memory(stage):
+        moved = stage.bytes(sets[0])
+        figures["copy of that size, bytes a second"] = copy_like(device, moved, len(sets), sample)
+    return figures
+
+
+def is_bound_by_memory(stage: Stage) -> bool:
+    """Whether a share of a copy's bandwidth means something: the stage moves frames. The audio
+    stages compute, or are over before a GPU is busy."""
+    return stage.size is not None
+
+
+def copy_like(device: torch.device, moved: int, count: int, sample: float) -> float:
+    """Measure copies that read and write `moved` bytes in all: bytes a second.
+
+    They are timed as a kernel's launches are: `count` copies of different memory, in a CUDA graph.
+    """
+    size = moved // 2
+    sources = [torch.randint(256, (size,), dtype=torch.uint8, device=device) for _ in range(count)]
+    pairs = [(source, torch.empty_like(source)) for source in sources]
+    took = timing.time_cuda_graph([partial(to.copy_, source) for source, to in pairs], sample)
+    return 2 * size / took.median
 
 
 def measure_cpu(stage: Stage, spread: Callable[..., Iterable], sample: float) -> dict:
@@ -170,20 +204,26 @@ def check_same_work(stage: Stage, run: Provider, inputs: Inputs) -> None:
 def table(results: dict) -> str:
     """Format the results as text."""
     copy = max(results["copy, bytes a second"])
-    rows = [
-        {**row, "share": row["bytes a second"] / copy if report.is_viseme(row) else None}
-        for row in report.ordered(results)
-    ]
+    rows = report.ordered(results)
+    for row in rows:
+        # At small batches the launch decides, and there is no launch from Python in a graph.
+        like = row.get("copy of that size, bytes a second")
+        if like and row["batch"] >= results["compared at batch"]:
+            row["share"] = row["bytes a second"] / like
     times = [
         Column("median, us", "seconds/median", ".1f", 1e6),
         Column("p20", "seconds/p20", ".1f", 1e6),
         Column("p80", "seconds/p80", ".1f", 1e6),
         Column("GB/s", "bytes a second", ".3g", 1e-9),
+        Column("copy", "copy of that size, bytes a second", ".3g", 1e-9),
         Column("of the copy", "share", ".1%"),
     ]
     return report.text(
         results,
-        [f"a plain copy moves {copy / 1e9:.4g} GB/s, read and written"],
+        [
+            f"a plain copy of much memory moves {copy / 1e9:.4g} GB/s, read and written; shares "
+            "are those of a copy that moves as many bytes as the stage"
+        ],
         report.table(rows, [CASE, PROVIDER, BATCH, *times]),
         report.table(speed_ups(results), report.SPEED_UPS),
     )
@@ -196,14 +236,15 @@ def speed_ups(results: dict) -> list[dict]:
 
 
 def main() -> int:
-    output, device, budget = runner.parse(
-        "kernels", "Compare every stage with its alternatives.", gpu=GPU, cpu=CPU, quick=QUICK
-    )
-    benchmark = runner.Benchmark("kernels", output, device, PACKAGES, table)
+    chosen, device, budget = runner.parse_parts(
+        "kernels", "Compare every stage with its alternatives.", PARTS,
+        gpu=GPU, cpu=CPU, quick=QUICK,
+    )  # fmt: skip
+    benchmark = runner.Benchmark("kernels", chosen.output, device, PACKAGES, table)
     if device.type == "cpu":
         for provider in ("the Triton kernels", "reference, torch.compile and libraries on a GPU"):
             benchmark.leave_out(provider, NO_GPU)
-    benchmark.measure(jobs(budget, device), budget)
+    benchmark.measure(jobs(budget, device, tuple(chosen.parts)), budget)
     copy = max(benchmark.results["copy, bytes a second"])
     benchmark.finish("bytes a second", "bytes a second", lambda _: {"a plain copy": copy})
     left_out = {row["provider"] for row in benchmark.results["left out"]}

@@ -35,7 +35,7 @@ FRAME = (720, 1280)  # of the demo, and of the avatar on a GPU
 
 SCHEDULED = (1, 10, 50, 100, 200, 400)
 GPU = LiveBudget(
-    (1, 64), (FRAME,), 1, copied=1 << 30, sample=0.3, job=60, compiling=0, total=220, preparing=60,
+    (1, 64), (FRAME,), 1, copied=1 << 30, sample=0.3, job=60, compiling=0, total=340, preparing=200,
     sessions=(1, 8, 32, 64, 128, 200), scheduled=SCHEDULED, talk=6, rounds=3, taken=6, many=5,
     hour=600, compared=0,
 )  # fmt: skip

@@ -1,22 +1,64 @@
 #!/usr/bin/env bash
 # Runs the GPU tests and the benchmarks on a GPU host with the packages that it has. PyTorch, Triton,
 # NumPy, OpenCV, Pillow, safetensors, tqdm and pytest are needed; the engine's tests also need onnx,
-# onnxscript and onnxruntime (a CPU build will do). TensorRT and nvImageCodec are used if installed.
+# onnxscript and onnxruntime (a CPU build will do). TensorRT, nvImageCodec and ncu are used if installed.
 # All files go to $OUT (default: benchmarks/results/<name of the GPU>).
-# Parts run one after another, whether they fail or not; the exit code tells whether one failed.
+# Parts run one after another, whether they fail or not; the exit code tells whether one failed. Each
+# takes less than ten minutes. One that is stopped, by its limit or by Ctrl-C, leaves what it has
+# measured or tested so far.
 #
-#     benchmarks/on_gpu.sh                           all parts, half an hour at most
-#     benchmarks/on_gpu.sh kernel-tests pipeline     some of: kernel-tests, engine-tests, train-tests, pipeline,
-#                                                    kernels, live
+#     benchmarks/on_gpu.sh                           all parts, the most instructive ones first
+#     benchmarks/on_gpu.sh kernel-tests pipeline     some of them, in this order
+#     benchmarks/on_gpu.sh --list                    the parts, and how long each takes
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 
-if ! name=$(python3 -c 'import torch; print(torch.cuda.get_device_name())' 2>/dev/null); then
+# name, seconds it is expected to take on an H200 with 16 cores, seconds after which it is stopped
+parts='
+kernel-tests     150  330
+capture-tests     30  120
+kernels-main     120  240
+kernels-profile   60  150
+engine-torch     300  560
+pipeline-quick   120  240
+pipeline         420  560
+engine-tests     400  560
+train-tests       60  150
+kernels          400  520
+live             270  520
+'
+
+list() { # names; prints what each takes, and the sum
+    local name expected limit all=0 most=0
+    for name in "$@"; do
+        read -r _ expected limit <<<"$(grep "^$name " <<<"$parts")"
+        printf '%-16s about %3d s, at most %3d s\n' "$name" "$expected" "$limit"
+        all=$((all + expected)) most=$((most + limit))
+    done
+    printf '%-16s about %3d min, at most %3d min\n' "in all" $(((all + 59) / 60)) $(((most + 59) / 60))
+}
+
+if (($# == 0)) || [[ $1 == --list ]]; then
+    mapfile -t names < <(awk 'NF { print $1 }' <<<"$parts")
+else
+    names=("$@")
+fi
+for name in "${names[@]}"; do
+    if ! grep -q "^$name " <<<"$parts"; then
+        echo "error: unknown part $name; expected some of: $(awk 'NF { print $1 }' <<<"$parts" | xargs)" >&2
+        exit 2
+    fi
+done
+if [[ ${1:-} == --list ]]; then
+    list "${names[@]}"
+    exit 0
+fi
+if ! gpu=$(python3 -c 'import torch; print(torch.cuda.get_device_name())' 2>/dev/null); then
     echo "error: python3 finds no PyTorch, or PyTorch finds no CUDA GPU" >&2
     exit 2
 fi
-name=$(tr '[:upper:] ' '[:lower:]-' <<<"$name" | tr -cd 'a-z0-9-')
-out=${OUT:-benchmarks/results/$name}
+gpu=$(tr '[:upper:] ' '[:lower:]-' <<<"$gpu" | tr -cd 'a-z0-9-')
+out=${OUT:-benchmarks/results/$gpu}
 mkdir -p "$out" || exit 2
 
 describe() {
@@ -37,13 +79,14 @@ PYTHON
 }
 
 failed=0
-part() { # name, seconds it may take, command
-    local title=$1 seconds=$2 begin=$SECONDS code
-    shift 2
+run() { # name, command
+    local title=$1 begin=$SECONDS code expected limit
+    shift
+    read -r _ expected limit <<<"$(grep "^$title " <<<"$parts")"
     echo
-    echo "== $title: $*"
-    # SIGINT, on which pytest still writes its XML
-    timeout --signal=INT --kill-after=30 "$seconds" "$@" </dev/null
+    echo "== $title, about $expected s, at most $limit s: $*"
+    # SIGINT, on which pytest still writes its XML; a benchmark saves its results after each job
+    timeout --signal=INT --kill-after=30 "$limit" "$@" </dev/null
     code=$?
     echo "== $title: exit code $code after $((SECONDS - begin)) s"
     if ((code != 0)); then
@@ -51,35 +94,49 @@ part() { # name, seconds it may take, command
     fi
 }
 
-tests() { # name, seconds, path; one path per run, because a package needed to collect another may be missing
-    part "$1" "$2" python3 -m pytest "$3" -m gpu -v \
-        --continue-on-collection-errors --junitxml="$out/$1.xml"
+tests() { # name, path, options; one path per run, because a package needed to collect another may be missing
+    local name=$1 path=$2
+    shift 2
+    run "$name" python3 -m pytest "$path" -m gpu -v --durations=15 \
+        --continue-on-collection-errors --junitxml="$out/$name.xml" "$@"
+}
+
+profile() { # name
+    if ! command -v ncu >/dev/null; then
+        echo
+        echo "== $1: ncu is not installed"
+        return
+    fi
+    run "$1" ncu --kernel-name 'regex:composite|face_input' --section SpeedOfLight --section Occupancy \
+        --section ComputeWorkloadAnalysis --section MemoryWorkloadAnalysis --section WarpStateStats \
+        --section LaunchStats --log-file "$out/kernels-profile.txt" \
+        python3 -m benchmarks.launches composite face_input
 }
 
 everything() {
+    list "$@"
     describe
     local name
     for name in "$@"; do
         case $name in
-        # the tests compile some 200 variants of the kernels
-        kernel-tests) tests "$name" 300 tests/kernels ;;
-        # the engine's PyTorch compiles the generator for every batch size, for minutes
-        engine-tests) tests "$name" 560 tests/engine ;;
-        train-tests) tests "$name" 120 tests/train/test_train_on_gpu.py ;;
-        pipeline) part "$name" 240 python3 -m benchmarks.pipeline -o "$out/pipeline.json" ;;
-        kernels) part "$name" 150 python3 -m benchmarks.kernels -o "$out/kernels.json" ;;
-        live) part "$name" 270 python3 -m benchmarks.live -o "$out/live.json" ;;
-        *)
-            echo "error: unknown part $name; expected kernel-tests, engine-tests, train-tests, pipeline, kernels or live" >&2
-            failed=2
-            ;;
+        kernel-tests) tests "$name" tests/kernels ;;
+        # what another thread that waits for the GPU does to a capture, and freed memory
+        capture-tests) tests "$name" tests/engine/test_on_gpu.py -s \
+            -k 'capture or held_by_the_stream or waited_for_during' ;;
+        kernels-main) run "$name" python3 -m benchmarks.kernels --parts main -o "$out/kernels-main.json" ;;
+        kernels-profile) profile "$name" ;;
+        # PyTorch compiles the networks for every batch size, for minutes
+        engine-torch) tests "$name" tests/engine -k 'torch and not 40' ;;
+        pipeline-quick) run "$name" python3 -m benchmarks.pipeline --quick -o "$out/pipeline-quick.json" ;;
+        pipeline) run "$name" python3 -m benchmarks.pipeline -o "$out/pipeline.json" ;;
+        engine-tests) tests "$name" tests/engine -k 'not torch or 40' ;;
+        train-tests) tests "$name" tests/train/test_train_on_gpu.py ;;
+        kernels) run "$name" python3 -m benchmarks.kernels -o "$out/kernels.json" ;;
+        live) run "$name" python3 -m benchmarks.live -o "$out/live.json" ;;
         esac
     done
     return "$failed"
 }
 
-if (($# == 0)); then
-    set -- kernel-tests engine-tests train-tests pipeline kernels live
-fi
-everything "$@" 2>&1 | tee -a "$out/log.txt"
+everything "${names[@]}" 2>&1 | tee -a "$out/log.txt"
 exit "${PIPESTATUS[0]}"

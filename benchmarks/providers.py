@@ -234,7 +234,7 @@ def eager(scene: Scene, device: torch.device, batch: int, runtime: str = "torch"
             (mel,) = reference.log_mel(pcm.to(device)[None], None, mel)
         with stage("audio encoder"):
             count = kernels.mel_window_count(len(mel), FPS)
-            windows = reference.mel_windows(mel, FPS, 0, empty(count, 1, MEL_BANDS, 16))
+            windows = reference.mel_windows(mel, FPS, 0, 0, empty(count, 1, MEL_BANDS, 16))
             features = _encode(encoder, windows)
         total, numbers = kernels.frame_count(count), frame_numbers(len(avatar))
         for first in range(0, total, batch):

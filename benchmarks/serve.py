@@ -167,13 +167,15 @@ def in_python(pipeline: Pipeline, frames: int) -> float:
         Image.fromarray(rgb).save(file, "jpeg", quality=QUALITY, subsampling="4:2:0")
         return file.tell()
 
-    speech, made = measurements.speech(frames), 0
+    speech, sizes = measurements.speech(frames), list[Future[int]]()
     begin = time.perf_counter()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for batch in pipeline.render(speech, loop="wrap"):
-            pool.map(encode, batch.cpu().numpy())
-            made += len(batch)
-    return made / (time.perf_counter() - begin)
+            sizes.extend(pool.submit(encode, rgb) for rgb in batch.cpu().numpy())
+    seconds = time.perf_counter() - begin
+    if not all(size.result() for size in sizes):  # raises what an encoder has raised
+        raise RuntimeError("a frame was encoded to 0 bytes")
+    return len(sizes) / seconds
 
 
 def through_grpc(served: Served, clients: int, faces: bool, budget: ServeBudget) -> dict:

@@ -100,7 +100,7 @@ def mel_windows(batch: int) -> Stage:
     return Stage(
         "mel_windows", batch, None, inputs, cpu=cpu,
         viseme=lambda x: kernels.mel_windows(x.mel, count=batch, out=x.out),
-        reference=lambda x: reference.mel_windows(x.mel, 25.0, 0, x.out),
+        reference=lambda x: reference.mel_windows(x.mel, 25.0, 0, 0, x.out),
     )  # fmt: skip
 
 

@@ -23,12 +23,12 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {printable(message)} (--help lists the options)\n")
 
 
-def run(work: Callable[[], object], *, interrupted: str) -> int:
+def run(work: Callable[[], object], *, interrupted: object) -> int:
     """Do a command's work, and print errors and warnings as one line each on stderr.
 
     Args:
         work: raises InputError or OSError for errors that a user can fix.
-        interrupted: a description of the state after Ctrl-C.
+        interrupted: a description of the state after Ctrl-C, which is made a text then.
 
     Returns:
         The exit code: 0 done, 2 an error, 130 Ctrl-C.

@@ -6,7 +6,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
@@ -117,14 +116,13 @@ def _driver() -> str:
 def _triton() -> str:
     import torch
 
-    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
-    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
-    missing = [] if compiler else ["a C compiler (such as gcc)"]
-    missing += [] if header.exists() else [f"{header} (Debian: python3-dev)"]
+    from .device.check import missing_for_compiling
+
+    missing = missing_for_compiling()
     if missing:
         return f"cannot compile kernels on a GPU: {' and '.join(missing)} is missing"
     if not torch.cuda.is_available():
-        return f"C compiler {compiler} and Python.h are installed; no GPU to run a kernel on"
+        return "a C compiler and Python.h are installed; no GPU to run a kernel on"
     import kernels
 
     kernels.log_mel(torch.zeros(kernels.MIN_SAMPLES, device="cuda"))

@@ -48,6 +48,34 @@ def _unused_name(path: Path) -> Path:
             return partial
 
 
+class Outputs:
+    """The files and folders that a command writes. Its text says which of them it has written.
+
+    Args:
+        paths: as they are before the command begins; None for none.
+    """
+
+    def __init__(self, *paths: str | os.PathLike[str] | None):
+        self._before = {os.fspath(path): _identity(path) for path in paths if path}
+
+    def __str__(self) -> str:
+        new = [path for path, before in self._before.items() if _identity(path) != before]
+        if not new:
+            return "nothing was written"
+        old = [path for path in self._before if path not in new]
+        text = f"{' and '.join(new)} {'was' if len(new) == 1 else 'were'} written"
+        return text + (f", {' and '.join(old)} not" if old else "")
+
+
+def _identity(path: str | os.PathLike[str]) -> tuple[int, int] | None:
+    """Return what differs if another file is renamed to this path."""
+    try:
+        status = os.lstat(path)
+    except (OSError, ValueError):  # ValueError: a null byte
+        return None
+    return status.st_dev, status.st_ino
+
+
 def check_output(
     output: Path, speech: str | os.PathLike[str], avatar: str | os.PathLike[str]
 ) -> None:

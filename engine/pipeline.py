@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from itertools import islice
 
 import torch
@@ -24,16 +25,20 @@ from .device.buffers import (
     buffer_shapes,
     ring_shapes,
 )
+from .device.check import check_kernels
 from .device.executor import Part
 from .device.memory import Shapes
 from .device.stopwatch import Stopwatch
 from .errors import InputError, shortened
 from .forks import check_fork
 from .loop import Loop, frame_numbers
-from .pcm import load_pcm
+from .mel import Mel
+from .pcm import Speech, open_speech
+from .rows import NewestRows
 from .runtime import Network, open_network
 from .runtime.output_check import OutputCheck, write_ranges
 from .runtime.signature import AUDIO_ENCODER, GENERATOR
+from .warm_up import warm_up_speech
 
 # Mel windows per encoder call. Larger than the frame batch, because the cost of a call is reading
 # the weights.
@@ -41,6 +46,7 @@ ENCODER_BATCH = ENCODER_BATCH_SIZES[-1]
 # Frame i reads features i - 9 to i + 6 (see `kernels.feature_windows`).
 HISTORY = kernels.FEATURES_PER_FRAME // 2 + 1
 LOOK_AHEAD = kernels.FEATURES_PER_FRAME // 2 - 2
+KEPT_FEATURES = 4096  # of a render, at least; a long speech has more
 
 
 class Pipeline:
@@ -65,7 +71,8 @@ class Pipeline:
 
     Raises:
         InputError: the avatar has no networks, or one cannot be opened.
-        DeviceError: the buffers do not fit the GPU.
+        DeviceError: the GPU cannot run kernels, for example because there is no C compiler, or the
+            buffers do not fit it.
     """
 
     def __init__(
@@ -85,21 +92,10 @@ class Pipeline:
         if avatar.audio_encoder is None or avatar.generator is None:
             raise InputError(f"avatar {shortened(avatar.name)} was loaded without its networks")
         self._files = avatar.audio_encoder, avatar.generator
-        self.audio_encoder = open_network(
-            AUDIO_ENCODER,
-            avatar.audio_encoder,
-            device=self.device,
-            runtime=runtime,
-            trusted=avatar.trusted,
-        )
-        self.generator = open_network(
-            GENERATOR,
-            avatar.generator,
-            device=self.device,
-            runtime=runtime,
-            precision=precision,
-            trusted=avatar.trusted,
-        )
+        check_kernels(self.device)  # before networks are exported and opened, which takes long
+        opened = partial(open_network, device=self.device, runtime=runtime, trusted=avatar.trusted)
+        self.audio_encoder = opened(AUDIO_ENCODER, avatar.audio_encoder)
+        self.generator = opened(GENERATOR, avatar.generator, precision=precision)
         if max_renders is None and not on_gpu:
             max_renders = renders_that_fit(self.buffer_shapes(), self.batch_size, avatar)
         self._admission = Admission(max_renders)
@@ -107,13 +103,22 @@ class Pipeline:
         if avatar.frames_on_device:
             shapes = self.buffer_shapes()
             shapes |= ring_shapes(self.batch_size, avatar.height, avatar.width)
-            self._pool = BufferPool(shapes, avatar.frames, avatar.boxes)
+            self._pool = BufferPool(
+                shapes, avatar.frames, avatar.boxes, graph_bytes=self.graph_bytes
+            )
 
     @property
     def buffer_bytes(self) -> int:
-        """Bytes of the GPU that the buffers take, besides the avatar's frames and the networks; 0
-        on a CPU, where each render allocates its own."""
+        """Bytes of the GPU that the buffers and the CUDA graphs captured so far take, besides the
+        avatar's frames and the networks; 0 on a CPU, where each render allocates its own."""
         return self._pool.bytes if self._pool else 0
+
+    @property
+    def graph_bytes(self) -> int:
+        """Bytes of the GPU that the CUDA graphs of one render take at most, once all are
+        captured."""
+        networks = (self.generator, self.batch_size), (self.audio_encoder, ENCODER_BATCH)
+        return sum(network.graph_bytes * rows for network, rows in networks)
 
     def buffer_shapes(self, batch_size: int | None = None) -> Shapes:
         """Return the buffers for batches of up to this size, the pipeline's unless told."""
@@ -123,14 +128,14 @@ class Pipeline:
             audio_encoder=torch.float32 if self.device.type == "cpu" else self.audio_encoder.dtype,
         )
 
-    def frame_count(self, speech: Tensor) -> int:
+    def frame_count(self, speech: Tensor | Speech) -> int:
         """Return the number of video frames in the render of (S,) samples."""
-        rows = kernels.mel_rows(speech.numel())
+        rows = kernels.mel_rows(speech.numel() if isinstance(speech, Tensor) else speech.count)
         return kernels.frame_count(kernels.mel_window_count(rows, float(self.avatar.fps)))
 
     def render(
         self,
-        speech: str | os.PathLike[str] | Tensor,
+        speech: str | os.PathLike[str] | Tensor | Speech,
         *,
         loop: Loop = "pingpong",
         start_frame: int | None = None,
@@ -141,7 +146,9 @@ class Pipeline:
         """Render the speech, a batch of frames at a time.
 
         Args:
-            speech: an audio or video file, or (S,) float32 PCM at 16 kHz, at least 3000 samples.
+            speech: an audio or video file, or (S,) float32 PCM at 16 kHz, at least 3000 samples; or
+                what `engine.pcm.open_speech` made of either. A file of more than ten minutes is
+                read twice, so that its memory does not grow with its length.
             loop: how the avatar's frames repeat, "pingpong" (forth and back) or "wrap".
             start_frame: number of the avatar's frame for the first video frame; by default 1 for
                 "pingpong", 0 for "wrap".
@@ -170,16 +177,20 @@ class Pipeline:
         if mode not in kernels.COMPOSITE_MODES:
             allowed = ", ".join(kernels.COMPOSITE_MODES)
             raise InputError(f"mode is {mode!r}; expected one of: {allowed}")
-        pcm = load_pcm(speech)
-        schedule = list(islice(numbers, self.frame_count(pcm)))
+        opened = open_speech(speech)
+        schedule = list(islice(numbers, self.frame_count(opened)))
         if not 0 <= skip < len(schedule):
             raise InputError(f"skip is {skip}; expected 0 to {len(schedule) - 1}")
-        return self._batches(pcm, schedule, mode, skip, stopwatch or Stopwatch.off(self.device))
+        return self._batches(opened, schedule, mode, skip, stopwatch or Stopwatch.off(self.device))
 
     def warm_up(self, *, mode: CompositeMode = "crop", renders: int = 1) -> None:
-        """Capture all CUDA graphs now, so that no batch waits for one later. On a CPU, do nothing.
+        """Capture all CUDA graphs and compile all kernels now, so that no batch waits for them
+        later. On a CPU, do nothing.
 
-        Call it before the first render, because it overwrites the ring.
+        Call it before the first render, because it overwrites the ring. Call it before other
+        threads use the GPU, because a capture fails if one of them waits for the whole GPU during
+        it, for example in `torch.cuda.synchronize`. It is repeated then, but such a thread gets an
+        error from CUDA.
 
         Args:
             mode: that of the renders to come.
@@ -204,6 +215,8 @@ class Pipeline:
                     for _ in range(RING):
                         frames = buffers.next_slot(size)
                         self.finish(buffers, frames, size, mode, stopwatch)
+                # After the captures, which free pinned memory that is not in use.
+                warm_up_speech(buffers, float(self.avatar.fps))
 
     def stats(self, *, seconds: float = 4.0) -> dict[str, float]:
         """Return the device seconds that each stage takes for one video frame of a long render.
@@ -219,7 +232,7 @@ class Pipeline:
 
     def _batches(
         self,
-        pcm: Tensor,
+        speech: Speech,
         numbers: list[int],
         mode: CompositeMode,
         skip: int,
@@ -230,14 +243,22 @@ class Pipeline:
         feature_count = total - 2  # the first and the last one count twice
         start = encoded = _first_feature(skip)
         encoder_check, generator_check = self.checks(total, skip=skip)
-        with self._admission.admit(), self._take_buffers(total) as buffers:
+        with (
+            self._admission.admit(),
+            self._take_buffers(total) as buffers,
+            Mel.open(
+                speech, fps, self.device, upload=buffers.executor.upload, start=start,
+                most=ENCODER_BATCH, stopwatch=stopwatch,
+            ) as mel,
+        ):  # fmt: skip
             tensors, executor = buffers.tensors, buffers.executor
             with executor.on_current_stream():
-                pcm = buffers.start(pcm, numbers[skip:])
-                shape = feature_count, kernels.FEATURE_DIM
-                features = torch.empty(shape, dtype=self.generator.dtype, device=self.device)
-                with stopwatch.stage("log_mel"):
-                    mel = kernels.log_mel(pcm)
+                buffers.start(numbers[skip:])
+                room = max(KEPT_FEATURES, 2 * self.batch_size + 4 * ENCODER_BATCH)
+                features = NewestRows(
+                    min(room, feature_count - start), kernels.FEATURE_DIM, self.generator.dtype,
+                    self.device, first=start,
+                )  # fmt: skip
             for first in range(skip, total, self.batch_size):
                 check_fork()  # the batches before may have been taken in the parent process
                 n = min(self.batch_size, total - first)
@@ -251,17 +272,17 @@ class Pipeline:
                             wanted = min(needed - start, ENCODER_BATCH)
                         call = round_up_to(buffers.encoder_batch_sizes, wanted)
                         m = min(call, feature_count - encoded)
-                        with stopwatch.stage("windows"):
-                            windows = tensors["windows"][:m]
-                            kernels.mel_windows(mel, fps=fps, start=encoded, count=m, out=windows)
+                        mel.windows(encoded, m, out=tensors["windows"][:m])
                         new, ranges = self.encode(buffers, m, stopwatch)
                         encoder_check.add(*ranges)
                         with stopwatch.stage("windows"):
-                            features[encoded : encoded + m] = new
+                            features.append(new, _first_feature(first))
                         encoded += m
                     with stopwatch.stage("windows"):
                         audio = tensors["audio"][:n]
-                        kernels.feature_windows(features, start=first, count=n, out=audio)
+                        kernels.feature_windows(
+                            features.rows(), start=first - features.first, count=n, out=audio
+                        )
                     frames = buffers.next_frames(n, stopwatch)
                     finished, ranges = self.finish(buffers, frames, n, mode, stopwatch)
                     generator_check.add(*ranges)

@@ -22,11 +22,11 @@ from .command import Apart, Parser, program, run
 from .device.host_copy import copy_to_host
 from .device.stopwatch import Stopwatch
 from .errors import DeviceError, printable
-from .files import check_output
+from .files import Outputs, check_output
 from .loop import LOOPS, Loop
 from .media.images import IMAGE_FORMATS, QUALITY, ImageWriter
 from .media.video import VideoWriter
-from .pcm import load_pcm
+from .pcm import open_speech
 from .pipeline import Pipeline
 from .runtime import PRECISIONS, RUNTIMES
 
@@ -63,7 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = vars(_parse(arguments))
     if folder := options.pop("jpeg"):
         options |= {"images": folder, "image_format": "jpg"}
-    return run(lambda: print(printable(render(**options))), interrupted="nothing was written")
+    outputs = Outputs(options["output"], options["images"])
+    return run(lambda: print(printable(render(**options))), interrupted=outputs)
 
 
 def render(
@@ -105,7 +106,7 @@ def render(
     with ExitStack() as outputs:
         # Speech and folders first, so that their errors come before the networks are opened.
         with Apart() as apart:
-            pcm = apart(load_pcm, audio, track=audio_track)
+            speech = apart(open_speech, audio, track=audio_track)
         speech_read = time.perf_counter() - begin
         image_writer = None
         if images:
@@ -130,9 +131,9 @@ def render(
         if images:
             _warn_of_wide_pixels(opened, output, images)
         batches = pipeline.render(
-            pcm, loop=loop, start_frame=start_frame, mode=mode, stopwatch=stopwatch
+            speech, loop=loop, start_frame=start_frame, mode=mode, stopwatch=stopwatch
         )
-        total = pipeline.frame_count(pcm)
+        total = pipeline.frame_count(speech)
         print(printable(f"{opened.name}: {_describe(pipeline)}"), file=sys.stderr)
         started = time.perf_counter()
         with tqdm(total=total, unit=" frames", disable=None if progress else True) as bar:

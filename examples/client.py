@@ -28,9 +28,9 @@ ANY_SIZE = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_len
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     path = Path(options.output)
-    partial = path.with_name(f"{path.name}.part")
+    partial, before = path.with_name(f"{path.name}.part"), _identity(path)
     try:
-        with grpc.insecure_channel(options.address, options=ANY_SIZE) as channel:
+        with _channel(options) as channel:
             stub = viseme_pb2_grpc.VisemeStub(channel)
             work = render if options.render else talk
             summary = work(stub, options, partial)
@@ -42,13 +42,26 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
+        done = "nothing" if _identity(path) == before else path
+        print(f"interrupted: {done} was written", file=sys.stderr)
         return 130
     finally:
         with suppress(FileNotFoundError):
             partial.unlink()
     print(f"{path}: {summary}")
     return 0
+
+
+def _identity(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None
+
+
+def _channel(options: argparse.Namespace) -> Any:
+    if not options.tls and options.ca is None:
+        return grpc.insecure_channel(options.address, options=ANY_SIZE)
+    authorities = None if options.ca is None else Path(options.ca).read_bytes()
+    credentials = grpc.ssl_channel_credentials(authorities)
+    return grpc.secure_channel(options.address, credentials, options=ANY_SIZE)
 
 
 def talk(stub: Any, options: argparse.Namespace, path: Path) -> str:
@@ -191,6 +204,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--address", default="127.0.0.1:50053", help="host and port (127.0.0.1:50053)")
     add("--avatar", default="demo", metavar="NAME", help="one that the server has (demo)")
     add("--token", help="if the server wants one")
+    add("--tls", action="store_true", help="encrypt, and check the server's certificate")
+    add("--ca", metavar="FILE.pem", help="with TLS; certificate of its authority, or its own")
     add("--render", action="store_true", help="all at once, not in real time")
     add("--sample-rate", type=int, default=16000, metavar="HZ", help="of stdin (16000)")
     add("--no-progress", dest="progress", action="store_false", help="show no progress")

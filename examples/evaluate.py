@@ -23,7 +23,7 @@ import kernels
 from engine import Avatar, Pipeline
 from engine.command import Parser, program, run
 from engine.errors import InputError
-from engine.files import write_whole
+from engine.files import Outputs, write_whole
 from engine.loop import frame_numbers
 from export import ExportError, export
 
@@ -306,7 +306,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--seed", type=int, default=SEED, metavar="N", help="seed of the held-out utterances")
     add("-o", "--output", type=Path, metavar="FILE.json", help="write the figures as JSON too")
     options = parser.parse_args(arguments)
-    return run(lambda: print(_run(options)), interrupted="nothing was written")
+    return run(lambda: print(_run(options)), interrupted=Outputs(options.output))
 
 
 def _run(options: argparse.Namespace) -> str:

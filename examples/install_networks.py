@@ -8,6 +8,7 @@ from pathlib import Path
 
 from engine.command import Parser, program, run
 from engine.errors import InputError
+from engine.runtime.torch import load_checkpoint
 from models import checkpoint
 
 from . import DEMO, KINDS, network_files
@@ -37,10 +38,7 @@ def install(trained: Path, folder: Path) -> None:
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; expected the folder of an avatar")
-    try:
-        networks = {kind: checkpoint.load(trained, kind) for kind in KINDS}
-    except checkpoint.CheckpointError as error:
-        raise InputError(str(error)) from error
+    networks = {kind: load_checkpoint(trained, kind) for kind in KINDS}
     with tempfile.TemporaryDirectory(dir=folder, prefix=".networks-") as scratch:
         try:
             for kind, path in network_files(Path(scratch)).items():

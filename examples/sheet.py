@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from engine import Avatar, Pipeline
 from engine.command import Parser, program, run
 from engine.errors import InputError
-from engine.files import write_whole
+from engine.files import Outputs, write_whole
 from engine.media.images import QUALITY
 
 from . import DEMO
@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         picture = sheet(Avatar.load(DEMO), DEMO / "speech.wav", phonemes)
         write_whole(output, lambda partial: picture.save(partial, quality=QUALITY))
 
-    return run(work, interrupted="nothing was written")
+    return run(work, interrupted=Outputs(options.output))
 
 
 if __name__ == "__main__":

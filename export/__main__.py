@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from engine.command import Parser, program, run
 from engine.errors import InputError, printable
+from engine.files import Outputs
 
 from .onnx import ExportError, export
 
@@ -18,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (ValueError, ExportError) as error:
             raise InputError(error) from error
 
-    return run(work, interrupted="nothing was written")
+    return run(work, interrupted=Outputs(options.output))
 
 
 def _export(options: argparse.Namespace) -> str:

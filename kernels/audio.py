@@ -10,6 +10,7 @@ from .spec import (
     FEATURES_PER_FRAME,
     FPS,
     MEL_BANDS,
+    MEL_RATE,
     MEL_WINDOW_ROWS,
     frame_count,
     mel_rows,
@@ -62,6 +63,7 @@ def mel_windows(
     fps: float = FPS,
     start: int = 0,
     count: int | None = None,
+    dropped: int = 0,
     out: Tensor | None = None,
 ) -> Tensor:
     """Cut mel windows `start` to `start + count` (exclusive), the audio encoder's inputs.
@@ -69,11 +71,13 @@ def mel_windows(
     Window f begins at mel row int(80 f / fps), or at T - 16 if it would run past the end.
 
     Args:
-        mel: (T, 80) float32, T >= 16.
+        mel: (T, 80) float32, T >= 16; or only the last ones of these rows.
         fps: video frames per second.
         start: first window.
         count: number of windows, all from `start` on if None. A mel has
             `mel_window_count(T, fps)`.
+        dropped: how many of the T rows are not in `mel`, from the first one on. No window reads
+            them.
         out: (count, 1, 80, 16) float32 to write into.
 
     Returns:
@@ -82,12 +86,18 @@ def mel_windows(
     check_tensor("mel", mel, ("T", MEL_BANDS), (torch.float32,))
     if not fps > 0:
         raise ValueError(f"fps is {fps}; expected a number above 0")
-    count = item_count("mel windows", start, count, mel_window_count(mel.shape[0], fps))
+    if dropped < 0:
+        raise ValueError(f"dropped is {dropped}; expected at least 0")
+    rows = dropped + mel.shape[0]
+    count = item_count("mel windows", start, count, mel_window_count(rows, fps))
+    first = min(int(MEL_RATE * start / fps), rows - MEL_WINDOW_ROWS)
+    if count and first < dropped:
+        raise ValueError(f"dropped is {dropped}; window {start} begins at mel row {first}")
     shape = (count, 1, MEL_BANDS, MEL_WINDOW_ROWS)
     out = make_output(out, shape, torch.float32, mel.device)
     if count:
         with implementation(mel) as stages:
-            stages.mel_windows(mel, float(fps), start, out)
+            stages.mel_windows(mel, float(fps), start, dropped, out)
     return out
 
 

@@ -98,7 +98,7 @@ def _log_mel(dtype: torch.dtype, batch: int, samples: int) -> None:
 
 def _mel_windows(start: int, n: int) -> None:
     out = torch.empty(n, 1, MEL_BANDS, MEL_WINDOW_ROWS)
-    stages.mel_windows(torch.empty(1001, MEL_BANDS), 25.0, start, out)
+    stages.mel_windows(torch.empty(1001, MEL_BANDS), 25.0, start, 0, out)
 
 
 def _feature_windows(dtype: torch.dtype, start: int, n: int) -> None:

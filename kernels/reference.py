@@ -78,9 +78,10 @@ def _log_mel(pcm: Tensor, out: Tensor) -> None:
         out[first:last] = (8 * (decibels + 100) / 100 - 4).clamp_(-4, 4)
 
 
-def mel_windows(mel: Tensor, fps: float, start: int, out: Tensor) -> Tensor:
+def mel_windows(mel: Tensor, fps: float, start: int, dropped: int, out: Tensor) -> Tensor:
     frame = torch.arange(start, start + out.shape[0], device=mel.device, dtype=torch.float64)
-    row = (MEL_RATE * frame / fps).floor().long().clamp_(max=mel.shape[0] - MEL_WINDOW_ROWS)
+    last = dropped + mel.shape[0] - MEL_WINDOW_ROWS
+    row = (MEL_RATE * frame / fps).floor().long().clamp_(max=last) - dropped
     rows = row[:, None] + torch.arange(MEL_WINDOW_ROWS, device=mel.device)
     out[:, 0] = mel[rows].transpose(1, 2)
     return out

@@ -31,7 +31,10 @@ MAX_HEADER = 16_000_000  # bytes, of a safetensors file: names, shapes and offse
 
 class CheckpointError(ValueError):
     """A file cannot be used as a checkpoint of the network. The message is one line with the file's
-    name."""
+    name. Characters that cannot be printed, such as a newline in a weight's name, are escaped."""
+
+    def __init__(self, message: str):
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
 
 
 class PickleError(CheckpointError):

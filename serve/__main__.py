@@ -83,6 +83,7 @@ def describe(config: Config, port: int, http_port: int) -> list[str]:
     ]
     lines.append(f"gRPC at {host}:{port}{' with TLS' if tls else ''}")
     web = f"{'https' if tls else 'http'}://{host}:{http_port}"
+    lines.append(f"page at {web}/")
     lines.append(f"HTTP at {web}/metrics, {web}/healthz, {web}/readyz")
     if server.tokens:
         lines.append(f'calls must bring one of {len(server.tokens)} tokens, "Bearer TOKEN"')
@@ -103,8 +104,14 @@ def describe(config: Config, port: int, http_port: int) -> list[str]:
 
 
 def warn(config: Config) -> None:
-    """Log what is open to other machines."""
+    """Log what is open to other machines, and limits that contradict each other."""
     server = config.server
+    most, file = (server.max_message_size_mb << 20) / 1e6, config.limits.max_upload_mb
+    if file > most:
+        _log.warning(
+            "limits.max_upload_mb is %g, but a gRPC message of more than %.1f MB is refused; "
+            "expected a larger server.max_message_size_mb", file, most,
+        )  # fmt: skip
     if server.host in UNREACHABLE:
         return
     if not server.tokens:

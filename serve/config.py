@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -259,7 +260,9 @@ def load(
         InputError: a mistake in the file, with its place, or in an option.
     """
     if path is None:
-        file, config = None, Config()
+        # espeak-ng is there to try things out, where it is installed
+        voice = Voice() if find_spec("espeakng_loader") else None
+        file, config = None, Config(web=Web(voice=voice))
     else:
         file = ConfigFile(path)
         config = file.config(Config, Model)

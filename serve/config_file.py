@@ -14,6 +14,7 @@ from engine.errors import InputError, shortened
 
 from . import go_keys
 from .tokens import unusable
+from .web_values import ice_fault, origin_fault, voice_fault
 from .yaml_file import Keys, read
 
 T = TypeVar("T", bound=BaseModel)
@@ -86,6 +87,7 @@ class ConfigFile:
         self._server(out.get("server", {}))
         self._gpus(out.get("gpus", {}))
         self._format(out.get("output", {}))
+        self._web(out.get("web", {}))
         root = self._path(("models_root",), data, self._folder)
         models = data.get("models")
         if models is not None:
@@ -207,6 +209,61 @@ class ConfigFile:
             )
             raise self.error(("output", "format"), message)
 
+    def _web(self, web: dict[str, Any]) -> None:
+        web_keys: Keys = ("web",)
+        if (recordings := self._path(("web", "recordings"), web, self._folder)) is not None:
+            if not os.path.isdir(recordings):
+                at = ("web", "recordings")
+                raise self.error(at, f"web.recordings: {recordings} is no folder")
+            web["recordings"] = recordings
+        if isinstance(origins := web.get("origins"), list):
+            web["origins"] = tuple(origins)
+            for number, origin in enumerate(origins):
+                self._usable((*web_keys, "origins", number), origin_fault(origin))
+        if isinstance(servers := web.get("ice_servers"), list):
+            keys = (*web_keys, "ice_servers")
+            web["ice_servers"] = tuple(
+                self._ice_server((*keys, number), server) for number, server in enumerate(servers)
+            )
+        if "voice" in web:
+            web["voice"] = self._voice((*web_keys, "voice"), web["voice"])
+
+    def _ice_server(self, keys: Keys, server: Any) -> dict[str, Any]:
+        if isinstance(server, dict):
+            self._check(keys, server, {"urls", "username", "credential"})
+        server = self._mapping(keys, server)
+        urls = server.get("urls")
+        if isinstance(urls, str):
+            urls = [urls]
+        if isinstance(urls, list):
+            server["urls"] = tuple(urls)
+            for url in urls:
+                self._usable((*keys, "urls"), ice_fault(url))
+        return server
+
+    def _voice(self, keys: Keys, voice: Any) -> Any:
+        """Return a voice's section, or "espeak" or "none"."""
+        if voice in ("espeak", "none"):
+            return voice
+        if isinstance(voice, str):
+            voice = {"url": voice}
+            self._usable(keys, voice_fault(voice["url"]))
+        elif isinstance(voice, dict):
+            known = {"url", "model", "voice", "key_variable", "max_characters"}
+            self._check(keys, voice, known)
+            voice = self._mapping(keys, voice)
+            if isinstance(voice.get("url"), str):
+                self._usable((*keys, "url"), voice_fault(voice["url"]))
+            variable = voice.get("key_variable")
+            if isinstance(variable, str) and not os.environ.get(variable):
+                at = (*keys, "key_variable")
+                raise self.error(at, f"{dotted(at)}: the environment has no {shortened(variable)}")
+        return voice
+
+    def _usable(self, keys: Keys, fault: str | None) -> None:
+        if fault is not None:
+            raise self.error(keys, f"{dotted(keys)} {fault}")
+
     # --- models ----------------------------------------------------------------------------------
 
     def _models(self, models: Any, known: set[str], root: Path) -> dict[str, Any]:
@@ -320,7 +377,7 @@ def _first(found: ValidationError, error: Error) -> InputError:
     if wrong["type"] == "missing":
         return error(keys, f"{name} is not there; expected it")
     expected = _EXPECTED.get(wrong["type"], wrong["msg"].removeprefix("Input should be "))
-    if keys[:2] == ("server", "tokens"):  # a secret
+    if keys[:2] == ("server", "tokens") or keys[-1:] == ("credential",):  # a secret
         return error(keys, f"{name} cannot be used; expected {expected}")
     return error(keys, f"{name} is {shortened(wrong['input'])}; expected {expected}")
 

@@ -8,7 +8,8 @@ import signal
 import struct
 import sys
 import tempfile
-from contextlib import nullcontext, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -53,13 +54,14 @@ async def decode(file: bytes, *, max_seconds: float, sound: Path | None = None) 
             time or memory.
         OSError: what is decoded cannot be written, since the disk is full.
     """
-    with _temporary() as source, _temporary() as pcm, _new(sound) as own:
+    own_sound = nullcontext() if sound is None else _closed(_new(sound))
+    async with _closed(_temporary()) as source, _closed(_temporary()) as pcm, own_sound as own:
         await asyncio.to_thread(_write, source, file)
         descriptors = [source.fileno(), pcm.fileno(), own.fileno() if own else -1]
         said = await _run([*map(str, descriptors), repr(max_seconds)], descriptors)
         samples = await asyncio.to_thread(_samples, pcm, max_seconds)
         if own is not None:
-            _write_header(own, said)
+            await asyncio.to_thread(_write_header, own, said)
     return Decoded(samples, [one_line(line) for line in said.get("warnings", ())])
 
 
@@ -81,7 +83,7 @@ async def _run(arguments: list[str], descriptors: list[int]) -> dict[str, Any]:
         stderr=asyncio.subprocess.DEVNULL,
         pass_fds=[number for number in descriptors if number >= 0],
         cwd="/",
-        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": os.defpath},
+        env=_environment(),
         start_new_session=True,  # Ctrl-C is for the server
     )
     try:
@@ -98,6 +100,14 @@ async def _run(arguments: list[str], descriptors: list[int]) -> dict[str, Any]:
                 process.kill()
             await asyncio.shield(process.wait())
     return _answer(code, said)
+
+
+def _environment() -> dict[str, str]:
+    """Return the process's environment, without the server's secrets."""
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": os.defpath}
+    # of hosts where Python's or FFmpeg's libraries are not where the system looks for them
+    libraries = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    return environment | libraries
 
 
 def _answer(code: int, said: bytes) -> dict[str, Any]:
@@ -151,10 +161,17 @@ def _temporary() -> FileIO:
     return tempfile.TemporaryFile(buffering=0)
 
 
-def _new(path: Path | None) -> Any:
-    """Open a new file, with room for the header; without a path, none."""
-    if path is None:
-        return nullcontext()
+@asynccontextmanager
+async def _closed(file: FileIO) -> AsyncIterator[FileIO]:
+    """Close a file in a thread, because for one without a name that frees all that it holds."""
+    try:
+        yield file
+    finally:
+        await asyncio.shield(asyncio.to_thread(file.close))
+
+
+def _new(path: Path) -> FileIO:
+    """Open a new file, with room for the header."""
     file = open(path, "xb", buffering=0)  # noqa: SIM115
     file.seek(WAV_HEADER)
     return file

@@ -1,29 +1,46 @@
-"""What Prometheus, load balancers and orchestrators ask for, over HTTP."""
+"""Everything over HTTP: what browsers and players use, and what operators ask for."""
 
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .config import Tls
+from .config import Config, Tls
 from .metrics import Metrics
+from .web import avatars, livetalking, pages, recording, whep
+from .web import socket as web_socket
+from .web.peer import ice_servers
+from .web.protocol import SETTINGS
+from .web.requests import Gate
+from .web.sessions import WebSessions
 
-CONNECTIONS = 100
+CONNECTIONS = 100  # beside those of sessions
+SESSION_CONNECTIONS = 2  # its socket, and what its page asks for
+UNKNOWN = "unknown"  # instead of what a client made up
 SILENT_SECONDS = 10.0
 
 Fault = Callable[[], str | None]  # says what is wrong; None if nothing is
 
 
-def app(metrics: Metrics, *, alive: Fault, ready: Fault) -> Starlette:
-    """Return the application: /metrics, /healthz and /readyz, in plain text."""
+def app(
+    metrics: Metrics,
+    *,
+    alive: Fault,
+    ready: Fault,
+    routes: Sequence[BaseRoute] = (),
+    middleware: Sequence[Middleware] = (),
+) -> Starlette:
+    """Return the application: /metrics, /healthz and /readyz, in plain text, and other routes."""
 
     async def show(_: Request) -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
@@ -34,28 +51,84 @@ def app(metrics: Metrics, *, alive: Fault, ready: Fault) -> Starlette:
     async def readyz(_: Request) -> Response:
         return _answer(ready())
 
+    own = [Route("/metrics", show), Route("/healthz", healthz), Route("/readyz", readyz)]
     return Starlette(
-        routes=[Route("/metrics", show), Route("/healthz", healthz), Route("/readyz", readyz)]
+        routes=[*own, *routes], middleware=[Middleware(Counting, metrics=metrics), *middleware]
     )
+
+
+def web_routes(sessions: WebSessions, config: Config) -> list[BaseRoute]:
+    """Return the addresses of browsers and players.
+
+    Raises:
+        InputError: the configuration has a STUN or TURN server that cannot be read.
+    """
+    ice_servers(config.web)
+    gate = Gate(config)
+    return [
+        *pages.routes(),
+        *avatars.routes(sessions, gate),
+        *web_socket.routes(sessions, gate),
+        *whep.routes(sessions, config, gate),
+        *livetalking.routes(sessions, gate),
+        *recording.routes(sessions.recordings, gate),
+    ]
+
+
+class Counting:
+    """Counts the requests of an application, when they are over, by their routes."""
+
+    def __init__(self, application: ASGIApp, metrics: Metrics):
+        self._application, self._metrics = application, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._application(scope, receive, send)
+            return
+        begin, code = time.perf_counter(), "none"  # the client was gone before the answer
+
+        async def noting(message: Message) -> None:
+            nonlocal code
+            if message["type"] in ("http.response.start", "websocket.http.response.start"):
+                code = str(message["status"])
+            elif message["type"] == "websocket.accept":
+                code = "101"
+            elif message["type"] == "websocket.close" and code == "none":
+                code = "403"
+            await send(message)
+
+        try:
+            await self._application(scope, receive, noting)
+        except Exception:
+            code = "500"
+            raise
+        finally:
+            path = getattr(scope.get("route"), "path", UNKNOWN)
+            self._metrics.requests.labels("http", path, code).inc()
+            if scope["type"] == "http":
+                self._metrics.request_seconds.labels(path).observe(time.perf_counter() - begin)
 
 
 class HttpServer(uvicorn.Server):
     """Serves an application on a socket, in an event loop that others use too.
 
     The process's signals are not its own. Runs as `serve([socket])`.
+
+    Args:
+        sessions: live sessions for which there must be connections.
     """
 
-    def __init__(self, application: Starlette, tls: Tls | None):
+    def __init__(self, application: Starlette, tls: Tls | None, *, sessions: int = 0):
         super().__init__(
             uvicorn.Config(
                 application,
                 http="h11",  # the only one that limits a request's header
                 lifespan="off",
-                ws="none",
+                **SETTINGS,
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                limit_concurrency=CONNECTIONS,
+                limit_concurrency=CONNECTIONS + SESSION_CONNECTIONS * sessions,
                 timeout_graceful_shutdown=1,
                 ssl_certfile=None if tls is None else str(tls.certificate),
                 ssl_keyfile=None if tls is None else str(tls.key),

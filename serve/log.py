@@ -33,5 +33,6 @@ def set_level(level: str) -> None:
     """Set the level: debug, info, warning or error."""
     logging.getLogger().setLevel(level.upper())
     # what uvicorn says of its start and end is said better elsewhere
-    for name in ("uvicorn", "asyncio"):
+    for name in ("uvicorn", "asyncio", "httpx"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # clients are told instead

@@ -19,8 +19,11 @@ from engine.errors import InputError, one_line
 
 from . import http, metrics
 from .config import Config, Tls
+from .places import Places
 from .rpc.access import Access, Calls
 from .rpc.restarting import RestartingServer
+from .web.requests import cross_origin
+from .web.sessions import WebSessions
 
 OTHER_CALLS = 100  # at a time, such as of health and lists
 END_SECONDS = 5.0  # for handlers that were cancelled
@@ -47,12 +50,14 @@ class Services:
         add: adds them to a grpc.aio server.
         sessions: says how many live sessions of each avatar are open.
         close: ends the calls that run.
+        web: the live sessions of HTTP clients; None without them.
     """
 
     names: Sequence[str]
     add: Callable[[Any], None]
     sessions: Callable[[], Mapping[str, int]]
     close: Callable[[], Awaitable[None]]
+    web: WebSessions | None = None
 
 
 def avatars(config: Config, counted: metrics.Metrics) -> Avatars:
@@ -69,12 +74,19 @@ def avatars(config: Config, counted: metrics.Metrics) -> Avatars:
 
 
 def services(registry: Any, config: Config, counted: metrics.Metrics) -> Services:
-    """Return the services that clients call."""
+    """Return the services that clients call.
+
+    Raises:
+        InputError: the configured voice cannot be used.
+    """
     from .rpc import monolithic
     from .rpc.protos import viseme_pb2_grpc
     from .rpc.viseme import VisemeService
+    from .web.voice import open_voice
 
-    viseme = VisemeService(registry, config, counted)
+    places = Places(config.limits.max_sessions)
+    viseme = VisemeService(registry, config, counted, places)
+    web = WebSessions(registry, config, counted, places, open_voice(config.web.voice))
 
     def count(avatar: str, frames: int) -> None:
         counted.frames.labels(avatar, "batch").inc(frames)
@@ -86,8 +98,9 @@ def services(registry: Any, config: Config, counted: metrics.Metrics) -> Service
     return Services(
         (monolithic.MONOLITHIC, monolithic.COMPOSITING, "viseme.v1.Viseme"),
         add,
-        viseme.sessions,
+        places.sessions,
         viseme.close,
+        web,
     )
 
 
@@ -154,14 +167,22 @@ class Server:
                 if task.done():
                     task.result()  # raises what it has raised
             self._access.ending = True
+            if self._services is not None and self._services.web is not None:
+                self._services.web.ending = True
             await self._health.enter_graceful_shutdown()
             _log.info("draining for %g s at most", self.config.server.drain_seconds)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.config.server.drain_seconds):
-                    await _first(self._calls.finished(), hurry.wait())
+                    await _first(self._finished(), hurry.wait())
         finally:
             await self._close()
         _log.info("ended")
+
+    async def _finished(self) -> None:
+        """Wait until no call and no session of HTTP clients runs."""
+        await self._calls.finished()
+        if self._services is not None and self._services.web is not None:
+            await self._services.web.finished()
 
     def unready(self) -> str | None:
         """Return why the server should get no new clients; None if it can take them."""
@@ -188,9 +209,7 @@ class Server:
             self._grpc = RestartingServer(make)
             for name in ("", *self._services.names):
                 await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
-            self._http = http.HttpServer(
-                http.app(self.metrics, alive=self._dead, ready=self.unready), server.tls
-            )
+            self._http = self._http_server(self._services.web)
             await self._grpc.start()
         except BaseException:
             web.close()
@@ -199,6 +218,17 @@ class Server:
         self._web = self._run(self._http.serve([web]))
         self._run(self._avatars.run())
         self._run(self._sample())
+
+    def _http_server(self, sessions: WebSessions | None) -> http.HttpServer:
+        config = self.config
+        application = http.app(
+            self.metrics,
+            alive=self._dead,
+            ready=self.unready,
+            routes=[] if sessions is None else http.web_routes(sessions, config),
+            middleware=cross_origin(config),
+        )
+        return http.HttpServer(application, config.server.tls, sessions=config.limits.max_sessions)
 
     def _grpc_server(self, services: Services, credentials: Any) -> Any:
         """Return a server that is bound: the first to the configured port, others to the same.
@@ -263,7 +293,7 @@ class Server:
 
     async def _close(self) -> None:
         if self._services is not None:
-            await self._services.close()
+            await asyncio.gather(self._services.close(), _close_web(self._services.web))
         if self._grpc is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(END_SECONDS):
@@ -276,6 +306,11 @@ class Server:
             if task is not self._web:
                 task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def _close_web(sessions: WebSessions | None) -> None:
+    if sessions is not None:
+        await sessions.close()
 
 
 def channel_options(config: Config) -> list[tuple[str, int]]:

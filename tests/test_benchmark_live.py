@@ -24,6 +24,7 @@ class Quick:
 
     dtype, description, reason = torch.float32, "quick", "a test"
     capturable, stream = True, None
+    graph_bytes = 0
 
     def __call__(self, *inputs: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         if len(inputs) == 1:  # the audio encoder

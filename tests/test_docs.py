@@ -23,6 +23,7 @@ import engine.live
 import kernels
 from engine import InputError
 from engine.loop import frame_numbers
+from engine.media.speech import SpeechScan
 from tests.conftest import DEMO, ROOT
 
 README = ROOT / "README.md"
@@ -352,6 +353,7 @@ class Stub:
 
     dtype, description, reason = torch.float32, "stub", "a test"
     capturable, stream = True, None
+    graph_bytes = 0
 
     def __call__(self, *inputs: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         return out.fill_(0.5)
@@ -372,7 +374,8 @@ def test_the_pipelines_python(page, monkeypatch, speech):
     """With a second of the speech and fake networks."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("engine.pipeline.open_network", lambda *_, **__: Stub())
-    monkeypatch.setattr("engine.media.speech.read_speech", lambda path, **_: speech[:16000])
+    second = SpeechScan("speech.wav", None, 16000, speech[:16000].numpy(), None)
+    monkeypatch.setattr("engine.media.speech.scan_speech", lambda path, **_: second)
     names = run_python(page)
     assert names["frames"].shape == (8, 1280, 720, 3) and names["frames"].dtype == torch.uint8
     assert names["pipeline"].frame_count(speech[:16000]) == 24

@@ -166,7 +166,7 @@ def test_gpu_tests_import_without_optional_packages():
         "import sys, importlib\n"
         "absent = 'av librosa scipy hypothesis matplotlib tensorrt tensorrt_rtx'.split()\n"
         "sys.modules.update(dict.fromkeys(absent))\n"
-        "names = 'test_on_gpu device.test_buffers runtime.test_tensorrt runtime.test_runtime'\n"
+        "names = 'test_on_gpu device.test_buffers device.test_check runtime.test_tensorrt runtime.test_runtime'\n"
         "for name in [*names.split(), 'avatar.test_avatar', 'live.test_live_on_gpu',\n"
         "    'batches.test_batches_on_gpu', 'faces.test_faces_on_gpu']:\n"
         "    importlib.import_module(f'tests.engine.{name}')\n"

@@ -12,8 +12,8 @@ import torch
 
 from engine.command import Parser, program, run
 from engine.errors import InputError
+from engine.runtime.torch import load_checkpoint
 from models import AudioEncoder, Generator
-from models.checkpoint import CheckpointError, load
 
 from .checkpoint import Checkpoint, NetworkKind, read_checkpoint
 from .config import TrainConfig
@@ -155,10 +155,7 @@ def _load(path: Path | None, kind: Literal["audio_encoder"]) -> AudioEncoder | N
 def _load(path: Path | None, kind: NetworkKind) -> torch.nn.Module | None:
     if path is None:
         return None
-    try:
-        return load(path, kind)
-    except CheckpointError as error:
-        raise InputError(error) from error
+    return load_checkpoint(path, kind)
 
 
 def _device(name: Literal["cpu", "cuda"] | None) -> torch.device:

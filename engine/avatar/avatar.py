@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kernels import FPS, MAX_SIDE
 
+from ..device.memory import free_bytes
 from ..errors import DeviceError, DeviceFull, InputError, shortened
 from ..forks import note_computing
 from ..runtime.open import check_untrusted
@@ -277,9 +278,9 @@ class Avatar:
 
     def _upload(self, source: FrameCache) -> Tensor:
         shape = (self._length, self.height, self.width, 3)
-        torch.cuda.empty_cache()  # memory that PyTorch caches is free too
-        needed, (free, _) = math.prod(shape), torch.cuda.mem_get_info(self.device)
+        needed = math.prod(shape)
         reserved = reserved_bytes(self.generator, trusted=self.trusted)
+        free = free_bytes(self.device, needed + reserved)
         if needed > free - reserved:
             raise DeviceFull(
                 f"avatar {shortened(self.name)} needs {needed / 2**30:.2f} GiB on {self.device} "

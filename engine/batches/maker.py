@@ -76,7 +76,9 @@ class BatchMaker:
         with torch.cuda.stream(self._stream):
             if avatar.frames_on_device:
                 shapes |= ring_shapes(most, avatar.height, avatar.width)
-                self._ring = RenderBuffers(shapes, avatar.frames, avatar.boxes)
+                self._ring = RenderBuffers(
+                    shapes, avatar.frames, avatar.boxes, graph_bytes=pipeline.graph_bytes
+                )
             self._zeros = torch.zeros(
                 1, kernels.FEATURE_DIM, dtype=pipeline.generator.dtype, device=pipeline.device
             )

@@ -63,16 +63,8 @@ class Buffers(Protocol):
 class SpeechBuffers(Buffers, Protocol):
     """What a render uses, one at a time."""
 
-    def start(self, pcm: Tensor, numbers: list[int]) -> Tensor:
-        """Begin a render.
-
-        Args:
-            pcm: (S,) float32.
-            numbers: the avatar's frame for each video frame.
-
-        Returns:
-            The PCM on the device.
-        """
+    def start(self, numbers: list[int]) -> None:
+        """Begin a render, given the avatar's frame for each video frame."""
         ...
 
     def next_frames(self, n: int, stopwatch: Stopwatch) -> Frames:
@@ -123,24 +115,32 @@ class RenderBuffers:
         shapes: from `buffer_shapes` and `ring_shapes`.
         frames, boxes: all of the avatar, on the device.
         format: format of the finished frames, as given to `ring_shapes`.
+        graph_bytes: bytes that the graphs will need, see `Pipeline.graph_bytes`.
 
     Attributes:
         batch_sizes: the batch sizes that run.
-        bytes: size of the buffers in bytes.
 
     Raises:
-        DeviceError: the buffers do not fit the GPU.
+        DeviceError: the buffers and the graphs do not fit the GPU.
     """
 
     encoder_batch_sizes: tuple[int, ...] = ENCODER_BATCH_SIZES
 
     def __init__(
-        self, shapes: Shapes, frames: Tensor, boxes: Tensor, format: kernels.ByteFormat = "rgb"
+        self,
+        shapes: Shapes,
+        frames: Tensor,
+        boxes: Tensor,
+        format: kernels.ByteFormat = "rgb",
+        *,
+        graph_bytes: int = 0,
     ):
         device = boxes.device
-        memory, self.tensors = allocate(shapes, device)
-        self.bytes = memory.numel()
-        self.executor: Executor = CudaExecutor(memory) if memory.is_cuda else CpuExecutor()
+        memory, self.tensors = allocate(shapes, device, graph_bytes)
+        self._bytes = memory.numel()
+        self.executor: Executor = CpuExecutor()
+        if memory.is_cuda:
+            self.executor = CudaExecutor(memory, frames, boxes)
         self._frames, self._boxes, self._format = frames, boxes, format
         self._ring = [self.tensors[f"finished {slot}"] for slot in range(RING)]
         self._slot = RING - 1
@@ -149,14 +149,18 @@ class RenderBuffers:
         self._schedule = torch.empty(0, dtype=torch.int64)
         self._first = 0
 
-    def start(self, pcm: Tensor, numbers: list[int]) -> Tensor:
+    @property
+    def bytes(self) -> int:
+        """Bytes of the buffers, and of the graphs that have been captured."""
+        return self._bytes + self.executor.graph_bytes
+
+    def start(self, numbers: list[int]) -> None:
         """Begin a render, see `Buffers.start`. The numbers are uploaded once, padded to whole
         batches."""
         schedule = torch.tensor(numbers)
         schedule = torch.cat([schedule, schedule[-1:].expand(self._batch_size - 1)])
-        pcm, self._schedule = self.executor.upload(pcm, schedule)
+        (self._schedule,) = self.executor.upload(schedule)
         self._first = 0
-        return pcm
 
     def padded(self, m: int) -> int:
         return round_up_to(self.encoder_batch_sizes, m)
@@ -181,24 +185,32 @@ class BufferPool:
     made.
 
     Args:
-        shapes, frames, boxes: as in `RenderBuffers`.
+        shapes, frames, boxes, graph_bytes: as in `RenderBuffers`.
 
     Raises:
         DeviceError: the first buffers, which are allocated immediately, do not fit the GPU.
     """
 
-    def __init__(self, shapes: Shapes, frames: Tensor, boxes: Tensor):
-        self._make = lambda: RenderBuffers(shapes, frames, boxes)
+    def __init__(self, shapes: Shapes, frames: Tensor, boxes: Tensor, *, graph_bytes: int = 0):
+        self._shapes, self._frames, self._boxes = shapes, frames, boxes
+        self._graph_bytes = graph_bytes
         # Reentrant: the garbage collector may close an abandoned render, which returns its
         # buffers, while this thread holds the lock.
         self._lock = RLock()
-        self._all = [self._make()]
+        self._all: list[RenderBuffers] = []
+        self._all.append(self._make())
         self._free = list(self._all)
 
     @property
     def bytes(self) -> int:
-        """Size of all buffers in bytes."""
+        """Bytes of all buffers and their graphs."""
         return sum(buffers.bytes for buffers in self._all)
+
+    def _make(self) -> RenderBuffers:
+        """Make buffers that fit besides all graphs that are still to be captured."""
+        pending = 1 + sum(buffers.executor.graph_bytes == 0 for buffers in self._all)
+        needed = pending * self._graph_bytes
+        return RenderBuffers(self._shapes, self._frames, self._boxes, graph_bytes=needed)
 
     @contextmanager
     def take(self) -> Iterator[RenderBuffers]:
@@ -265,11 +277,9 @@ class ReadAheadBuffers(HostBuffers):
         with ThreadPoolExecutor(1, "viseme-frames") as thread:
             yield cls(shapes, read, thread)
 
-    def start(self, pcm: Tensor, numbers: list[int]) -> Tensor:
-        (pcm,) = self.executor.upload(pcm)
+    def start(self, numbers: list[int]) -> None:
         self._numbers = iter(numbers)
         self._ahead = self._submit()
-        return pcm
 
     def next_frames(self, n: int, stopwatch: Stopwatch) -> Frames:
         with stopwatch.stage("frames", host=True):

@@ -27,6 +27,11 @@ class Part(NamedTuple):
 class Executor(Protocol):
     """Runs the work of a render on its device."""
 
+    @property
+    def graph_bytes(self) -> int:
+        """Bytes of the device that calls of the parts have allocated for good."""
+        ...
+
     def on_current_stream(self) -> AbstractContextManager[None]:
         """Order the block after the blocks before it, even if they ran on other streams."""
         ...
@@ -49,6 +54,8 @@ class Executor(Protocol):
 class CpuExecutor:
     """Calls the parts."""
 
+    graph_bytes = 0
+
     def on_current_stream(self) -> AbstractContextManager[None]:
         return nullcontext()
 
@@ -66,10 +73,12 @@ class CudaExecutor:
 
     Args:
         memory: the buffers that the parts work on.
+        read: tensors that the parts read and that others own, such as the avatar's frames.
     """
 
-    def __init__(self, memory: Tensor):
-        self._memory, self._device = memory, memory.device
+    def __init__(self, memory: Tensor, *read: Tensor):
+        self._used, self._device = (memory, *read), memory.device
+        self._users = set[int]()  # streams that the tensors are known to be used on
         self._graphs = CudaGraphs(self._device)
         self._upload = torch.cuda.Stream(self._device)
         # The zeros in the memory are written on this stream; the first block may run on another.
@@ -82,9 +91,17 @@ class CudaExecutor:
             current = torch.cuda.current_stream(self._device)
             if self._last != current:
                 current.wait_stream(self._last)
-                self._memory.record_stream(current)  # not freed before this stream's work is done
+            if current.cuda_stream not in self._users:
+                self._users.add(current.cuda_stream)
+                for tensor in self._used:  # not freed before this stream's work is done
+                    tensor.record_stream(current)
             self._last = current
             yield
+
+    @property
+    def graph_bytes(self) -> int:
+        """Bytes of the device that the captured graphs take."""
+        return self._graphs.bytes
 
     def upload(self, *tensors: Tensor) -> list[Tensor]:
         """Copy from pinned memory on a separate stream, so that the host does not wait."""

@@ -36,7 +36,8 @@ def copy_to_host(batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, NDArray[An
             continue
         if not buffers:  # the first batch is the largest
             streams = [torch.cuda.Stream(frames.device)]
-            buffers = [torch.empty(frames.shape, dtype=torch.uint8).pin_memory() for _ in range(2)]
+            shape = frames.shape
+            buffers = [torch.empty(shape, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
         copy, (stream,) = buffers[number % 2][: len(frames)], streams
         stream.wait_stream(torch.cuda.current_stream(frames.device))
         with torch.cuda.stream(stream):

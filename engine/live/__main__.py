@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..avatar import Avatar
 from ..command import Apart, Parser, program, run
 from ..errors import InputError, printable
-from ..files import check_output
+from ..files import Outputs, check_output
 from ..media import h264
 from ..media.mp4 import Mp4Writer
 from ..media.speech import audio_blocks
@@ -29,7 +29,7 @@ STEP = Fraction(1, 50)  # seconds of sound that are pushed at once
 
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
-    return run(lambda: print(printable(talk(options))), interrupted="nothing was written")
+    return run(lambda: print(printable(talk(options))), interrupted=Outputs(options.output))
 
 
 def talk(options: argparse.Namespace) -> str:

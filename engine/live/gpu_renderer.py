@@ -59,7 +59,9 @@ class GpuRenderer(LiveRenderer):
             if not on_host:  # what is allocated on a stream is for that stream
                 self._copies = torch.cuda.default_stream(avatar.device)
         with torch.cuda.stream(self._stream):
-            self._render_buffers = RenderBuffers(shapes, avatar.frames, avatar.boxes, format)
+            self._render_buffers = RenderBuffers(
+                shapes, avatar.frames, avatar.boxes, format, graph_bytes=pipeline.graph_bytes
+            )
             with self._render_buffers.executor.on_current_stream():
                 super().__init__(
                     pipeline, self._render_buffers, self._render_buffers.tensors["features"], mode

@@ -14,7 +14,7 @@ import numpy as np
 from av.video.frame import PictureType
 
 from ..errors import InputError
-from .h264 import LIVE, NVENC_LIVE, H264Input, PixelFormat, has_nvenc
+from .h264 import LIVE, NVENC_LIVE, H264Input, PixelFormat, has_nvenc, rate_control
 from .jpeg import encode_jpeg
 
 H264Codec = Literal["libx264", "h264_nvenc"]
@@ -52,12 +52,15 @@ class H264Encoder:
     Args:
         fps: frames per second.
         crf: quality, 0 (the best) to 51.
+        bitrate: bits a second at most; what is too much for it gets a lower quality. None for no
+            limit.
         format: format of the frames.
         codec: "libx264" (ultrafast, zerolatency) or "h264_nvenc" (a GPU's own encoder). By default
             NVENC if a GPU has it and accepts another stream, else x264.
 
     Attributes:
         codec: the one in use.
+        bitrate: may be set at any time, in any thread. The next frame is then a keyframe.
 
     Raises:
         InputError: the codec cannot be opened.
@@ -70,37 +73,52 @@ class H264Encoder:
         fps: Fraction,
         *,
         crf: int = 23,
+        bitrate: int | None = None,
         format: PixelFormat = "rgb",
         codec: H264Codec | None = None,
     ):
         self._input, self._number = H264Input(height, width, format), 0
+        self._fps, self._crf, self.bitrate = fps, crf, bitrate
         self._shape = (height, width, 3) if format == "rgb" else (height * 3 // 2, width)
         found = None
         if codec == "h264_nvenc" or (codec is None and has_nvenc()):
-            options = NVENC_LIVE | {"rc": "constqp", "qp": str(crf)}
-            found = self._open("h264_nvenc", fps, options)
+            found = self._open("h264_nvenc", bitrate)
         self.codec: H264Codec = "h264_nvenc" if found else "libx264"
         if found is None and codec != "h264_nvenc":
-            found = self._open("libx264", fps, LIVE | {"crf": str(crf)})
+            found = self._open("libx264", bitrate)
         if found is None:
             raise InputError(f"FFmpeg cannot open {codec or 'libx264'} for {width} x {height}")
         self._codec = found
 
-    def _open(self, name: str, fps: Fraction, options: dict[str, str]) -> Any:
+    def _open(self, name: H264Codec, bitrate: int | None) -> Any:
         """Return a codec context; None if it cannot be opened."""
         try:
             codec: Any = av.CodecContext.create(name, "w")
-            self._input.configure(codec, fps, threads=1)
-            codec.gop_size = max(round(fps), 1)
-            codec.options = options | {"profile": "baseline"}
+            self._input.configure(codec, self._fps, threads=1)
+            codec.gop_size = max(round(self._fps), 1)
+            codec.bit_rate = 0  # else NVENC takes FFmpeg's default for a limit
+            options = NVENC_LIVE if name == "h264_nvenc" else LIVE
+            codec.options = {
+                **options, **rate_control(name, self._crf, bitrate), "profile": "baseline"
+            }  # fmt: skip
             codec.open()
         except (av.FFmpegError, ValueError):  # ValueError: FFmpeg was built without it
             return None
+        self._opened_bitrate = bitrate
         return codec
+
+    def _follow(self, bitrate: int | None) -> None:
+        """Open the codec anew if it has another bitrate: FFmpeg has no way to tell an open one."""
+        if bitrate != self._opened_bitrate:
+            codec = self._open(self.codec, bitrate)
+            if codec is None:
+                raise InputError(f"FFmpeg cannot open {self.codec} for {bitrate} bits a second")
+            self._codec = codec
 
     def encode(self, rgb: np.ndarray, *, keyframe: bool = False) -> EncodedFrame:
         if rgb.shape != self._shape:  # which FFmpeg would scale
             raise InputError(f"the frame has the shape {rgb.shape}; expected {self._shape}")
+        self._follow(self.bitrate)
         frame = self._input.convert(rgb)
         frame.pts, frame.time_base = self._number, self._codec.time_base
         frame.pict_type = PictureType.I if keyframe else PictureType.NONE

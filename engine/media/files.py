@@ -10,6 +10,7 @@ from ..errors import InputError
 from ..reading import IrregularFile, open_regular
 from . import limits
 from .sample_tables import check_sample_tables
+from .wave_format import check_wave_format
 
 # FFmpeg's names of the formats that are read: those that hold their media themselves. Playlists
 # (HLS, DASH, concat, SDP, IMF) name other files, which may be anyone's, or never end.
@@ -46,6 +47,7 @@ def open_media(path: str | os.PathLike) -> av.container.InputContainer:
     """
     _check_regular(path)
     check_sample_tables(path)
+    check_wave_format(path)
     # FFmpeg also counts the edges that decoders add to a frame.
     options = {"max_pixels": str(2 * limits.MAX_PIXELS)}
     with reading(path):

@@ -14,6 +14,8 @@ NVENC_LIVE = {
     "preset": "p1", "tune": "ull", "zerolatency": "1", "delay": "0", "bf": "0", "forced-idr": "1",
 }  # fmt: skip
 
+BUFFER_SECONDS = 0.5  # in which a limited stream keeps its bitrate
+
 PixelFormat = Literal["rgb", "i420", "nv12"]
 
 
@@ -59,6 +61,15 @@ class H264Input:
             format="yuv420p",
             dst_colorspace=Colorspace.ITU709,
         )
+
+
+def rate_control(codec: str, crf: int, bitrate: int | None) -> dict[str, str]:
+    """Return a live encoder's options for a quality and, unless None, bits a second at most."""
+    nvenc = codec == "h264_nvenc"
+    if bitrate is None:
+        return {"rc": "constqp", "qp": str(crf)} if nvenc else {"crf": str(crf)}
+    most = {"maxrate": str(bitrate), "bufsize": str(int(bitrate * BUFFER_SECONDS))}
+    return most | ({"rc": "vbr", "cq": str(crf)} if nvenc else {"crf": str(crf)})
 
 
 @cache

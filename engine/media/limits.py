@@ -1,7 +1,7 @@
 """Limits of what a media file may ask for, so that none takes all memory or all time."""
 
-# The longest speech in seconds: three hours, longer than most films and lectures. It takes 0.7 GB
-# at 16 kHz.
+# The longest speech in seconds: three hours, longer than most films and lectures. All of its
+# samples at 16 kHz take 0.7 GB.
 MAX_SECONDS = 3 * 3600
 # Samples per second. Telephones have 8000, and the highest rate of recorders is 384000. A lower
 # rate would multiply the size of a file: a byte of 1 Hz becomes 64000 bytes at 16 kHz.

@@ -9,15 +9,16 @@ from .speech import audio_frame
 
 
 class Resampler:
-    """Resamples mono sound to 16 kHz in pieces of any length. The result equals `read_speech`'s.
+    """Resamples mono sound in pieces of any length. At 16 kHz the result equals `read_speech`'s.
 
     Args:
         sample_rate: rate of the sound in Hz.
+        wanted: rate of the result in Hz.
     """
 
-    def __init__(self, sample_rate: int):
+    def __init__(self, sample_rate: int, wanted: int = kernels.SAMPLE_RATE):
         self._rate, self._count = sample_rate, 0
-        self._resampler = av.AudioResampler("flt", "mono", kernels.SAMPLE_RATE)
+        self._resampler = av.AudioResampler("flt", "mono", wanted)
 
     def __call__(self, sound: np.ndarray) -> np.ndarray:
         """Resample (n,) float32 samples, and return the (m,) samples that are ready."""

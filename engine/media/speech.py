@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -65,32 +66,105 @@ def read_samples(
     max_seconds: float = limits.MAX_SECONDS,
 ) -> np.ndarray:
     """Read an audio track as `read_speech` does, as a NumPy array. It needs no PyTorch."""
+    found = _scan(
+        path,
+        track,
+        from_first_frame=from_first_frame,
+        max_seconds=max_seconds,
+        kept_seconds=max_seconds,
+    )
+    assert found.pcm is not None
+    return found.pcm
+
+
+@dataclass(frozen=True)
+class SpeechScan:
+    """Speech that was decoded once, with all warnings about it. Calling it decodes it again.
+
+    Attributes:
+        path, track: the file, and the number of its audio track.
+        count: number of samples at 16 kHz.
+        pcm: all of them, (S,) float32; None if they are too many.
+        channel: the channel to use alone; None for the mix.
+    """
+
+    path: str | os.PathLike
+    track: int | None
+    count: int
+    pcm: np.ndarray | None
+    channel: int | None
+
+    def __call__(self) -> Iterator["Tensor"]:
+        """Yield the samples, (n,) float32 each.
+
+        Raises:
+            InputError: as `read_speech`.
+        """
+        import torch
+
+        blocks = _mixed(self.path, read_track(self.path, self.track), self.channel)
+        for piece in _resampled(blocks):
+            yield torch.from_numpy(piece)
+
+
+def scan_speech(
+    path: str | os.PathLike, *, track: int | None = None, kept_seconds: float
+) -> SpeechScan:
+    """Decode speech as `read_speech` does, but keep only its length if it is longer than
+    `kept_seconds`."""
+    return _scan(
+        path,
+        track,
+        from_first_frame=False,
+        max_seconds=limits.MAX_SECONDS,
+        kept_seconds=kept_seconds,
+    )
+
+
+def _scan(
+    path: str | os.PathLike,
+    track: int | None,
+    *,
+    from_first_frame: bool,
+    max_seconds: float,
+    kept_seconds: float,
+) -> SpeechScan:
     notes: list[str] = []
-    meter = Meter()
-
-    def mixed() -> Iterator[tuple[np.ndarray, Block]]:
-        for block in read_track(path, track, from_first_frame=from_first_frame, notes=notes):
-            check_samples(path, block)
-            mono = to_mono(block.samples, block.names)
-            meter.add(block.samples, block.names, mono)
-            yield mono, block
-
-    pcm = _resampled(path, mixed(), max_seconds)
+    meter, pcm, channel = Meter(), _Pcm(path, max_seconds, kept_seconds), None
+    blocks = read_track(path, track, from_first_frame=from_first_frame, notes=notes)
+    for piece in _resampled(_mixed(path, blocks, None, meter)):
+        pcm.add(piece)
     if lost := meter.lost_channel():
         channel, kept = lost
-        del pcm
+        pcm = _Pcm(path, max_seconds, kept_seconds)
         blocks = read_track(path, track, from_first_frame=from_first_frame)
-        alone = ((block.samples[channel], block) for block in blocks)
-        pcm = _resampled(path, alone, max_seconds)
+        for piece in _resampled(_mixed(path, blocks, channel)):
+            pcm.add(piece)
         notes.append(
             f"{path}: the mono mix keeps {kept:.1%} of the energy of channel {channel}, the "
             f"loudest; channel {channel} is used alone"
         )
     for note in notes:
-        warnings.warn(note, stacklevel=3)
-    if pcm.size == 0:
+        warnings.warn(note, stacklevel=4)
+    if pcm.count == 0:
         raise InputError(f"{path} has an audio stream of 0 samples")
-    return pcm
+    return SpeechScan(path, track, pcm.count, pcm.samples(), channel)
+
+
+def _mixed(
+    path: str | os.PathLike,
+    blocks: Iterable[Block],
+    channel: int | None,
+    meter: Meter | None = None,
+) -> Iterator[tuple[np.ndarray, Block]]:
+    """Yield each block's mono samples: its mix, or a channel alone."""
+    for block in blocks:
+        check_samples(path, block)
+        samples = block.samples
+        mono = to_mono(samples, block.names) if channel is None else samples[channel]
+        if meter is not None:
+            meter.add(samples, block.names, mono)
+        yield mono, block
 
 
 def audio_blocks(
@@ -144,45 +218,54 @@ def audio_frame(block: np.ndarray, rate: int, first: int) -> av.AudioFrame:
     return frame
 
 
-def _resampled(
-    path: str | os.PathLike, blocks: Iterable[tuple[np.ndarray, Block]], max_seconds: float
-) -> np.ndarray:
+def _resampled(blocks: Iterable[tuple[np.ndarray, Block]]) -> Iterator[np.ndarray]:
     """Resample mono samples to 16 kHz; each comes with its block, which has the rate."""
-    resampler, pcm = None, _Pcm(path, max_seconds)
+    resampler = None
     for mono, block in blocks:
         if block.rate == SAMPLE_RATE:
-            pcm.add(mono)
+            yield mono
             continue
         resampler = resampler or av.AudioResampler("flt", "mono", SAMPLE_RATE)
         frame = audio_frame(mono[None], block.rate, block.first)
         for part in resampler.resample(frame):
-            pcm.add(part.to_ndarray()[0])
+            yield part.to_ndarray()[0]
     if resampler is not None:
         for part in resampler.resample(None):
-            pcm.add(part.to_ndarray()[0])
-    return pcm.samples()
+            yield part.to_ndarray()[0]
 
 
 class _Pcm:
-    """Collects samples at 16 kHz in one array, which takes half the memory of joining parts."""
+    """Collects samples at 16 kHz in one array, which takes half the memory of joining parts.
 
-    def __init__(self, path: str | os.PathLike, max_seconds: float):
-        self._path, self._max_seconds = path, max_seconds
-        self._array, self._count = np.empty(0, np.float32), 0
+    Args:
+        path: for the error.
+        max_seconds: more of them are an error.
+        kept_seconds: more of them are only counted.
+    """
+
+    def __init__(self, path: str | os.PathLike, max_seconds: float, kept_seconds: float):
+        self._path, self._max_seconds, self._kept_seconds = path, max_seconds, kept_seconds
+        self._array: np.ndarray | None = np.empty(0, np.float32)
+        self.count = 0
 
     def add(self, part: np.ndarray) -> None:
-        first, self._count = self._count, self._count + len(part)
-        if self._count > self._max_seconds * SAMPLE_RATE:
+        first, self.count = self.count, self.count + len(part)
+        if self.count > self._max_seconds * SAMPLE_RATE:
             raise InputError(
                 f"{self._path} is longer than {self._max_seconds:g} s; split it into shorter files"
             )
-        if self._count > len(self._array):
+        if self.count > self._kept_seconds * SAMPLE_RATE:
+            self._array = None
+        if self._array is None:
+            return
+        if self.count > len(self._array):
             # By a minute: the operating system moves an array of this size without a copy.
-            self._array.resize(self._count + 60 * SAMPLE_RATE, refcheck=False)
-        self._array[first : self._count] = part
+            self._array.resize(self.count + 60 * SAMPLE_RATE, refcheck=False)
+        self._array[first : self.count] = part
 
-    def samples(self) -> np.ndarray:
-        self._array.resize(self._count, refcheck=False)
+    def samples(self) -> np.ndarray | None:
+        if self._array is not None:
+            self._array.resize(self.count, refcheck=False)
         return self._array
 
 

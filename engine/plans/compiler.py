@@ -12,6 +12,7 @@ from tqdm import tqdm
 from ..errors import InputError, one_line
 from .edition import TensorRTEdition, logger
 from .onnx_graph import OnnxGraph
+from .profiles import profiles
 
 
 @dataclass
@@ -123,9 +124,11 @@ def compile_plan(
     edition, log = parsed.edition, logger(parsed.edition)
     trt = edition.module()
     config = configure(parsed, architectures, precision)
-    profile = make_profile(parsed, batch)
-    if config.add_optimization_profile(profile) < 0:
-        raise InputError(f"{parsed.graph.path}: {edition.name} rejects the batch: {log.error()}")
+    for sizes in profiles(parsed.graph.signature.kind, batch):
+        if config.add_optimization_profile(make_profile(parsed, sizes)) < 0:
+            raise InputError(
+                f"{parsed.graph.path}: {edition.name} rejects the batch: {log.error()}"
+            )
     save_timings = edition.use_timing_cache(config)
     stop = threading.Event()
     # The build runs in another thread, so that this one receives Ctrl-C. A KeyboardInterrupt must
@@ -152,7 +155,7 @@ def compile_plan(
     save_timings()
     matches = [re.search(r"Total Activation Memory: (\d+)", text) for _, text in log.lines]
     scratch = [int(match[1]) for match in matches if match]
-    return bytes(built), scratch[-1] if scratch else None
+    return bytes(built), max(scratch, default=None)  # of the profiles
 
 
 def _type(tensor: Any) -> str:

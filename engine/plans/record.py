@@ -11,7 +11,7 @@ from ..files import whole
 from ..reading import open_regular, read_regular
 from .digest import sha256
 
-FORMAT = 3  # format of the record; also raised if plans are built differently
+FORMAT = 4  # format of the record; also raised if plans are built differently
 MAX_BYTES = 1_000_000  # of a record, which has about 700
 
 
@@ -26,7 +26,7 @@ class BuildKey:
         version: its version.
         architectures: compute capabilities, 89 for 8.9.
         precision: "fp16" or "fp32", of the weights, inputs and outputs.
-        batch: smallest, best and largest batch of the profile.
+        batch: smallest, best and largest batch. They determine the plan's profiles.
         format: the record's format.
     """
 

@@ -17,11 +17,14 @@ class Network(Protocol):
             size.
         stream: the stream on which graphs containing this network must be replayed, because all
             calls share one scratch buffer; None if replays may run concurrently.
+        graph_bytes: GPU memory for each row of a batch that a captured call allocates, and keeps as
+            long as its graph; 0 if it allocates none.
     """
 
     dtype: torch.dtype
     description: str
     reason: str
+    graph_bytes: int
 
     @property
     def capturable(self) -> bool: ...

@@ -1,5 +1,6 @@
 """ONNX Runtime: on a GPU with its CUDA provider, otherwise on the CPU."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from ..device.cuda_graphs import whole_device_lock
 from ..errors import DeviceError, InputError, one_line
 from .batching import run_in_chunks
 from .exported import exported
@@ -31,6 +33,7 @@ class OnnxNetwork:
     """
 
     reason = ""  # set by `open_network`
+    graph_bytes = 0
     capturable, stream = False, None  # a call makes the host wait for the session's stream
 
     def __init__(self, signature: Signature, path: Path, device: torch.device):
@@ -105,14 +108,19 @@ def open_session(path: Path, device: torch.device) -> onnxruntime.InferenceSessi
         settings = {
             "device_id": device.index or 0,
             "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE takes seconds for each size
+            # Otherwise it doubles its memory at each step.
+            "arena_extend_strategy": "kSameAsRequested",
             "use_tf32": 0,  # float32 networks compute in float32
         }
         providers.insert(0, ("CUDAExecutionProvider", settings))
     name = str(path)
     is_utf8 = name == name.encode(errors="replace").decode()  # ONNX Runtime opens only such names
     source = name if is_utf8 else path.read_bytes()
+    # The CUDA provider may wait for the whole device, which would break another thread's capture.
+    quiet = whole_device_lock if device.type == "cuda" else nullcontext()
     try:
-        session = onnxruntime.InferenceSession(source, options, providers=providers)
+        with quiet:
+            session = onnxruntime.InferenceSession(source, options, providers=providers)
         for value in (*session.get_inputs(), *session.get_outputs()):
             str(value.name)  # raises UnicodeDecodeError if it is not UTF-8
     except Exception as error:  # ONNX Runtime's exceptions have no common base

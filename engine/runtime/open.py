@@ -46,6 +46,9 @@ def open_network(
     """
     path = Path(path)
     suffix = path.suffix.lower()
+    if device.type == "cuda" and device.index is None and torch.cuda.is_available():
+        # One device has one name, because open networks are shared by it.
+        device = torch.device("cuda", torch.cuda.current_device())
     if not trusted:
         check_untrusted(path)
         if runtime == "tensorrt":

@@ -5,9 +5,9 @@ from pathlib import Path
 from ..errors import InputError
 from ..plans.record import read_record
 
-RESERVED = 2 << 30  # bytes, at least
-# The part of them for buffers and weights; a plan's record gives its scratch memory besides.
-BUFFERS = 1 << 30
+BUFFERS = 1 << 30  # bytes for buffers and weights
+# The same with what a runtime needs for 25 frames, unless the record of a plan gives that.
+RESERVED = BUFFERS + 25 * 96_000_000
 
 
 def reserved_bytes(generator: Path | None, *, trusted: bool = True) -> int:

@@ -3,16 +3,22 @@
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
-from weakref import finalize
+from weakref import WeakValueDictionary, finalize
 
 import torch
 from torch import Tensor
 
-from ..device.cuda_graphs import CAPTURE_PRIORITY, capture_lock
+from ..device.cuda_graphs import (
+    CAPTURE_PRIORITY,
+    capture_lock,
+    keep_for_capture,
+    whole_device_lock,
+)
 from ..device.memory import ALIGNMENT
 from ..errors import DeviceFull, InputError
 from ..plans.check import check_plan
 from ..plans.edition import EDITIONS, logger
+from ..plans.profiles import profile_for
 from ..plans.record import PlanRecord
 from .batching import run_in_chunks
 from .sharing import SharedCache
@@ -37,6 +43,7 @@ class TensorRTNetwork:
     """
 
     reason = ""  # set by `open_network`
+    graph_bytes = 0
 
     def __init__(self, signature: Signature, path: Path, device: torch.device):
         record = check_plan(path, signature, device)
@@ -86,6 +93,7 @@ class _Engine:
 
     Each batch size has an execution context. The context of a captured call is not used for
     anything else, because the graph is undefined after its context got other shapes or addresses.
+    It belongs to the graph, and is freed with it.
 
     Attributes:
         capturable: whether CUDA graphs can capture the calls.
@@ -95,11 +103,13 @@ class _Engine:
     def __init__(self, path: Path, record: PlanRecord, device: torch.device):
         edition = EDITIONS[record.key.edition]
         self._log, self._device = logger(edition), device
-        self._log.clear()
-        with torch.cuda.device(device):
+        plan = path.read_bytes()
+        # TensorRT may wait for the whole device, which would break another thread's capture.
+        with whole_device_lock, torch.cuda.device(device):
+            self._log.clear()
             self.stream = torch.cuda.Stream(device, priority=CAPTURE_PRIORITY)
             self._runtime = edition.module().Runtime(self._log)
-            self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+            self._engine = self._runtime.deserialize_cuda_engine(plan)
             if self._engine is None:
                 raise InputError(f"{path} cannot be loaded: {self._log.error()}")
             with torch.cuda.stream(self.stream):  # allocated for the stream that uses it
@@ -111,7 +121,9 @@ class _Engine:
             self.capturable = edition.capturable(context, self.stream)
         finalize(self, self._save)
         self._uncaptured: dict[tuple[int, int], _Context] = {}
-        self._captured: dict[_Bindings, _Context] = {}
+        self._captured: WeakValueDictionary[_Bindings, _Context] = WeakValueDictionary()
+        self._key = record.key
+        self._kept: list[_Context] = []  # of calls that others than `CudaGraphs` captured
 
     def run(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor], part: int) -> None:
         """Enqueue one chunk. Tensors are contiguous, aligned, and of the plan's types.
@@ -132,7 +144,7 @@ class _Engine:
                 context = self._uncaptured.get(size)
                 fresh = context is None
                 if context is None:
-                    context = self._uncaptured[size] = self._new_context()
+                    context = self._uncaptured[size] = self._new_context(size[1])
                 try:
                     context.bind(bound, inputs)
                 except RuntimeError:
@@ -140,17 +152,24 @@ class _Engine:
                     raise
                 if torch.cuda.is_current_stream_capturing():
                     self._captured[bound] = self._uncaptured.pop(size)
+                    if not keep_for_capture(context, self.stream):
+                        self._kept.append(context)
             self.stream.wait_stream(current)
             context.run(self.stream)
             current.wait_stream(self.stream)
             if fresh:
                 self._save()
 
-    def _new_context(self) -> "_Context":
+    def _new_context(self, n: int) -> "_Context":
+        """Create the context for batches of `n` rows, with the profile that suits them."""
         context = self._make()
         if context is None:
             raise RuntimeError(f"TensorRT: {self._log.error()}")
         context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
+        profile = profile_for(self._key.network, self._key.batch, n)
+        # A new context has profile 0.
+        if profile and not context.set_optimization_profile_async(profile, self.stream.cuda_stream):
+            raise RuntimeError(f"TensorRT: {self._log.error()}")
         return _Context(context, self._log)
 
 

@@ -22,14 +22,15 @@ def _copy_feature_window(lines, live, out):
     tl.store(out + at, tile)
 
 
-@triton.jit(do_not_specialize=["rows", "fps_bits", "start"])
-def _mel_windows(mel, stride, rows, fps_bits, start, out, BANDS: tl.constexpr):
-    """Copy window f: mel[first : first + 16] transposed, first = min(int(80 f / fps), T - 16)."""
+@triton.jit(do_not_specialize=["rows", "fps_bits", "start", "dropped"])
+def _mel_windows(mel, stride, rows, fps_bits, start, dropped, out, BANDS: tl.constexpr):
+    """Copy window f: mel[first : first + 16] transposed, first = min(int(80 f / fps), T - 16), of
+    a mel without its first `dropped` rows; `rows` are there."""
     window = tl.program_id(0).to(tl.int64)
     # A Python float is float64, but a kernel's float arguments are float32: pass the bits instead.
     fps = fps_bits.to(tl.float64, bitcast=True)
     first = ((start + window).to(tl.float64) * _MEL_RATE / fps).to(tl.int64)
-    first = tl.minimum(first, rows - _MEL_WINDOW_ROWS)
+    first = tl.minimum(first - dropped, rows - _MEL_WINDOW_ROWS)
     row = tl.arange(0, _MEL_WINDOW_ROWS)[:, None]
     band = tl.arange(0, BANDS)[None, :]
     live = band < _MEL_BANDS
@@ -38,12 +39,12 @@ def _mel_windows(mel, stride, rows, fps_bits, start, out, BANDS: tl.constexpr):
     tl.store(out + band * _MEL_WINDOW_ROWS + row, tile, mask=live)
 
 
-def mel_windows(mel: Tensor, fps: float, start: int, out: Tensor) -> Tensor:
+def mel_windows(mel: Tensor, fps: float, start: int, dropped: int, out: Tensor) -> Tensor:
     if mel.stride(1) != 1:
         mel = mel.contiguous()
     (bits,) = struct.unpack("<q", struct.pack("<d", fps))
     _mel_windows[(out.shape[0],)](
-        mel, mel.stride(0), mel.shape[0], bits, start, out,
+        mel, mel.stride(0), mel.shape[0], bits, start, dropped, out,
         BANDS=triton.next_power_of_2(MEL_BANDS), num_warps=2,
     )  # fmt: skip
     return out

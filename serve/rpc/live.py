@@ -11,14 +11,11 @@ from engine.live.live import PREBUFFER
 from engine.media.encode import EncoderPool, EncoderQueue, H264Encoder, JpegEncoder
 
 from .. import config
+from ..speech import INLINE_SECONDS, MAX_SECONDS, Backlog
 from .calls import Code, Metrics, Refused, Served, Stream, failing_with, invalid
 from .protos import viseme_pb2 as pb
 from .sound import SoundFormat, sound_format
 
-MAX_SECONDS = 60.0  # of sound in a message
-INLINE_SECONDS = 0.1  # of sound whose conversion takes less than a millisecond
-MOST_SECONDS = 590.0  # of speech that may wait to be shown; a session takes 600 s
-MOST_BYTES = 64 << 20  # of such speech, as float32
 CLOCKS = {pb.CLOCK_WALL: "wall", pb.CLOCK_TAKEN: "taken"}
 
 
@@ -100,12 +97,7 @@ class LiveCall:
         self._idle_seconds, self._opened = idle_seconds, opened
         self._on_demand = chosen.clock == pb.CLOCK_TAKEN
         self._encoder: EncoderQueue | None = None
-        self._open = False  # whether the utterance goes on
-        self._utterances = 0  # whose end was not taken yet, the open one included
-        self._waiting = 0  # samples of these, about
-        frame_bytes = 4 * chosen.sound.channels
-        most = min(MOST_SECONDS * chosen.sound.rate, MOST_BYTES / frame_bytes)
-        self._most = int(max(most, MAX_SECONDS * chosen.sound.rate))
+        self._backlog = Backlog(chosen.sound.rate, chosen.sound.channels)
         self._ended = False  # whether the client closed its side
         self._stirred = asyncio.Event()  # by a message
         self._room = asyncio.Event()  # speech was taken
@@ -173,14 +165,12 @@ class LiveCall:
         if not count:
             return
         await self._make_room(count)
-        self._waiting += count
+        self._backlog.waiting += count
         if count <= INLINE_SECONDS * self._sound.rate:
             self._convert(data)
         else:
             await asyncio.to_thread(self._convert, data)
-        if not self._open:  # only now, because who asks for a piece before gets silence
-            self._open = True
-            self._utterances += 1
+        self._backlog.begin()
         self._stirred.set()
 
     def _convert(self, data: bytes) -> None:
@@ -191,25 +181,23 @@ class LiveCall:
     async def _make_room(self, count: int) -> None:
         """Wait until there is room for so many samples. In real time that would keep an
         interruption waiting, so the client is told instead."""
-        while self._waiting + count > self._most:
+        while not self._backlog.has_room(count):
             if not self._on_demand:
-                waiting, most = (n / self._sound.rate for n in (self._waiting, self._most))
-                line = f"{waiting:.0f} s of speech wait to be shown; expected at most {most:.0f} s"
-                raise Refused(Code.RESOURCE_EXHAUSTED, f"{line} with what comes now")
+                raise Refused(Code.RESOURCE_EXHAUSTED, self._backlog.full)
             self._room.clear()
             await self._room.wait()
 
     def _flush(self) -> None:
-        if self._open:
+        if self._backlog.open:
             with failing_with(Code.ABORTED):
                 self._session.flush()
-            self._open = False
+            self._backlog.flush()
             self._stirred.set()
 
     def _interrupt(self) -> None:
         with failing_with(Code.ABORTED):
             position = self._session.interrupt()
-        self._open, self._utterances, self._waiting = False, 0, 0
+        self._backlog.clear()
         event = pb.Event(interrupted=pb.Interrupted(position=float(position)))
         first = int(position * self._session.fps)
         self._interrupted.append((first, pb.LiveResponse(event=event)))
@@ -222,8 +210,8 @@ class LiveCall:
         with failing_with(Code.ABORTED):
             self._encoder = await asyncio.to_thread(self._make_encoder)
         pieces = aiter(self._session)
-        while not (self._ended and not self._utterances):
-            if self._on_demand and not self._utterances:
+        while not (self._ended and not self._backlog.utterances):
+            if self._on_demand and not self._backlog.utterances:
                 self._stirred.clear()  # first, because messages come while others are sent
                 await self._tell_interruptions(None)
                 await self._stirred.wait()
@@ -256,12 +244,9 @@ class LiveCall:
     def _count(self, piece: Piece) -> None:
         """Note what was taken, before anything else can happen."""
         self._frames.inc()
-        if piece.speaking:
-            self._waiting = max(self._waiting - piece.sound.shape[1], 0)
-            if self._patience is not None and not self._patience.expired():
-                self._patience.reschedule(asyncio.get_running_loop().time() + self._idle_seconds)
-        if piece.end:
-            self._utterances = max(self._utterances - 1, 0)
+        self._backlog.take(piece)
+        if piece.speaking and self._patience is not None and not self._patience.expired():
+            self._patience.reschedule(asyncio.get_running_loop().time() + self._idle_seconds)
         self._room.set()
 
     async def _picture(self, piece: Piece) -> tuple[bytes, bool]:

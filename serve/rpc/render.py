@@ -1,12 +1,13 @@
 """The call `Render`: one speech in, its frames or an mp4 out."""
 
 import asyncio
+import secrets
 import shutil
 import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, aclosing, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -20,7 +21,7 @@ from engine.live.convert import SpeechConverter
 from engine.loop import frame_numbers
 from engine.media.encode import EncoderPool, JpegEncoder
 from engine.media.video import VideoWriter
-from engine.pcm import load_pcm
+from engine.pcm import check_pcm
 
 from .. import config
 from ..decoding import decode, write_wav
@@ -119,7 +120,7 @@ class RenderCall:
         """
         avatar, made = self._served.avatar, self._order
         frame_numbers(len(avatar), made.loop, made.start_frame)
-        with _private_folder() as folder:
+        async with self._private_folder() as folder:
             sound = folder / "speech.wav" if made.format == pb.RENDER_FORMAT_MP4 else None
             pcm = await self._speech(sound)
             count = self._served.renders.pipeline.frame_count(pcm)
@@ -154,7 +155,7 @@ class RenderCall:
                 return np.concatenate([converter(samples), converter.flush()])
 
             pcm = await self._in_thread(convert)
-        return load_pcm(torch.from_numpy(pcm))
+        return check_pcm(torch.from_numpy(pcm))
 
     async def _make(self, pcm: Tensor, count: int) -> AsyncGenerator[np.ndarray]:
         """Yield frames, (H, W, 3) uint8 RGB each."""
@@ -244,6 +245,16 @@ class RenderCall:
     async def _write(self, response: pb.RenderResponse) -> None:
         await self._stream.write(response)
 
+    @asynccontextmanager
+    async def _private_folder(self) -> AsyncIterator[Path]:
+        # The name is known before the folder is made, so that who cancels this leaves nothing.
+        folder = Path(tempfile.gettempdir(), f"viseme-render-{secrets.token_hex(8)}")
+        try:
+            await self._in_thread(lambda: folder.mkdir(mode=0o700))
+            yield folder
+        finally:
+            await self._in_thread(lambda: shutil.rmtree(folder, ignore_errors=True))
+
     async def _in_thread(self, function: Callable[[], T]) -> T:
         """Run a function in a thread. Who cancels this waits for its end, so that nothing works on
         what is being closed."""
@@ -262,12 +273,3 @@ class RenderCall:
 def _on_host(batches: Iterator[Tensor]) -> Tensor | None:
     batch = next(batches, None)
     return None if batch is None else batch.cpu()
-
-
-@contextmanager
-def _private_folder() -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="viseme-render-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -1,7 +1,6 @@
 """The service `viseme.v1.Viseme`: speech in, lip-synced video out."""
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -12,6 +11,7 @@ import grpc
 from engine.media.encode import EncoderPool
 
 from .. import config
+from ..places import Places
 from .calls import Avatars, Code, Metrics, Refused, Served, Stream, invalid
 from .live import CLOCKS, LiveCall, choice
 from .protos import viseme_pb2 as pb
@@ -20,6 +20,7 @@ from .render import RenderCall, order
 
 LEAVE_SECONDS = 2.0  # for clients to read why their calls ended
 AGAIN_SECONDS = 0.1
+FIRST_SECONDS = 10.0  # in which a client opens a session; until then it keeps others from calling
 
 
 class VisemeService(viseme_pb2_grpc.VisemeServicer):
@@ -28,12 +29,20 @@ class VisemeService(viseme_pb2_grpc.VisemeServicer):
     Args:
         registry: `serve.registry.Registry`.
         metrics: `serve.metrics.Metrics`.
+        places: for live sessions, also others than those of this service; by default, for
+            `max_sessions`.
     """
 
-    def __init__(self, registry: Avatars, config: config.Config, metrics: Metrics):
+    def __init__(
+        self,
+        registry: Avatars,
+        config: config.Config,
+        metrics: Metrics,
+        places: Places | None = None,
+    ):
         self._registry, self._config, self._metrics = registry, config, metrics
         self._limits = config.limits
-        self._sessions: Counter[str] = Counter()  # of each avatar
+        self._places = places or Places(config.limits.max_sessions)
         self._renders = 0
         self._pool = EncoderPool()
         self._threads = ThreadPoolExecutor(max(self._limits.max_renders, 1), "viseme-render")
@@ -42,7 +51,7 @@ class VisemeService(viseme_pb2_grpc.VisemeServicer):
 
     def sessions(self) -> dict[str, int]:
         """Return how many live sessions of each avatar are open."""
-        return dict(+self._sessions)
+        return self._places.sessions()
 
     async def close(self) -> None:
         """End all calls with UNAVAILABLE, and refuse new ones. Threads that work for a call are
@@ -113,7 +122,7 @@ class VisemeService(viseme_pb2_grpc.VisemeServicer):
                 picture=chosen.picture,
                 prebuffer=chosen.prebuffer,
                 clock=chosen.clock,
-                sessions=self._sessions[chosen.avatar],
+                sessions=self._places.of(chosen.avatar),
                 capacity=self._capacity(served),
             )
             call = LiveCall(
@@ -134,7 +143,7 @@ class VisemeService(viseme_pb2_grpc.VisemeServicer):
                 raise Refused(Code.ABORTED, f"the session was {most:g} s long, the most") from None
 
     async def _first(self, stream: Stream) -> pb.OpenSession:
-        seconds = self._limits.idle_seconds
+        seconds = min(self._limits.idle_seconds, FIRST_SECONDS)
         try:
             async with asyncio.timeout(seconds):
                 request = await stream.read()
@@ -147,7 +156,7 @@ class VisemeService(viseme_pb2_grpc.VisemeServicer):
 
     def _describe(self, name: str) -> pb.AvatarInfo:
         """Describe an avatar; one that is not loaded by its name only."""
-        served, sessions = self._registry.peek(name), self._sessions[name]
+        served, sessions = self._registry.peek(name), self._places.of(name)
         if served is None:
             return pb.AvatarInfo(name=name, sessions=sessions)
         avatar = served.avatar
@@ -166,19 +175,9 @@ class VisemeService(viseme_pb2_grpc.VisemeServicer):
 
     @asynccontextmanager
     async def _one_session(self, avatar: str, stream: Stream) -> AsyncIterator[None]:
-        """Count a session of an avatar, whose name may be anything."""
-        there, most = self._sessions.total(), self._limits.max_sessions
-        if there >= most:
-            line = f"{there} sessions are open; expected fewer than {most}"
-            raise Refused(Code.RESOURCE_EXHAUSTED, line)
-        self._sessions[avatar] += 1
-        try:
+        with self._places.one(avatar):
             async with stream.settling():
                 yield
-        finally:
-            self._sessions[avatar] -= 1
-            if not self._sessions[avatar]:
-                del self._sessions[avatar]
 
     @asynccontextmanager
     async def _one_render(self, stream: Stream) -> AsyncIterator[None]:

@@ -80,7 +80,7 @@ def test_builds(trt, sources, tmp_path, capsys, kind, precision, form):
         "architectures": [86, 89, 120],
         "precision": precision,
         "batch": [1, 2, 4],
-        "format": 3,
+        "format": 4,
     }
     assert record["source"] == source.name
     if form == "free":
@@ -94,6 +94,15 @@ def test_builds(trt, sources, tmp_path, capsys, kind, precision, form):
         assert record["scratch_bytes"] == pytest.approx(megabytes * 1e6, rel=0.2)
     assert record["build_seconds"] > 0
     assert {path.name for path in tmp_path.iterdir()} == {"made.plan", "made.json"}
+
+
+def test_small_batches_have_a_profile_of_their_own(trt, halves, tmp_path):
+    """TensorRT says how much memory each one needs. The record has the most."""
+    plan, log = tmp_path / "made.plan", logger(EDITIONS["tensorrt_rtx"])
+    options = ["-o", plan, "--arch", "89", "--batch", 1, 12, 12]
+    assert build("generator", halves["generator"], *options) == 0
+    assert sum("Total Activation Memory" in text for _, text in log.lines) == 2
+    assert record_of(plan)["scratch_bytes"] == pytest.approx(12 * 64e6, rel=0.1)
 
 
 @pytest.mark.parametrize("architecture", [86, 89, 120])

@@ -42,15 +42,19 @@ def test_a_video(tmp_path, taken):
         frames = video.frames()
         for _ in range(taken):
             video.pixels(next(frames)[1])
+        reader = weakref.ref(video._reader)
         del video, frames
+        assert reader() is None
 
 
 def test_an_avatar_with_a_video(folders):
     folder = folders.native("freed", video=True)
     with nothing_left():
         avatar = Avatar.load(folder)
-        avatar.batch([3, 4, 0])
+        assert len(avatar.batch([3, 4, 0])[0]) == 3
+        freed = weakref.ref(avatar)
         del avatar
+        assert freed() is None
 
 
 def test_an_avatar_with_live_sessions(tmp_path):

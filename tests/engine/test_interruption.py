@@ -160,6 +160,10 @@ def test_a_signal_at_any_moment_of_a_render(interrupted, moment):
     whole, found = interrupted[0], interrupted[1 + moment]
     assert whole["code"] == 0 and len(whole["left"]) == 26  # an mp4, a folder, 24 images
     assert "Traceback" not in found["errors"] and found["threads"] == []
+    if "interrupted: " in found["errors"]:
+        said = found["errors"].splitlines()[-1]
+        assert ("nothing was written" in said) == (found["left"] == []), found
+        assert ("frames not" in said) == (found["left"] == ["o.mp4"]), found
     if found["left"] == []:
         codes = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
         assert found["code"] == codes[found["kind"]], found

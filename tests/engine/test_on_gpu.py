@@ -1,7 +1,9 @@
 """The pipeline on a GPU: its frames against the CPU's, its allocations and its waits."""
 
 import gc
+import importlib
 import shutil
+import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -206,6 +208,7 @@ class Breaks:
     """Fake networks: the encoder returns the mel, the generator NaN where it is loud."""
 
     dtype, capturable, stream = torch.float16, True, None
+    graph_bytes = 0
     description = reason = "stand-in"
 
     def __init__(self, kind):
@@ -313,6 +316,128 @@ def test_an_error_during_a_capture_leaves_nothing_behind():
     for _ in range(3):
         graphs.run("counted", work)
     assert counted.item() == WARM_UPS + 3 and len(graphs) == 1
+
+
+def test_a_pool_can_be_used_after_a_first_capture_that_failed():
+    """What the work had allocated is still alive, in the exception that is kept."""
+    device, fail = torch.device("cuda", torch.cuda.current_device()), [True]
+    graphs, out = CudaGraphs(device), torch.zeros(1 << 20, device=device)
+
+    def work():
+        made = out + 1
+        if fail and torch.cuda.is_current_stream_capturing():
+            raise KeyError(made)
+        out.copy_(made)
+
+    kept = []
+    for _ in range(2):
+        out.zero_()
+        try:
+            graphs.run("key", work)
+        except KeyError as error:
+            kept.append(error)
+            fail.clear()
+    assert len(kept) == 1 and len(graphs) == 1
+    assert out.unique().tolist() == [WARM_UPS + 1]
+
+
+def test_a_device_that_is_waited_for_during_a_capture():
+    """By another thread, as `torch.cuda.synchronize` does. Either CUDA allows it, or the capture is
+    repeated. What is captured afterwards, and what is freed, is as always."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    graphs, counted, waited = CudaGraphs(device), torch.zeros(1, device=device), []
+
+    def wait():
+        torch.cuda.set_device(device)
+        try:
+            torch.cuda.synchronize(device)
+            waited.append(None)
+        except RuntimeError as error:
+            waited.append(error)
+
+    def work():
+        counted.add_(1)
+        if torch.cuda.is_current_stream_capturing() and not waited:
+            thread = threading.Thread(target=wait)
+            thread.start()
+            thread.join(20)
+        counted.add_(torch.ones_like(counted))  # allocates from the graphs' pool
+
+    graphs.run("counted", work)
+    print("torch.cuda.synchronize in another thread during a capture:", waited)
+    counted.zero_()
+    for key in ("counted", "counted", "other"):
+        graphs.run(key, work)
+    assert counted.item() == 2 * (2 + WARM_UPS + 1) and len(waited) == 1
+    torch.cuda.synchronize()
+    # Memory that another stream has used is free again once it is done.
+    side = torch.cuda.Stream()
+    for _ in range(8):
+        used = torch.empty(64 << 20, dtype=torch.uint8, device=device)
+        used.record_stream(side)
+        del used
+        torch.cuda.synchronize()
+    torch.empty(1 << 20, device=device)  # looks which memory is free
+    assert (
+        torch.cuda.memory_stats()["active_bytes.all.current"]
+        < (256 << 20) + torch.cuda.memory_allocated()
+    )
+
+
+def test_the_avatar_is_held_by_the_stream_that_reads_it(native, monkeypatch):
+    """It was loaded on another stream, and is dropped right after the last batch was taken."""
+    monkeypatch.setattr("engine.pipeline.open_network", lambda s, *_, **__: Breaks(s.kind))
+    loading, reading = torch.cuda.Stream(), torch.cuda.Stream()
+    with torch.cuda.stream(loading):
+        avatar = Avatar.load(native, device="cuda")
+        shape = avatar.frames.shape
+    speech = torch.zeros(8000)
+    with torch.cuda.stream(reading):
+        pipeline = Pipeline(avatar, batch_size=25)
+        expected = finished(pipeline, speech, mode="direct")  # captures
+        batches = pipeline.render(speech, mode="direct")
+        torch.cuda._sleep(int(2e9))  # about a second, so that the frames are read later
+        frames = next(batches)
+        batches.close()  # taken to its end, it would wait
+    del avatar, pipeline, batches
+    gc.collect()
+    with torch.cuda.stream(loading):
+        taken = [torch.full(shape, 255, dtype=torch.uint8, device="cuda") for _ in range(3)]
+    with torch.cuda.stream(reading):
+        assert torch.equal(frames.cpu(), expected)
+    del taken
+
+
+def test_memory_of_graphs_is_counted_and_within_the_estimate(native, fp16_safe_checkpoints):
+    avatar = Avatar.load(native, device="cuda", **fp16_safe_checkpoints)
+    pipeline = Pipeline(avatar, batch_size=8, runtime="torch")
+    before, reserved = pipeline.buffer_bytes, torch.cuda.memory_reserved()
+    pipeline.warm_up()
+    graphs = pipeline.buffer_bytes - before
+    assert 0 < graphs <= pipeline.graph_bytes
+    torch.cuda.empty_cache()
+    assert graphs <= torch.cuda.memory_reserved() - reserved + (64 << 20)
+
+
+def test_warm_up_leaves_nothing_to_compile(native, fp16_safe_checkpoints, speech):
+    """Speech of less than 6.4 s and of more compiles no kernel and pins no memory."""
+    avatar = Avatar.load(native, device="cuda", **fp16_safe_checkpoints)
+    pipeline = Pipeline(avatar, batch_size=4, runtime="torch")
+    pipeline.warm_up()
+    device = torch.cuda.current_device()
+    kernels_of = [
+        value
+        for module in ("log_mel", "windows", "face_input", "composite")
+        for value in vars(importlib.import_module(f"kernels.fused.{module}")).values()
+        if hasattr(value, "device_caches")
+    ]
+    before = [len(kernel.device_caches[device][0]) for kernel in kernels_of]
+    assert len(kernels_of) >= 5
+    pinned = torch.cuda.host_memory_stats()["num_host_alloc"]
+    for pcm in (speech[:16000], speech.repeat(4)[: 10 * 16000]):
+        finished(pipeline, pcm)
+    assert [len(kernel.device_caches[device][0]) for kernel in kernels_of] == before
+    assert torch.cuda.host_memory_stats()["num_host_alloc"] == pinned
 
 
 def test_buffers_that_do_not_fit_are_an_early_error(make):

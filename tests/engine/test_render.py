@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -22,6 +23,7 @@ from engine.media.speech import read_speech
 from engine.render import _describe, main
 from engine.render import render as render_file
 from tests.conftest import DEMO, ROOT
+from tests.engine import tiny
 from tests.engine.files import silent_film, write_audio
 
 RATE = 16000
@@ -288,7 +290,45 @@ def test_a_link_as_the_folder_of_images(native, audio, tmp_path, capsys, monkeyp
     assert {path.name for path in tmp_path.iterdir()} == {"empty", "link"} and link.is_symlink()
 
 
-@pytest.mark.parametrize("place", ["engine.render.load_pcm", "engine.render.VideoWriter.write"])
+@pytest.mark.parametrize("existing", [False, True])
+@pytest.mark.parametrize(
+    ("at", "said"),
+    [
+        ("before o.mp4", "nothing was written"),
+        ("after o.mp4", "{o} was written, {frames} not"),
+        ("before frames", "{o} was written, {frames} not"),
+        ("after frames", "{o} and {frames} were written"),
+    ],
+)
+def test_ctrl_c_when_the_outputs_get_their_names(tmp_path, capsys, monkeypatch, at, said, existing):
+    """The last thing that is said is true, also of files that were there before."""
+    avatar = tiny.write_avatar(tmp_path / "avatar")
+    audio = tiny.write_speech(tmp_path / "a.wav", 0.5)
+    output, frames = tmp_path / "o.mp4", tmp_path / "frames"
+    if existing:
+        output.write_text("before")
+        frames.mkdir()
+    rename, moment = Path.replace, at.split()
+
+    def interrupted_rename(partial, path):
+        if moment == ["before", path.name]:
+            os.kill(os.getpid(), signal.SIGINT)
+        rename(partial, path)
+        if moment == ["after", path.name]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Path, "replace", interrupted_rename)
+    options = ["--avatar", avatar, "--audio", audio, "-o", output, "--frames", frames]
+    assert render(*options, "--device", "cpu") == 130
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line == "interrupted: " + said.format(o=output, frames=frames)
+    is_new = output.exists() and output.read_bytes() != b"before"
+    assert is_new == ("o.mp4" in line)
+    assert (frames.exists() and any(frames.iterdir())) == line.endswith("were written")
+    assert {path.name for path in tmp_path.iterdir()} <= {"avatar", "a.wav", "o.mp4", "frames"}
+
+
+@pytest.mark.parametrize("place", ["engine.render.open_speech", "engine.render.VideoWriter.write"])
 def test_ctrl_c_that_pyav_swallows(native, audio, tmp_path, capsys, monkeypatch, place):
     """What a signal's handler raises inside PyAV may be ignored, as here."""
     interrupted = threading.Event()

@@ -3,11 +3,14 @@
 import resource
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import av
 import pytest
 
+from engine.cache import VERSION
+from tests.conftest import DEMO
 from tests.engine import tiny
 
 
@@ -92,3 +95,69 @@ def test_a_disk_that_cannot_be_written(avatar, audio, namespace, tmp_path, image
     *_, line = done.stderr.splitlines()
     assert line.startswith("error: ") and line.endswith(reason) and "Traceback" not in done.stderr
     assert done.stdout == ""  # nothing is left in the folder
+
+
+# Exports with the cache in a folder, and to a file in it; the ONNX itself is made of zeros.
+EXPORTS = """
+import sys
+from pathlib import Path
+from engine.errors import InputError
+from engine.runtime.exported import exported
+from engine.runtime.signature import AUDIO_ENCODER
+import onnx
+import export.onnx
+from export.__main__ import main
+
+def to_onnx(*_):
+    zeros = onnx.helper.make_tensor("zeros", onnx.TensorProto.FLOAT, [40_000], [0.0] * 40_000)
+    return onnx.helper.make_model(onnx.helper.make_graph([], "graph", [], [], [zeros]))
+
+export.onnx._to_onnx = to_onnx
+checkpoint, output = sys.argv[1:]
+try:
+    exported(AUDIO_ENCODER, Path(checkpoint), "fp32")
+except InputError as error:
+    print(error, file=sys.stderr)
+sys.exit(main(["audio-encoder", checkpoint, "-o", output]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "reasons", "kept"),
+    [
+        (
+            "size=64k",
+            [
+                "{checkpoint} cannot be exported to {cache}: No space left on device",
+                "error: {output}: No space left on device",
+            ],
+            ["viseme", f"viseme/{VERSION}"],  # the cache's own folder
+        ),
+        (
+            "ro",
+            [
+                "{cache} cannot be created: Read-only file system",
+                "error: {folder}: cannot be written: Read-only file system",
+            ],
+            [],
+        ),
+    ],
+)
+def test_exports_to_a_disk_that_cannot_be_written(namespace, tmp_path, options, reasons, kept):
+    checkpoint, output = DEMO / "audio_encoder.safetensors", tmp_path / "a.onnx"
+    command = shlex.join([sys.executable, "-c", EXPORTS, str(checkpoint), str(output)])
+    folder = shlex.quote(str(tmp_path))
+    script = (
+        f"mount -t tmpfs -o {options} tmpfs {folder} && XDG_CACHE_HOME={folder} {command}; "
+        f"code=$?; find {folder} -mindepth 1 -printf '%P\\n'; exit $code"
+    )
+    done = run([*namespace, script])
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    cache = tmp_path / "viseme" / VERSION
+    said = [
+        reason.format(checkpoint=checkpoint, cache=cache, output=output, folder=tmp_path)
+        for reason in reasons
+    ]
+    assert [line for line in done.stderr.splitlines() if line in said] == said, done.stderr
+    assert done.stdout.splitlines() == kept

@@ -281,7 +281,7 @@ def plan_records(_: Path) -> list[bytes]:
     key = {
         "network": "generator", "source_sha256": "0" * 64, "edition": "tensorrt_rtx",
         "version": "1.2", "architectures": [89, 90], "precision": "fp16", "batch": [1, 25, 40],
-        "format": 3,
+        "format": 4,
     }  # fmt: skip
     tensors = [["input", "fp16", [-1, 6, 320, 320]], ["audio", "fp16", [-1, 32, 16, 16]]]
     record = {

@@ -117,6 +117,9 @@ def test_any_part_equals_that_part_of_the_whole(count, data):
     start = min(start, len(whole))
     part = min(part, len(whole) - start)
     assert torch.equal(kernels.mel_windows(mel, start=start, count=part), whole[start:][:part])
+    dropped = data.draw(st.integers(0, min(int(3.2 * start), len(mel) - 16)))
+    found = kernels.mel_windows(mel[dropped:], start=start, count=part, dropped=dropped)
+    assert torch.equal(found, whole[start:][:part])
 
 
 def test_features_beyond_the_window_are_not_read():
@@ -213,6 +216,11 @@ NUMBERS, SOURCES = torch.zeros(3).long(), torch.zeros(3).long()
         (
             lambda: kernels.mel_windows(torch.zeros(16, 80), start=1, count=2),
             "mel windows 1 to 3 were requested; expected a range in 0 to 2",
+        ),
+        (lambda: kernels.mel_windows(torch.zeros(50, 80), dropped=-1), "dropped is -1"),
+        (
+            lambda: kernels.mel_windows(torch.zeros(50, 80), start=10, dropped=33),
+            "dropped is 33; window 10 begins at mel row 32",
         ),
         (lambda: kernels.feature_windows(torch.zeros(0, 512)), "0 rows"),
         (lambda: kernels.feature_windows(torch.zeros(5, 512), start=-1), "-1"),

@@ -352,6 +352,18 @@ def test_other_python_objects_are_named(tmp_path, audio_encoder):
     )
 
 
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_names_that_cannot_be_printed(tmp_path, name):
+    """A weight's name is the file's, and may be terminal commands."""
+    weights = {"line\nof \x1b[31m.weight": torch.zeros(2), "bias": torch.zeros(2)}
+    if name == "a.pth":
+        torch.save(weights, tmp_path / name)
+    else:
+        safetensors.torch.save_file(weights, tmp_path / name)
+    message = refusal(tmp_path / name)
+    assert message.isprintable() and r"line\nof \x1b[31m.weight" in message
+
+
 def test_other_pickle_protocols_are_named(tmp_path, audio_encoder):
     (tmp_path / "x.pth").write_bytes(pickle.dumps({"epoch": 3}, protocol=4))
     assert "a pickle of another protocol" in refusal(tmp_path / "x.pth")

@@ -185,7 +185,7 @@ def described(*arguments: str, **update) -> list[str]:
 
 def test_it_says_where_it_is_and_who_may_call(tmp_path):
     lines = described()
-    assert "gRPC at 127.0.0.1:1" in lines
+    assert "gRPC at 127.0.0.1:1" in lines and "page at http://127.0.0.1:2/" in lines
     assert (
         "HTTP at http://127.0.0.1:2/metrics, http://127.0.0.1:2/healthz, http://127.0.0.1:2/readyz"
         in lines
@@ -225,6 +225,20 @@ def test_it_warns_of_what_is_open(caplog, update, expected):
     assert [expected in record.getMessage() for record in caplog.records] == (
         [] if expected is None else [True]
     )
+
+
+@pytest.mark.parametrize(("message", "file", "warned"), [(50, 52.4, 0), (50, 53, 1), (10, 32, 1)])
+def test_it_warns_of_uploads_that_no_message_can_hold(caplog, message, file, warned):
+    config = Config.model_validate(
+        {"server": {"max_message_size_mb": message}, "limits": {"max_upload_mb": file}}
+    )
+    command.warn(config)
+    assert len(caplog.records) == warned
+    for record in caplog.records:
+        assert record.getMessage() == (
+            f"limits.max_upload_mb is {file}, but a gRPC message of more than "
+            f"{message * 1.048576:.1f} MB is refused; expected a larger server.max_message_size_mb"
+        )
 
 
 def test_a_clients_text_cannot_make_a_line_of_the_log():

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from engine.errors import InputError
 from serve import config as config_module
 from serve import yaml_file
-from serve.config import Config, Model, load
+from serve.config import Config, IceServer, Model, Voice, Web, load
 from tests.conftest import DEMO, ROOT
 from tests.serve.files import EXAMPLE, GO, go_folder
 
@@ -426,26 +426,25 @@ SETTINGS = settings(
 )
 
 
-def either(path: Path) -> None:
-    """A configuration, or one line."""
+def is_read_or_refused(path: Path) -> bool:
+    """Whether it gives a configuration that can be served, or one line."""
     try:
         config = load(path, device="cpu")
     except InputError as error:
-        assert "\n" not in str(error) and str(error).isprintable()
-    else:
-        assert isinstance(config, Config) and config.models
-        assert all(
-            value.is_absolute() and value.exists()
-            for model in config.models.values()
-            for value in model.model_dump().values()
-            if isinstance(value, os.PathLike)
-        )
+        return bool(str(error)) and "\n" not in str(error) and str(error).isprintable()
+    paths = [
+        value
+        for model in config.models.values()
+        for value in model.model_dump().values()
+        if isinstance(value, os.PathLike)
+    ]
+    return bool(config.models) and all(path.is_absolute() and path.exists() for path in paths)
 
 
 @SETTINGS
 @given(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=6))
 def test_any_values(tmp_path, data):
-    either(written(tmp_path, yaml.safe_dump(data, allow_unicode=True)))
+    assert is_read_or_refused(written(tmp_path, yaml.safe_dump(data, allow_unicode=True)))
 
 
 @SETTINGS
@@ -461,7 +460,7 @@ def test_one_value_of_a_real_file_changed(tmp_path, data):
         if data.draw(st.integers(0, 3)) == 0:
             break
     above[key] = data.draw(VALUES)
-    either(written(tmp_path, yaml.safe_dump(raw, allow_unicode=True)))
+    assert is_read_or_refused(written(tmp_path, yaml.safe_dump(raw, allow_unicode=True)))
 
 
 @SETTINGS
@@ -474,13 +473,13 @@ def test_any_bytes_of_a_real_file_changed(tmp_path, data):
             st.sampled_from([b"&a ", b"*a", b"\t", b"!!int ", b"[", b"{", b"\n", b": ", b"\xff", b"<<"])
             | st.binary(max_size=3)
         )  # fmt: skip
-    either(written(tmp_path, bytes(text)))
+    assert is_read_or_refused(written(tmp_path, bytes(text)))
 
 
 @SETTINGS
 @given(st.text(alphabet="ab:-[]{}&*!<>|'\"#%@,?\n \t0.", max_size=60))
 def test_any_text(tmp_path, text):
-    either(written(tmp_path, text))
+    assert is_read_or_refused(written(tmp_path, text))
 
 
 @SETTINGS
@@ -504,6 +503,112 @@ def test_values_are_read_as_pyyaml_reads_them(tmp_path, data):
     assert repr(found.data) == repr(expected)
 
 
+# --- what browsers use ---------------------------------------------------------------------------
+
+
+def web_of(folder: Path, text: str) -> Web:
+    section = "".join(f"\n  {line}" for line in text.splitlines())
+    return load(written(folder, f"web:{section}\nmodels: {{a: {{avatar: .}}}}")).web
+
+
+def test_what_browsers_use(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPEECH_KEY", SECRET)
+    (tmp_path / "films").mkdir()
+    web = web_of(
+        tmp_path,
+        """\
+voice: {url: "https://example.org/v1/audio/speech", voice: nova, key_variable: SPEECH_KEY}
+recordings: films
+origins: ["https://example.org", "http://localhost:3000"]
+ice_servers:
+  - urls: stun:stun.example.org
+  - {urls: ["turn:turn.example.org:3478?transport=udp"], username: anna, credential: hunter2}
+max_recording_mb: 5
+bitrate_kbps: 900""",
+    )
+    voice = Voice(
+        url="https://example.org/v1/audio/speech", voice="nova", key_variable="SPEECH_KEY"
+    )
+    assert web == Web(
+        voice=voice,
+        recordings=tmp_path / "films",
+        origins=("https://example.org", "http://localhost:3000"),
+        ice_servers=(
+            IceServer(urls=("stun:stun.example.org",)),
+            IceServer(
+                urls=("turn:turn.example.org:3478?transport=udp",),
+                username="anna",
+                credential="hunter2",
+            ),
+        ),
+        max_recording_mb=5,
+        bitrate_kbps=900,
+    )
+    assert SECRET not in repr(web) and "hunter2" not in repr(web)
+
+
+@pytest.mark.parametrize(
+    ("text", "voice"),
+    [
+        ("voice: espeak", Voice()),
+        ("voice: {voice: en-us+m3}", Voice(voice="en-us+m3")),
+        ("voice: none", None),
+        ("voice:", None),
+        ("{}", None),
+        (
+            "voice: http://127.0.0.1:8880/v1/audio/speech",
+            Voice(url="http://127.0.0.1:8880/v1/audio/speech"),
+        ),
+    ],
+)
+def test_voices(tmp_path, text, voice):
+    web = load(written(tmp_path, f"web:\n  {text}\nmodels: {{a: {{avatar: .}}}}")).web
+    assert web == Web(voice=voice)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "line"),
+    [
+        ("vioce: espeak", "2:3", "web.vioce is not known; did you mean voice?"),
+        ("voice: {modell: x}", "2:11", "web.voice.modell is not known; did you mean model?"),
+        ("voice: no", "2:3", "web.voice is False; expected"),
+        ("voice: festival", "2:3", 'web.voice is \'festival\'; expected "espeak"'),
+        ("voice: http://u:hunter2@h/", "2:3", "web.voice has a user or a password"),
+        ("voice: {url: 'http://h:x/'}", "2:11", "web.voice.url is 'http://h:x/'; expected"),
+        ("voice: {key_variable: NOT_THERE}", "2:11", "has no 'NOT_THERE'"),
+        ("voice: {max_characters: 0}", "2:11", "web.voice.max_characters is 0; expected"),
+        ("origins: https://example.org", "2:3", "web.origins is 'https://example.org'; expected a list"),
+        ("origins: ['https://example.org/']", "2:13", "web.origins[0] is 'https://example.org/'; expected"),
+        ("origins: [7]", "2:13", "web.origins[0] is 7; expected"),
+        ("recordings: nowhere", "2:3", "web.recordings: nowhere is no folder"),
+        ("recordings: 7", "2:3", "web.recordings is 7; expected a path"),
+        ("ice_servers: [{urls: 'http://h'}]", "2:18", "web.ice_servers[0].urls is 'http://h'; expected"),
+        ("ice_servers: [{url: 'stun:h'}]", "2:18", "web.ice_servers[0].url is not known; did you mean urls?"),
+        ("ice_servers: [{urls: []}]", "2:18", "web.ice_servers[0].urls is ()"),
+        ("ice_servers: [{username: x}]", "2:17", "web.ice_servers[0].urls is not there"),
+        ("ice_servers: [stun:h]", "2:17", "web.ice_servers[0] is 'stun:h'; expected keys and values"),
+        ("ice_servers: [{urls: 'turn:h', credential: 20261}]", "2:34", "web.ice_servers[0].credential is not"),
+        ("ice_servers: [{urls: 'turn:h', credential: [hunter2]}]", "2:34", "web.ice_servers[0].credential is not"),
+        ("bitrate_kbps: 10", "2:3", "web.bitrate_kbps is 10; expected"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_what_browsers_use(tmp_path, text, place, line):
+    """No credential is in a message."""
+    said = refused(tmp_path, f"web:\n  {text}\nmodels: {{a: {{avatar: .}}}}")
+    assert said.startswith(f"c.yaml:{place}: ")
+    assert line.removesuffix(" is not") in said
+    assert "hunter2" not in said and "20261" not in said
+
+
+def test_without_a_file_texts_are_spoken_if_they_can_be(monkeypatch):
+    from importlib.util import find_spec
+
+    there = find_spec("espeakng_loader") is not None
+    assert load(None, device="cpu").web == Web(voice=Voice() if there else None)
+    monkeypatch.setattr(config_module, "find_spec", lambda name: None)
+    assert load(None, device="cpu").web == Web()
+
+
 # --- its documentation ---------------------------------------------------------------------------
 
 
@@ -520,6 +625,7 @@ def test_the_documentation_has_every_key_and_its_default():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             for key, value in field.annotation.model_fields.items():
                 ours[f"{name}.{key}"] = value.default
+    ours |= {f"web.voice.{key}": field.default for key, field in Voice.model_fields.items()}
     ours |= {key: field.default for key, field in Model.model_fields.items()}
     also = {"logging.level": "info", "gpus.enabled": True, "output.format": "jpeg"}
     also |= dict.fromkeys(("server.tokens_file", "audio_encoder", "models_root", "models"))

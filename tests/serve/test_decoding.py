@@ -5,8 +5,10 @@ import errno
 import os
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -165,8 +167,9 @@ def test_a_full_disk_is_no_fault_of_the_file(process):
     assert caught.value.errno == errno.ENOSPC
 
 
-def test_limits_of_the_process(process):
+def test_limits_of_the_process(process, monkeypatch):
     """Which it cannot raise again, and nothing that is the server's."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/of/the/host")
     process(
         "import resource as r\n"
         "most = [r.getrlimit(n) for n in (r.RLIMIT_DATA, r.RLIMIT_CPU, r.RLIMIT_NOFILE)]\n"
@@ -174,6 +177,7 @@ def test_limits_of_the_process(process):
         "status = open('/proc/self/status').read()\n"
         "assert 'NoNewPrivs:\\t1' in status\n"
         "assert os.getcwd() == '/' and 'SECRET' not in os.environ\n"
+        "assert os.environ['LD_LIBRARY_PATH'] == '/of/the/host'\n"
         "inner = {int(n) for n in os.listdir('/proc/self/fd')}\n"
         "inner = {n for n in inner if os.path.exists(f'/proc/self/fd/{n}')}\n"
         "assert inner == {0, 1, 2, int(source), int(pcm)}, inner\n"
@@ -188,6 +192,26 @@ def test_limits_of_the_process(process):
     finally:
         os.close(kept)
         del os.environ["SECRET"]
+
+
+def test_files_are_closed_in_threads(process, monkeypatch):
+    """What is freed when they are closed may be a gigabyte."""
+    closing, temporary = [], decoding._temporary
+
+    def opened():
+        file = temporary()
+        close = file.close
+        watched = SimpleNamespace(
+            fileno=file.fileno, seek=file.seek,
+            close=lambda: (closing.append(threading.current_thread()), close()),
+        )  # fmt: skip
+        return watched
+
+    monkeypatch.setattr(decoding, "_temporary", opened)
+    monkeypatch.setattr(decoding, "_samples", lambda *_: np.zeros(9))
+    process(OK)
+    assert len(decoded(b"x").pcm) == 9
+    assert len(closing) == 2 and threading.main_thread() not in closing
 
 
 def test_a_process_that_hangs(process, monkeypatch):

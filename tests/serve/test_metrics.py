@@ -203,5 +203,6 @@ def test_late_frames_make_it_unready():
                 return await page() == "50% of the live frames are late\n"
 
             await until(unready)
+            assert (await web.get("/readyz")).status_code == 503
 
     asyncio.run(main())

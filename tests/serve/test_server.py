@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from engine.errors import InputError
+from examples.client import main as client
 from serve import http
 from serve.rpc.protos import monolithic_pb2 as go
 from serve.rpc.protos import monolithic_pb2_grpc, viseme_pb2_grpc
@@ -249,6 +250,32 @@ def test_the_python_of_the_page_for_tls_and_tokens():
     asyncio.run(main())
 
 
+@pytest.mark.parametrize(
+    ("options", "code", "line"),
+    [
+        (["--tls", "--ca", str(TLS["certificate"]), "--token", TOKEN], 0, ""),
+        (["--ca", str(TLS["certificate"]), "--token", TOKEN], 0, ""),
+        (["--ca", str(TLS["certificate"])], 2, "error: UNAUTHENTICATED: "),
+        (["--tls", "--token", TOKEN], 2, "error: UNAVAILABLE: "),  # an unknown authority
+        (["--token", TOKEN], 2, "error: UNAVAILABLE: "),  # in clear text
+        (["--ca", "nowhere.pem"], 2, "error: [Errno 2] No such file or directory: 'nowhere.pem'"),
+    ],
+)
+def test_the_example_client_with_tls(tmp_path, capsys, options, code, line):
+    speech, output = tmp_path / "speech.wav", tmp_path / "o.mp4"
+    speech.write_bytes(b"speech")
+
+    async def main():
+        async with serving(config(tls=TLS, tokens=(TOKEN,))) as running:
+            given = [speech, "-o", output, "--render", "--no-progress"]
+            given += ["--address", f"localhost:{running.server.port}", *options]
+            return await asyncio.to_thread(client, [str(option) for option in given])
+
+    assert asyncio.run(main()) == code
+    assert capsys.readouterr().err.startswith(line) and output.exists() == (code == 0)
+    assert len(list(tmp_path.iterdir())) == 1 + output.exists()
+
+
 # --- limits --------------------------------------------------------------------------------------
 
 
@@ -450,19 +477,24 @@ def test_an_end_while_avatars_are_loaded():
         fakes = Fakes()
         fakes.avatars.go.clear()
         async with serving(fakes=fakes) as running:
+            assert running.server.unready() == "avatars are being loaded"
             running.stop.set()
             await running.task
+            assert running.task.done() and not fakes.avatars.go.is_set()
+            assert running.server.unready() == "the server is ending"
 
     asyncio.run(main())
 
 
 def test_ports_are_free_after_the_end():
     async def main():
-        ports = []
+        ports, used = [], []
         for _ in range(2):
             given = config(**dict(zip(("port", "http_port"), ports, strict=False)))
             async with serving(given) as running:
                 ports = [running.server.port, running.server.http_port]
+                used.append(ports)
+        assert used[0] == used[1] and min(used[0]) > 0
 
     asyncio.run(main())
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import kernels
+from tests.engine.runtime.test_untrusted import write_endless_pickle
 from tests.train.conftest import write_speech
 from tests.train.synthetic import CPU
 from train.__main__ import main
@@ -106,6 +107,16 @@ def test_bad_arguments(film, tmp_path, monkeypatch, capsys, arguments, message):
     Path("there.pth").write_text("no checkpoint")
     assert message in refused(capsys, "--avatar", film, *arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["there.pth"]
+
+
+def test_a_network_that_takes_years_to_read(film, tmp_path, monkeypatch, capsys):
+    """A pickle of anyone is read in a process with limits."""
+    write_endless_pickle(tmp_path / "x.pth")
+    monkeypatch.setattr("engine.runtime.torch.TIMEOUT", 3)
+    monkeypatch.chdir(tmp_path)
+    line = refused(capsys, "--avatar", film, "-o", "person.pth", "--generator", "x.pth")
+    assert line == "error: x.pth was not read within 0.05 minutes"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pth"]
 
 
 @pytest.mark.parametrize(

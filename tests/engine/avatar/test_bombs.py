@@ -135,8 +135,9 @@ SIDES = [(2**31 - 1, 2**31 - 1), (60000, 60000), (13000, 13000), (2**31 - 1, 1),
 def test_headers_of_too_many_pixels(tmp_path, width, height):
     """Pillow refuses the largest ones, and this engine the others."""
     root = write_avatar(tmp_path / "avatar", png(header(width, height), PIXELS))
-    line = refused(root)
-    assert "0.png cannot be read as an image" in line or f"frames of {width} x {height};" in line
+    of_pillow = width * height > 178_956_970
+    expected = "0.png cannot be read as an image" if of_pillow else f"frames of {width} x {height};"
+    assert expected in refused(root)
 
 
 def test_the_largest_frame_without_its_pixels(tmp_path):
@@ -152,5 +153,6 @@ def test_a_jpeg_header_of_too_many_pixels(tmp_path, side):
     at = data.index(b"\xff\xc0") + 5
     assert struct.unpack_from(">HH", data, at) == (SIZE, SIZE)
     struct.pack_into(">HH", data, at, side, side)
-    line = refused(write_avatar(tmp_path / "avatar", bytes(data), "0.jpg"))
-    assert "0.jpg cannot be read as an image" in line or f"frames of {side} x {side};" in line
+    of_pillow = side * side > 178_956_970
+    expected = "0.jpg cannot be read as an image" if of_pillow else f"frames of {side} x {side};"
+    assert expected in refused(write_avatar(tmp_path / "avatar", bytes(data), "0.jpg"))

@@ -321,7 +321,7 @@ def test_the_length_of_a_video_is_limited(tmp_path, monkeypatch):
 def test_invalid_json_of_up_to_16_mb(tmp_path, text):
     root = cpu_server(tmp_path / "avatar")
     write(root / "crop_rects.json", text)
-    refused(root)
+    assert "crop_rects.json" in refused(root)
 
 
 # --- images --------------------------------------------------------------------------------------

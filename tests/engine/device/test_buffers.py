@@ -11,10 +11,11 @@ import kernels
 from engine import Avatar, InputError, Pipeline
 from engine.device.batch_sizes import batch_sizes, round_up_to
 from engine.device.buffers import RING, BufferPool, buffer_shapes, ring_shapes
-from engine.device.memory import allocate, check_fits, memory_bytes
+from engine.device.memory import allocate, check_fits, free_bytes, memory_bytes
 from engine.device.stopwatch import Stopwatch
 from engine.errors import DeviceError
 from engine.pipeline import LOOK_AHEAD
+from kernels.fused.log_mel import block_rows
 
 CPU = torch.device("cpu")
 
@@ -29,6 +30,7 @@ class Networks:
     """Cheap networks whose outputs depend on every input, frame by frame."""
 
     dtype, capturable, stream = torch.float32, True, None
+    graph_bytes = 0
     description = reason = "stand-in"
 
     def __init__(self, kind: str):
@@ -113,6 +115,45 @@ def test_buffers_that_do_not_fit():
     message = r"need 3\.00 GiB on cpu, of which 2\.00 GiB are free; a smaller batch size needs less"
     with pytest.raises(DeviceError, match=message):
         check_fits(3 << 30, 2 << 30, CPU)
+
+
+def test_memory_of_the_graphs_is_left_free(stand_ins, held, monkeypatch):
+    """Also that of graphs that other buffers of the pipeline have yet to capture."""
+    needed = []
+
+    def watched(shapes, device, besides=0):
+        needed.append(besides)
+        return allocate(shapes, device, besides)
+
+    monkeypatch.setattr("engine.device.buffers.allocate", watched)
+    monkeypatch.setattr(Networks, "graph_bytes", 1000)
+    pipeline = Pipeline(held, batch_size=4)
+    one = 4 * 1000 + 32 * 1000
+    assert pipeline.graph_bytes == one and needed == [one]
+    with pipeline._pool.take() as buffers, pipeline._pool.take(), pipeline._pool.take():
+        assert needed == [one, 2 * one, 3 * one]
+        before = pipeline.buffer_bytes
+        buffers.executor.graph_bytes = 5000  # captured
+        assert pipeline.buffer_bytes == before + 5000
+        with pipeline._pool.take():
+            assert needed[3] == 3 * one
+
+
+def test_caches_are_emptied_only_for_what_does_not_fit(monkeypatch):
+    """It waits for the GPU, and so for other renders."""
+    free, emptied = [500], []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[0], 4000))
+
+    def empty():
+        emptied.append(1)
+        free[0] = 2000
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty)
+    device = torch.device("cuda", 0)
+    assert free_bytes(device, 500) == 500 and emptied == []
+    assert free_bytes(device, 501) == 2000 and emptied == [1]
+    with pytest.raises(DeviceError, match="the buffers of a render need"):
+        allocate({"a": ((1500,), torch.uint8)}, device, 600)
 
 
 def test_a_pool_lends_and_takes_back():
@@ -221,9 +262,22 @@ def test_interleaved_and_abandoned_renders(stand_ins, held, speech):
     assert pipeline.buffer_bytes == taken
 
 
-def test_warm_up_runs_every_size(stand_ins, held, native):
+def test_warm_up_runs_every_size(stand_ins, held, native, monkeypatch):
+    """And the stages that no graph has: `log_mel` with blocks of both sizes, and the windows."""
+    seen: dict[str, list] = {"log_mel": [], "mel_windows": [], "feature_windows": []}
+    for name, calls in seen.items():
+        original = getattr(kernels, name)
+
+        def watched(first, *rest, original=original, calls=calls, **options):
+            calls.append(first)
+            return original(first, *rest, **options)
+
+        monkeypatch.setattr(kernels, name, watched)
     pipeline = Pipeline(held, batch_size=5)
     pipeline.warm_up(mode="direct")
+    blocks = {block_rows(kernels.mel_rows(pcm.numel())) for pcm in seen["log_mel"]}
+    assert blocks == {16, 32} and seen["mel_windows"]
+    assert {features.dtype for features in seen["feature_windows"]} == {pipeline.generator.dtype}
     assert pipeline.generator.batches == [5] * RING + [4] * RING + [1] * RING
     assert pipeline.audio_encoder.batches == [32, 8]
     one = pipeline.buffer_bytes

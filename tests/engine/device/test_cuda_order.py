@@ -1,15 +1,26 @@
 """The order of work on a GPU: streams, waits and captures, with fakes instead of CUDA."""
 
 import contextlib
+import gc
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from engine.device.cuda_graphs import WARM_UPS, CudaGraphs
+from engine.device.cuda_graphs import (
+    ATTEMPTS,
+    WARM_UPS,
+    CudaGraphs,
+    keep_for_capture,
+    whole_device_lock,
+)
 from engine.device.executor import CpuExecutor, CudaExecutor, Part
 from engine.device.stopwatch import Stopwatch
+from engine.errors import DeviceError
 
 CUDA = torch.device("cuda", 0)
 
@@ -19,12 +30,16 @@ class Cuda:
 
     def __init__(self):
         self.log: list[str] = []
-        self.streams = 0
+        self.streams = self.pools = 0
+        self.breaks = 0  # captures that end with CUDA's error
         self.current = self.stream_named("caller")
 
     def stream_named(self, name: str) -> SimpleNamespace:
         return SimpleNamespace(
-            name=name, wait_stream=lambda other: self.log.append(f"{name} waits for {other.name}")
+            name=name,
+            cuda_stream=name,
+            wait_stream=lambda other: self.log.append(f"{name} waits for {other.name}"),
+            synchronize=lambda: self.log.append(f"the host waits for {name}"),
         )
 
     def Stream(self, device, priority=0):
@@ -55,7 +70,22 @@ class Cuda:
     def graph(self, graph, *, pool, stream, capture_error_mode):
         self.log.append(f"capture {{ {pool} {capture_error_mode} on {stream.name}")
         yield
+        if self.breaks:
+            self.breaks -= 1
+            raise RuntimeError(
+                "CUDA error: operation failed due to a previous error during capture"
+            )
         self.log.append("}")
+
+    def graph_pool_handle(self):
+        self.pools += 1
+        return 0, self.pools
+
+    def memory_snapshot(self):
+        return [
+            {"segment_pool_id": pool, "total_size": size}
+            for pool, size in (((0, 0), 7000), ((0, 1), 300), ((0, 1), 40), ((0, 2), 5))
+        ]
 
     def work(self, name: str) -> None:
         self.log.append(f"{name} on {self.current.name}")
@@ -64,9 +94,13 @@ class Cuda:
 @pytest.fixture
 def cuda(monkeypatch) -> Cuda:
     cuda = Cuda()
-    for name in ("Stream", "current_stream", "stream", "device", "CUDAGraph", "graph"):
+    names = "Stream", "current_stream", "stream", "device", "CUDAGraph", "graph"
+    for name in (*names, "graph_pool_handle", "memory_snapshot"):
         monkeypatch.setattr(torch.cuda, name, getattr(cuda, name))
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "pool")
+    for name in ("_cuda_endAllocateToPool", "_cuda_releasePool"):
+        monkeypatch.setattr(
+            torch._C, name, lambda index, pool, name=name: cuda.log.append(f"{name} {index} {pool}")
+        )
 
     @contextlib.contextmanager
     def marked(name):
@@ -81,11 +115,11 @@ def cuda(monkeypatch) -> Cuda:
 class Memory:
     device = CUDA
 
-    def __init__(self, log):
-        self.log = log
+    def __init__(self, log, name="memory"):
+        self.log, self.name = log, name
 
     def record_stream(self, stream):
-        self.log.append(f"memory is used on {stream.name}")
+        self.log.append(f"{self.name} is used on {stream.name}")
 
 
 def test_a_capture_and_replays(cuda):
@@ -95,7 +129,7 @@ def test_a_capture_and_replays(cuda):
     captured = [
         "stream 1 -2 waits for caller",
         *["work on stream 1 -2"] * WARM_UPS,
-        "capture { pool thread_local on stream 1 -2",
+        "capture { (0, 1) thread_local on stream 1 -2",
         "work on stream 1 -2",
         "}",
     ]
@@ -109,16 +143,106 @@ def test_a_capture_and_replays(cuda):
     assert cuda.log == ["work on caller"] and len(graphs) == 2
 
 
+def test_memory_of_the_graphs_is_counted(cuda):
+    graphs = CudaGraphs(CUDA)
+    assert graphs.bytes == 0
+    graphs.run("key", partial(cuda.work, "work"))
+    assert graphs.bytes == 340  # two segments of the graphs' own pool
+
+
+def test_a_broken_capture_is_repeated(cuda):
+    """Another thread waited for the whole device. PyTorch's allocator is told that it is over, and
+    the next capture has another pool, because no graph has the first one."""
+    graphs = CudaGraphs(CUDA)
+    cuda.breaks = 2
+    graphs.run("key", partial(cuda.work, "work"))
+    captures = [entry for entry in cuda.log if entry.startswith(("capture", "_cuda", "replay"))]
+    assert captures == [
+        *["capture { (0, 1) thread_local on stream 1 -2"],
+        *["_cuda_endAllocateToPool 0 (0, 1)", "_cuda_releasePool 0 (0, 1)"],
+        *["capture { (0, 2) thread_local on stream 1 -2"],
+        *["_cuda_endAllocateToPool 0 (0, 2)", "_cuda_releasePool 0 (0, 2)"],
+        *["capture { (0, 3) thread_local on stream 1 -2", "replay on caller"],
+    ]
+    cuda.breaks = ATTEMPTS
+    with pytest.raises(DeviceError, match="cuda:0 was interrupted 3 times, .* call warm_up before"):
+        graphs.run("other", partial(cuda.work, "work"))
+    assert len(graphs) == 1
+    cuda.log.clear()
+    graphs.run("third", partial(cuda.work, "work"))  # the first graph's pool is still good
+    assert "capture { (0, 3) thread_local on stream 1 -2" in cuda.log
+
+
+def test_an_error_of_the_work_is_not_repeated(cuda):
+    def fails():
+        calls.append(1)
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    graphs, calls = CudaGraphs(CUDA), []
+    with pytest.raises(RuntimeError, match="not permitted"):
+        graphs.run("key", fails)
+    assert calls == [1] and len(graphs) == 0
+    graphs.run("key", partial(cuda.work, "work"))
+    assert "capture { (0, 2) thread_local on stream 1 -2" in cuda.log
+
+
+def test_what_a_graph_needs_goes_with_it(cuda):
+    class Context:
+        pass
+
+    def work():
+        for made in contexts:
+            assert keep_for_capture(made, own)
+
+    own, contexts = cuda.stream_named("own"), [Context(), Context()]
+    kept = [weakref.ref(context) for context in contexts]
+    graphs = CudaGraphs(CUDA)
+    graphs.run("key", work, stream=own)
+    contexts.clear()
+    gc.collect()
+    assert all(context() for context in kept)
+    assert not keep_for_capture(Context(), own)  # nothing is captured now
+    cuda.log.clear()
+    del graphs
+    assert cuda.log == ["the host waits for own"] and not any(context() for context in kept)
+
+
+def test_replays_do_not_wait_for_what_may_wait_for_the_device(cuda):
+    """A network that is opened in another thread takes seconds. Captures wait for it."""
+    graphs, replayed, opened = CudaGraphs(CUDA), threading.Event(), threading.Event()
+    graphs.run("key", partial(cuda.work, "work"))
+    captured = threading.Event()
+
+    def render():
+        graphs.run("key", partial(cuda.work, "work"))
+        replayed.set()
+        graphs.run("other", captured.set)
+        assert opened.is_set()
+
+    with ThreadPoolExecutor(1) as thread:
+        with whole_device_lock:
+            rendered = thread.submit(render)
+            assert replayed.wait(30) and not captured.is_set()
+            opened.set()
+        rendered.result(30)
+    assert captured.is_set()
+
+
 def test_blocks_follow_each_other_from_stream_to_stream(cuda):
-    executor, reader = CudaExecutor(Memory(cuda.log)), cuda.stream_named("reader")
-    for stream in (cuda.current, reader, reader):
+    """And the buffers and the avatar's frames are held by each stream that reads them, also by the
+    first one, because the avatar may have been loaded on another."""
+    executor = CudaExecutor(Memory(cuda.log), Memory(cuda.log, "frames"))
+    caller, reader = cuda.current, cuda.stream_named("reader")
+    for stream in (caller, reader, reader, caller):
         with cuda.stream(stream), executor.on_current_stream():
             cuda.work("work")
     assert cuda.log == [
-        *["device {", "work on caller", "}"],
+        *["device {", "memory is used on caller", "frames is used on caller"],
+        *["work on caller", "}"],
         *["device {", "reader waits for caller", "memory is used on reader"],
-        *["work on reader", "}"],
+        *["frames is used on reader", "work on reader", "}"],
         *["device {", "work on reader", "}"],
+        *["device {", "caller waits for reader", "work on caller", "}"],
     ]
 
 

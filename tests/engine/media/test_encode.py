@@ -183,3 +183,24 @@ def test_a_pool_keeps_the_order_of_each_session():
     with pytest.raises(RuntimeError, match="broken"):
         futures[2][0].result()
     assert [future.result() for future in futures[3]] == [4] * 5
+
+
+def test_h264_keeps_a_bitrate_that_may_change():
+    """Noise, which would take as much as there is: what two seconds of it take follows the bitrate,
+    down and up again, and every change begins with a keyframe."""
+    random, rates = np.random.default_rng(3), [400_000, 150_000, 400_000, None]
+    small = random.integers(0, 256, (30, 160 // 4, 160 // 4, 3), np.uint8)
+    frames = small.repeat(4, 1).repeat(4, 2)
+    encoder = H264Encoder(160, 160, Fraction(25), bitrate=rates[0], codec="libx264")
+    encoded, taken = [], []
+    for rate in rates:
+        encoder.bitrate = rate
+        part = [encoder.encode(frames[number % 30]) for number in range(75)]
+        assert [frame.keyframe for frame in part[:2]] == [True, False]
+        taken.append(8 * sum(len(frame.data) for frame in part[25:]) / 2)  # a second
+        encoded += part
+    assert [frame.number for frame in encoded] == list(range(300))
+    for rate, bits in zip(rates[:3], taken, strict=False):
+        assert 0.7 * rate < bits < 1.2 * rate
+    assert taken[3] > 2 * rates[0]
+    assert len(decode([frame.data for frame in encoded])) == 300

@@ -33,7 +33,7 @@ def test_what_is_written_is_read(plan):
 
 
 WRONG = {
-    "key": [[], 5, "", None, {}, {"format": 3}],
+    "key": [[], 5, "", None, {}, {"format": 4}],
     "key.network": [5, None, []],
     "key.edition": [[], {}, 7],
     "key.version": [[], 1.7],

@@ -89,43 +89,57 @@ def test_a_checkpoint_replaced_before_it_is_copied(source, cache, exports, monke
     assert path.read_bytes() == b"ONNX of another network"
 
 
+ROUNDS = 12
 EXPORTER = """
-import sys
+import os, sys
 from pathlib import Path
 from engine.runtime import exported as module
 from engine.runtime.signature import AUDIO_ENCODER
+def wait(what):
+    print(what, flush=True)
+    assert os.read(0, 1)
 def run(signature, path, copy, made, precision):
-    print("exporting", flush=True)
-    sys.stdin.readline()
-    made.write_bytes(b"ONNX of " + copy.read_bytes())
-module._run = run
-print(module.exported(AUDIO_ENCODER, Path(sys.argv[1]), "fp32"), flush=True)
+    wait("exporting")
+    made.write_bytes(f"ONNX in {precision} of ".encode() + copy.read_bytes())
+    wait("exported")
+find = module._find
+def find_and_wait(*arguments):
+    found = find(*arguments)
+    wait("found" if found else "not found")
+    return found
+module._run, module._find = run, find_and_wait
+for round in range(int(sys.argv[2])):
+    print(module.exported(AUDIO_ENCODER, Path(sys.argv[1]), f"fp{round}"), flush=True)
 """
 
 
 def test_two_processes_export_one_checkpoint_at_once(source, cache):
-    """Both get the file, also the one that ends last, and the first one's may be in use."""
+    """Both get the file, also the one that ends last, and the first one's may be in use.
+
+    Each waits at every step until both have reached it; then both are released.
+    """
+    command = [sys.executable, "-c", EXPORTER, str(source), str(ROUNDS)]
     pipe = subprocess.PIPE
-    command = [sys.executable, "-c", EXPORTER, str(source)]
     both = [
-        subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-        for _ in range(2)
+        subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) for _ in range(2)
     ]
     try:
-        for process in both:
-            assert process.stdout.readline() == "exporting\n"
-        assert len(list(cache.iterdir())) == 2  # neither is in the other's way
-        found = []
-        for process in both:
-            out, error = process.communicate("\n", timeout=100)
-            assert process.returncode == 0, error
-            path = Path(out.strip())
-            assert path.read_bytes() == b"ONNX of weights"
-            found.append(path)
+        for number in range(ROUNDS):
+            made = set(cache.iterdir())
+            for step in ("not found", "exporting", "exported"):
+                assert [process.stdout.readline() for process in both] == [f"{step}\n"] * 2
+                # neither is in the other's way
+                assert len(set(cache.iterdir()) - made) == (0 if step == "not found" else 2)
+                for process in both:
+                    os.write(process.stdin.fileno(), b"g")
+            first, second = (Path(process.stdout.readline().strip()) for process in both)
+            assert first == second and first.read_bytes() == b"ONNX in fp%d of weights" % number
+            assert set(cache.iterdir()) - made == {first}
+        assert [process.wait(timeout=100) for process in both] == [0, 0]
     finally:
         for process in both:
             process.kill()
-    assert list(cache.iterdir()) == [found[0]] and found[0] == found[1]
+            process.communicate()
 
 
 @pytest.mark.parametrize(

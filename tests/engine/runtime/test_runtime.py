@@ -136,7 +136,7 @@ def compiled(monkeypatch):
     """A module compiled as on a GPU, by a compiler that only traces, and the traced sizes."""
     sizes = []
 
-    def backend(graph, examples):
+    def backend(graph, examples, **_):
         sizes.append([len(t) for t in examples if t.ndim == 4][-1])
         return graph.forward
 
@@ -149,16 +149,17 @@ def compiled(monkeypatch):
 def test_few_sizes_are_compiled(compiled):
     run, sizes = compiled
     for n in (0, 1, 2, 3, 4, 25, 26, 40, 41, 81, 30):
-        x = torch.randn(n, 3, 2, 2)
+        x, out = torch.randn(n, 3, 2, 2), torch.full((n, 3), torch.nan)
         layer = TOLERANCES["linear layer", torch.float32, "itself, not compiled"]
-        assert_close(run(x), run._module(x), layer)
+        assert run(x, out=out) is out
+        assert_close(out, run._module(x), layer)
     assert sorted(sizes) == [1, 4, 25, 40]
 
 
 @pytest.mark.parametrize("reason", ["no compiler\nat all", ""])
 def test_without_a_compiler(monkeypatch, recwarn, reason):
     def compile(*_, **__):
-        def fail(*_):
+        def fail(*_, **__):
             raise RuntimeError(reason)
 
         return fail
@@ -167,7 +168,7 @@ def test_without_a_compiler(monkeypatch, recwarn, reason):
     run = Compiled(nn.Flatten())
     x = torch.randn(5, 3, 2, 2)
     for _ in range(2):
-        assert torch.equal(run(x), x.flatten(1))
+        assert torch.equal(run(x, out=torch.empty(5, 12)), x.flatten(1))
     (warning,) = recwarn
     said = f"PyTorch runs without its compiler: {reason[:11] or 'RuntimeError'}"
     assert str(warning.message) == said
@@ -175,14 +176,14 @@ def test_without_a_compiler(monkeypatch, recwarn, reason):
 
 def test_out_of_memory_is_not_a_compiler_error(monkeypatch):
     def compile(*_, **__):
-        def fail(*_):
+        def fail(*_, **__):
             raise torch.OutOfMemoryError("none left")
 
         return fail
 
     monkeypatch.setattr(torch, "compile", compile)
     with pytest.raises(torch.OutOfMemoryError):
-        Compiled(nn.Flatten())(torch.randn(5, 3, 2, 2))
+        Compiled(nn.Flatten())(torch.randn(5, 3, 2, 2), out=torch.empty(5, 12))
 
 
 def test_a_checkpoint_is_exported_once(checkpoints, inputs, expected, tmp_path, capfd):
@@ -351,3 +352,27 @@ def test_on_a_gpu(fp16_safe_checkpoints, inputs, runtime):
     out = torch.empty(5, 3, 320, 320, device=cuda)
     network(*(tensor.to(cuda) for tensor in inputs), out=out)
     assert (out.cpu() - expected).abs().max() < 2e-3
+
+
+@pytest.mark.gpu
+@torch.inference_mode()
+def test_launches_of_the_generator(fp16_safe_checkpoints):
+    """Bias, ReLU and residuals are no passes of their own, and so no kernels."""
+    device = torch.device("cuda", torch.cuda.current_device())
+    network = open_network(
+        GENERATOR, fp16_safe_checkpoints["generator"], device=device, runtime="torch"
+    )
+    given = [torch.rand(4, 6, 320, 320), torch.randn(4, 32, 16, 16)]
+    given = [tensor.to(device, torch.float16) for tensor in given]
+    out = torch.empty(4, 3, 320, 320, dtype=torch.float16, device=device)
+    for _ in range(2):
+        network(*given, out=out)
+    assert network._run._compiled is not None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        network(*given, out=out)
+        torch.cuda.synchronize()
+    kernels = [event.name for event in profile.events() if event.device_time > 0]
+    print(len(kernels), *sorted(set(kernels)), sep="\n")
+    assert 0 < len(kernels) < 160  # 114, and what split products add
+    expected = network._run._eagerly(tuple(given), torch.empty_like(out))
+    assert_close(out, expected, TOLERANCES["generator", torch.float16, "PyTorch"])

@@ -1,9 +1,11 @@
 """TensorRT plans: which ones are loaded, the choice of the runtime, and the results on a GPU."""
 
 import contextlib
+import gc
 import json
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ import torch
 
 from engine import Avatar, InputError, Pipeline
 from engine.build import main
+from engine.device.cuda_graphs import whole_device_lock
 from engine.errors import DeviceError
 from engine.plans.check import check_plan
 from engine.plans.edition import EDITIONS, gpu_architecture, logger
@@ -96,7 +99,7 @@ AGAIN = "build it again: python -m engine.build audio-encoder "
             lambda plan: plan.with_suffix(".json").write_text('{"key": {"forma'),
             "encoder.json is not the record of a TensorRT plan",
         ),
-        (alter(format=7), "is a record of format 7; this version reads 3"),
+        (alter(format=7), "is a record of format 7; this version reads 4"),
         (alter(batch=None), "encoder.json is not the record of a TensorRT plan"),
         (
             alter(network="generator"),
@@ -461,6 +464,78 @@ def test_the_context_of_a_captured_call_is_not_reused(calls, simulated):
     calls(windows, out)
     simulated.capturing = True
     assert calls(windows, out) == RUN + RUN
+
+
+def test_the_context_of_a_captured_call_goes_with_its_graph(calls, simulated, monkeypatch):
+    """Which belongs to a render's buffers. Other captures may be replayed as long as the engine
+    exists."""
+    windows = torch.zeros(4, 1, 80, 16).half()
+    outs = [torch.zeros(4, 512).half() for _ in range(2)]
+    kept = []
+    graphs = SimpleNamespace(keep=lambda needed, stream: kept.append((needed, stream)))
+    monkeypatch.setattr("engine.device.cuda_graphs._capturing", graphs)
+    calls(windows, outs[0])
+    simulated.capturing = True
+    calls(windows, outs[0])
+    simulated.capturing = False
+    assert calls(windows, outs[0]) == RUN
+    assert len(kept) == 1 and isinstance(kept[0][1], Own)
+    kept.clear()
+    gc.collect()
+    assert new_context(calls(windows, outs[0]))
+    monkeypatch.setattr("engine.device.cuda_graphs._capturing", None)
+    simulated.capturing = True
+    calls(windows, outs[0])
+    simulated.capturing = False
+    gc.collect()
+    assert new_context(calls(windows, outs[1])) and calls(windows, outs[0]) == RUN
+
+
+def test_small_batches_use_their_profile(plan, simulated):
+    alter(version="1.2.3", batch=[1, 32, 32])(plan)
+    network = tensorrt_module.TensorRTNetwork(AUDIO_ENCODER, plan, CPU)
+    for n, chosen in ((8, [1]), (1, [1]), (9, []), (32, [])):
+        simulated.calls.clear()
+        network(torch.zeros(n, 1, 80, 16).half(), out=torch.zeros(n, 512).half())
+        names = [name for name, *_ in simulated.calls]
+        profiles = [c[1:] for c in simulated.calls if c[0] == "set_optimization_profile_async"]
+        assert profiles == [(profile, 7) for profile in chosen]  # on the engine's stream
+        if chosen:  # before the shape, which it resets
+            assert names.index("set_optimization_profile_async") < names.index("set_input_shape")
+    simulated.fails = "set_optimization_profile_async"
+    with pytest.raises(RuntimeError, match="TensorRT: it says why"):
+        network(torch.zeros(3, 1, 80, 16).half(), out=torch.zeros(3, 512).half())
+
+
+def test_nothing_is_captured_while_an_engine_is_opened(plan, simulated):
+    """TensorRT may wait for the whole device."""
+    alter(version="1.2.3")(plan)
+    free = []
+
+    def deserialize(data):
+        with ThreadPoolExecutor(1) as other:
+            free.append(other.submit(whole_device_lock.acquire, blocking=False).result())
+        return simulated
+
+    simulated.deserialize_cuda_engine = deserialize
+    tensorrt_module.TensorRTNetwork(AUDIO_ENCODER, plan, CPU)
+    assert free == [False]
+    with ThreadPoolExecutor(1) as other:
+        assert other.submit(whole_device_lock.acquire, blocking=False).result()
+        other.submit(whole_device_lock.release).result()
+
+
+def test_one_device_has_one_name(plan, monkeypatch):
+    """Networks are shared by it."""
+    devices = []
+    monkeypatch.setattr(
+        open_module, "_open", lambda runtime, signature, path, device, *_: devices.append(device)
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    for name in ("cuda", "cuda:1", "cuda:0"):
+        open_network(AUDIO_ENCODER, plan, device=torch.device(name))
+    assert [str(device) for device in devices] == ["cuda:1", "cuda:1", "cuda:0"]
 
 
 def test_compiled_kernels_are_kept(plan, simulated, monkeypatch, tmp_path):

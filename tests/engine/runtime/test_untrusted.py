@@ -60,18 +60,22 @@ def test_a_pickle_equals_the_same_weights_as_safetensors(checkpoints, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.pth"]
 
 
-def test_a_pickle_that_takes_years(tmp_path, monkeypatch):
-    """A tuple that holds itself twice, 100 times over, is short; its hash takes 2^100 steps."""
+def write_endless_pickle(path: Path) -> None:
+    """Write a tuple that holds itself twice, 100 times over. It is short, but its hash takes 2^100
+    steps."""
     key: tuple = ()
     for _ in range(100):
         key = (key, key)
     pickled = pickle.dumps([key], protocol=2)
     # {key: None}, which `pickle` cannot write, because it would hash the key
     assert pickled.startswith(b"\x80\2]") and pickled.endswith(b"a.")
-    torch.save({}, tmp_path / "x.pth")
-    with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+    with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x/data.pkl", b"\x80\2}" + pickled[3:-2] + b"Ns.")
         archive.writestr("x/version", b"3\n")
+
+
+def test_a_pickle_that_takes_years(tmp_path, monkeypatch):
+    write_endless_pickle(tmp_path / "x.pth")
     monkeypatch.setattr("engine.runtime.torch.TIMEOUT", 3)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=r"^x\.pth was not read within 0\.05 minutes$"):

@@ -138,7 +138,11 @@ def test_mel_windows(device, poisoned, rows, fps):
     for start in {0, 1, count - 1}:
         out = poisoned(count - start, 1, 80, 16)
         assert kernels.mel_windows(mel, fps=fps, start=start, out=out) is out
-        want = reference.mel_windows(mel.cpu(), float(fps), start, torch.empty(out.shape))
+        want = reference.mel_windows(mel.cpu(), float(fps), start, 0, torch.empty(out.shape))
+        assert torch.equal(out.cpu(), want)
+        dropped = min(int(80 * start / fps), rows - 16)
+        out = poisoned(count - start, 1, 80, 16)
+        kernels.mel_windows(mel[dropped:], fps=fps, start=start, dropped=dropped, out=out)
         assert torch.equal(out.cpu(), want)
 
 

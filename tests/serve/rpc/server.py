@@ -108,7 +108,7 @@ async def serving(lives: dict[str, Live], others: tuple[str, ...] = (), **config
         try:
             yield running
             await running.until_free()
-            assert not service._sessions  # not even the names that clients invent
+            assert not service.sessions()  # not even the names that clients invent
         finally:
             await service.close()
             await server.stop(None)

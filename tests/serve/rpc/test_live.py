@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import serve.rpc.viseme
 from engine.live import Piece
 from serve.rpc.protos import viseme_pb2 as pb
 from tests.engine.live.stage import until_end, voice
@@ -381,14 +382,16 @@ def test_no_more_sessions_than_the_device_has_time_for(live, monkeypatch):
 
 def test_speech_far_ahead(live, monkeypatch):
     """In real time it is refused, since an interruption would wait behind it; else it waits."""
+    from serve import speech
     from serve.rpc import live as module
 
-    monkeypatch.setattr(module, "MOST_SECONDS", 2.0)
+    monkeypatch.setattr(speech, "MOST_SECONDS", 2.0)
+    monkeypatch.setattr(speech, "MAX_SECONDS", 1.0)
     monkeypatch.setattr(module, "MAX_SECONDS", 1.0)
     convert, waiting = module.LiveCall._convert, []
 
     def noting(self, data):
-        waiting.append(self._waiting)
+        waiting.append(self._backlog.waiting)
         convert(self, data)
 
     monkeypatch.setattr(module.LiveCall, "_convert", noting)
@@ -494,6 +497,18 @@ def test_a_client_that_says_nothing(live, opens):
 
     lines = ["no message came for 0.3 s", "no message came, and nothing was spoken, for 0.3 s"]
     assert run(main()) == (grpc.StatusCode.ABORTED, lines[opens])
+
+
+def test_a_client_that_opens_no_session(live, monkeypatch):
+    """It keeps its place for less than the idle time."""
+    monkeypatch.setattr(serve.rpc.viseme, "FIRST_SECONDS", 0.3)
+
+    async def main():
+        async with serving({"tiny": live}) as server:
+            assert server.service._limits.idle_seconds == 60
+            return await refusal(server.stub.Live())
+
+    assert run(main()) == (grpc.StatusCode.ABORTED, "no message came for 0.3 s")
 
 
 def test_a_client_that_listens_is_not_idle(live):

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import shutil
 import tempfile
 import threading
 from fractions import Fraction
@@ -251,7 +252,22 @@ def test_no_more_renders_than_configured(live):
 
 @pytest.mark.parametrize("format", [RGB, MP4])
 def test_a_cancelled_render_leaves_nothing(live, monkeypatch, format):
+    """Its folder is made and removed in threads, because a disk may be slow."""
     monkeypatch.setattr(render, "PROGRESS_SECONDS", 0.0)
+    where: dict[str, set[str]] = {"mkdir": set(), "rmtree": set()}
+
+    def watch(owner, name):
+        function = getattr(owner, name)
+
+        def watched(path, *arguments, **options):
+            if "viseme-render-" in str(path):
+                where[name].add(threading.current_thread().name)
+            return function(path, *arguments, **options)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(Path, "mkdir")
+    watch(shutil, "rmtree")
 
     async def main():
         async with serving({"tiny": live}) as server:
@@ -263,8 +279,11 @@ def test_a_cancelled_render_leaves_nothing(live, monkeypatch, format):
             timed = server.stub.Render(long_request(format), timeout=0.5)
             code, _ = await refusal(timed)
             assert code == grpc.StatusCode.DEADLINE_EXCEEDED
+            await server.until_free()
 
     run(main())
+    for names in where.values():
+        assert names and all(name.startswith("viseme-render") for name in names)
 
 
 def test_who_cancels_a_render_waits_for_its_thread(live, monkeypatch):

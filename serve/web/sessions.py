@@ -1,0 +1,186 @@
+"""The live sessions of HTTP clients: opened, found by their numbers, and ended."""
+
+import asyncio
+import logging
+import secrets
+from typing import Any
+
+from engine.errors import InputError
+from engine.live.live import PREBUFFER
+from engine.media.encode import EncoderPool
+
+from ..config import Config
+from ..errors import INTERNAL, Ending
+from ..places import Places
+from ..refused import Refused, refused
+from .feed import Voice
+from .recording import Recordings
+from .session import WebSession
+
+MOST_ID = 2**53 - 1  # exact in JavaScript
+
+_log = logging.getLogger(__name__)
+
+
+class WebSessions:
+    """All sessions that HTTP clients opened. For the event loop.
+
+    Args:
+        registry: `serve.registry.Registry`.
+        metrics: `serve.metrics.Metrics`.
+        places: for live sessions, also others than these.
+        voice: speaks texts; None if there is none.
+
+    Attributes:
+        recordings: of these sessions.
+        ending: whether new sessions are refused.
+    """
+
+    def __init__(
+        self,
+        registry: Any,
+        config: Config,
+        metrics: Any,
+        places: Places,
+        voice: Voice | None = None,
+    ):
+        self.registry, self.config, self.metrics, self.places = registry, config, metrics, places
+        self.voice, self.ending = voice, False
+        self.pool = EncoderPool()
+        self.recordings = Recordings(config.web)
+        self._sessions: dict[int, WebSession] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._none = asyncio.Event()
+        self._none.set()
+
+    async def open(
+        self,
+        avatar: str,
+        *,
+        sample_rate: int = 48000,
+        channels: int = 1,
+        prebuffer: float = PREBUFFER,
+        clock: str = "wall",
+        start_frame: int | None = None,
+        loop: str = "pingpong",
+    ) -> WebSession:
+        """Open a session, when its avatar is loaded. It ends 5 s later unless somebody holds it.
+
+        Args:
+            avatar: its name.
+            sample_rate, channels, prebuffer, clock, start_frame, loop: as in `engine.live.Live`.
+
+        Raises:
+            Refused: an argument is out of range, the avatar is not there, all places are taken, the
+                device has no time for another one, or the server ends.
+        """
+        options = {
+            "sample_rate": sample_rate,
+            "channels": channels,
+            "prebuffer": prebuffer,
+            "clock": clock,
+            "start_frame": start_frame,
+            "loop": loop,
+        }
+        opened: asyncio.Future[WebSession] = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(self._run(avatar, options, opened))
+        self._tasks.add(task)
+        self._none.clear()
+        task.add_done_callback(self._forget)
+        try:
+            return await opened
+        except InputError as error:
+            raise refused(error) from error
+        except asyncio.CancelledError:  # the client has left
+            task.cancel()
+            raise
+
+    def find(self, id: int | str) -> WebSession | None:
+        """Return a session by its number, which may be text; None if there is none."""
+        if isinstance(id, str):
+            if not (id.isascii() and id.isdecimal() and len(id) <= len(str(MOST_ID))):
+                return None
+            id = int(id)
+        return self._sessions.get(id)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    async def finished(self) -> None:
+        """Wait until there is no session."""
+        await self._none.wait()
+
+    async def close(self) -> None:
+        """End all sessions, and refuse new ones."""
+        self.ending = True
+        for session in list(self._sessions.values()):
+            session.end("the server is ending")
+        for task in self._tasks - {session.task for session in self._sessions.values()}:
+            task.cancel()  # it waits for an avatar
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self.recordings.close()
+        await asyncio.to_thread(self.pool.close)
+        if self.voice is not None:
+            await self.voice.close()
+
+    async def _run(
+        self, avatar: str, options: dict[str, Any], opened: "asyncio.Future[WebSession]"
+    ) -> None:
+        """Open a session, and hand out its pieces until it ends."""
+        try:
+            if self.ending:
+                raise Ending("the server is ending")
+            with self.places.one(avatar):
+                async with self.registry.use(avatar, self.config.limits.load_seconds) as use:
+                    if self.ending:
+                        raise Ending("the server is ending")
+                    await self._serve(use.served, options, opened)
+        except asyncio.CancelledError:
+            if not opened.done():
+                opened.set_exception(Ending("the server is ending"))
+            raise
+        except InputError as error:
+            if not opened.done():
+                opened.set_exception(error)
+        except Exception as error:
+            _log.error("a session failed", exc_info=error)
+            if not opened.done():
+                opened.set_exception(Refused(500, INTERNAL))
+
+    async def _serve(
+        self, served: Any, options: dict[str, Any], opened: "asyncio.Future[WebSession]"
+    ) -> None:
+        if opened.done():  # the client has left
+            return
+        session = WebSession(
+            self._number(),
+            served.live.open(**options),
+            served,
+            pool=self.pool,
+            metrics=self.metrics,
+            voice=self.voice,
+            clock=options["clock"],
+            most_seconds=self.config.limits.max_session_seconds,
+            bitrate=1000 * self.config.web.bitrate_kbps,
+        )
+        session.task = asyncio.current_task()
+        self._sessions[session.id] = session
+        opened.set_result(session)
+        try:
+            await session.run()
+        finally:
+            del self._sessions[session.id]
+            session.ended.set()
+
+    def _number(self) -> int:
+        while (number := secrets.randbelow(MOST_ID) + 1) in self._sessions:
+            pass
+        return number
+
+    def _forget(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not self._tasks:
+            self._none.set()
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("a session failed", exc_info=task.exception())
