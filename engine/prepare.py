@@ -103,7 +103,8 @@ def prepare(
     """
     target = Path(output)
     check_folder(target, film, force=force)
-    with Apart() as apart, _recorded() as said, new_folder(target) as folder:
+    # `apart` ends first: after Ctrl-C it waits for the call that was interrupted.
+    with _recorded() as said, new_folder(target) as folder, Apart() as apart:
         source = apart(Film, film, None if fps == "source" else Fraction(25))
         survey = None
         if audio:
@@ -111,9 +112,9 @@ def prepare(
             for note in survey.notes:
                 warnings.warn(note, stacklevel=2)
         new_tracker, networks = open_tracker(models, person)
-        found = follow_all(source, new_tracker, folder, apart, progress=progress)
+        found = follow_all(source, new_tracker, folder, progress=progress)
         kept, face = _judge(source, found, gaps)
-        copied = finish_frames(source, folder, kept, apart)
+        copied = finish_frames(source, folder, kept)
         sound = None
         if survey is not None:
             loudness = apart(

@@ -34,7 +34,7 @@ class Found:
 
 
 def follow_all(
-    film: Film, new_tracker: Callable[[], Tracker], folder: Path, apart: Apart, *, progress: bool
+    film: Film, new_tracker: Callable[[], Tracker], folder: Path, *, progress: bool
 ) -> Found:
     """Find the person in all frames, and write them, unless the file can be copied."""
     while True:
@@ -43,41 +43,42 @@ def follow_all(
         ) as bar:
             try:
                 if film.suffix_to_copy:
-                    return _follow(film, new_tracker(), None, apart, bar)
+                    return _follow(film, new_tracker(), None, bar)
                 with _writer(film, folder) as writer:
-                    return _follow(film, new_tracker(), writer, apart, bar)
+                    return _follow(film, new_tracker(), writer, bar)
             except Damaged:
                 bar.leave = False
-        apart(film.leave_out_damage)
+        with Apart() as apart:
+            apart(film.leave_out_damage)
 
 
-def _follow(
-    film: Film, tracker: Tracker, writer: Mp4Writer | None, apart: Apart, bar: Any
-) -> Found:
-    measures, sheet, turns = Measures(), Sheet(len(film)), [0] * 4
-    pictures, last = film.pictures(), None
-    while (picture := apart(next, pictures, None)) is not None:
-        number = len(measures)
-        if picture.missing:
-            measures.skip()
-        elif picture.source == last:
-            measures.repeat()
-        else:
-            last = picture.source
-            tracked = tracker.follow(picture.rgb)
-            points = tracked.landmarks
-            measures.add(picture.rgb, points, others=tracked.others, cut=tracked.cut)
-            sheet.add(number, picture.rgb, points)
-            turns[tracked.turns] += points is None and tracked.turns > 0
-        if writer is not None:
-            apart(writer.write_frame, picture.rgb)
-        bar.update()
-    return Found(
-        measures, sheet, smooth(measures.boxes, measures.cuts), sideways=int(np.argmax(turns))
-    )
+def _follow(film: Film, tracker: Tracker, writer: Mp4Writer | None, bar: Any) -> Found:
+    measures, sheet, turns, last = Measures(), Sheet(len(film)), [0] * 4, None
+    # It ends before the writer is closed, which must not happen while it encodes: after Ctrl-C it
+    # waits for the call that was interrupted.
+    with Apart() as apart:
+        pictures = film.pictures()
+        while (picture := apart(next, pictures, None)) is not None:
+            number = len(measures)
+            if picture.missing:
+                measures.skip()
+            elif picture.source == last:
+                measures.repeat()
+            else:
+                last = picture.source
+                tracked = tracker.follow(picture.rgb)
+                points = tracked.landmarks
+                measures.add(picture.rgb, points, others=tracked.others, cut=tracked.cut)
+                sheet.add(number, picture.rgb, points)
+                turns[tracked.turns] += points is None and tracked.turns > 0
+            if writer is not None:
+                apart(writer.write_frame, picture.rgb)
+            bar.update()
+    boxes = smooth(measures.boxes, measures.cuts)
+    return Found(measures, sheet, boxes, sideways=int(np.argmax(turns)))
 
 
-def finish_frames(film: Film, folder: Path, kept: np.ndarray, apart: Apart) -> Path | None:
+def finish_frames(film: Film, folder: Path, kept: np.ndarray) -> Path | None:
     """Copy the film's file, or write the frames again without those that are not kept.
 
     Returns:
@@ -88,9 +89,9 @@ def finish_frames(film: Film, folder: Path, kept: np.ndarray, apart: Apart) -> P
         if suffix is None:
             return None
         copy = folder / f"frames{suffix}"
-        apart(copy_film, film.path, copy)
+        copy_film(film.path, copy)
         return copy
-    with _writer(film, folder) as writer:
+    with _writer(film, folder) as writer, Apart() as apart:
         pictures = film.pictures()
         for keep in kept:
             picture = apart(next, pictures)

@@ -6,6 +6,8 @@ networks.
 
 import hashlib
 import re
+import signal
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 from engine.avatar import Avatar
+from engine.media.mp4 import Mp4Writer
 from engine.media.speech import read_samples
 from engine.media.video import Video
 from engine.prepare import main
@@ -638,6 +641,29 @@ def test_ctrl_c_leaves_nothing(tmp_path, monkeypatch, capsys, force):
     assert main([str(film), "-o", str(folder), *["--force"] * force]) == 130
     assert "interrupted: nothing was written" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_ctrl_c_while_a_frame_is_encoded(tmp_path, monkeypatch):
+    """The encoder is closed after it has finished: to close it earlier may kill the process."""
+    order, encode, close = [], Mp4Writer.write_frame, Mp4Writer._close
+
+    def write_frame(self, rgb):
+        if rgb is not None and self._written == 20:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.3)  # the main thread sees the signal meanwhile
+        encode(self, rgb)
+        order.append("encoded")
+
+    def closed(self, *raised):
+        order.append("closed")
+        close(self, *raised)
+
+    monkeypatch.setattr(Mp4Writer, "write_frame", write_frame)
+    monkeypatch.setattr(Mp4Writer, "_close", closed)
+    film = write_film(tmp_path / "film.mp4", seconds=2, rate=30)
+    assert main([str(film), "-o", str(tmp_path / "avatar")]) == 130
+    assert order == ["encoded"] * 21 + ["closed"]
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
 
 
 def test_options(plain, tmp_path, capsys):
