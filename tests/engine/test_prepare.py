@@ -7,6 +7,7 @@ networks.
 import hashlib
 import re
 import signal
+import threading
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -649,7 +650,7 @@ def test_ctrl_c_while_a_frame_is_encoded(tmp_path, monkeypatch):
 
     def write_frame(self, rgb):
         if rgb is not None and self._written == 20:
-            signal.raise_signal(signal.SIGINT)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             time.sleep(0.3)  # the main thread sees the signal meanwhile
         encode(self, rgb)
         order.append("encoded")
