@@ -143,8 +143,9 @@ def test_in_real_time_without_pictures_there_are_events(live):
     assert stats["frames"] == session.counts.frames or stats["frames"] > 12
     assert stats["delay_ms"] > 0 and stats["made_fps"] > 0 and stats["sessions"] == 1
     assert set(stats) == {
-        "type", "frames", "late", "skipped", "underruns", "sessions", "delay_ms", "made_fps",
+        "type", "rtp", "frames", "late", "skipped", "underruns", "sessions", "delay_ms", "made_fps",
     }  # fmt: skip
+    assert stats["rtp"] is None  # there is no player
 
 
 def test_underruns_are_told(live):
@@ -319,7 +320,7 @@ def test_tokens(live):
                 async with site.connect(additional_headers=headers) as socket:
                     talk = Client(socket)
                     if good:
-                        await talk.open(**message)
+                        await talk.open(**TAKEN | message)
                         continue
                     await talk.tell(**OPEN | message)
                     code, line = await talk.refusal()
@@ -434,12 +435,12 @@ def test_who_reads_nothing_loses_pictures_and_then_the_connection(live, monkeypa
 
     async def main():
         async with serving(live) as site, site.connect(max_queue=1) as socket:
-            talk = await Client(socket).open(
+            await Client(socket).open(
                 sample_rate=192000, channels=2, sample_format="f32", picture=picture
             )
             socket.transport.pause_reading()
             await site.until_free()
-            return talk
+            socket.transport.abort()
 
     run(main())
     (outbox,) = made
