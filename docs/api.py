@@ -37,8 +37,8 @@ models/checkpoint.py: models.checkpoint load save CheckpointError
 train/data.py: train.data TrainingData Speech
 """
 COMMANDS = (
-    "render live/__main__ build doctor ../serve/__main__ ../export/__main__ ../train/__main__ "
-    "../kernels/compile"
+    "render prepare live/__main__ build doctor ../serve/__main__ ../export/__main__ "
+    "../train/__main__ ../kernels/compile"
 )
 
 

@@ -33,6 +33,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 # the commands whose options a page lists, all of them
 DOCUMENTED = {
     "engine.render": "rendering.md",
+    "engine.prepare": "avatars.md",
     "engine.live": "live.md",
     "engine.build": "networks.md",
     "serve": "serving.md",

@@ -31,7 +31,7 @@ MAY_IMPORT = {
 }
 # In `engine`, the folders do not import the modules built on them, and nothing imports the
 # commands.
-FOLDERS = {"avatar", "media", "device", "faces", "runtime", "plans"}
+FOLDERS = {"avatar", "media", "device", "faces", "preparing", "runtime", "plans"}
 ABOVE_FOLDERS = {
     "engine.pipeline",
     "engine.session",

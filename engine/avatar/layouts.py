@@ -86,7 +86,7 @@ def _native(folder: Folder) -> Parts:
     record = folder.read_json(path, MAX_RECORD_BYTES)
     if not isinstance(record, dict):
         raise InputError(f"{path} contains a {type(record).__name__}; expected an object")
-    for key in ("fps", "frames", "boxes", "generator", "audio_encoder"):
+    for key in ("fps", "frames", "boxes"):
         if key not in record:
             raise InputError(f"{path} has no {key!r}")
 
@@ -118,8 +118,8 @@ def _native(folder: Folder) -> Parts:
         frames=_existing(inside("frames")),
         boxes=_existing(inside("boxes")),
         fps=_fps(path, record["fps"]),
-        generator=inside("generator"),
-        audio_encoder=inside("audio_encoder"),
+        generator=inside("generator") if "generator" in record else None,
+        audio_encoder=inside("audio_encoder") if "audio_encoder" in record else None,
     )
 
 
@@ -192,6 +192,11 @@ def choose_networks(
         names = folder.names(parts.checkpoints)
         saved = [parts.checkpoints / name for name in names if Path(name).suffix == ".pth"]
         found = newest(tuple(saved)) if saved else None
+    if not any((parts.checkpoints, found, parts.audio_encoder, generator, audio_encoder)):
+        raise InputError(
+            f"{folder.root} has no networks; train them (python -m train --avatar DIR -o "
+            "person.pth), and give them with --generator person.pth --audio-encoder person.pth"
+        )
     return {
         "generator": _network(folder, found, generator, "generator"),
         "audio_encoder": _network(folder, parts.audio_encoder, audio_encoder, "audio encoder"),

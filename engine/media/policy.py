@@ -20,9 +20,9 @@ POLICY: dict[str, dict[Purpose, str]] = {
     # times.
     "variable rate": {"avatar": REFUSE, "film": TAKE},
     "unusual rate": {"avatar": REFUSE, "film": TAKE},
-    # An exact conversion needs a library for it.
-    "HDR": {"avatar": REFUSE, "film": REFUSE},
-    "wide gamut": {"avatar": REFUSE, "film": REFUSE},
+    # A film's colors can be mapped to SDR, once.
+    "HDR": {"avatar": REFUSE, "film": TAKE},
+    "wide gamut": {"avatar": REFUSE, "film": TAKE},
     "unknown matrix": {"avatar": REFUSE, "film": REFUSE},
     "odd angle": {"avatar": REFUSE, "film": REFUSE},
     # All frames exist, but some look worse than they should.

@@ -159,7 +159,7 @@ def _mixed(
 ) -> Iterator[tuple[np.ndarray, Block]]:
     """Yield each block's mono samples: its mix, or a channel alone."""
     for block in blocks:
-        _check_samples(path, block)
+        check_samples(path, block)
         samples = block.samples
         mono = to_mono(samples, block.names) if channel is None else samples[channel]
         if meter is not None:
@@ -184,7 +184,7 @@ def audio_blocks(
     """
     channels, surround = 0, None
     for block in read_track(path, track):
-        _check_samples(path, block)
+        check_samples(path, block)
         samples, names, gain = block.samples, block.names, np.float32(1)
         channels = channels or min(len(samples), 2)
         if len(samples) > 2:
@@ -269,7 +269,8 @@ class _Pcm:
         return self._array
 
 
-def _check_samples(path: str | os.PathLike, block: Block) -> None:
+def check_samples(path: str | os.PathLike, block: Block) -> None:
+    """Raise InputError if a sample is not finite, or far beyond full scale."""
     samples, most = block.samples, limits.MAX_AMPLITUDE
     if samples.min() >= -most and samples.max() <= most:  # neither is true of NaN
         return

@@ -59,6 +59,7 @@ def read_track(
     track: int | None = None,
     *,
     from_first_frame: bool = False,
+    zero: float | None = None,
     notes: list[str] | None = None,
 ) -> Iterator[Block]:
     """Decode an audio track, and place its samples by the file's timestamps.
@@ -75,6 +76,8 @@ def read_track(
             default, else the first.
         from_first_frame: drop the sound before the first frame of a film, which then is at sample
             0.
+        zero: the time of the first frame in seconds of the file, if it is known. Otherwise that of
+            the first frame that can be decoded counts.
         notes: a list that gets warnings about damage and jumps at the end of the track.
 
     Raises:
@@ -95,7 +98,9 @@ def read_track(
                 yield from samples.prepare(frame)
                 if not begun:
                     begun = True
-                    sound, picture = damage.begin(time), _first_frame_time(path, container)
+                    sound, picture = damage.begin(time), zero
+                    if picture is None:
+                        picture = _first_frame_time(path, container)
                     samples.skip(clock.begin(sound, picture, from_first_frame))
                 yield from samples.silence(clock.gap(time, samples.seconds))
                 yield from samples.add(frame)

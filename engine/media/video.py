@@ -32,6 +32,8 @@ class Video:
         height, width: size in pixels, after rotation.
         fps: frames per second; None if the rate is variable.
         keyframes: ascending numbers of the frames where decoding can start.
+        codec: FFmpeg's name of the codec.
+        container: FFmpeg's name of the format, see `PacketReader`.
 
     Raises:
         InputError: there is no such file, FFmpeg cannot read it, or it has no frames.
@@ -51,6 +53,7 @@ class Video:
         self._orientation = self.stream.orientation or Orientation()
         self._stored = first.height, first.width
         self._rotation = first.rotation
+        self.codec, self.container = self._reader.codec, self._reader.container
 
     def __len__(self) -> int:
         return len(self._index.times)

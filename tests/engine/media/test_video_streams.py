@@ -285,7 +285,7 @@ def tagged(path, pix_fmt="yuv420p10le", **tags):
 def test_hdr_is_refused(tmp_path):
     said = refusal(CASES / "hlg.mp4")
     assert "is HDR (HLG, ARIB STD-B67)" in said and "zscale" in said and "tonemap" in said
-    assert said == refusal(CASES / "hlg.mp4", "film")
+    assert judged(CASES / "hlg.mp4", "film") == []  # that is what can be prepared
     pq = tagged(tmp_path / "pq.mp4", color_trc=16, color_primaries=9, colorspace=9)
     assert "is HDR (PQ, SMPTE ST 2084)" in refusal(pq)
 
