@@ -102,12 +102,12 @@ def run(signature, path, copy, made, precision):
     wait("exporting")
     made.write_bytes(f"ONNX in {precision} of ".encode() + copy.read_bytes())
     wait("exported")
-find = module._find
+find = module.find_undamaged
 def find_and_wait(*arguments):
     found = find(*arguments)
     wait("found" if found else "not found")
     return found
-module._run, module._find = run, find_and_wait
+module._run, module.find_undamaged = run, find_and_wait
 for round in range(int(sys.argv[2])):
     print(module.exported(AUDIO_ENCODER, Path(sys.argv[1]), f"fp{round}"), flush=True)
 """

@@ -196,7 +196,7 @@ def test_the_error_names_the_first_network(events):
 class Network:
     """A fake network whose outputs depend on its inputs, and are NaN or infinity in some rows."""
 
-    capturable, stream = True, None
+    capturable, stream, graph_bytes = True, None, 0
     description = reason = "stand-in"
 
     def __init__(self, kind: str, dtype: torch.dtype):
