@@ -2,6 +2,8 @@
 its samples, mel and features were there."""
 
 import json
+import subprocess
+import sys
 import threading
 from fractions import Fraction
 from pathlib import Path
@@ -24,6 +26,7 @@ from engine.media.speech import read_speech
 from engine.mel import LEAD, Mel
 from engine.pcm import Speech, open_speech
 from engine.rows import NewestRows
+from tests.conftest import ROOT
 from tests.engine import tiny
 
 SECONDS = 60
@@ -115,6 +118,24 @@ def test_a_render_that_is_given_up(pipeline, speech):
     assert readers() == ["viseme-speech_0"]
     batches.close()
     assert readers() == []
+
+
+SUSPENDED = """
+import sys
+import engine.pcm
+from engine import Avatar, Pipeline
+
+engine.pcm.KEPT_SECONDS = 1
+batches = Pipeline(Avatar.load(sys.argv[1], device="cpu")).render(sys.argv[2])
+print(len(next(batches)))
+"""
+
+
+def test_a_process_that_ends_during_a_render(speech, tmp_path):
+    """Of a file that is being decoded again."""
+    command = [sys.executable, "-c", SUSPENDED, tiny.write_avatar(tmp_path / "tiny"), speech]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert int(done.stdout) > 0 and done.stderr == ""
 
 
 @pytest.mark.parametrize("seconds", [20, SECONDS - 1, SECONDS + 1, SECONDS + 60])
