@@ -149,6 +149,20 @@ def test_a_file_that_changes_before_it_is_decoded_again(pipeline, tmp_path, seco
     assert readers() == []
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_file_that_is_replaced_by_one_as_long(tmp_path, begun):
+    """Before it is decoded again, or meanwhile."""
+    path, other = tmp_path / "a.wav", tmp_path / "b.wav"
+    opened = open_speech(tiny.write_speech(path, SECONDS))
+    reader = opened.reader()
+    if begun:
+        reader.read(0, 16000)
+    wavfile.write(other, 16000, np.full(opened.count, 99, np.int16))
+    other.replace(path)
+    with pytest.raises(InputError, match=r"a\.wav changed while it was in use"):
+        reader.read(0, opened.count)
+
+
 def test_an_hour(tmp_path, monkeypatch):
     """The samples would take 230 MB, the mel 92 MB."""
     monkeypatch.undo()
