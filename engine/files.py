@@ -59,7 +59,8 @@ class Outputs:
         self._before = {os.fspath(path): _identity(path) for path in paths if path}
 
     def __str__(self) -> str:
-        new = [path for path, before in self._before.items() if _identity(path) != before]
+        # What somebody removed has no identity.
+        new = [p for p, before in self._before.items() if _identity(p) not in (None, before)]
         if not new:
             return "nothing was written"
         old = [path for path in self._before if path not in new]

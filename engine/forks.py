@@ -4,12 +4,22 @@ The threads of PyTorch, ONNX Runtime and FFmpeg do not exist in the child. Witho
 would wait for them without end.
 """
 
+import ctypes
 import os
+from weakref import WeakSet
 
 from .errors import InputError
 
 _computed = False  # in this process
 _threads_lost = False  # because its parent had computed before it was forked
+
+_kept: WeakSet[object] = WeakSet()  # see `keep_in_children`
+
+
+def keep_in_children(user: object) -> None:
+    """Never free an object in processes that are forked from this one: FFmpeg or ONNX Runtime would
+    wait for its threads, at the latest when the process ends."""
+    _kept.add(user)
 
 
 def note_computing() -> None:
@@ -36,6 +46,8 @@ def check_fork() -> None:
 def _in_child() -> None:
     global _threads_lost
     _threads_lost = _computed
+    for user in _kept:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(user))
 
 
 os.register_at_fork(after_in_child=_in_child)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Protocol
 
 import torch
@@ -74,7 +74,7 @@ class Mel:
             read: Read = _read_now(reader)
             if not speech.held:
                 thread = stack.enter_context(ThreadPoolExecutor(1, "viseme-speech"))
-                stack.callback(lambda: thread.submit(reader.close))
+                stack.callback(_close, reader, thread)
                 read = _read_ahead(reader, thread)
             yield cls(speech, *arguments, read=read, **options)  # type: ignore[arg-type]
 
@@ -113,6 +113,12 @@ class Mel:
         if self._next + PIECE < self._count:
             last = (self._next + PIECE - 1) * HOP_LENGTH + WIN_LENGTH // 2
         return self._read(first, min(last, self._samples))
+
+
+def _close(reader: PcmReader, thread: ThreadPoolExecutor) -> None:
+    """Let the thread close the reader, which it may be using."""
+    with suppress(RuntimeError):  # the interpreter is about to end, and has ended the thread
+        thread.submit(reader.close)
 
 
 def _read_now(reader: PcmReader) -> Read:

@@ -11,6 +11,7 @@ from torch import Tensor
 import kernels
 
 from .errors import InputError
+from .forks import keep_in_children
 
 KEPT_SECONDS = 600  # of a file's speech. A longer one is decoded again while it is rendered.
 CHECKED = 1 << 24  # samples whose values are checked at once
@@ -135,6 +136,7 @@ class _FileReader:
     """Decodes a file, and keeps the samples that may be read again."""
 
     def __init__(self, pieces: Pieces, count: int):
+        keep_in_children(self)
         self._path, self._count = pieces.path, count
         self._pieces = pieces()
         self._kept: list[Tensor] = []

@@ -5,6 +5,7 @@ import numpy as np
 
 import kernels
 
+from ..forks import keep_in_children
 from .speech import audio_frame
 
 
@@ -17,6 +18,7 @@ class Resampler:
     """
 
     def __init__(self, sample_rate: int, wanted: int = kernels.SAMPLE_RATE):
+        keep_in_children(self)
         self._rate, self._count = sample_rate, 0
         self._resampler = av.AudioResampler("flt", "mono", wanted)
 

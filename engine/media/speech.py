@@ -86,6 +86,7 @@ class SpeechScan:
         count: number of samples at 16 kHz.
         pcm: all of them, (S,) float32; None if they are too many.
         channel: the channel to use alone; None for the mix.
+        state: of the file before it was decoded.
     """
 
     path: str | os.PathLike
@@ -93,18 +94,37 @@ class SpeechScan:
     count: int
     pcm: np.ndarray | None
     channel: int | None
+    state: "State | None" = None
 
     def __call__(self) -> Iterator["Tensor"]:
         """Yield the samples, (n,) float32 each.
 
         Raises:
-            InputError: as `read_speech`.
+            InputError: as `read_speech`, or the file is not as it was.
         """
         import torch
 
+        self._check()
         blocks = _mixed(self.path, read_track(self.path, self.track), self.channel)
         for piece in _resampled(blocks):
             yield torch.from_numpy(piece)
+        self._check()
+
+    def _check(self) -> None:
+        if _state(self.path) != self.state:
+            raise InputError(f"{self.path} changed while it was in use")
+
+
+State = tuple[int, int, int, int]
+
+
+def _state(path: str | os.PathLike) -> State | None:
+    """Return what differs after a file was replaced or written to; None if there is none."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a null byte
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def scan_speech(
@@ -131,6 +151,7 @@ def _scan(
 ) -> SpeechScan:
     notes: list[str] = []
     meter, pcm, channel = Meter(), _Pcm(path, max_seconds, kept_seconds), None
+    state = _state(path)
     blocks = read_track(path, track, from_first_frame=from_first_frame, notes=notes)
     for piece in _resampled(_mixed(path, blocks, None, meter)):
         pcm.add(piece)
@@ -148,7 +169,7 @@ def _scan(
         warnings.warn(note, stacklevel=4)
     if pcm.count == 0:
         raise InputError(f"{path} has an audio stream of 0 samples")
-    return SpeechScan(path, track, pcm.count, pcm.samples(), channel)
+    return SpeechScan(path, track, pcm.count, pcm.samples(), channel, state)
 
 
 def _mixed(

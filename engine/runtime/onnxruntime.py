@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..device.cuda_graphs import whole_device_lock
 from ..errors import DeviceError, InputError, one_line
+from ..forks import keep_in_children
 from .batching import run_in_chunks
 from .exported import exported
 from .sharing import SharedCache
@@ -121,6 +122,7 @@ def open_session(path: Path, device: torch.device) -> onnxruntime.InferenceSessi
     try:
         with quiet:
             session = onnxruntime.InferenceSession(source, options, providers=providers)
+        keep_in_children(session)
         for value in (*session.get_inputs(), *session.get_outputs()):
             str(value.name)  # raises UnicodeDecodeError if it is not UTF-8
     except Exception as error:  # ONNX Runtime's exceptions have no common base

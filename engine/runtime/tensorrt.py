@@ -165,11 +165,11 @@ class _Engine:
         context = self._make()
         if context is None:
             raise RuntimeError(f"TensorRT: {self._log.error()}")
-        context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
         profile = profile_for(self._key.network, self._key.batch, n)
-        # A new context has profile 0.
+        # A new context has profile 0. The memory comes after it, as in TensorRT's own programs.
         if profile and not context.set_optimization_profile_async(profile, self.stream.cuda_stream):
             raise RuntimeError(f"TensorRT: {self._log.error()}")
+        context.set_device_memory(self._scratch.data_ptr(), self._scratch.numel())
         return _Context(context, self._log)
 
 

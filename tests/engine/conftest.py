@@ -24,8 +24,21 @@ from tests.engine.files import Folders
 
 # GPU hosts may have neither: the other tests need no media files
 if not (find_spec("av") and find_spec("scipy")):
-    collect_ignore = ["media", "preparing", "test_render.py", "test_render_video.py"]
-    collect_ignore += ["test_prepare.py", "test_prepare_faces.py"]
+    collect_ignore = ["media", "preparing", "live/test_command.py", "runtime/test_output_check.py"]
+    collect_ignore += [
+        f"test_{name}.py"
+        for name in (
+            *("changed_files", "doctor", "freed", "interruption", "long_speech"),
+            *(
+                "prepare",
+                "prepare_faces",
+                "render",
+                "render_speech",
+                "render_video",
+                "scarce_resources",
+            ),
+        )
+    ]
     collect_ignore += [
         f"avatar/test_{name}.py" for name in ("containers", "damaged_videos", "frames")
     ]

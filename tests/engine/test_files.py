@@ -180,3 +180,19 @@ def test_interrupted(tmp_path, kind, code):
         os.kill(process.pid, kind)
         assert process.wait(60) == code
     assert path.read_text() == "before" and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_said_of_outputs(tmp_path):
+    """A file that was there counts only if it was replaced, and not if somebody removed it."""
+    film, frames = tmp_path / "a.mp4", tmp_path / "frames"
+    film.write_text("before")
+    outputs = files.Outputs(film, None, frames)
+    assert str(outputs) == "nothing was written"
+    film.unlink()
+    assert str(outputs) == "nothing was written"
+    film.write_text("before")
+    outputs = files.Outputs(film, None, frames)
+    files.write_whole(film, lambda path: path.write_text("after"))
+    assert str(outputs) == f"{film} was written, {frames} not"
+    frames.mkdir()
+    assert str(outputs) == f"{film} and {frames} were written"

@@ -101,3 +101,26 @@ def test_a_process_forked_beside_a_live_session_is_refused(avatar):
     *of_child, of_parent = lines
     assert len(of_child) == 4 and refused(of_child)
     assert of_parent == "torch.Size([1, 96, 80, 3])"
+
+
+def test_a_process_forked_beside_threads_ends(avatar, tmp_path):
+    """Those of FFmpeg, which resamples in a live session and in a render of a long file, and of
+    ONNX Runtime."""
+    speech = tiny.write_speech(tmp_path / "speech.wav", 20)
+    lines = printed(
+        avatar,
+        "torch.set_num_threads(1)  # the child would also wait for PyTorch's threads\n"
+        "import engine.pcm\n"
+        "from engine.media.resampling import Resampler\n"
+        f"file, engine.pcm.KEPT_SECONDS = {str(speech)!r}, 1\n"
+        "resample, begun = Resampler(48000), pipeline.render(file)\n"
+        "resample(np.zeros(4800, np.float32))\n"
+        "next(begun)\n"
+        "sys.stdout.flush()\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    signal.alarm(40)\n"
+        "    sys.exit(5)\n"
+        "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n",
+    )
+    assert lines == ["5"]

@@ -2,6 +2,8 @@
 its samples, mel and features were there."""
 
 import json
+import subprocess
+import sys
 import threading
 from fractions import Fraction
 from pathlib import Path
@@ -24,6 +26,7 @@ from engine.media.speech import read_speech
 from engine.mel import LEAD, Mel
 from engine.pcm import Speech, open_speech
 from engine.rows import NewestRows
+from tests.conftest import ROOT
 from tests.engine import tiny
 
 SECONDS = 60
@@ -117,6 +120,24 @@ def test_a_render_that_is_given_up(pipeline, speech):
     assert readers() == []
 
 
+SUSPENDED = """
+import sys
+import engine.pcm
+from engine import Avatar, Pipeline
+
+engine.pcm.KEPT_SECONDS = 1
+batches = Pipeline(Avatar.load(sys.argv[1], device="cpu")).render(sys.argv[2])
+print(len(next(batches)))
+"""
+
+
+def test_a_process_that_ends_during_a_render(speech, tmp_path):
+    """Of a file that is being decoded again."""
+    command = [sys.executable, "-c", SUSPENDED, tiny.write_avatar(tmp_path / "tiny"), speech]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert int(done.stdout) > 0 and done.stderr == ""
+
+
 @pytest.mark.parametrize("seconds", [20, SECONDS - 1, SECONDS + 1, SECONDS + 60])
 def test_a_file_that_changes_before_it_is_decoded_again(pipeline, tmp_path, seconds):
     path = tiny.write_speech(tmp_path / "a.wav", SECONDS)
@@ -126,6 +147,20 @@ def test_a_file_that_changes_before_it_is_decoded_again(pipeline, tmp_path, seco
         for _ in batches:
             pass
     assert readers() == []
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_file_that_is_replaced_by_one_as_long(tmp_path, begun):
+    """Before it is decoded again, or meanwhile."""
+    path, other = tmp_path / "a.wav", tmp_path / "b.wav"
+    opened = open_speech(tiny.write_speech(path, SECONDS))
+    reader = opened.reader()
+    if begun:
+        reader.read(0, 16000)
+    wavfile.write(other, 16000, np.full(opened.count, 99, np.int16))
+    other.replace(path)
+    with pytest.raises(InputError, match=r"a\.wav changed while it was in use"):
+        reader.read(0, opened.count)
 
 
 def test_an_hour(tmp_path, monkeypatch):
