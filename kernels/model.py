@@ -16,6 +16,7 @@ from triton.compiler import CompiledKernel
 from . import compile_cases as cases
 from .fused.color import color_work
 from .fused.composite_work import composite_work
+from .fused.face_input import face_input_work
 from .gpus import Gpu, pipe_of
 from .parts import read_parts
 from .sass import read_machine_code
@@ -68,6 +69,8 @@ def model_cases() -> list[ModelCase]:
         launch = partial(cases._composite, mode, format, False, half, n, *size)
         work = composite_work(n, *size, BOX, mode, format, 2)
         found.append(ModelCase(f"composite {mode} {format}", launch, work))
+    launch = partial(cases._face_input, half, n, *size)
+    found.append(ModelCase("face_input", launch, face_input_work(n, BOX, 2)))
     for source, target in cases.BYTE_CONVERSIONS:
         launch = partial(cases._convert_color, source, target, half, *size)
         name = f"convert_color {source}->{target}"

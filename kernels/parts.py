@@ -34,7 +34,9 @@ class Instruction:
 
     def site(self, part: str) -> tuple[tuple[str, int], ...]:
         """Return the calls that lead to the part."""
-        return self.frames[[name for name, _ in self.frames].index(part) + 1 :]
+        # Code that the compiler made names its part twice; no part calls itself.
+        outermost = max(at for at, (name, _) in enumerate(self.frames) if name == part)
+        return self.frames[outermost + 1 :]
 
 
 @dataclass(frozen=True)

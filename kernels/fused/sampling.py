@@ -77,3 +77,10 @@ def load_box(boxes, frame):
         tl.load(boxes + 4 * frame + 3).to(tl.int32),
     )
     return x0, y0, x1, y1
+
+
+@triton.jit
+def to_level_bits(value):
+    """Round and clip as `to_level`: the levels, and int32 whose lowest byte is the level."""
+    total = tl.minimum(tl.maximum(value, 0.0), 255.0) + 12582912.0
+    return total - 12582912.0, total.to(tl.int32, bitcast=True)

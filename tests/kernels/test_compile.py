@@ -162,6 +162,15 @@ def test_composite_is_bound_by_memory(modelled):
     assert all(max(other["pipes"].values()) <= most for other in others)
 
 
+def test_face_input_is_near_the_memory(modelled):
+    """Issuing its instructions takes 1.04 of the time in which memory moves the bytes."""
+    row = modelled["face_input"]
+    assert all(0.3 * row["floor"] < time <= 1.05 * row["floor"] for time in row["pipes"].values())
+    # What a box of 182 x 182, its crop and six float16 planes weigh, at 4.3 TB/s.
+    assert 0.383e-6 < row["floor"] < 0.385e-6
+    assert row["registers"] <= 80 and row["blocks"] >= 3
+
+
 def test_convert_color_is_bound_by_memory(modelled):
     rows = [row for name, row in modelled.items() if name.startswith("convert_color")]
     assert len(rows) == 8

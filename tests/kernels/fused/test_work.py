@@ -7,8 +7,10 @@ import torch
 from triton.runtime import interpreter
 
 import kernels
+from kernels.fused import face_input
 from kernels.fused.color import color_work
 from kernels.fused.composite_work import composite_work
+from kernels.fused.face_input import face_input_work
 from kernels.spec import CROP_SIZE, ROI_SIZE
 
 pytestmark = pytest.mark.skipif(
@@ -52,6 +54,17 @@ def test_composite(calls, mode, format, box):
         frames, boxes, torch.arange(n), crops, generated, mode=mode, format=format
     )  # fmt: skip
     work = composite_work(n, height, width, box, mode, format, 4)
+    assert {part: calls[part] for part in work.runs} == work.runs
+
+
+@pytest.mark.parametrize("box", [(9, 11, 68, 70), (-300, -90, 400, 610)])
+def test_face_input(calls, monkeypatch, box):
+    """Tiles that do not divide the crop, of a face that is enlarged and of one made smaller."""
+    monkeypatch.setattr(face_input, "tile_rows", lambda n: 50)
+    frames = torch.zeros(1, 80, 96, 3, dtype=torch.uint8)
+    boxes = torch.tensor([box], dtype=torch.int32)
+    kernels.face_input(frames, boxes, torch.zeros(1, dtype=torch.int64))
+    work = face_input_work(1, box, 4)
     assert {part: calls[part] for part in work.runs} == work.runs
 
 
