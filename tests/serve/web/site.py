@@ -50,6 +50,12 @@ class Site:
         options = {"max_size": None, "proxy": None, "compression": None} | options
         return websockets.connect(f"ws://127.0.0.1:{self.port}{path}", **options)
 
+    async def until_unconnected(self) -> None:
+        """Wait until the server has forgotten all connections."""
+        async with asyncio.timeout(SECONDS):
+            while self.server.server_state.connections:
+                await asyncio.sleep(0.01)
+
     async def until_free(self) -> None:
         """Wait until nothing of any client is left."""
         async with asyncio.timeout(SECONDS):
