@@ -7,7 +7,6 @@ import grpc
 import numpy as np
 import pytest
 
-from engine.live import Live
 from serve.refused import Refused
 from serve.rpc.protos import viseme_pb2_grpc
 from serve.web import peer as peer_module
