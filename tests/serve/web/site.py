@@ -88,9 +88,9 @@ async def serving(live: Live, *, voice=None, make=Site, **config):
 
 
 def run(coroutine):
-    """Run a test, which may take a minute."""
+    """Run a test, which may take two minutes."""
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # as `serve.log` does
-    return asyncio.run(asyncio.wait_for(coroutine, 60))
+    return asyncio.run(asyncio.wait_for(coroutine, 120))
 
 
 class Client:

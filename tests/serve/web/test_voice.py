@@ -334,6 +334,23 @@ def test_services_that_cannot_be_reached(monkeypatch, case):
     assert error.value.__cause__ is None
 
 
+def test_a_fault_is_told_without_a_piece(live):
+    """Of a session as taken, in which nothing else is said."""
+
+    async def main():
+        service = Service()
+        service.change([b""], status="500 Oops")
+        async with (
+            listening(service) as url,
+            serving(live, voice=open_voice(config.Voice(url=url))) as site,
+            client(site, sample_rate=24000, clock="taken") as talk,
+        ):
+            await talk.tell(type="say", text="Hello")
+            return await talk.event("unspoken")
+
+    assert run(main())["message"] == "the voice's service answers 500: Oops"
+
+
 def test_keys_that_are_not_there(monkeypatch):
     chosen = config.Voice(url="http://h/", key_variable="SPEECH_KEY")
     for value in (None, "", "two\nlines"):
