@@ -32,6 +32,12 @@ def however_slow(monkeypatch):
 
 
 @pytest.fixture
+def left_late(monkeypatch):
+    """Sessions that nobody holds go on for longer than a test takes on a busy machine."""
+    monkeypatch.setattr("serve.web.session.LEFT_SECONDS", 1000.0)
+
+
+@pytest.fixture
 def left_soon(monkeypatch):
     """Sessions end soon after their clients have left."""
     monkeypatch.setattr("serve.web.session.LEFT_SECONDS", 0.1)

@@ -12,6 +12,8 @@ from serve.web.peer import connect
 from tests.serve.web.player import Player
 from tests.serve.web.stage import Kept, run, serving, until, write_flashing
 
+pytestmark = pytest.mark.usefixtures("left_late")
+
 RATE = 48000
 FRAME = 0.04  # seconds
 
