@@ -181,12 +181,12 @@ def test_a_session_plays_every_frame(page_of, server):
     assert page.text_content("#fps") == page.text_content("#delay") == "–"
     start(page)
     page.evaluate(page_checks.NOTE, INNER)
-    noted_ones = noted(page, 25, "states")
+    noted_ones = noted(page, 15, "states")
     states, found = noted_ones["states"], numbers(noted_ones["frames"])
     received = states[-1][3] - states[0][3]
     sent = 25 * (states[-1][2] - states[0][2]) / 1000  # by the time stamps of what was received
     assert received >= 24 / 25 * sent - 2
-    assert len(found) > 20 and (np.diff(found) > 0).all()
+    assert len(found) > 10 and (np.diff(found) > 0).all()
     page.wait_for_selector("#fps:text-matches('of 25')")
     page.wait_for_selector("#bitrate:text-matches('bit/s')")
     page.wait_for_selector("#late:text-matches('[0-9]')")
@@ -196,13 +196,8 @@ def test_a_session_plays_every_frame(page_of, server):
     assert page.text_content("#delay") == "–"  # nothing was said
     assert page.evaluate("document.getElementById('video').videoWidth") == 360
     assert players_left(server) == before
-    page.click("#end")
-    page.wait_for_selector("#frame[data-state=ended]")
+    page.goto("about:blank")  # which is told to the server
     until(lambda: server.sessions == 0 and players_left(server) == before + 1)
-    page.click("#start")  # again
-    page.wait_for_selector(LIVE)
-    page.goto("about:blank")
-    until(lambda: server.sessions == 0 and players_left(server) == before + 2)
 
 
 def players_left(server: Running) -> int:
@@ -439,6 +434,8 @@ def test_who_uses_the_keyboard_only_gets_all(page_of):
     page.keyboard.press("Enter")
     page.wait_for_selector("#frame[data-state=ended]")
     assert page.evaluate(page_checks.FOCUSED)[0] == "start"
+    page.keyboard.press("Enter")  # again
+    page.wait_for_selector(LIVE)
 
 
 # --- who can use it ------------------------------------------------------------------------------
