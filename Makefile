@@ -11,7 +11,7 @@ demo: $(VENV)/.ready ## render the demo avatar to out/demo.mp4
 	@mkdir -p out
 	$(RUN) engine.render --avatar $(DEMO) --audio $(SPEECH) -o out/demo.mp4
 
-serve: $(VENV)/.ready ## serve the demo avatar at 127.0.0.1, until Ctrl-C
+serve: $(VENV)/.ready ## serve the demo avatar, and a page at http://127.0.0.1:8010, until Ctrl-C
 	$(RUN) serve
 
 test: $(VENV)/.ready ## everything that runs without a GPU; the GPU tests skip

@@ -1,4 +1,4 @@
-"""The address `/v1/avatars`: what a page has to know of the server."""
+"""The server's avatars, as clients see them, and the address `/v1/avatars`."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ from starlette.routing import BaseRoute, Route
 from engine import __version__
 
 from ..config import IceServer
+from ..refused import Refused
 from .requests import Gate, answered
 from .sessions import WebSessions
 
@@ -32,18 +33,33 @@ def routes(sessions: WebSessions, gate: Gate) -> list[BaseRoute]:
     return [Route("/v1/avatars", show)]
 
 
+def first_avatar(sessions: WebSessions) -> str:
+    """Return the name of the server's first avatar.
+
+    Raises:
+        Refused: there is none.
+    """
+    for entry in sessions.registry.entries():
+        return str(entry.name)
+    raise Refused(404, "this server has no avatar")
+
+
+def capacity(sessions: WebSessions, served: Any) -> int:
+    """Return how many sessions of a loaded avatar there may be."""
+    return int(min(served.live.capacity(), sessions.config.limits.max_sessions))
+
+
 def _describe(sessions: WebSessions, name: str) -> dict[str, Any]:
     """Describe an avatar. Of one that is not loaded, most is not known."""
     served = sessions.registry.peek(name)
     known: dict[str, Any] = dict.fromkeys(("width", "height", "fps", "capacity"))
     if served is not None:
         avatar = served.avatar
-        capacity = min(served.live.capacity(), sessions.config.limits.max_sessions)
         known = {
             "width": avatar.width,
             "height": avatar.height,
             "fps": float(avatar.fps),
-            "capacity": capacity,
+            "capacity": capacity(sessions, served),
         }
     return {
         "name": name,

@@ -21,10 +21,10 @@ from engine.media.speech import audio_blocks, audio_frame
 from .. import decoding
 from ..refused import Refused
 from . import peer
+from .avatars import first_avatar
 from .requests import Gate, Uploads, closing, json_object, read_file, refusals
 from .session import WebSession
 from .sessions import WebSessions
-from .socket import first_avatar
 
 Handler = Callable[[Request], Awaitable[dict[str, Any]]]
 

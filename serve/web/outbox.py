@@ -152,6 +152,7 @@ class Outbox:
                 return self._end[0]
             if (now := self._loop.time()) >= next_stats:
                 next_stats = now + STATS_SECONDS
+                self._tell_fault()  # no piece may come after it, if the clock is "taken"
                 self.tell(self._stats(now))
                 continue
             self._news.clear()
@@ -243,6 +244,9 @@ class Outbox:
         if piece.speaking != self._speaking:
             self._speaking = piece.speaking
             self.tell({"type": "speaking", "speaking": piece.speaking, "number": piece.number})
+        self._tell_fault()
+
+    def _tell_fault(self) -> None:
         if (fault := self._session.fault) is not self._fault:
             self._fault = fault
             if fault is not None:

@@ -213,7 +213,7 @@ async def sdp(request: Request) -> str:
     Raises:
         Refused: 415: of another Content-Type; 400: no UTF-8; or as `body`.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = _media_type(request)
     if kind != "application/sdp":
         raise Refused(415, f"Content-Type is {shortened(kind)}; expected application/sdp")
     try:
@@ -271,11 +271,12 @@ class Uploads:
             self._reading -= 1
 
     async def _parse(self, request: Request) -> FormData:
-        kind = request.headers.get("content-type", "")
-        if kind.partition(";")[0].strip().lower() != "multipart/form-data":
+        kind = _media_type(request)
+        if kind != "multipart/form-data":
             raise Refused(415, f"Content-Type is {shortened(kind)}; expected multipart/form-data")
+        whole = request.headers["content-type"].encode("latin-1")
         parser = MultiPartParser(
-            Headers(raw=[(b"content-type", kind.encode("latin-1"))]),
+            Headers(raw=[(b"content-type", whole)]),
             _parts(request, self._most, UPLOAD_SECONDS),
             max_files=1,
             max_fields=MAX_FIELDS,
@@ -329,6 +330,11 @@ async def _drain(request: Request, most: int) -> None:
                 most -= len(message.get("body", b""))
     except TimeoutError:
         return
+
+
+def _media_type(request: Request) -> str:
+    """Return a body's Content-Type, without its parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _too_large(most: int) -> Refused:

@@ -18,6 +18,7 @@ from ..errors import INTERNAL
 from ..refused import Refused
 from ..rpc.calls import Refused as RpcRefused
 from ..speech import MAX_SECONDS
+from .avatars import capacity, first_avatar
 from .open import Open, read_open
 from .outbox import Outbox, Unread
 from .requests import MAX_TEXT, Gate, parse_object, refusal, refusals
@@ -206,7 +207,7 @@ class Talk:
             "picture": chosen.picture,
             "prebuffer": chosen.prebuffer,
             "clock": chosen.clock,
-            "capacity": min(live.capacity(), self._sessions.config.limits.max_sessions),
+            "capacity": capacity(self._sessions, session.served),
             "sessions": self._sessions.places.of(session.avatar),
             "runtime": f"generator in {live.pipeline.generator.description}",
             "voice": session.voice is not None,
@@ -288,17 +289,6 @@ class Talk:
             session.say(text)
         except Refused as error:  # the session goes on
             outbox.unspoken(error.line)
-
-
-def first_avatar(sessions: WebSessions) -> str:
-    """Return the name of the server's first avatar.
-
-    Raises:
-        Refused: there is none.
-    """
-    for entry in sessions.registry.entries():
-        return str(entry.name)
-    raise Refused(HTTPStatus.NOT_FOUND, "this server has no avatar")
 
 
 def _code(status: int) -> int:

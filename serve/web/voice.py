@@ -59,7 +59,7 @@ class EspeakVoice:
         self._arguments = [library, data, voice, str(ESPEAK_RATE), str(ESPEAK_PITCH)]
 
     async def speak(self, text: str, sample_rate: int) -> AsyncGenerator[np.ndarray, None]:
-        """See `serve.web.session.Voice`. Ending it early kills the process."""
+        """See `serve.web.feed.Voice`. Ending it early kills the process."""
         with open(os.memfd_create("text"), "w+b", buffering=0) as said:
             said.write(_plain(text).encode())
             said.seek(0)
@@ -87,7 +87,9 @@ class EspeakVoice:
             if process.returncode is None:
                 with suppress(ProcessLookupError):
                     process.kill()
-                await asyncio.shield(process.wait())
+            # Reads to the pipe's end: before that asyncio neither closes it nor says that the
+            # process has ended.
+            await asyncio.shield(process.communicate())
 
     async def close(self) -> None:
         """Do nothing: there is a process only while a text is spoken."""
@@ -171,7 +173,7 @@ class SpeechService:
         )
 
     async def speak(self, text: str, sample_rate: int) -> AsyncGenerator[np.ndarray, None]:
-        """See `serve.web.session.Voice`. Ending it early ends the request."""
+        """See `serve.web.feed.Voice`. Ending it early ends the request."""
         order = {
             "model": self._model,
             "voice": self._voice,

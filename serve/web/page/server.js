@@ -25,14 +25,10 @@ export async function request(path, options = {}) {
   return response;
 }
 
+/** The server's line; "" if a proxy has answered with a page. */
 async function lineOf(response) {
   const text = (await response.text().catch(() => "")).trim();
-  try {
-    const body = JSON.parse(text);
-    return body.error ?? body.message ?? body.msg ?? body.detail ?? "";
-  } catch {
-    return text.startsWith("<") ? "" : text.slice(0, 300);
-  }
+  return text.startsWith("<") ? "" : text.slice(0, 300);
 }
 
 /** Say what the server has: see GET /v1/avatars. */

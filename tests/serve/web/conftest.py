@@ -1,5 +1,6 @@
 """A small avatar for the routes of `serve.web`."""
 
+import math
 from importlib.util import find_spec
 
 import pytest
@@ -19,6 +20,21 @@ def live(tmp_path_factory):
     folder = write_avatar(tmp_path_factory.mktemp("web") / "tiny")
     with Live(Avatar.load(folder), precision="fp32") as live:
         yield live
+
+
+@pytest.fixture(autouse=True)
+def however_slow(monkeypatch):
+    """However slow or busy this machine is, sessions are admitted, and frames that are late are made
+    all the same."""
+    monkeypatch.setattr("engine.live.live.Live._admit", lambda self: None)
+    patience = property(lambda state: math.inf, lambda state, seconds: None)
+    monkeypatch.setattr("engine.live.session.SessionState.patience", patience, raising=False)
+
+
+@pytest.fixture
+def left_late(monkeypatch):
+    """Sessions that nobody holds go on for longer than a test takes on a busy machine."""
+    monkeypatch.setattr("serve.web.session.LEFT_SECONDS", 1000.0)
 
 
 @pytest.fixture

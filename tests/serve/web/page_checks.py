@@ -64,7 +64,7 @@ FOCUSED = """() => {
 # a state of the connection [time, NTP time that is heard (ms), seen, frames received, dropped].
 NOTE = """(box) => {
   const video = document.getElementById("video");
-  const noted = window.noted = { frames: [], sound: [], states: [] };
+  const noted = window.noted = { frames: [], sound: [], states: [] }; // whose lists tests replace
   const canvas = new OffscreenCanvas(8, 8).getContext("2d", { willReadFrequently: true });
   const frame = (now, at) => {
     canvas.drawImage(video, ...box, 0, 0, 8, 8);

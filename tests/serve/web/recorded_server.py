@@ -19,7 +19,7 @@ async def main() -> None:
     with Live(Avatar.load(avatar), precision="fp32") as live:
         async with (
             serving(live, web={"recordings": folder}) as site,
-            client(site, sample_rate=48000) as talk,
+            client(site, sample_rate=48000, clock="taken") as talk,
         ):
             session = site.sessions.find(talk.opened["session"])
             site.recordings.start(session)

@@ -50,6 +50,12 @@ class Site:
         options = {"max_size": None, "proxy": None, "compression": None} | options
         return websockets.connect(f"ws://127.0.0.1:{self.port}{path}", **options)
 
+    async def until_unconnected(self) -> None:
+        """Wait until the server has forgotten all connections."""
+        async with asyncio.timeout(SECONDS):
+            while self.server.server_state.connections:
+                await asyncio.sleep(0.01)
+
     async def until_free(self) -> None:
         """Wait until nothing of any client is left."""
         async with asyncio.timeout(SECONDS):
@@ -82,9 +88,9 @@ async def serving(live: Live, *, voice=None, make=Site, **config):
 
 
 def run(coroutine):
-    """Run a test, which may take a minute."""
+    """Run a test, which may take two minutes."""
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # as `serve.log` does
-    return asyncio.run(asyncio.wait_for(coroutine, 60))
+    return asyncio.run(asyncio.wait_for(coroutine, 120))
 
 
 class Client:

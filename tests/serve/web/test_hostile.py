@@ -68,18 +68,18 @@ def faults(caplog) -> list:
 
 def test_any_message_over_a_socket(live, caplog):
     """As the first one, and after a right one: the connection ends with a line, or goes on."""
-    texts, data = drawn(TEXTS, 300), drawn(st.binary(max_size=100), 50)
+    texts, data = drawn(TEXTS, 200), drawn(st.binary(max_size=100), 50)
 
     async def first(site, message):
         async with site.connect() as socket:
             with suppress(websockets.ConnectionClosed):
                 await socket.send(message)
-            ended = asyncio.create_task(Client(socket).refusal())
-            await asyncio.wait([ended], timeout=0.3)
-            if not ended.done():  # it was one that opens a session
-                await socket.close()
-            code, line = await ended
-            assert code in (1000, 1008, 1009) and (line or code == 1000), message
+            told = await Client(socket).next()
+            if told["type"] == "opened":
+                return
+            assert told["type"] == "error" and told["message"], message
+            code, _ = await Client(socket).refusal()
+            assert code in (1008, 1009), message
 
     async def second(site, messages):
         while messages:
@@ -105,7 +105,7 @@ def test_any_message_over_a_socket(live, caplog):
 
 
 def test_any_body(live, caplog):
-    texts, sdps = drawn(TEXTS, 400), drawn(SDPS, 200)
+    texts, sdps = drawn(TEXTS, 240), drawn(SDPS, 120)
     paths = ["/human", "/is_speaking", "/interrupt_talk", "/record", "/set_audiotype", "/offer"]
 
     async def main():
@@ -122,7 +122,7 @@ def test_any_body(live, caplog):
                 else:
                     kind = {"Content-Type": "application/sdp"}
                     answer = await asked.post(f"/whep/{id}", content=text.encode(), headers=kind)
-                    assert answer.status_code in (400, 409, 413)
+                    assert answer.status_code in (400, 406, 409, 413)
             await talk.push(np.full(8000, 5000, np.int16))
             await talk.tell(type="flush")
             await talk.event("end")
@@ -132,14 +132,14 @@ def test_any_body(live, caplog):
 
 
 def test_a_thousand_opens_from_one_address(live, caplog, monkeypatch):
-    """A few wait; the others are refused at once. Who says nothing is cut off. One line is logged,
-    and memory is as before."""
-    monkeypatch.setattr(socket_module, "OPEN_SECONDS", 0.5)
+    """A few wait; the others are refused at once. One line is logged, and memory is as before."""
+    monkeypatch.setattr(socket_module, "OPEN_SECONDS", 1000.0)
+    most = socket_module.MOST_OF_ADDRESS
 
-    async def one(site) -> int:
+    async def one(site):
+        """Return a socket that waits, or the status of the refusal."""
         try:
-            async with site.connect() as socket:
-                return (await Client(socket).refusal())[0]
+            return await site.connect()
         except websockets.InvalidStatus as error:
             assert error.response.headers["Retry-After"]
             return error.response.status_code
@@ -148,9 +148,12 @@ def test_a_thousand_opens_from_one_address(live, caplog, monkeypatch):
         async with serving(live) as site:
             sizes = []
             for _ in range(5):
-                codes = await asyncio.gather(*(one(site) for _ in range(200)))
-                assert set(codes) == {503, 1008}
-                assert codes.count(1008) == socket_module.MOST_OF_ADDRESS
+                found = await asyncio.gather(*(one(site) for _ in range(200)))
+                waiting = [socket for socket in found if not isinstance(socket, int)]
+                assert found.count(503) == 200 - most and len(waiting) == most
+                for socket in waiting:
+                    await socket.close()
+                await site.until_unconnected()
                 sizes.append((resident(), descriptors()))
             async with client(site):  # there is a place for who is right
                 pass

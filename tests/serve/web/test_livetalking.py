@@ -116,7 +116,8 @@ def test_a_text_may_interrupt_the_one_before(live):
 
     class Long(Spoken):
         async def speak(self, text, sample_rate):
-            yield np.full(2 * sample_rate, ord(text[0]) / 1000, np.float32)
+            seconds = 0.6 if text == "c" else 20  # it is interrupted before
+            yield np.full(int(seconds * sample_rate), ord(text[0]) / 1000, np.float32)
 
     async def main():
         async with (
@@ -133,8 +134,8 @@ def test_a_text_may_interrupt_the_one_before(live):
             return [m for m in await talk.all() if not isinstance(m, dict)]
 
     levels = [round(1000 * np.frombuffer(p.sound, np.float32)[-1]) for p in run(main())]
-    assert levels.count(ord("a")) < 25 and levels.count(ord("b")) == 0
-    assert levels.count(ord("c")) >= 49
+    assert 0 < levels.count(ord("a")) < 400 and levels.count(ord("b")) == 0
+    assert levels.count(ord("c")) >= 14
 
 
 def test_a_file_is_heard_as_it_is(live):

@@ -12,6 +12,8 @@ from serve.web.peer import connect
 from tests.serve.web.player import Player
 from tests.serve.web.stage import Kept, run, serving, until, write_flashing
 
+pytestmark = pytest.mark.usefixtures("left_late")
+
 RATE = 48000
 FRAME = 0.04  # seconds
 
@@ -63,9 +65,6 @@ def test_flash_and_beep(flashing, rate, channels):
             return player
 
     player = run(main())
-    skipped = np.diff(np.array(player.timestamps("video"))) % 2**32 != 3600
-    if skipped.any():
-        pytest.skip("this machine is too busy for pictures in real time")
 
     def when(kind: str, timestamp: float, clock: int) -> float:
         """The time, in NTP's, of a moment in a track."""
@@ -82,15 +81,21 @@ def test_flash_and_beep(flashing, rate, channels):
     first, samples = player.sound()
     level = np.abs(samples[: len(samples) // 480 * 480]).reshape(-1, 480).mean(1)  # of 10 ms
     loud = [False, *(level > 0.05)]
-    # The decoder's own delay makes up for the encoder's, as a player does not know either.
-    seen = [pictures[n][0] for n in range(1, len(bright)) if bright[n] != bright[n - 1]]
+    # The decoder's own delay makes up for the encoder's, as a player does not know either. A picture
+    # may be missing on a busy machine: then the change is somewhere between those that are there.
+    seen = [
+        (pictures[n - 1][0], pictures[n][0])
+        for n in range(1, len(bright))
+        if bright[n] != bright[n - 1]
+    ]
     heard = [
         when("audio", first + 480 * (n - 1), 48000)
         for n in range(1, len(loud))
         if loud[n] != loud[n - 1]
     ]
     assert len(seen) == len(heard) == 4, (seen, heard)
-    assert np.abs(np.array(seen) - heard).max() < FRAME
+    for (before, after), moment in zip(seen, heard, strict=True):
+        assert before < moment < after + FRAME, (seen, heard)
 
 
 # --- keyframes -----------------------------------------------------------------------------------
@@ -129,10 +134,9 @@ def test_players_that_ask_get_a_keyframe(live):
 # --- congestion ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["estimate", "loss"])
-def test_the_bitrate_follows_the_player(live, how):
-    """Of the noise of the tiny avatar: 50 pictures are much smaller, and as large again when all is
-    well. None is left out."""
+def test_the_bitrate_follows_the_player(live):
+    """Of the noise of the tiny avatar: a second's pictures are much smaller after an estimate, and as
+    large again when all is well. None is left out. Losses do the same to the bitrate."""
 
     async def main():
         async with serving(live, web={"bitrate_kbps": 800}) as server:
@@ -143,30 +147,29 @@ def test_the_bitrate_follows_the_player(live, how):
             session.attach(kept)
             await until(lambda: bool(kept.pieces[-1:] and kept.pieces[-1].picture))
 
-            async def of_fifty() -> None:
+            async def of_a_second() -> None:
                 begin = len(kept.pieces) + 2  # after what is being encoded
-                pieces = await kept.until(begin + 50)
-                sizes.append(sum(len(piece.picture) for piece in pieces[begin:]))
+                pieces = await kept.until(begin + 25)
+                sizes.append(sum(len(piece.picture) for piece in pieces[begin : begin + 25]))
 
             assert peer.bitrate == 800_000
-            await of_fifty()
-            if how == "estimate":
-                await player.report_loss(0.05)  # which confirms it
-                await player.estimate(250_000)
-            else:
-                for _ in range(10):
-                    await player.report_loss(0.3)
+            await of_a_second()
+            await player.report_loss(0.05)  # which confirms the estimate
+            await player.estimate(250_000)
             await until(lambda: peer.bitrate < 250_000)
             low = peer.bitrate
-            await of_fifty()
-            if how == "estimate":
-                await player.estimate(5_000_000)
-            else:
-                assert peer.loss == pytest.approx(0.3, abs=0.01)
-                for _ in range(30):
-                    await player.report_loss(0.0)
+            await of_a_second()
+            await player.estimate(5_000_000)
             await until(lambda: peer.bitrate == 800_000)
-            await of_fifty()
+            await of_a_second()
+            for _ in range(10):
+                await player.report_loss(0.3)
+            await until(lambda: peer.bitrate < 250_000)
+            assert session._pictures.bitrate == peer.bitrate
+            for _ in range(30):
+                await player.report_loss(0.0)
+            await until(lambda: peer.bitrate == 800_000)
+            assert session._pictures.bitrate == peer.bitrate
             await player.close()
             await session.close()
             return sizes, kept.pieces, low, session.counts
@@ -174,7 +177,7 @@ def test_the_bitrate_follows_the_player(live, how):
     sizes, pieces, low, counts = run(main())
     assert low >= 150_000
     assert sizes[1] < 0.45 * sizes[0] and sizes[2] > 0.8 * sizes[0]
-    assert 8 * sizes[1] / 2 < 1.5 * low
+    assert 8 * sizes[1] < 1.5 * low
     first = next(n for n, piece in enumerate(pieces) if piece.picture)
     missing = sum(not piece.picture for piece in pieces[first:])
     assert missing <= counts.skipped

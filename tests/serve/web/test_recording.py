@@ -221,15 +221,18 @@ def test_recordings_end_before_the_disk_does(live, tmp_path, monkeypatch, caplog
         monkeypatch.setattr(recording_module, "MOST_WAITING", 100)
 
     async def main():
-        async with serving(live, web=web) as site, client(site) as talk:
+        clock = "wall" if fault == "slow" else "taken"  # where pieces wait for the disk
+        seconds = {"full": 5, "large": 1, "slow": 0.1}[fault]  # enough for it to happen
+        async with serving(live, web=web) as site, client(site, clock=clock) as talk:
             session = site.sessions.find(talk.opened["session"])
             site.recordings.start(session)
             recording = site.recordings.find(str(session.id))
-            async with asyncio.timeout(SECONDS):
-                await recording.finished.wait()
-            await talk.push(np.full(4800, 5000, np.int16))
-            await talk.tell(type="flush")
-            assert (await talk.all())[-1]["type"] == "end"
+            for _ in range(2):
+                await talk.push(np.full(int(seconds * 48000), 5000, np.int16))
+                await talk.tell(type="flush")
+                assert (await talk.all())[-1]["type"] == "end"
+                async with asyncio.timeout(SECONDS):
+                    await recording.finished.wait()
             return recording.size
 
     with caplog.at_level(logging.INFO):

@@ -22,6 +22,8 @@ from tests.engine.live.stage import until_end, voice
 from tests.serve.rpc.server import FakeMetrics, FakeRegistry
 from tests.serve.web.stage import Kept, run, until
 
+pytestmark = pytest.mark.usefixtures("left_late")
+
 S16 = {"sample_rate": 16000, "clock": "taken"}
 
 
@@ -422,7 +424,7 @@ def test_opus_has_the_sound_s_time_for_long(rate, fps):
     assert abs(onset - origin - click * 48000 / rate) < 100  # 2 ms
 
 
-def test_an_hour_of_pieces(monkeypatch):
+def test_an_hour_of_pieces():
     """Sound and picture that sinks get do not drift apart, and nothing is kept: a session of 24 kHz
     and 29.97 frames a second, of which the pieces are made by nothing."""
     fps, rate, count = Fraction(30000, 1001), 24000, 107_893

@@ -3,7 +3,8 @@
 import asyncio
 import json
 import logging
-from contextlib import asynccontextmanager
+import os
+from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from serve.web import voice as voice_module
 from serve.web.voice import open_voice
 from tests.engine.live.stage import voice as noise
 from tests.serve.web.site import SECONDS, client, run, serving
+from tests.serve.web.stage import until
 
 pytestmark = pytest.mark.usefixtures("left_soon")
 
@@ -40,15 +42,18 @@ def resampled(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     return np.concatenate([one.to_ndarray()[0] for one in made])
 
 
+def open_pipes() -> int:
+    """Return how many pipes this process has open."""
+    links = []
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # closed by now
+            links.append(os.readlink(path))
+    return sum(link.startswith("pipe:") for link in links)
+
+
 def children() -> set[int]:
     tasks = Path("/proc/self/task").glob("*/children")
     return {int(pid) for path in tasks for pid in path.read_text().split()}
-
-
-async def until(condition) -> None:
-    async with asyncio.timeout(SECONDS):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 # --- espeak-ng -----------------------------------------------------------------------------------
@@ -80,12 +85,12 @@ def test_texts_are_said_as_espeak_says_them(live):
 
 
 def test_an_interruption_ends_the_process(live, monkeypatch):
-    """And the texts that wait; the next one is said."""
+    """And its pipe, and the texts that wait; the next one is said."""
     pytest.importorskip("espeakng_loader")
     monkeypatch.setattr("serve.speech.MOST_SECONDS", 0.0)  # so that speaking waits for room
     monkeypatch.setattr("serve.speech.MOST_BYTES", 0)
     monkeypatch.setattr("serve.speech.MAX_SECONDS", 1.0)
-    before = children()
+    before, pipes = children(), open_pipes()
 
     async def main():
         async with (
@@ -98,7 +103,7 @@ def test_an_interruption_ends_the_process(live, monkeypatch):
             assert len(children() - before) == 1
             await talk.tell(type="interrupt")
             await talk.event("interrupted")
-            await until(lambda: children() == before)
+            await until(lambda: children() == before and open_pipes() == pipes)
             await talk.tell(type="say", text="Yes.")
             await talk.event("end")
 
@@ -151,11 +156,13 @@ class Service:
         left: set when a client has left before the end.
     """
 
-    def __init__(self, parts=(b"",), status="200 OK", kind="audio/pcm"):
-        self.parts, self.status, self.kind = parts, status, kind
+    def __init__(self, parts=(b"",)):
+        self.change(parts)
         self.orders, self.go, self.left = [], asyncio.Event(), asyncio.Event()
-        self.headers = ""
         self.go.set()
+
+    def change(self, parts, status="200 OK", kind="audio/pcm"):
+        self.parts, self.status, self.kind = parts, status, kind
 
     async def answer(self, reader, writer):
         try:
@@ -170,7 +177,7 @@ class Service:
         headers = dict(line.lower().split(": ", 1) for line in head.splitlines()[1:] if line)
         body = await reader.readexactly(int(headers["content-length"]))
         self.orders.append((head, json.loads(body)))
-        answer = f"HTTP/1.1 {self.status}\r\nContent-Type: {self.kind}\r\n{self.headers}"
+        answer = f"HTTP/1.1 {self.status}\r\nContent-Type: {self.kind}\r\n"
         writer.write(f"{answer}Transfer-Encoding: chunked\r\n\r\n".encode())
         for number, part in enumerate(self.parts):
             if number == 1:
@@ -197,9 +204,9 @@ async def listening(service: Service):
 def test_speech_is_heard_while_the_service_makes_the_rest(live, monkeypatch):
     """Sample for sample. The order is as OpenAI documents it."""
     monkeypatch.setenv("SPEECH_KEY", KEY)
-    samples = np.rint(9000 * noise(1, 48000)).astype("<i2")
+    samples = np.rint(9000 * noise(1, 24000)).astype("<i2")
     data = samples.tobytes()
-    cuts = (0, 30_001, 30_002, 60_000, len(data))  # in the middle of samples, too
+    cuts = (0, 30_001, 30_002, 40_000, len(data))  # in the middle of samples, too
 
     async def main():
         service = Service([data[a:b] for a, b in pairwise(cuts)])
@@ -250,46 +257,48 @@ def test_an_interruption_ends_the_request(live):
 
 
 FAULTS = [
-    (Service, {"status": "401 Unauthorized", "kind": "application/json", "parts": [b'{"error":"no key ' + KEY.encode() + b'"}']}, 'the voice\'s service answers 401: {"error":"no key ..."}'),
-    (Service, {"status": "500 Oops", "parts": [b"x" * 100_000]}, "the voice's service answers 500: xxx"),
-    (Service, {"status": "307 There", "parts": [b""]}, "the voice's service answers 307: There"),
-    (Service, {"kind": "application/json", "parts": [b"{}"]}, "the voice's service sends 'application/json'; expected audio/pcm"),
-    (Service, {"kind": "text/html; charset=utf-8", "parts": [b"<p>"]}, "the voice's service sends 'text/html'; expected audio/pcm"),
-    (Service, {"kind": "audio/mpeg", "parts": [b"ID3"]}, "the voice's service sends 'audio/mpeg'; expected audio/pcm"),
-    (Service, {"parts": [b"RIFF\0\0\0\0WAVE"]}, "the voice's service sends a file; expected PCM"),
-    (Service, {"parts": [bytes(24000)] * 30}, "the text takes more than 5 s to speak"),
+    ({"status": "401 Unauthorized", "kind": "application/json", "parts": [b'{"error":"no key ' + KEY.encode() + b'"}']}, 'the voice\'s service answers 401: {"error":"no key ..."}'),
+    ({"status": "500 Oops", "parts": [b"x" * 100_000]}, "the voice's service answers 500: xxx"),
+    ({"status": "307 There\r\nLocation: /other", "parts": [b""]}, "the voice's service answers 307: There"),
+    ({"kind": "application/json", "parts": [b"{}"]}, "the voice's service sends 'application/json'; expected audio/pcm"),
+    ({"kind": "text/html; charset=utf-8", "parts": [b"<p>"]}, "the voice's service sends 'text/html'; expected audio/pcm"),
+    ({"kind": "audio/mpeg", "parts": [b"ID3"]}, "the voice's service sends 'audio/mpeg'; expected audio/pcm"),
+    ({"parts": [b"RIFF\0\0\0\0WAVE"]}, "the voice's service sends a file; expected PCM"),
+    ({"parts": [bytes(24000)] * 30}, "the text takes more than 5 s to speak"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("make", "options", "line"), FAULTS)
-def test_faults_of_a_service_in_one_line(live, monkeypatch, caplog, make, options, line):
+def test_faults_of_a_service_in_one_line(live, monkeypatch, caplog):
     """For the client and for the log, without the key. The next text is spoken."""
     monkeypatch.setenv("SPEECH_KEY", KEY)
     monkeypatch.setattr(voice_module, "MAX_SECONDS", 5)
+    spoken = {"parts": [np.full(2400, 5000, "<i2").tobytes()]}
 
     async def main():
-        service = make(**options)
+        service = Service()
         async with listening(service) as url:
             chosen = config.Voice(url=url, key_variable="SPEECH_KEY")
             async with (
                 serving(live, voice=open_voice(chosen)) as site,
-                client(site, sample_rate=24000, clock="wall") as talk,
+                client(site, sample_rate=24000) as talk,
             ):
-                await talk.tell(type="say", text="Hello")
-                told = await talk.event("unspoken")
-                service.status, service.kind = "200 OK", "audio/pcm"
-                service.parts = [np.full(12000, 5000, "<i2").tobytes()]
-                await talk.tell(type="interrupt")
-                await talk.event("interrupted")
-                await talk.tell(type="say", text="Hello")
-                await talk.event("end")
-                return told["message"]
+                for options, line in FAULTS:
+                    caplog.clear()
+                    service.change(**options)
+                    await talk.tell(type="say", text="Hello")
+                    told = (await talk.event("unspoken"))["message"]
+                    assert told.startswith(line) and len(told) < 400 and KEY not in told
+                    records = [r for r in caplog.records if r.name.startswith("serve")]
+                    assert len(records) == 1 and told in records[0].getMessage()
+                    assert records[0].exc_info is None
+                    service.change(**spoken)
+                    await talk.tell(type="interrupt")
+                    await talk.event("interrupted")
+                    await talk.tell(type="say", text="Hello")
+                    await talk.event("end")
 
     with caplog.at_level(logging.WARNING):
-        said = run(main())
-    assert said.startswith(line) and len(said) < 400 and KEY not in said
-    records = [record for record in caplog.records if record.name.startswith("serve")]
-    assert len(records) == 1 and said in records[0].getMessage() and records[0].exc_info is None
+        run(main())
 
 
 @pytest.mark.parametrize("case", ["refused", "silent", "no address", "gone"])
@@ -323,6 +332,23 @@ def test_services_that_cannot_be_reached(monkeypatch, case):
     with pytest.raises(InputError, match=f"^the voice's service {line}") as error:
         run(main())
     assert error.value.__cause__ is None
+
+
+def test_a_fault_is_told_without_a_piece(live):
+    """Of a session as taken, in which nothing else is said."""
+
+    async def main():
+        service = Service()
+        service.change([b""], status="500 Oops")
+        async with (
+            listening(service) as url,
+            serving(live, voice=open_voice(config.Voice(url=url))) as site,
+            client(site, sample_rate=24000, clock="taken") as talk,
+        ):
+            await talk.tell(type="say", text="Hello")
+            return await talk.event("unspoken")
+
+    assert run(main())["message"] == "the voice's service answers 500: Oops"
 
 
 def test_keys_that_are_not_there(monkeypatch):
