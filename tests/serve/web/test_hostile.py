@@ -278,8 +278,9 @@ def test_who_breaks_the_protocol_is_cut_off(live, caplog, monkeypatch, case):
     assert not [r for r in caplog.records if r.exc_info or r.levelno >= logging.WARNING]
 
 
-def test_a_socket_that_is_never_read_is_aborted(live, monkeypatch):
-    """Closing waits for what was sent; that has an end."""
+@pytest.mark.parametrize("clock", ["wall", "taken"])
+def test_a_socket_that_is_never_read_is_aborted(live, monkeypatch, clock):
+    """Closing waits for what was sent; that has an end. A session that waits for room has one."""
     monkeypatch.setattr(protocol, "ABORT_SECONDS", 0.5)
     monkeypatch.setattr("serve.web.outbox.MOST_SECONDS", 1.0)
 
@@ -287,9 +288,15 @@ def test_a_socket_that_is_never_read_is_aborted(live, monkeypatch):
         async with serving(live) as site:
             before = descriptors()
             async with site.connect(max_queue=1) as socket:
-                await Client(socket).open(
-                    sample_rate=192000, channels=2, sample_format="f32", picture="jpeg"
+                talk = await Client(socket).open(
+                    sample_rate=192000,
+                    channels=2,
+                    sample_format="f32",
+                    picture="jpeg",
+                    clock=clock,
                 )
+                if clock == "taken":
+                    await talk.push(np.zeros((2, 192000 * 5), np.float32))
                 socket.transport.pause_reading()
                 await site.until_free()
                 async with asyncio.timeout(SECONDS):
