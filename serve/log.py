@@ -32,7 +32,9 @@ def configure() -> None:
 def set_level(level: str) -> None:
     """Set the level: debug, info, warning or error."""
     logging.getLogger().setLevel(level.upper())
-    # what uvicorn says of its start and end is said better elsewhere
-    for name in ("uvicorn", "asyncio", "httpx"):
+    # Others log each step, some with what clients send, which may be a token.
+    for name in ("aioice", "aiortc", "asyncio", "httpx", "websockets"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # clients are told instead
+    # Of a client's mistakes the client is told; a line each would let clients fill the log.
+    for name in ("uvicorn", "python_multipart"):
+        logging.getLogger(name).setLevel(logging.ERROR)
