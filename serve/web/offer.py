@@ -2,8 +2,8 @@
 
 import re
 from dataclasses import dataclass
-from ipaddress import ip_address
 from http import HTTPStatus
+from ipaddress import ip_address
 
 from aiortc import sdp
 
@@ -117,8 +117,12 @@ class Offer:
                 raise without(name)
             if media.dtls is None or not media.dtls.fingerprints:
                 raise _bad("no fingerprint; expected one, for DTLS")
-            ufrag, password = media.ice.usernameFragment or "", media.ice.password or ""
-            if not (_UFRAG.fullmatch(ufrag) and _PASSWORD.fullmatch(password)):
+            ice = media.ice
+            if not (
+                ice is not None
+                and _UFRAG.fullmatch(ice.usernameFragment or "")
+                and _PASSWORD.fullmatch(ice.password or "")
+            ):
                 raise _bad("no ice-ufrag or ice-pwd as in RFC 8839; expected both")
 
 
