@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -254,3 +255,15 @@ def test_a_clients_text_cannot_make_a_line_of_the_log():
     lines = formatter.format(record).split("\n")
     assert all(line.isprintable() for line in lines)
     assert lines[1] == "Traceback (most recent call last):"
+
+
+def test_open_files_are_as_many_as_the_system_lets():
+    """Many systems allow 1024 unless asked; 200 players take more."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(900, before[1]), before[1]))
+        command._allow_files()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert hard == before[1] and (soft == hard or soft == 65_536)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
