@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from serve.web import protocol, requests
 from serve.web import socket as socket_module
-from tests.serve.web.site import SECONDS, Client, client, http, run, serving
+from tests.serve.web.site import SECONDS, TOKEN, Client, client, http, run, serving
 
 pytestmark = pytest.mark.usefixtures("left_soon")
 
@@ -276,6 +276,34 @@ def test_who_breaks_the_protocol_is_cut_off(live, caplog, monkeypatch, case):
     with caplog.at_level(logging.INFO):
         run(main())
     assert not [r for r in caplog.records if r.exc_info or r.levelno >= logging.WARNING]
+
+
+def test_strangers_send_no_large_messages(live):
+    """Those of clients with a session may be larger."""
+
+    async def main():
+        async with serving(live, server={"tokens": [TOKEN]}) as site:
+            async with site.connect() as socket:
+                with suppress(websockets.ConnectionClosed):
+                    await socket.send(" " * (protocol.MAX_FIRST + 1))
+                assert await Client(socket).refusal() == (1009, "")
+            async with client(site, token=TOKEN, sample_rate=16000) as talk:
+                await talk.push(np.zeros(4 * protocol.MAX_FIRST // 2, np.int16))
+                await talk.tell(type="flush")
+                assert await talk.event("speaking")
+
+    run(main())
+
+
+def test_a_refused_socket_is_no_fault(live, caplog):
+    async def main():
+        async with serving(live) as site:
+            with pytest.raises(websockets.InvalidStatus) as refused:
+                await site.connect(origin="https://evil.example").__aenter__()
+            assert refused.value.response.status_code == 403
+
+    run(main())
+    assert not faults(caplog)
 
 
 @pytest.mark.parametrize("clock", ["wall", "taken"])
