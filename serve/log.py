@@ -33,7 +33,7 @@ def set_level(level: str) -> None:
     """Set the level: debug, info, warning or error."""
     logging.getLogger().setLevel(level.upper())
     # Others log each step, some with what clients send, which may be a token.
-    for name in ("aioice", "aiortc", "asyncio", "httpx", "websockets"):
+    for name in ("aioice", "aiortc", "asyncio", "httpcore", "httpx", "websockets"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
     # Of a client's mistakes the client is told; a line each would let clients fill the log.
     for name in ("uvicorn", "python_multipart"):

@@ -252,7 +252,7 @@ def test_an_interruption_ends_the_request(live):
 FAULTS = [
     (Service, {"status": "401 Unauthorized", "kind": "application/json", "parts": [b'{"error":"no key ' + KEY.encode() + b'"}']}, 'the voice\'s service answers 401: {"error":"no key ..."}'),
     (Service, {"status": "500 Oops", "parts": [b"x" * 100_000]}, "the voice's service answers 500: xxx"),
-    (Service, {"status": "307 There", "parts": [b""]}, "the voice's service answers 307: There"),
+    (Service, {"status": "307 There\r\nLocation: /other", "parts": [b""]}, "the voice's service answers 307: There"),
     (Service, {"kind": "application/json", "parts": [b"{}"]}, "the voice's service sends 'application/json'; expected audio/pcm"),
     (Service, {"kind": "text/html; charset=utf-8", "parts": [b"<p>"]}, "the voice's service sends 'text/html'; expected audio/pcm"),
     (Service, {"kind": "audio/mpeg", "parts": [b"ID3"]}, "the voice's service sends 'audio/mpeg'; expected audio/pcm"),
