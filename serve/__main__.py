@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import shlex
 import signal
 import sys
@@ -23,6 +24,7 @@ except ModuleNotFoundError as error:
     sys.exit(2)
 
 UNREACHABLE = {"127.0.0.1", "::1", "localhost"}  # from other machines
+MOST_FILES = 65_536  # many systems allow 1024 unless asked
 HURRY_SECONDS = 5.0  # after the second signal
 
 _log = logging.getLogger("serve")
@@ -31,6 +33,7 @@ _log = logging.getLogger("serve")
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     log.configure()
+    _allow_files()
     ended: list[int] = []
     code = run(lambda: ended.append(serve(options)), interrupted="nothing was served")
     if ended and ended[0]:  # two signals: threads that load an avatar are not waited for
@@ -38,6 +41,14 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stderr.flush()
         os._exit(ended[0])
     return code
+
+
+def _allow_files() -> None:
+    """Allow as many open files as the system lets: a session's player takes several sockets."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def serve(options: argparse.Namespace) -> int:

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .config import Config, Tls
 from .metrics import Metrics
@@ -28,6 +29,7 @@ CONNECTIONS = 100  # beside those of sessions
 SESSION_CONNECTIONS = 2  # its socket, and what its page asks for
 UNKNOWN = "unknown"  # instead of what a client made up
 SILENT_SECONDS = 10.0
+UNREAD_SECONDS = 30.0  # in which a client must read something of an answer
 
 Fault = Callable[[], str | None]  # says what is wrong; None if nothing is
 
@@ -109,6 +111,27 @@ class Counting:
                 self._metrics.request_seconds.labels(path).observe(time.perf_counter() - begin)
 
 
+class Connection(H11Protocol):
+    """A connection, for which another one gives way if there are too many: the oldest of those that
+    ask for nothing, or read nothing.
+
+    uvicorn would take it, and refuse the requests of all, also of those that ask whether it lives.
+    """
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.since = time.monotonic()
+        if len(self.connections) >= (self.limit_concurrency or CONNECTIONS):
+            idle = [
+                one
+                for one in self.connections
+                if isinstance(one, Connection) and (_is_silent(one) or _unread(one))
+            ]
+            oldest = min(idle, key=lambda one: one.since)  # this one, if no other is idle
+            self.connections.discard(oldest)
+            oldest.transport.abort()
+
+
 class HttpServer(uvicorn.Server):
     """Serves an application on a socket, in an event loop that others use too.
 
@@ -122,7 +145,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 application,
-                http="h11",  # the only one that limits a request's header
+                http=Connection,  # of h11, the only one that limits a request's header
                 lifespan="off",
                 **SETTINGS,
                 log_config=None,
@@ -134,23 +157,29 @@ class HttpServer(uvicorn.Server):
                 ssl_keyfile=None if tls is None else str(tls.key),
             )
         )
-
-        self._silent = dict[Any, float]()  # connections, and since when they ask for nothing
+        # connections that do nothing: bytes that they have not read, and since when
+        self._still = dict[Any, tuple[int, float]]()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
     async def on_tick(self, counter: int) -> bool:
-        """Close connections that have asked for nothing for a while: others need the places.
+        """Close connections that have asked for nothing, or have read nothing of an answer, for a
+        while: others need the places.
 
         uvicorn does so only after an answer, not while it waits for the rest of a request.
         """
-        now = time.monotonic()
-        silent = filter(_is_silent, self.server_state.connections)
-        self._silent = {connection: self._silent.get(connection, now) for connection in silent}
-        for connection, since in self._silent.items():
-            if now - since > SILENT_SECONDS:
+        now, before = time.monotonic(), self._still
+        self._still = {}
+        for connection in list(self.server_state.connections):
+            unread = _unread(connection)
+            if not unread and not _is_silent(connection):
+                continue
+            same, since = before.get(connection, (unread, now))
+            since = since if same == unread else now
+            self._still[connection] = unread, since
+            if now - since > (UNREAD_SECONDS if unread else SILENT_SECONDS):
                 connection.transport.abort()
         return await super().on_tick(counter)
 
@@ -179,6 +208,11 @@ def _is_silent(connection: Any) -> bool:
     """Whether no request of an HTTP connection is being answered."""
     cycle = getattr(connection, "cycle", connection)
     return cycle is None or getattr(cycle, "response_complete", False)
+
+
+def _unread(connection: Any) -> int:
+    """Return the bytes of answers that the system has not taken yet."""
+    return int(connection.transport.get_write_buffer_size())
 
 
 def _answer(fault: str | None) -> Response:

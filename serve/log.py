@@ -7,6 +7,14 @@ from types import TracebackType
 from engine.errors import printable
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+# Libraries log each step, some with what clients send, which may be a token. Of a client's mistakes
+# the client is told: a line each would let clients fill the log.
+QUIET = {
+    **dict.fromkeys(
+        ("aioice", "aiortc", "asyncio", "httpcore", "httpx", "websockets"), logging.WARNING
+    ),
+    **dict.fromkeys(("uvicorn", "python_multipart"), logging.ERROR),
+}
 _Info = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 
 
@@ -32,7 +40,5 @@ def configure() -> None:
 def set_level(level: str) -> None:
     """Set the level: debug, info, warning or error."""
     logging.getLogger().setLevel(level.upper())
-    # what uvicorn says of its start and end is said better elsewhere
-    for name in ("uvicorn", "asyncio", "httpx"):
-        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # clients are told instead
+    for name, least in QUIET.items():
+        logging.getLogger(name).setLevel(max(least, logging.getLogger().level))

@@ -22,6 +22,7 @@ from .config import Config, Tls
 from .places import Places
 from .rpc.access import Access, Calls
 from .rpc.restarting import RestartingServer
+from .web.hosts import own_hosts
 from .web.requests import cross_origin
 from .web.sessions import WebSessions
 
@@ -226,7 +227,7 @@ class Server:
             alive=self._dead,
             ready=self.unready,
             routes=[] if sessions is None else http.web_routes(sessions, config),
-            middleware=cross_origin(config),
+            middleware=[*own_hosts(config), *cross_origin(config)],
         )
         return http.HttpServer(application, config.server.tls, sessions=config.limits.max_sessions)
 

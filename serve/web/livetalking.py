@@ -20,6 +20,7 @@ from engine.media.speech import audio_blocks, audio_frame
 
 from .. import decoding
 from ..refused import Refused
+from ..speech import Backlog
 from . import peer
 from .avatars import first_avatar
 from .requests import Gate, Uploads, closing, json_object, read_file, refusals
@@ -114,7 +115,8 @@ class LiveTalking:
 
     async def _decode(self, file: bytes, session: WebSession) -> np.ndarray:
         """Return what is in a media file as the session takes it."""
-        most = self._limits.max_speech_seconds
+        room = Backlog(session.sample_rate, session.channels).most / session.sample_rate
+        most = min(self._limits.max_speech_seconds, room)
         with TemporaryDirectory() as folder:
             path = Path(folder) / "sound.wav"
             await decoding.decode(file, max_seconds=most, sound=path)

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from http import HTTPStatus
+from ipaddress import ip_address
 
 from aiortc import sdp
 
@@ -10,9 +11,18 @@ from ..refused import Refused
 
 MOST_BYTES = 64_000
 MOST_SECTIONS = 20
-MOST_CANDIDATES = 100
+MOST_LINES = 2000
+# beginnings of lines, how many there may be, and what they are
+MOST = (
+    ("a=candidate", 100, "candidates"),
+    ("a=rtpmap:", 128 * 2, "codecs"),  # payload types have 7 bits
+    ("a=rtcp-fb:*", 40, "lines a=rtcp-fb:*"),  # each is for all codecs
+)
+LEAST_PORT = 1024  # of candidates: below are services, never browsers
 CODECS = {"video": ("video/h264", "H.264"), "audio": ("audio/opus", "Opus")}
-_LINE = re.compile(r"m=([a-z]+) (\d+) ([A-Z/]+) (.+)")
+_LINE = re.compile(r"m=([a-z]+) ([0-9]{1,5}) ([A-Z/]+) (.+)")
+# RFC 8839, 5.4; all that a candidate is sent has the first one in it
+_UFRAG, _PASSWORD = re.compile(r"[A-Za-z0-9+/]{4,256}"), re.compile(r"[A-Za-z0-9+/]{22,256}")
 
 
 @dataclass(frozen=True)
@@ -52,8 +62,12 @@ class Offer:
         lines = text.splitlines()
         if not lines or not lines[0].startswith("v=0"):
             raise _bad("no line v=0; expected an offer in SDP")
-        if sum(line.startswith("a=candidate") for line in lines) > MOST_CANDIDATES:
-            raise _bad(f"more than {MOST_CANDIDATES} candidates")
+        if len(lines) > MOST_LINES:
+            raise _bad(f"{len(lines)} lines; expected at most {MOST_LINES}")
+        for begin, most, what in MOST:  # aiortc's time is the product of the last two
+            if sum(line.startswith(begin) for line in lines) > most:
+                raise _bad(f"more than {most} {what}")
+        lines = [line for line in lines if not line.startswith("a=candidate") or _usable(line)]
         starts = [n for n, line in enumerate(lines) if line.startswith("m=")]
         if not 0 < len(starts) <= MOST_SECTIONS:
             raise _bad(f"{len(starts)} sections; expected 1 to {MOST_SECTIONS}")
@@ -103,8 +117,13 @@ class Offer:
                 raise without(name)
             if media.dtls is None or not media.dtls.fingerprints:
                 raise _bad("no fingerprint; expected one, for DTLS")
-            if media.ice is None or not (media.ice.usernameFragment and media.ice.password):
-                raise _bad("no ice-ufrag or ice-pwd; expected both")
+            ice = media.ice
+            if not (
+                ice is not None
+                and _UFRAG.fullmatch(ice.usernameFragment or "")
+                and _PASSWORD.fullmatch(ice.password or "")
+            ):
+                raise _bad("no ice-ufrag or ice-pwd as in RFC 8839; expected both")
 
 
 def without(codecs: str) -> Refused:
@@ -118,6 +137,32 @@ def without(codecs: str) -> Refused:
 
 def _bad(line: str) -> Refused:
     return Refused(HTTPStatus.BAD_REQUEST, f"the offer has {line}")
+
+
+def _usable(line: str) -> bool:
+    """Whether a candidate may be sent to: a browser's own address, or what stands for it.
+
+    An offer names the addresses to which the server sends requests, whoever is there.
+    """
+    parts = line.strip().removeprefix("a=candidate:").split()
+    if len(parts) < 8 or parts[1] != "1" or parts[2].lower() != "udp":
+        return False
+    host, port = parts[4], parts[5]
+    if not (port.isascii() and port.isdecimal() and LEAST_PORT <= int(port[:6]) < 1 << 16):
+        return False
+    if host.lower().endswith(".local"):  # hidden by the browser
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:  # of names, no other is looked up
+        return False
+    return not (
+        address.is_loopback
+        or address.is_link_local
+        or address.is_multicast
+        or address.is_unspecified
+        or address.is_reserved
+    )
 
 
 def _only(line: str, mids: set[str | None]) -> str:

@@ -6,6 +6,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import CloseCode, Frame
 
 MAX_MESSAGE = 8 << 20  # bytes: a minute of int16 at 48 kHz and more
+MAX_FIRST = 1 << 18  # bytes of a message before the server has said something, so of strangers
 MAX_FRAGMENTS = 1000  # of a message
 MAX_UNREAD = 1 << 20  # bytes of answers to pings that a client does not read
 ABORT_SECONDS = 10.0  # in which a client must read what was sent before the end
@@ -13,6 +14,17 @@ ABORT_SECONDS = 10.0  # in which a client must read what was sent before the end
 
 class WebSockets(WebSocketsSansIOProtocol):
     """A connection. Who breaks the rules is cut off, without a traceback in the log."""
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.conn.max_message_size = MAX_FIRST
+
+    async def send(self, message: Any) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.send":
+            self.conn.max_message_size = MAX_MESSAGE
+        elif message["type"] == "websocket.http.response.body" and self.close_sent:
+            self.handshake_complete = True  # else a refusal is logged as a fault of ours
 
     def handle_ping(self) -> None:
         if self.transport.get_write_buffer_size() > MAX_UNREAD:

@@ -137,10 +137,10 @@ class WebSession:
         self.task: asyncio.Task[None] | None = None
         self.ended = asyncio.Event()
         self._session, self._most_seconds = session, most_seconds
-        self._feed = Feed(session, voice, self._stir)
+        self._stirred = asyncio.Event()
+        self._feed = Feed(session, voice, self._stirred.set)
         self._pictures = Pictures(pool, self.height, self.width, self.fps, bitrate=bitrate)
         self._sinks: dict[Sink, bool] = {}  # and whether each has got a keyframe
-        self._stirred = asyncio.Event()
         self._holders = 0
         self._leaving: asyncio.TimerHandle | None = None
         self._closing = False
@@ -312,12 +312,19 @@ class WebSession:
 
     async def _asked(self) -> bool:
         """Wait until the next piece is wanted. False if that has to be looked at again."""
-        if not self._feed.backlog.utterances or not self._sinks:
-            self._stirred.clear()
-            await self._stirred.wait()
-            return False
-        for sink in list(self._sinks):
-            await sink.room()
+        self._stirred.clear()
+        stirred = asyncio.ensure_future(self._stirred.wait())
+        wanted = self._wanted
+        room = asyncio.gather(*(sink.room() for sink in self._sinks)) if wanted else stirred
+        try:  # a sink that leaves tells nobody whether it has room
+            await asyncio.wait([room, stirred], return_when=asyncio.FIRST_COMPLETED)
+            return wanted and room.done() and self._wanted
+        finally:
+            room.cancel()
+            stirred.cancel()
+
+    @property
+    def _wanted(self) -> bool:
         return bool(self._feed.backlog.utterances and self._sinks)
 
     def _give(self, sink: Sink, started: bool, piece: EncodedPiece) -> None:
@@ -361,9 +368,6 @@ class WebSession:
                 counter.inc(more)
 
     # --- the end ---------------------------------------------------------------------------------
-
-    def _stir(self) -> None:
-        self._stirred.set()
 
     def _leave(self, seconds: float) -> None:
         if not self._closing:

@@ -18,6 +18,7 @@ from .recording import Recordings
 from .session import WebSession
 
 MOST_ID = 2**53 - 1  # exact in JavaScript
+END_SECONDS = 5.0  # for sessions that end; others are cancelled, and after as long left alone
 
 _log = logging.getLogger(__name__)
 
@@ -117,8 +118,13 @@ class WebSessions:
             session.end("the server is ending")
         for task in self._tasks - {session.task for session in self._sessions.values()}:
             task.cancel()  # it waits for an avatar
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        for cancel in (False, True):
+            for task in self._tasks:
+                if cancel:
+                    _log.error("a session does not end")
+                    task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks, timeout=END_SECONDS)
         await self.recordings.close()
         await asyncio.to_thread(self.pool.close)
         if self.voice is not None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import grpc
 import pytest
 
 from serve import __main__ as command
+from serve import log
 from serve.config import Config, load
 from serve.log import FORMAT, LineFormatter
 from serve.rpc.protos import viseme_pb2 as pb
@@ -254,3 +256,37 @@ def test_a_clients_text_cannot_make_a_line_of_the_log():
     lines = formatter.format(record).split("\n")
     assert all(line.isprintable() for line in lines)
     assert lines[1] == "Traceback (most recent call last):"
+
+
+def test_libraries_that_log_what_clients_send_are_quiet():
+    """At any level: it may be a token, and clients could fill the log."""
+    names = [
+        "aioice.ice",
+        "aiortc",
+        "httpcore.http11",
+        "httpx",
+        "uvicorn.error",
+        "websockets.server",
+    ]
+    loggers = [logging.getLogger(name) for name in ("", *names, *log.QUIET)]
+    before = [logger.level for logger in loggers]
+    try:
+        log.set_level("debug")
+        assert logging.getLogger("serve").isEnabledFor(logging.DEBUG)
+        assert not [name for name in names if logging.getLogger(name).isEnabledFor(logging.INFO)]
+        assert logging.getLogger("uvicorn.error").isEnabledFor(logging.ERROR)
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def test_open_files_are_as_many_as_the_system_lets():
+    """Many systems allow 1024 unless asked; 200 players take more."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(900, before[1]), before[1]))
+        command._allow_files()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert hard == before[1] and (soft == hard or soft == 65_536)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from engine.errors import InputError
 from examples.client import main as client
 from serve import http
+from serve.config import Config
 from serve.rpc.protos import monolithic_pb2 as go
 from serve.rpc.protos import monolithic_pb2_grpc, viseme_pb2_grpc
 from serve.rpc.protos import viseme_pb2 as pb
@@ -338,6 +339,81 @@ def test_connections_that_ask_for_nothing_do_not_take_the_pages_places(monkeypat
                     async with asyncio.timeout(SECONDS):
                         assert await reader.read() == b""
                 writer.close()
+
+    asyncio.run(main())
+
+
+def test_a_flood_of_connections_keeps_nobody_out(monkeypatch):
+    """Idle ones give way to new ones, whose requests are answered at once."""
+    monkeypatch.setattr(http, "SILENT_SECONDS", 1000.0)
+    monkeypatch.setattr(http, "UNREAD_SECONDS", 1000.0)
+    limits = {"limits": {"max_sessions": 0}}
+
+    async def main():
+        async with serving(config().model_validate(config().model_dump() | limits)) as running:
+            port, pairs = running.server.http_port, []
+            for number in range(2 * http.CONNECTIONS):
+                pairs.append(await asyncio.open_connection("127.0.0.1", port))
+                if number % 2:
+                    pairs[-1][1].write(b"GET /healthz HTTP/1.1\r\nHost: a")
+            await until(lambda: ready(running))
+            async with httpx.AsyncClient(trust_env=False) as client:
+                answers = [await client.get(f"{running.url}/healthz") for _ in range(3)]
+            assert [answer.status_code for answer in answers] == [200] * 3
+            assert len(running.server._http.server_state.connections) <= http.CONNECTIONS
+            for _, writer in pairs:
+                writer.transport.abort()
+
+    asyncio.run(main())
+
+
+def test_who_reads_no_answer_is_cut_off(monkeypatch):
+    monkeypatch.setattr(http, "UNREAD_SECONDS", 0.3)
+
+    async def main():
+        async with serving() as running:
+            _, writer = await asyncio.open_connection("127.0.0.1", running.server.http_port)
+            writer.transport.pause_reading()
+            ask = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000
+            async with asyncio.timeout(SECONDS):
+                while not writer.transport.is_closing():
+                    if writer.transport.get_write_buffer_size() < 1 << 20:
+                        writer.write(ask)
+                    await asyncio.sleep(0.02)
+            await until(lambda: not running.server._http.server_state.connections)
+            writer.transport.abort()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("server", "web", "refused"),
+    [
+        ({}, {}, True),
+        ({"host": "localhost"}, {}, True),
+        ({}, {"origins": ["https://talk.example.org"]}, True),
+        ({}, {"origins": ["*"]}, False),
+        ({"tokens": [TOKEN]}, {}, False),
+        ({"host": "0.0.0.0"}, {}, False),
+    ],
+)
+def test_foreign_names_of_this_machine(server, web, refused):
+    """A page that makes its name stand for 127.0.0.1 cannot use a server without tokens."""
+    given = Config.model_validate(config(**server).model_dump() | {"web": web})
+    own = ["localhost", "LOCALHOST:1", "127.0.0.1:8010", "[::1]", "[::1]:8010"]
+    own += ["talk.example.org"] if web else []
+    foreign = ["evil.example", "evil.example:8010", "localhost.evil.example", "127.0.0.1.nip.io"]
+    foreign += ["", "[::2]", "x@localhost", "169.254.169.254", "[", "localhost\\evil.example"]
+
+    async def main():
+        async with serving(given) as running, httpx.AsyncClient(trust_env=False) as client:
+            for host in [*own, *foreign]:
+                for path in ("/metrics", "/nothing"):
+                    headers = {"Host": host}
+                    answer = await client.get(f"{running.url}{path}", headers=headers)
+                    assert (answer.status_code == 421) == (refused and host in foreign), host
+                if answer.status_code == 421:
+                    assert "expected localhost or 127.0.0.1" in answer.text
 
     asyncio.run(main())
 

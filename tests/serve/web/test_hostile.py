@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from serve.web import protocol, requests
 from serve.web import socket as socket_module
-from tests.serve.web.site import SECONDS, Client, client, http, run, serving
+from tests.serve.web.site import SECONDS, TOKEN, Client, client, http, run, serving
 
 pytestmark = pytest.mark.usefixtures("left_soon")
 
@@ -281,8 +281,37 @@ def test_who_breaks_the_protocol_is_cut_off(live, caplog, monkeypatch, case):
     assert not [r for r in caplog.records if r.exc_info or r.levelno >= logging.WARNING]
 
 
-def test_a_socket_that_is_never_read_is_aborted(live, monkeypatch):
-    """Closing waits for what was sent; that has an end."""
+def test_strangers_send_no_large_messages(live):
+    """Those of clients with a session may be larger."""
+
+    async def main():
+        async with serving(live, server={"tokens": [TOKEN]}) as site:
+            async with site.connect() as socket:
+                with suppress(websockets.ConnectionClosed):
+                    await socket.send(" " * (protocol.MAX_FIRST + 1))
+                assert await Client(socket).refusal() == (1009, "")
+            async with client(site, token=TOKEN, sample_rate=16000) as talk:
+                await talk.push(np.zeros(4 * protocol.MAX_FIRST // 2, np.int16))
+                await talk.tell(type="flush")
+                assert await talk.event("speaking")
+
+    run(main())
+
+
+def test_a_refused_socket_is_no_fault(live, caplog):
+    async def main():
+        async with serving(live) as site:
+            with pytest.raises(websockets.InvalidStatus) as refused:
+                await site.connect(origin="https://evil.example").__aenter__()
+            assert refused.value.response.status_code == 403
+
+    run(main())
+    assert not faults(caplog)
+
+
+@pytest.mark.parametrize("clock", ["wall", "taken"])
+def test_a_socket_that_is_never_read_is_aborted(live, monkeypatch, clock):
+    """Closing waits for what was sent; that has an end. A session that waits for room has one."""
     monkeypatch.setattr(protocol, "ABORT_SECONDS", 0.5)
     monkeypatch.setattr("serve.web.outbox.MOST_SECONDS", 1.0)
 
@@ -290,9 +319,15 @@ def test_a_socket_that_is_never_read_is_aborted(live, monkeypatch):
         async with serving(live) as site:
             before = descriptors()
             async with site.connect(max_queue=1) as socket:
-                await Client(socket).open(
-                    sample_rate=192000, channels=2, sample_format="f32", picture="jpeg"
+                talk = await Client(socket).open(
+                    sample_rate=192000,
+                    channels=2,
+                    sample_format="f32",
+                    picture="jpeg",
+                    clock=clock,
                 )
+                if clock == "taken":
+                    await talk.push(np.zeros((2, 192000 * 5), np.float32))
                 socket.transport.pause_reading()
                 await site.until_free()
                 async with asyncio.timeout(SECONDS):

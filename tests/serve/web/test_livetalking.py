@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from aiortc import RTCPeerConnection, RTCSessionDescription
 
+from serve.web import livetalking
 from serve.web import requests as requests_module
 from tests.engine.live.stage import voice
 from tests.serve.web.site import SECONDS, TOKEN, client, http, run, serving
@@ -254,6 +255,26 @@ def test_every_failure_has_status_200_and_code_minus_1(live):
             assert (await asked.get("/human")).status_code == 405
             for path in (f"/record/{id}", "/record/x", "/record/" + "9" * 30):
                 assert (await asked.get(path)).status_code == 404
+
+    run(main())
+
+
+def test_a_file_for_which_a_session_has_no_room_is_not_converted(live, monkeypatch):
+    """At the session's rate it may be hundreds of times as large as it is."""
+    monkeypatch.setattr(livetalking, "_samples", None)
+    file = {"file": ("x", wav(np.full(61 * 8000, 900), 8000))}
+
+    async def main():
+        async with (
+            serving(live) as site,
+            http(site) as asked,
+            client(site, sample_rate=192000, channels=2) as talk,
+        ):
+            id = str(talk.opened["session"])
+            answer = await asked.post("/humanaudio", files=file, data={"sessionid": id})
+            assert "longer than" in answer.json()["msg"] and " 60 s" in answer.json()["msg"], (
+                answer.json()
+            )
 
     run(main())
 

@@ -89,10 +89,39 @@ def test_junk(text):
     assert caught.value.status == 400
 
 
-def test_many_candidates():
-    line = "a=candidate:1 1 udp 1 10.0.0.1 5 typ host\r\n"
-    with pytest.raises(Refused, match="more than 100 candidates"):
-        Offer(OFFER + 101 * line)
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ("a=candidate:1 1 udp 1 10.0.0.1 5000 typ host\r\n" * 101, "more than 100 candidates"),
+        ("a=rtpmap:99 H264/90000\r\n" * 300, "more than 256 codecs"),
+        ("a=rtcp-fb:* nack\r\n" * 41, "more than 40 lines a=rtcp-fb:*"),
+        ("a=x\r\n" * 2000, "lines; expected at most 2000"),
+        ("a=ice-ufrag:" + "x" * 257 + "\r\n", "no ice-ufrag or ice-pwd"),
+        ("a=ice-ufrag:<x><y>\r\n", "no ice-ufrag or ice-pwd"),
+        ("a=ice-pwd:short\r\n", "no ice-ufrag or ice-pwd"),
+        ("m=video " + "9" * 5000 + " UDP/TLS/RTP/SAVPF 96\r\n", "a line m= that cannot be read"),
+    ],
+)
+def test_too_much(more, why):
+    """What would take the event loop's time, or be sent to others."""
+    with pytest.raises(Refused) as caught:
+        Offer(of_a_player("video") + more)
+    assert caught.value.status == 400 and why in caught.value.line
+
+
+def test_candidates_that_are_no_browsers_are_left_out():
+    """The server would send requests to services of its own machine and network."""
+    line = "a=candidate:1 {} {} 1 {} {} typ host\r\n"
+    good = [("1", "udp", "10.0.0.1", 1024), ("1", "UDP", "fd00::2", 65535)]
+    good += [("1", "udp", "8a6f.local", 5000), ("1", "udp", "198.51.100.7", 5000)]
+    hosts = ["127.0.0.1", "::1", "::ffff:127.0.0.1", "0.0.0.0", "169.254.169.254", "fe80::1"]
+    hosts += ["224.0.0.251", "255.255.255.255", "ff02::fb", "localhost", "example.org", "10.1"]
+    bad = [("1", "udp", host, 5000) for host in hosts]
+    bad += [("1", "udp", "10.0.0.1", port) for port in (0, 53, 1023, 65536, "9" * 5000, "x")]
+    bad += [("1", "tcp", "10.0.0.1", 5000), ("2", "udp", "10.0.0.1", 5000)]
+    offer = of_a_player("video") + "".join(line.format(*one) for one in [*bad, *good])
+    (media,) = sdp.SessionDescription.parse(Offer(offer).text).media
+    assert [(c.ip, c.port) for c in media.ice_candidates] == [(ip, port) for _, _, ip, port in good]
 
 
 # --- congestion ----------------------------------------------------------------------------------

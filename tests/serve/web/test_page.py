@@ -56,7 +56,8 @@ def bursts() -> np.ndarray:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory) -> Iterator[Running]:
     folder = write_avatar(tmp_path_factory.mktemp("page") / "anna")
-    with serving(folder, web={"voice": "espeak"} if VOICE else {}) as running:
+    web = {"voice": "espeak" if VOICE else None, "origins": ["http://viseme.test"]}
+    with serving(folder, web=web) as running:
         yield running
 
 

@@ -399,6 +399,23 @@ def test_other_ends(live, monkeypatch):
 # --- sound in the long run -----------------------------------------------------------------------
 
 
+def test_a_session_that_does_not_end_keeps_no_server(live, monkeypatch, caplog):
+    """Whatever keeps it, such as a player whose connection is never closed."""
+    monkeypatch.setattr("serve.web.sessions.END_SECONDS", 0.2)
+
+    class Player:
+        async def close(self):
+            await asyncio.Event().wait()
+
+    async def main():
+        async with Opened(live) as web:
+            session = await web.open("tiny")
+            session.peer = Player()
+
+    run(main())
+    assert [record.getMessage() for record in caplog.records] == ["a session does not end"]
+
+
 @pytest.mark.parametrize(
     ("rate", "fps"), [(44100, Fraction(30000, 1001)), (48000, Fraction(25)), (8000, Fraction(30))]
 )
