@@ -63,7 +63,8 @@ class Summary:
         face, sound = self.face, self.sound
         parts = [
             f"{self.output}: {self.frames} frame{'s' * (self.frames != 1)}, "
-            f"{float(self.frames / self.fps):.1f} s at {float(self.fps):.6g} a second{', copied as they are' if self.copied else ''}",
+            f"{float(self.frames / self.fps):.1f} s at {float(self.fps):.6g} a second"
+            f"{', copied as they are' if self.copied else ''}",
             f"{self.doubled} frames repeated and {self.left_out} left out to get this rate",
             f"face boxes of {face.box_min} to {face.box_max} pixels",
         ]
