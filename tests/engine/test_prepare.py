@@ -493,9 +493,10 @@ def test_doubled_frames(prepared, tmp_path, rate):
 # --- containers and damage ------------------------------------------------------------------------
 
 
-def test_a_right_film_is_copied(prepared, tmp_path):
-    """A minute of it: nothing is to be said."""
-    film = write_film(tmp_path / "film.mp4", seconds=60)
+def test_a_right_film_is_copied(prepared, tmp_path, monkeypatch):
+    """If it is long enough, nothing is to be said."""
+    monkeypatch.setattr("engine.preparing.figures.SHORT", 8)
+    film = write_film(tmp_path / "film.mp4", seconds=8)
     folder, said = prepared(film)
     assert "warning: " not in said and "no warnings" in said
     assert (folder / "frames.mp4").read_bytes() == film.read_bytes()
