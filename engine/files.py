@@ -34,7 +34,7 @@ def whole(path: Path, *, folder: bool = False) -> Iterator[Path]:
         yield partial
         partial.replace(path)
     finally:
-        if partial.is_dir():
+        if os.path.isdir(partial):  # unlike Path.is_dir, it takes names that are too long
             shutil.rmtree(partial, ignore_errors=True)
         else:
             with suppress(OSError):  # usually there is nothing to remove

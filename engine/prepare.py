@@ -17,6 +17,7 @@ import torch
 from .command import Apart, Parser, program, run
 from .errors import InputError, printable
 from .faces import Detector, Mesh, Tracker, face_networks
+from .files import Outputs
 from .preparing.figures import (
     FaceFigures,
     Gaps,
@@ -61,8 +62,9 @@ class Summary:
     def __str__(self) -> str:
         face, sound = self.face, self.sound
         parts = [
-            f"{self.output}: {self.frames} frames, {float(self.frames / self.fps):.1f} s at "
-            f"{float(self.fps):.6g} a second{', copied as they are' if self.copied else ''}",
+            f"{self.output}: {self.frames} frame{'s' * (self.frames != 1)}, "
+            f"{float(self.frames / self.fps):.1f} s at {float(self.fps):.6g} a second"
+            f"{', copied as they are' if self.copied else ''}",
             f"{self.doubled} frames repeated and {self.left_out} left out to get this rate",
             f"face boxes of {face.box_min} to {face.box_max} pixels",
         ]
@@ -77,7 +79,8 @@ class Summary:
 
 def main(arguments: list[str] | None = None) -> int:
     options = vars(_parse(arguments))
-    return run(lambda: print(printable(prepare(**options))), interrupted="nothing was written")
+    outputs = Outputs(options["output"])
+    return run(lambda: print(printable(prepare(**options))), interrupted=outputs)
 
 
 def prepare(
@@ -104,7 +107,7 @@ def prepare(
     target = Path(output)
     check_folder(target, film, force=force)
     # `apart` ends first: after Ctrl-C it waits for the call that was interrupted.
-    with _recorded() as said, new_folder(target) as folder, Apart() as apart:
+    with _recorded() as said, new_folder(target, film, force=force) as folder, Apart() as apart:
         source = apart(Film, film, None if fps == "source" else Fraction(25))
         survey = None
         if audio:
@@ -113,7 +116,7 @@ def prepare(
                 warnings.warn(note, stacklevel=2)
         new_tracker, networks = open_tracker(models, person)
         found = follow_all(source, new_tracker, folder, progress=progress)
-        kept, face = _judge(source, found, gaps)
+        kept, face = _judge(source, found, gaps, person)
         copied = finish_frames(source, folder, kept)
         sound = None
         if survey is not None:
@@ -154,6 +157,7 @@ def prepare(
             warnings=summary.warnings,
         )
         check_avatar(folder, count)
+        source.check_unchanged()
     return summary
 
 
@@ -175,14 +179,20 @@ def open_tracker(
     return lambda: Tracker(detector, mesh, person), hashes
 
 
-def _judge(film: Film, found: Found, gaps: Gaps) -> tuple[np.ndarray, FaceFigures]:
+def _judge(film: Film, found: Found, gaps: Gaps, person: Person) -> tuple[np.ndarray, FaceFigures]:
     """Decide which frames are kept, and compute the figures of the face.
 
     Raises:
         InputError: no avatar can be made of the film.
     """
     has_face = ~np.isnan(found.measures.boxes[:, 0])
-    kept = frames_to_keep(film.path, found.boxes, has_face, gaps, film.fps, found.sideways)
+    faces = int(found.measures.others.max())
+    if person != "largest" and not has_face.any() and 0 < faces < person:
+        raise InputError(
+            f"{film.path}: --person is {person}, but no frame has more than {faces} "
+            f"face{'s' * (faces > 1)}"
+        )
+    kept = frames_to_keep(film.path, found.boxes, found.measures, gaps, film.fps, found.sideways)
     face = face_figures(found.measures, found.boxes, kept, film.height, film.width)
     for line in errors_of(film.path, face):
         raise InputError(line)

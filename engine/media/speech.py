@@ -105,8 +105,8 @@ class SpeechScan:
         import torch
 
         self._check()
-        blocks = _mixed(self.path, read_track(self.path, self.track), self.channel)
-        for piece in _resampled(blocks):
+        blocks = mixed(self.path, read_track(self.path, self.track), self.channel)
+        for piece in resampled(blocks):
             yield torch.from_numpy(piece)
         self._check()
 
@@ -153,13 +153,13 @@ def _scan(
     meter, pcm, channel = Meter(), _Pcm(path, max_seconds, kept_seconds), None
     state = _state(path)
     blocks = read_track(path, track, from_first_frame=from_first_frame, notes=notes)
-    for piece in _resampled(_mixed(path, blocks, None, meter)):
+    for piece in resampled(mixed(path, blocks, None, meter)):
         pcm.add(piece)
     if lost := meter.lost_channel():
         channel, kept = lost
         pcm = _Pcm(path, max_seconds, kept_seconds)
         blocks = read_track(path, track, from_first_frame=from_first_frame)
-        for piece in _resampled(_mixed(path, blocks, channel)):
+        for piece in resampled(mixed(path, blocks, channel)):
             pcm.add(piece)
         notes.append(
             f"{path}: the mono mix keeps {kept:.1%} of the energy of channel {channel}, the "
@@ -172,17 +172,25 @@ def _scan(
     return SpeechScan(path, track, pcm.count, pcm.samples(), channel, state)
 
 
-def _mixed(
+def mixed(
     path: str | os.PathLike,
     blocks: Iterable[Block],
     channel: int | None,
     meter: Meter | None = None,
 ) -> Iterator[tuple[np.ndarray, Block]]:
-    """Yield each block's mono samples: its mix, or a channel alone."""
+    """Yield each block's mono samples: its mix, or a channel alone, where the block has it.
+
+    Args:
+        meter: it measures what the mix keeps of the channels.
+
+    Raises:
+        InputError: as `check_samples`.
+    """
     for block in blocks:
         check_samples(path, block)
         samples = block.samples
-        mono = to_mono(samples, block.names) if channel is None else samples[channel]
+        alone = channel is not None and channel < len(samples)
+        mono = samples[channel] if alone else to_mono(samples, block.names)
         if meter is not None:
             meter.add(samples, block.names, mono)
         yield mono, block
@@ -239,7 +247,7 @@ def audio_frame(block: np.ndarray, rate: int, first: int) -> av.AudioFrame:
     return frame
 
 
-def _resampled(blocks: Iterable[tuple[np.ndarray, Block]]) -> Iterator[np.ndarray]:
+def resampled(blocks: Iterable[tuple[np.ndarray, Block]]) -> Iterator[np.ndarray]:
     """Resample mono samples to 16 kHz; each comes with its block, which has the rate."""
     resampler = None
     for mono, block in blocks:

@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import InputError
 from ..faces import Boxes
 from ..faces.boxes import LONGEST_GAP
-from .lips import Lips, compare_lips
+from .lips import FEWEST, Lips, compare_lips
 from .measures import Measures
 from .sound import Survey, speech_fraction
 
@@ -36,6 +36,8 @@ class FaceFigures:
 
     frames_without: int
     """Frames of the film without a face."""
+    frames_missing: int
+    """Those among them at whose times the film has no picture."""
     gaps: list[tuple[int, int, bool]]
     """Successive frames without a face: the first one, the end (exclusive), whether their boxes
     are interpolated. Others are left out. Numbers are those of the film at the avatar's rate."""
@@ -76,6 +78,8 @@ class SoundFigures:
     """Fraction of the samples at full scale."""
     speech: float
     """Fraction of the frames with speech."""
+    compared: int
+    """Frames with a face, whose lips are compared with the sound."""
     lips: Lips | None
     """The lag of the sound behind the lips in frames, and their correlation; None if they cannot
     be compared."""
@@ -97,6 +101,7 @@ def face_figures(
     luma = luma[~np.isnan(luma)]
     return FaceFigures(
         frames_without=int((~found).sum()),
+        frames_missing=int(measures.missing.sum()),
         gaps=[(gap.start, gap.stop, gap.filled) for gap in boxes.gaps],
         cuts=list(boxes.cuts),
         box_min=int(sides.min()),
@@ -123,7 +128,8 @@ def sound_figures(
         openness: (N,) of the lips in all frames, kept or not; NaN without a face.
         loudness: (N,) dB of the same frames.
     """
-    lips = compare_lips(np.where(kept, openness, np.nan), loudness, float(fps))
+    openness = np.where(kept, openness, np.nan)
+    lips = compare_lips(openness, loudness, float(fps))
     return SoundFigures(
         rate=survey.rate,
         channels=survey.channels,
@@ -131,6 +137,7 @@ def sound_figures(
         peak=round(survey.peak, 4),
         clipped=round(survey.clipped, 5),
         speech=round(speech_fraction(loudness[kept]), 3),
+        compared=int((~np.isnan(openness)).sum()),
         lips=None if lips is None else Lips(lips.lag, round(lips.correlation, 3)),
     )
 
@@ -138,7 +145,7 @@ def sound_figures(
 def frames_to_keep(
     path: object,
     boxes: Boxes,
-    found: np.ndarray,
+    measures: Measures,
     gaps: Gaps,
     fps: Fraction,
     sideways: int,
@@ -146,7 +153,6 @@ def frames_to_keep(
     """Decide which frames become frames of the avatar.
 
     Args:
-        found: (N,) bool: frames with a face.
         gaps: what to do with frames without one.
         sideways: how often the film has to be turned by 90 degrees to show a face, if that is all
             that is wrong with it.
@@ -157,6 +163,7 @@ def frames_to_keep(
     Raises:
         InputError: no face was found, or not in frames that must have one.
     """
+    found = ~np.isnan(measures.boxes[:, 0])
     if not found.any():
         if sideways:
             transpose = {1: "transpose=cclock", 2: "hflip,vflip", 3: "transpose=clock"}[sideways]
@@ -172,10 +179,11 @@ def frames_to_keep(
     ]
     if bad:
         places = _places([(gap.start, gap.stop) for gap in bad], fps)
+        missing = _missing(sum(int(measures.missing[gap.start : gap.stop].sum()) for gap in bad))
         allowed = "none" if gaps == "refuse" else f"at most {LONGEST_GAP} frames in succession"
         raise InputError(
-            f"{path}: no face was found in {places}; expected {allowed}. --gaps cut leaves such "
-            "parts out"
+            f"{path}: no face was found in {places}{missing}; expected {allowed}. --gaps cut "
+            "leaves such parts out"
         )
     return boxes.valid
 
@@ -211,7 +219,8 @@ def warnings_of(
         yield f"no face was found in {_places(filled, fps)}; the face boxes are interpolated"
     lost = [(start, stop) for start, stop, fill in face.gaps if not fill]
     if lost:
-        yield f"no face was found in {_places(lost, fps)}; left out, with the sound"
+        missing = _missing(face.frames_missing)
+        yield f"no face was found in {_places(lost, fps)}{missing}; left out, with the sound"
     if face.cuts:
         cuts = ", ".join(_time(cut, fps) for cut in face.cuts[:SHOWN])
         more = _more(len(face.cuts))
@@ -267,7 +276,12 @@ def _warnings_of_sound(sound: SoundFigures, seconds: float, fps: Fraction) -> It
         yield f"there is speech in {sound.speech:.0%} of the film; expected {LEAST_SPEECH:.0%}"
     if sound.seconds < seconds - ENDS_EARLY:
         yield f"the sound ends {seconds - sound.seconds:.1f} s before the picture"
-    if sound.lips is None or sound.lips.correlation < UNSURE:
+    if sound.compared < FEWEST:
+        yield (
+            f"the lips and the sound cannot be compared in {sound.compared} frames with a face; "
+            f"expected {FEWEST} or more"
+        )
+    elif sound.lips is None or sound.lips.correlation < UNSURE:
         found = "nothing" if sound.lips is None else f"a correlation of {sound.lips.correlation}"
         yield (
             f"the person does not seem to speak: the lips and the sound have {found} in common; "
@@ -293,6 +307,10 @@ def _drift(luma: np.ndarray) -> float:
     means = np.array([np.nanmean(part) for part in parts if not np.isnan(part).all()])
     middle = float(np.median(means)) if means.size else 0.0
     return float(np.ptp(means)) / middle if middle else 0.0
+
+
+def _missing(count: int) -> str:
+    return f" ({count} of them have no picture near their time)" if count else ""
 
 
 def _places(ranges: list[tuple[int, int]], fps: Fraction) -> str:

@@ -15,6 +15,7 @@ from kernels import MAX_SIDE
 from ..avatar.avatar import MAX_PIXELS
 from ..avatar.frames import LONGEST_GROUP
 from ..errors import InputError
+from ..media import limits
 from ..media.frame_index import TIMED
 from ..media.frame_rate import MAX_FPS, MIN_FPS, allowed
 from ..media.policy import check_damage, check_video
@@ -63,10 +64,11 @@ class Film:
 
     Raises:
         InputError: the film cannot be read, or `media.policy` refuses it; without `fps`, its rate
-            is variable; its frames are too large.
+            is variable; its frames are too large; it is longer than `limits.MAX_SECONDS`.
     """
 
     def __init__(self, path: str | os.PathLike, fps: Fraction | None):
+        self._state = _state(path)
         self.path, self.video = path, Video(path)
         stream = self.video.stream
         check_video(path, stream, "film")
@@ -83,6 +85,7 @@ class Film:
         self._mapper = SdrMapper(stream) if needs_mapping(stream) else None
         self._scaler = VideoReformatter()
         self._set_size()
+        self._check_length()
         self._choose()
 
     def __len__(self) -> int:
@@ -151,6 +154,11 @@ class Film:
         if place < len(self.chosen):
             raise Damaged
 
+    def check_unchanged(self) -> None:
+        """Raise InputError if the file is not the one that was opened, which is read repeatedly."""
+        if _state(self.path) != self._state:
+            raise InputError(f"{self.path} changed while it was in use")
+
     def leave_out_damage(self) -> None:
         """Find all damaged frames, warn of them, and choose others in their place.
 
@@ -163,6 +171,15 @@ class Film:
             raise InputError(f"{self.path} is damaged; too few of its frames can be decoded")
         check_damage(self.path, self.damaged, len(self.video), "film")
         self._choose()
+
+    def _check_length(self) -> None:
+        times = self.video.stream.times
+        seconds = float((times[-1] - times[0]) * self.video.stream.time_base)
+        if seconds > limits.MAX_SECONDS:
+            raise InputError(
+                f"{self.path} is {seconds:.0f} s long, by the times of its frames; expected at "
+                f"most {limits.MAX_SECONDS}. Use a part of it"
+            )
 
     def _choose(self) -> None:
         stream = self.video.stream
@@ -203,3 +220,12 @@ class Film:
             width, height = self._scaled
             frame = self._scaler.reformat(frame, width=width, height=height, format="rgb24")
         return self.video.pixels(frame)
+
+
+def _state(path: str | os.PathLike) -> tuple[int, ...] | None:
+    """Return what changes if a file is replaced or written to."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a null byte
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

@@ -9,6 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ..command import Apart
+from ..errors import InputError
 from ..faces import Boxes, Tracker, smooth
 from ..media.mp4 import Mp4Writer
 from ..media.video import SPARE_CORES
@@ -83,6 +84,9 @@ def finish_frames(film: Film, folder: Path, kept: np.ndarray) -> Path | None:
 
     Returns:
         The copy; None if there is none.
+
+    Raises:
+        InputError: the film is no longer what it was.
     """
     suffix = film.suffix_to_copy
     if kept.all():
@@ -94,7 +98,10 @@ def finish_frames(film: Film, folder: Path, kept: np.ndarray) -> Path | None:
     with _writer(film, folder) as writer, Apart() as apart:
         pictures = film.pictures()
         for keep in kept:
-            picture = apart(next, pictures)
+            try:
+                picture = apart(next, pictures)
+            except Damaged:
+                raise InputError(f"{film.path} changed while it was in use") from None
             if keep:
                 apart(writer.write_frame, picture.rgb)
     return None

@@ -18,7 +18,7 @@ CHANGE = 0.997
 # than this fraction of what it does in the two frames before and in the two after. Lips stand still
 # for a frame when they turn, but not the rest of the face too.
 REPEATED, AROUND = 0.45, 2
-COLUMNS = 11
+COLUMNS, FLAGS = 11, 3
 
 
 class Measures:
@@ -34,6 +34,7 @@ class Measures:
         others: (N,): number of other faces.
         cuts: (N,) bool: the film was cut before this frame.
         repeated: (N,) bool: the frame shows what the one before does.
+        missing: (N,) bool: the film has no picture near the frame's time.
     """
 
     def __init__(self) -> None:
@@ -57,21 +58,21 @@ class Measures:
             self._rows.extend(p[CHIN, :2].tolist())
             self._rows.append(_luma(rgb, box))
             self._rows.extend(change)
-        self._flags.extend((min(others, 100), cut))
+        self._flags.extend((min(others, 100), cut, 0))
 
     def repeat(self) -> None:
         """Add a frame that is the last one again."""
         self._rows.extend([*self._rows[-COLUMNS:-2], 0.0, 0.0])
-        self._flags.extend((self._flags[-2], 0))
+        self._flags.extend((self._flags[-FLAGS], 0, 0))
 
     def skip(self) -> None:
         """Add a frame of which there is no picture."""
         self._rows.extend([np.nan] * COLUMNS)
-        self._flags.extend((0, 0))
+        self._flags.extend((0, 0, 1))
         self._last = None
 
     def __len__(self) -> int:
-        return len(self._flags) // 2
+        return len(self._flags) // FLAGS
 
     @property
     def _table(self) -> np.ndarray:
@@ -99,15 +100,22 @@ class Measures:
 
     @property
     def others(self) -> np.ndarray:
-        return np.array(self._flags).reshape(-1, 2)[:, 0].astype(np.int64)
+        return self._flag(0).astype(np.int64)
 
     @property
     def cuts(self) -> np.ndarray:
-        return np.array(self._flags).reshape(-1, 2)[:, 1].astype(bool)
+        return self._flag(1).astype(bool)
+
+    @property
+    def missing(self) -> np.ndarray:
+        return self._flag(2).astype(bool)
 
     @property
     def repeated(self) -> np.ndarray:
         return find_repeated(self._table[:, 9:])
+
+    def _flag(self, column: int) -> np.ndarray:
+        return np.array(self._flags).reshape(-1, FLAGS)[:, column]
 
     def _change(self, rgb: np.ndarray, landmarks: Landmarks | None) -> list[float]:
         """Return by how many levels the face has changed since the last frame, above and below the

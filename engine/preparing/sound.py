@@ -12,10 +12,10 @@ import numpy as np
 from kernels.spec import SAMPLE_RATE
 
 from ..errors import InputError
+from ..media import limits
 from ..media.files import open_media
-from ..media.mixdown import Meter, to_mono
-from ..media.resampling import Resampler
-from ..media.speech import check_samples
+from ..media.mixdown import Meter
+from ..media.speech import mixed, resampled
 from ..media.track import read_track
 
 FULL_SCALE = 0.999  # a sample of at least this is clipped
@@ -53,7 +53,7 @@ def survey_sound(path: str | os.PathLike, zero: float | None) -> Survey:
         zero: as in `read_track`.
 
     Raises:
-        InputError: the film has no sound, or only silence; or it cannot be read.
+        InputError: the film has no sound, or only silence, or too much; or it cannot be read.
     """
     with open_media(path) as container:
         if not container.streams.audio:
@@ -62,15 +62,18 @@ def survey_sound(path: str | os.PathLike, zero: float | None) -> Survey:
     meter = Meter()
     rate = channels = end = 0
     peak, clipped = 0.0, np.zeros(0, np.int64)
-    for block in read_track(path, from_first_frame=True, zero=zero, notes=notes):
-        check_samples(path, block)
-        meter.add(block.samples, block.names, to_mono(block.samples, block.names))
+    blocks = read_track(path, from_first_frame=True, zero=zero, notes=notes)
+    for _, block in mixed(path, blocks, None, meter):
         size = np.abs(block.samples)
         if len(size) > len(clipped):
             clipped = np.pad(clipped, (0, len(size) - len(clipped)))
         clipped[: len(size)] += (size >= FULL_SCALE).sum(axis=1)
         peak = max(peak, float(size.max()))
         rate, channels, end = block.rate, len(size), block.first + size.shape[1]
+        if end > limits.MAX_SECONDS * rate:
+            raise InputError(
+                f"{path} has sound of more than {limits.MAX_SECONDS} s; expected at most so much"
+            )
     if peak < SILENT:
         found = "no sound after its first frame" if not end else "silence for its sound"
         raise InputError(f"{path} has {found}; if that is meant, add --no-audio")
@@ -149,17 +152,8 @@ def sample_of(frame: int, fps: Fraction) -> int:
 
 def _pieces(path: str | os.PathLike, survey: Survey, zero: float | None) -> Iterator[np.ndarray]:
     """Read the sound in pieces of mono at 16 kHz, from the film's first frame on."""
-    resampler = None if survey.rate == SAMPLE_RATE else Resampler(survey.rate)
-    for block in read_track(path, from_first_frame=True, zero=zero):
-        alone = survey.alone
-        mono = (
-            block.samples[alone]
-            if alone is not None and alone < len(block.samples)
-            else to_mono(block.samples, block.names)
-        )
-        yield mono if resampler is None else resampler(mono)
-    if resampler is not None:
-        yield resampler.flush()
+    blocks = read_track(path, from_first_frame=True, zero=zero)
+    return resampled(mixed(path, blocks, survey.alone))
 
 
 def _by_frame(pieces: Iterable[np.ndarray], fps: Fraction, count: int) -> Iterator[np.ndarray]:
