@@ -32,6 +32,7 @@ if not (find_spec("av") and find_spec("scipy")):
             *(
                 "prepare",
                 "prepare_faces",
+                "prepare_odd",
                 "render",
                 "render_speech",
                 "render_video",
