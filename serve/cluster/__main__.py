@@ -30,7 +30,7 @@ try:
     from ray.serve.config import HTTPOptions, gRPCOptions
 
     from .. import log
-    from ..config import Cluster, Config, load
+    from ..config import Config, load
     from .deployment import NAME, deployment
 except ModuleNotFoundError as error:
     print(
@@ -57,7 +57,7 @@ def serve_cluster(options: argparse.Namespace) -> None:
     `drain_seconds`.
     """
     config = _configured(options)
-    _connect(config.cluster)
+    _connect(config)
     signals = _Signals()
     with signals.handled():  # after Ray, which has set handlers of its own
         try:
@@ -138,13 +138,15 @@ def begin(config: Config, *, cpu: bool) -> list[str]:
     ]
 
 
-def _connect(cluster: Cluster) -> None:
-    """Connect to a Ray cluster, or start one.
+def _connect(config: Config) -> None:
+    """Connect to a Ray cluster, or start one, whose processes have this one's environment.
 
     Raises:
         InputError: there is none at the address.
     """
-    local = cluster.address is None
+    cluster, local = config.cluster, config.cluster.address is None
+    size = str(config.server.max_message_size_mb << 20)
+    os.environ.setdefault("RAY_SERVE_GRPC_MAX_MESSAGE_SIZE", size)
     try:
         ray.init(
             address="local" if local else cluster.address,

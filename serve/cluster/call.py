@@ -4,7 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NamedTuple
 
-from grpc import aio
+from google.protobuf.message import DecodeError
+from grpc import StatusCode, aio
 
 _END = object()
 # The last message of a call that ends with another status than OK: no protobuf, and no client's,
@@ -61,7 +62,14 @@ class Call:
         if self._messages is None:
             return aio.EOF
         message = await anext(self._messages, None)
-        return aio.EOF if message is None else self._parse(message)
+        return aio.EOF if message is None else await self.parsed(message)
+
+    async def parsed(self, message: bytes) -> Any:
+        """Return a message that came as bytes. Ends the call if it is none."""
+        try:
+            return self._parse(message)
+        except DecodeError:
+            await self.abort(StatusCode.INTERNAL, "a message cannot be read")
 
     async def write(self, message: Any) -> None:
         """Send a message, when the one before it is on its way."""

@@ -187,9 +187,8 @@ class Replica:
         handler, call = await self._call(method, context)
         if handler is None:
             return Message(b"")
-        message = parser(handler)(request)
         try:
-            answer = await function_of(handler)(message, call)
+            answer = await function_of(handler)(await call.parsed(request), call)
         except aio.AbortError:
             return Message(b"")  # the status is in the context
         return Message(serializer(handler)(answer))
@@ -205,8 +204,11 @@ class Replica:
         if handler is None:
             yield Message(STATUS)
             return
-        first = parser(handler)(request) if one else request
-        async for answer in call.answers(function_of(handler)(first, call)):
+
+        async def work() -> None:
+            await function_of(handler)(await call.parsed(request) if one else request, call)
+
+        async for answer in call.answers(work()):
             yield answer
 
     async def _call(self, method: str, context: Any, messages: Any = None) -> tuple[Any, Any]:

@@ -61,6 +61,7 @@ def running(folder: Path):
     config = {
         "server": {
             "port": port, "http_port": http_port, "drain_seconds": 1, "tokens": [TOKEN],
+            "max_message_size_mb": 1,
         },
         "cluster": {"replicas": 2, "cpus": 0.1},
         "limits": {"max_sessions": 12},

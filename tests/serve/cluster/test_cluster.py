@@ -131,6 +131,12 @@ def test_what_is_asked_wrongly_has_the_status_that_it_has_without_a_cluster(clus
                 session = Session(channel, metadata, **options)
                 await asyncio.wait_for(session.task, SECONDS)
                 assert session.status[0] == code and line in session.status[1]
+            method = "/viseme.v1.Viseme/"
+            torn = channel.unary_stream(method + "Render")(b"\xff", metadata=METADATA)
+            assert await torn.code() == grpc.StatusCode.INTERNAL
+            assert await torn.details() == "a message cannot be read"
+            large = channel.unary_unary(method + "ListAvatars")(bytes(2 << 20), metadata=METADATA)
+            assert await large.code() == grpc.StatusCode.RESOURCE_EXHAUSTED  # over 1 MiB
 
     asyncio.run(ask())
     assert "Traceback" not in cluster.log.read_text()
