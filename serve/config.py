@@ -195,6 +195,30 @@ class Networks(Section):
     batch_size: int | None = Field(None, ge=1, le=256)
 
 
+class Cluster(Section):
+    """Replicas of the server, one a GPU, which `python -m serve.cluster` starts through Ray Serve.
+
+    Attributes:
+        address: of a Ray cluster that runs, such as "auto" or "ray://HOST:10001"; None starts one
+            on this machine.
+        replicas: at least; None for one for each GPU of the cluster, or 1 on a CPU.
+        max_replicas: at most, as sessions come and go; None for as many as `replicas`.
+        target_sessions: of a replica, above which there should be more replicas.
+        max_queued: calls that wait at each proxy while all replicas are full; more are refused.
+        cpus: cores of a node that a replica takes.
+        surge_percent: replicas that an update may start, in percent of all, before it stops old
+            ones; they need GPUs that are free. 0: old ones stop first.
+    """
+
+    address: str | None = None
+    replicas: int | None = Field(None, ge=1, le=10_000)
+    max_replicas: int | None = Field(None, ge=1, le=10_000)
+    target_sessions: float = Field(100, gt=0)
+    max_queued: int = Field(64, ge=1)
+    cpus: float = Field(1, ge=0)
+    surge_percent: int = Field(100, ge=0, le=100)
+
+
 class Model(Section):
     """An avatar: a folder in any of the four layouts (`avatar`), or the Go server's files.
 
@@ -228,6 +252,7 @@ class Config(Section):
     output: Output = Output()
     networks: Networks = Networks()
     web: Web = Web()
+    cluster: Cluster = Cluster()
     log_level: str = "info"
     audio_encoder: Path | None = None
     models: dict[str, Model] = {}

@@ -43,6 +43,10 @@ class Access(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no t
         self._tokens = Tokens(tokens)
         self.ending = False
 
+    def takes(self, metadata: Any) -> bool:
+        """Return whether a call with this metadata may be served."""
+        return not self.ending and not (self._tokens and self._unknown(metadata))
+
     async def intercept_service(self, continuation: Continuation, details: Any) -> Any:
         handler = await continuation(details)
         if not details.method.startswith(HEALTH):

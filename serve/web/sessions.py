@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 from engine.errors import InputError
@@ -35,6 +36,7 @@ class WebSessions:
     Attributes:
         recordings: of these sessions.
         ending: whether new sessions are refused.
+        number: returns a session's number, 1 to 2**53 - 1, which must not be guessable.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class WebSessions:
     ):
         self.registry, self.config, self.metrics, self.places = registry, config, metrics, places
         self.voice, self.ending = voice, False
+        self.number: Callable[[], int] = _random_number
         self.pool = EncoderPool()
         self.recordings = Recordings(config.web)
         self._sessions: dict[int, WebSession] = {}
@@ -180,7 +183,7 @@ class WebSessions:
             session.ended.set()
 
     def _number(self) -> int:
-        while (number := secrets.randbelow(MOST_ID) + 1) in self._sessions:
+        while (number := self.number()) in self._sessions:
             pass
         return number
 
@@ -190,3 +193,7 @@ class WebSessions:
             self._none.set()
         if not task.cancelled() and task.exception() is not None:
             _log.error("a session failed", exc_info=task.exception())
+
+
+def _random_number() -> int:
+    return secrets.randbelow(MOST_ID) + 1
