@@ -278,9 +278,27 @@ def test_an_update_refuses_nobody(cluster):
     asyncio.run(update())
 
 
+async def _closed(socket) -> int | None:
+    """Return the code with which a socket was closed; None if messages still come."""
+    try:
+        async with asyncio.timeout(5):
+            while True:
+                await socket.recv()
+    except TimeoutError:
+        return None
+    except websockets.ConnectionClosed as error:
+        return error.rcvd.code if error.rcvd else 1006
+
+
 def test_a_lost_replica_takes_no_session_but_its_own(cluster):
     async def lose():
+        address = f"ws://127.0.0.1:{cluster.http_port}/v1/live?avatar=anna"
         async with sessions(cluster, 8) as opened, cluster.channel() as channel:
+            sockets = [
+                await websockets.connect(address, additional_headers=HEADERS) for _ in range(2)
+            ]
+            for socket in sockets:
+                await socket.send(json.dumps({"type": "open"}))
             victim = min(cluster.replicas())
             os.kill(victim, signal.SIGKILL)
             async with asyncio.timeout(SECONDS):
@@ -305,6 +323,10 @@ def test_a_lost_replica_takes_no_session_but_its_own(cluster):
             for session in rest:
                 assert session.numbers == list(range(len(session.numbers)))
             await new.end()
+            codes = [await _closed(socket) for socket in sockets]
+            assert sorted(codes, key=str) == [1006, None]  # one on each replica
+            for socket in sockets:
+                await socket.close()
         until(lambda: len(cluster.replicas()) == 2)
 
     asyncio.run(lose())
