@@ -158,7 +158,7 @@ def test_nothing_is_allocated_or_waited_for(make, noise):
     for batch_size in (1, 16):
         pipeline = make(batch_size)
         if not pipeline.generator.capturable:
-            pytest.skip("ONNX Runtime is waited for")
+            pytest.skip("ONNX Runtime may allocate")
         pipeline.warm_up()
         batches = pipeline.render(noise)
         assert sum(1 for _ in islice(batches, WARM)) == WARM
@@ -179,7 +179,7 @@ def test_the_host_never_waits_during_a_render(make, short):
     """The speech is uploaded from pinned memory, because the host would wait for any other copy."""
     pipeline = make(16)
     if not pipeline.generator.capturable:
-        pytest.skip("ONNX Runtime is waited for")
+        pytest.skip("ONNX Runtime may allocate")
     pipeline.warm_up()
     wanted = finished(pipeline, short)  # compiles the kernels for speech
     torch.cuda.set_sync_debug_mode("error")
