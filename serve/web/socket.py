@@ -17,7 +17,7 @@ from engine.errors import shortened
 from ..errors import INTERNAL
 from ..refused import Refused
 from ..rpc.calls import Refused as RpcRefused
-from ..speech import MAX_SECONDS
+from ..speech import MESSAGE_SECONDS
 from .avatars import capacity, first_avatar
 from .open import Open, read_open
 from .outbox import Outbox, Unread
@@ -257,10 +257,10 @@ class Talk:
 
     async def _push(self, session: WebSession, data: bytes, sound: Any) -> None:
         try:
-            sound.check(data, MAX_SECONDS)
+            sound.check(data, MESSAGE_SECONDS)
             samples: np.ndarray = sound.samples(data)
         except RpcRefused as error:
-            large = len(data) > MAX_SECONDS * sound.rate * sound.frame_bytes
+            large = len(data) > MESSAGE_SECONDS * sound.rate * sound.frame_bytes
             raise Refused(413 if large else 400, error.line) from None
         if session.clock == "taken":
             await session.push_waiting(samples)

@@ -385,9 +385,9 @@ def test_speech_far_ahead(live, monkeypatch):
     from serve import speech
     from serve.rpc import live as module
 
-    monkeypatch.setattr(speech, "MOST_SECONDS", 2.0)
-    monkeypatch.setattr(speech, "MAX_SECONDS", 1.0)
-    monkeypatch.setattr(module, "MAX_SECONDS", 1.0)
+    monkeypatch.setattr(speech, "WAITING_SECONDS", 2.0)
+    monkeypatch.setattr(speech, "MESSAGE_SECONDS", 1.0)
+    monkeypatch.setattr(module, "MESSAGE_SECONDS", 1.0)
     convert, waiting = module.LiveCall._convert, []
 
     def noting(self, data):

@@ -87,9 +87,9 @@ def test_texts_are_said_as_espeak_says_them(live):
 def test_an_interruption_ends_the_process(live, monkeypatch):
     """And its pipe, and the texts that wait; the next one is said."""
     pytest.importorskip("espeakng_loader")
-    monkeypatch.setattr("serve.speech.MOST_SECONDS", 0.0)  # so that speaking waits for room
-    monkeypatch.setattr("serve.speech.MOST_BYTES", 0)
-    monkeypatch.setattr("serve.speech.MAX_SECONDS", 1.0)
+    monkeypatch.setattr("serve.speech.WAITING_SECONDS", 0.0)  # so that speaking waits for room
+    monkeypatch.setattr("serve.speech.WAITING_BYTES", 0)
+    monkeypatch.setattr("serve.speech.MESSAGE_SECONDS", 1.0)
     before, pipes = children(), open_pipes()
 
     async def main():
