@@ -657,7 +657,7 @@ def test_a_client_that_reads_nothing(live, monkeypatch):
                 while not server.metrics.sums["frames", "tiny", "live"] or server.sessions():
                     await asyncio.sleep(0.01)
             assert server.metrics.sums["frames", "tiny", "live"] < 1000  # of 3000
-            assert server.service.sessions() == {"tiny": 1}  # as long as the call is there
+            assert server.places.sessions() == {"tiny": 1}  # as long as the call is there
             return await refusal(call)
 
     assert run(main()) == (grpc.StatusCode.ABORTED, "nothing was read for 0.5 s")

@@ -154,11 +154,13 @@ class Service:
         parts: of the answer's body.
         go: the parts after the first one are sent when it is set.
         left: set when a client has left before the end.
+        sent: parts so far.
     """
 
     def __init__(self, parts=(b"",)):
         self.change(parts)
         self.orders, self.go, self.left = [], asyncio.Event(), asyncio.Event()
+        self.sent = 0
         self.go.set()
 
     def change(self, parts, status="200 OK", kind="audio/pcm"):
@@ -188,6 +190,7 @@ class Service:
             except ConnectionError:
                 self.left.set()
                 raise
+            self.sent += 1
         writer.write(b"0\r\n\r\n")
 
 
@@ -252,6 +255,7 @@ def test_an_interruption_ends_the_request(live):
             await talk.event("interrupted")
             async with asyncio.timeout(SECONDS):
                 await service.left.wait()
+            assert len(service.orders) == 1 and service.sent < 5000
 
     run(main())
 
