@@ -5,6 +5,7 @@ import importlib
 import shutil
 import threading
 import warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -188,6 +189,27 @@ def test_the_host_never_waits_during_a_render(make, short):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(torch.cat(batches).cpu(), wanted)
+
+
+def test_launches_of_a_batch(make, noise):
+    """Besides its graphs two copies; and for each call of the encoder, for 32 frames, a kernel and
+    two or, where the ring of features ends, three copies."""
+    pipeline = make(25)
+    if not pipeline.generator.capturable:
+        pytest.skip("ONNX Runtime launches its kernels")
+    pipeline.warm_up()
+    batches = pipeline.render(noise)
+    assert sum(1 for _ in islice(batches, WARM)) == WARM
+    with torch.profiler.profile() as profile:
+        assert sum(1 for _ in islice(batches, 64)) == 64
+        torch.cuda.synchronize()
+    batches.close()
+    calls = Counter(event.name for event in profile.events())
+    names = "cudaLaunchKernel", "cuLaunchKernel", "cudaMemcpyAsync", "cudaMemcpy2DAsync"
+    launches = sum(count for name, count in calls.items() if name.startswith(names))
+    assert 0 < launches <= 2 * 64 + 3 * 51 + 4, calls
+    own = 1 if pipeline.generator.stream is None else 3  # graphs of a batch
+    assert calls["cudaGraphLaunch"] <= own * 64 + 51, calls
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
