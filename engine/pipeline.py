@@ -24,17 +24,18 @@ from .device.buffers import (
     SpeechBuffers,
     buffer_shapes,
     ring_shapes,
+    speech_shapes,
 )
 from .device.check import check_kernels
 from .device.executor import Part
 from .device.memory import Shapes
 from .device.stopwatch import Stopwatch
 from .errors import InputError, shortened
+from .feature_ring import FeatureRing
 from .forks import check_fork
 from .loop import Loop, frame_numbers
 from .mel import Mel
 from .pcm import Speech, open_speech
-from .rows import NewestRows
 from .runtime import Network, open_network
 from .runtime.output_check import OutputCheck, write_ranges
 from .runtime.signature import AUDIO_ENCODER, GENERATOR
@@ -46,7 +47,6 @@ ENCODER_BATCH = ENCODER_BATCH_SIZES[-1]
 # Frame i reads features i - 9 to i + 6 (see `kernels.feature_windows`).
 HISTORY = kernels.FEATURES_PER_FRAME // 2 + 1
 LOOK_AHEAD = kernels.FEATURES_PER_FRAME // 2 - 2
-KEPT_FEATURES = 4096  # of a render, at least; a long speech has more
 
 
 class Pipeline:
@@ -97,14 +97,16 @@ class Pipeline:
         self.audio_encoder = opened(AUDIO_ENCODER, avatar.audio_encoder)
         self.generator = opened(GENERATOR, avatar.generator, precision=precision)
         if max_renders is None and not on_gpu:
-            max_renders = renders_that_fit(self.buffer_shapes(), self.batch_size, avatar)
+            max_renders = renders_that_fit(self._render_shapes(), self.batch_size, avatar)
         self._admission = Admission(max_renders)
         self._pool: BufferPool | None = None
         if avatar.frames_on_device:
-            shapes = self.buffer_shapes()
-            shapes |= ring_shapes(self.batch_size, avatar.height, avatar.width)
+            shapes = ring_shapes(self.batch_size, avatar.height, avatar.width)
             self._pool = BufferPool(
-                shapes, avatar.frames, avatar.boxes, graph_bytes=self.graph_bytes
+                self._render_shapes() | shapes,
+                avatar.frames,
+                avatar.boxes,
+                graph_bytes=self.graph_bytes,
             )
 
     @property
@@ -127,6 +129,10 @@ class Pipeline:
             generator=self.generator.dtype,
             audio_encoder=torch.float32 if self.device.type == "cpu" else self.audio_encoder.dtype,
         )
+
+    def _render_shapes(self, batch_size: int | None = None) -> Shapes:
+        most = batch_size or self.batch_size
+        return self.buffer_shapes(most) | speech_shapes(most, self.generator.dtype)
 
     def frame_count(self, speech: Tensor | Speech) -> int:
         """Return the number of video frames in the render of (S,) samples."""
@@ -222,7 +228,7 @@ class Pipeline:
         """Return the device seconds that each stage takes for one video frame of a long render.
 
         "windows" is everything between `log_mel` and the networks: mel windows, feature windows,
-        copies of features and of frame numbers. The measurement renders that many seconds of noise
+        copies of features and of places. The measurement renders that many seconds of noise
         twice, because the first render compiles and captures.
         """
         noise = torch.randn(int(seconds * kernels.SAMPLE_RATE)).clamp_(-1, 1) / 4
@@ -241,7 +247,7 @@ class Pipeline:
         """Yield finished frames: PCM -> mel -> features -> generated mouths -> frames."""
         total, fps = len(numbers), float(self.avatar.fps)
         feature_count = total - 2  # the first and the last one count twice
-        start = encoded = _first_feature(skip)
+        start = _first_feature(skip)
         encoder_check, generator_check = self.checks(total, skip=skip)
         with (
             self._admission.admit(),
@@ -253,56 +259,45 @@ class Pipeline:
         ):  # fmt: skip
             tensors, executor = buffers.tensors, buffers.executor
             with executor.on_current_stream():
-                buffers.start(numbers[skip:])
-                room = max(KEPT_FEATURES, 2 * self.batch_size + 4 * ENCODER_BATCH)
-                features = NewestRows(
-                    min(room, feature_count - start), kernels.FEATURE_DIM, self.generator.dtype,
-                    self.device, first=start,
-                )  # fmt: skip
+                buffers.start(numbers[skip:], skip)
+                features = FeatureRing(tensors["features"][0], first=start, count=feature_count)
             for first in range(skip, total, self.batch_size):
                 check_fork()  # the batches before may have been taken in the parent process
                 n = min(self.batch_size, total - first)
                 with executor.on_current_stream():
                     needed = min(first + n + LOOK_AHEAD, feature_count)
-                    while encoded < needed:
+                    while features.stop < needed:
                         # The first call takes only the windows that the first frames need, rounded
                         # up to a size that the buffers run. Later calls take as many as they can.
                         wanted = ENCODER_BATCH
-                        if encoded == start:
+                        if features.stop == start:
                             wanted = min(needed - start, ENCODER_BATCH)
                         call = round_up_to(buffers.encoder_batch_sizes, wanted)
-                        m = min(call, feature_count - encoded)
-                        mel.windows(encoded, m, out=tensors["windows"][:m])
+                        m = min(call, feature_count - features.stop)
+                        mel.windows(features.stop, m, out=tensors["windows"][:m])
                         new, ranges = self.encode(buffers, m, stopwatch)
-                        encoder_check.add(*ranges)
+                        encoder_check.add(ranges)
                         with stopwatch.stage("windows"):
-                            features.append(new, _first_feature(first))
-                        encoded += m
-                    with stopwatch.stage("windows"):
-                        audio = tensors["audio"][:n]
-                        kernels.feature_windows(
-                            features.rows(), start=first - features.first, count=n, out=audio
-                        )
+                            features.append(new)
                     frames = buffers.next_frames(n, stopwatch)
                     finished, ranges = self.finish(buffers, frames, n, mode, stopwatch)
-                    generator_check.add(*ranges)
+                    generator_check.add(ranges)
                 yield finished
             generator_check.look(wait=True)  # and at the encoder's, which it was given
 
-    def encode(self, buffers: Buffers, m: int, stopwatch: Stopwatch) -> tuple[Tensor, list[Tensor]]:
+    def encode(self, buffers: Buffers, m: int, stopwatch: Stopwatch) -> tuple[Tensor, Tensor]:
         """Run the audio encoder on the first `m` windows in the buffers.
 
         Returns:
-            (m, 512) features, and the smallest and the largest value of each, (m,).
+            (m, 512) features, and the smallest and the largest value of each, (m, 2).
         """
         size = buffers.padded(m)
-        windows, encoded, low, high = (
-            buffers.tensors[name][:size]
-            for name in ("windows", "encoded", "encoded low", "encoded high")
+        windows, encoded, ranges = (
+            buffers.tensors[name][:size] for name in ("windows", "encoded", "encoded ranges")
         )
-        part = _network("audio encoder", self.audio_encoder, [windows], encoded, [low, high])
+        part = _network("audio encoder", self.audio_encoder, [windows], encoded, ranges)
         buffers.executor.run((size,), [part], stopwatch)
-        return encoded[:m], [low[:m], high[:m]]
+        return encoded[:m], ranges[:m]
 
     def finish(
         self,
@@ -312,55 +307,53 @@ class Pipeline:
         mode: CompositeMode,
         stopwatch: Stopwatch,
         *,
+        windows: bool = True,
         face_input: bool = True,
         generate: Part | None = None,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Generate mouths for the first `n` feature windows in the buffers, and paste them into the
-        batch's frames.
+    ) -> tuple[Tensor, Tensor]:
+        """Generate mouths for the first `n` places in the buffers, and paste them into the batch's
+        frames.
 
         Args:
+            windows: False if the feature windows are in the buffer "audio" already.
             face_input: False if the generator's pictures are in the buffer "inputs" already. Only
                 with mode "direct", because the face crops are not made either.
-            generate: writes mouths into the buffer "generated" in place of the generator.
+            generate: writes mouths into the buffer "generated" in place of the generator, which
+                needs no feature windows.
 
         Returns:
             n finished frames, (n, H, W, 3) for RGB, and the smallest and the largest value that was
-            generated for each channel of each, (n, 3).
+            generated for each channel of each, (n, 2, 3).
         """
         size = len(batch.index)
-        audio, inputs, crops, generated, low, high = (
+        audio, inputs, crops, generated, ranges = (
             buffers.tensors[name][:size]
-            for name in (
-                "audio", "inputs", "crops", "generated", "generated low", "generated high",
-            )
-        )  # fmt: skip
-        frames, boxes, index, finished = batch.frames, batch.boxes, batch.index, batch.finished
-        if generate is None:
-            generate = _network(
-                "generator", self.generator, [inputs, audio], generated, [low, high]
-            )
-        cut = Part(
-            "face_input", lambda: kernels.face_input(frames, boxes, index, out=(inputs, crops))
+            for name in ("audio", "inputs", "crops", "generated", "generated ranges")
         )
-        parts = [
-            *([cut] if face_input else []),
-            generate,
-            Part(
-                "composite",
-                lambda: kernels.composite(
-                    frames, boxes, index, crops, generated,
-                    mode=mode, format=batch.format, out=finished,
-                ),
-            ),
-        ]  # fmt: skip
-        buffers.executor.run((size, batch.slot, mode), parts, stopwatch)
-        return finished[:n], [low[:n], high[:n]]
+        frames, boxes, index, finished = batch.frames, batch.boxes, batch.index, batch.finished
+        parts = []
+        if windows and generate is None:
+            features, places = buffers.tensors["features"], buffers.tensors["places"][1:, :size]
+            gather = partial(kernels.ring_feature_windows, features, *places, out=audio)
+            parts.append(Part("windows", gather))
+        if face_input:
+            cut = partial(kernels.face_input, frames, boxes, index, out=(inputs, crops))
+            parts.append(Part("face_input", cut))
+        if generate is None:
+            generate = _network("generator", self.generator, [inputs, audio], generated, ranges)
+        paste = partial(
+            kernels.composite, frames, boxes, index, crops, generated,
+            mode=mode, format=batch.format, out=finished,
+        )  # fmt: skip
+        parts += [generate, Part("composite", paste, key=(batch.slot, mode))]
+        buffers.executor.run((size,), parts, stopwatch)
+        return finished[:n], ranges[:n]
 
     def _take_buffers(self, total: int) -> AbstractContextManager[SpeechBuffers]:
         """Return the context in which a render of `total` frames has buffers."""
         if self._pool is not None:
             return self._pool.take()
-        shapes = self.buffer_shapes(min(self.batch_size, total))
+        shapes = self._render_shapes(min(self.batch_size, total))
         return ReadAheadBuffers.open(shapes, self.avatar.batch)
 
     def checks(
@@ -388,12 +381,12 @@ def _first_feature(skip: int) -> int:
 
 
 def _network(
-    name: str, network: Network, inputs: list[Tensor], out: Tensor, ranges: list[Tensor]
+    name: str, network: Network, inputs: list[Tensor], out: Tensor, ranges: Tensor
 ) -> Part:
     """Return the part that calls a network and measures what it returns, see `write_ranges`."""
 
     def work() -> None:
         network(*inputs, out=out)
-        write_ranges(out, *ranges)
+        write_ranges(out, ranges)
 
     return Part(name, work, capturable=network.capturable, stream=network.stream)

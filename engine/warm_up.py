@@ -6,6 +6,7 @@ import kernels
 
 from .device.buffers import RenderBuffers
 from .device.stopwatch import Stopwatch
+from .feature_ring import FeatureRing
 
 # Of speech; the kernel of `log_mel` has a variant for up to 6.4 s and one for more.
 SECONDS = 1, 10
@@ -17,20 +18,17 @@ def warm_up_speech(buffers: RenderBuffers, fps: float) -> None:
     Call it after the graphs are captured, because a capture frees pinned memory that is not in use.
     """
     tensors = buffers.tensors
-    device, dtype = tensors["audio"].device, tensors["audio"].dtype
+    device = tensors["audio"].device
     for seconds in SECONDS:
         total = seconds * kernels.FPS
         buffers.start([0] * total)
         (pcm,) = buffers.executor.upload(torch.zeros(seconds * kernels.SAMPLE_RATE))
         mel = kernels.log_mel(pcm)
         kernels.mel_windows(mel, fps=fps, start=0, count=1, out=tensors["windows"][:1])
-        features = torch.zeros(total, kernels.FEATURE_DIM, dtype=dtype, device=device)
-        features[:1] = tensors["encoded"][:1]
-        kernels.feature_windows(features, start=0, count=1, out=tensors["audio"][:1])
+        FeatureRing(tensors["features"][0], first=0, count=1).append(tensors["encoded"][:1])
         buffers.next_frames(1, Stopwatch.off(device))
         # The ranges of `OutputCheck`, all at once, because PyTorch keeps pinned memory that is
         # freed.
-        names = "encoded low", "encoded high", "generated low", "generated high"
-        ranges = [tensors[name][0] for name in names]
+        ranges = [tensors[name][0] for name in ("encoded ranges", "generated ranges")]
         pinned = device.type == "cuda"
         _ = [torch.empty(total, *r.shape, dtype=r.dtype, pin_memory=pinned) for r in ranges]

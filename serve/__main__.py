@@ -93,7 +93,8 @@ def describe(config: Config, port: int, http_port: int) -> list[str]:
         for name, model in config.models.items()
     ]
     lines.append(f"gRPC at {host}:{port}{' with TLS' if tls else ''}")
-    web = f"{'https' if tls else 'http'}://{host}:{http_port}"
+    reached = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # from this machine
+    web = f"{'https' if tls else 'http'}://{reached}:{http_port}"
     lines.append(f"page at {web}/")
     lines.append(f"HTTP at {web}/metrics, {web}/healthz, {web}/readyz")
     if server.tokens:
@@ -109,7 +110,6 @@ def describe(config: Config, port: int, http_port: int) -> list[str]:
         else f"-cacert {shlex.quote(str(server.tls.certificate))}",
     ]
     words += ['-H "authorization: Bearer $TOKEN"'] if server.tokens else []
-    reached = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
     lines.append(" ".join([*words, f"{reached}:{port}", "viseme.v1.Viseme/ListAvatars"]))
     return lines
 

@@ -1,54 +1,32 @@
 """Decode a media file with limits: `serve.decoding` runs this file in a process of its own.
 
-It imports nothing of ours at its top, so that the limits hold before anything else is loaded.
+It imports nothing of ours at its top but the limits, so that they hold before anything else is
+loaded.
 """
 
-import ctypes
 import errno
 import json
 import os
-import resource
-import signal
 import sys
 import types
 import warnings
 
-MAX_BYTES = 2 << 30  # of memory that the process can write
-MAX_CPU_SECONDS = 60
-MAX_FILE_BYTES = (1 << 30) + 4096
-MAX_FILES = 64
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
+from serve.child_limits import limit
 
-
-def limit(parent: int) -> None:
-    """Set what this process may use, for good.
-
-    Args:
-        parent: process ID; if that one ends, so does this.
-    """
-    libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before
-        sys.exit(1)
-    os.nice(10)  # live sessions go first
-    for what, most in (
-        (resource.RLIMIT_DATA, MAX_BYTES),
-        (resource.RLIMIT_CPU, MAX_CPU_SECONDS),
-        (resource.RLIMIT_FSIZE, MAX_FILE_BYTES),
-        (resource.RLIMIT_NOFILE, MAX_FILES),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        hard = resource.getrlimit(what)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(what, (most, most))
+MAX_BYTES = 2 << 30
+LIMITS = {
+    "memory": MAX_BYTES,
+    "cpu_seconds": 60,
+    "file_bytes": (1 << 30) + 4096,
+    "files": 64,
+}
 
 
 def main() -> None:
     """Take the parent's process ID, the descriptors of the file, of what is written (PCM, and sound
     or -1), and the most seconds."""
     parent, source, pcm, sound, seconds = sys.argv[1:]
-    limit(int(parent))
+    limit(int(parent), **LIMITS)
     leave_out_torch()
     from engine.errors import InputError
 

@@ -20,9 +20,9 @@ from .config import Config, Tls
 from .metrics import Metrics
 from .web import avatars, livetalking, pages, recording, whep
 from .web import socket as web_socket
+from .web.gate import Gate
 from .web.peer import ice_servers
 from .web.protocol import SETTINGS
-from .web.requests import Gate
 from .web.sessions import WebSessions
 
 CONNECTIONS = 100  # beside those of sessions

@@ -1,7 +1,5 @@
 """How requests over HTTP are refused: a status, and one line of what was got and is expected."""
 
-from http import HTTPStatus
-
 from engine.errors import DeviceError, InputError
 
 from .errors import Busy, Ending, LoadFailed, NotConfigured, NotLoaded
@@ -9,16 +7,16 @@ from .errors import Busy, Ending, LoadFailed, NotConfigured, NotLoaded
 AGAIN_SECONDS = 5.0
 
 # of the errors that say what a client, or an operator, can do
-STATUSES: tuple[tuple[type[InputError], HTTPStatus], ...] = (
-    (NotConfigured, HTTPStatus.NOT_FOUND),
-    (NotLoaded, HTTPStatus.CONFLICT),
-    (LoadFailed, HTTPStatus.INTERNAL_SERVER_ERROR),
-    (Busy, HTTPStatus.TOO_MANY_REQUESTS),
-    (Ending, HTTPStatus.SERVICE_UNAVAILABLE),
-    (DeviceError, HTTPStatus.SERVICE_UNAVAILABLE),
-    (InputError, HTTPStatus.BAD_REQUEST),
+STATUSES: tuple[tuple[type[InputError], int], ...] = (
+    (NotConfigured, 404),
+    (NotLoaded, 409),
+    (LoadFailed, 500),
+    (Busy, 429),
+    (Ending, 503),
+    (DeviceError, 503),
+    (InputError, 400),
 )
-LATER = {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}
+LATER = {429, 503}
 
 
 class Refused(Exception):
@@ -31,7 +29,7 @@ class Refused(Exception):
     """
 
     def __init__(self, status: int, line: object, *, retry_seconds: float | None = None):
-        self.status, self.line = HTTPStatus(status), str(InputError(line))
+        self.status, self.line = status, str(InputError(line))
         if retry_seconds is None and self.status in LATER:
             retry_seconds = AGAIN_SECONDS
         self.retry_seconds = retry_seconds

@@ -22,8 +22,8 @@ from .config import Config, Tls
 from .places import Places
 from .rpc.access import Access, Calls
 from .rpc.restarting import RestartingServer
+from .web.gate import cross_origin
 from .web.hosts import own_hosts
-from .web.requests import cross_origin
 from .web.sessions import WebSessions
 
 OTHER_CALLS = 100  # at a time, such as of health and lists

@@ -2,10 +2,10 @@
 
 from engine.live import Piece
 
-MAX_SECONDS = 60.0  # of sound in a message
+MESSAGE_SECONDS = 60.0  # of sound in a message, at most
 INLINE_SECONDS = 0.1  # of sound whose conversion takes less than a millisecond
-MOST_SECONDS = 590.0  # of speech that may wait to be shown; a session takes 600 s
-MOST_BYTES = 64 << 20  # of such speech, as float32
+WAITING_SECONDS = 590.0  # of speech that may wait to be shown; a session takes 600 s
+WAITING_BYTES = 64 << 20  # of such speech, as float32
 
 
 class Backlog:
@@ -20,8 +20,8 @@ class Backlog:
 
     def __init__(self, sample_rate: int, channels: int):
         self._rate = sample_rate
-        most = min(MOST_SECONDS * sample_rate, MOST_BYTES / (4 * channels))
-        self.most = int(max(most, MAX_SECONDS * sample_rate))
+        most = min(WAITING_SECONDS * sample_rate, WAITING_BYTES / (4 * channels))
+        self.most = int(max(most, MESSAGE_SECONDS * sample_rate))
         self.open, self.utterances, self.waiting = False, 0, 0
 
     def has_room(self, count: int) -> bool:

@@ -76,23 +76,23 @@ class Job:
         out[:, :3] = self._references[first : first + len(out)]
         out[:, 3:] = self._masked[first : first + len(out)]
 
-    def check_features(self, low: Tensor, high: Tensor) -> None:
+    def check_features(self, ranges: Tensor) -> None:
         """Check the ranges of its next features.
 
         Raises:
             InputError: the audio encoder returned NaN or infinity.
         """
         with self._lock:
-            self._encoder_check.add(low, high)
+            self._encoder_check.add(ranges)
 
-    def check_frames(self, low: Tensor, high: Tensor) -> None:
+    def check_frames(self, ranges: Tensor) -> None:
         """Check the ranges of its next frames. On a GPU, `check` does when they have arrived.
 
         Raises:
             InputError: the generator returned NaN or infinity, or the audio encoder did.
         """
         with self._lock:
-            self._generator_check.add(low, high)
+            self._generator_check.add(ranges)
 
     def check(self) -> None:
         """Check what has arrived, see `check_frames`."""

@@ -14,7 +14,7 @@ from torch import Tensor
 import kernels
 
 from ..device.batch_sizes import ENCODER_BATCH_SIZES
-from ..device.buffers import RING, Frames, HostBuffers, RenderBuffers, ring_shapes
+from ..device.buffers import RING, Frames, HostBuffers, RenderBuffers, ring_shapes, write_places
 from ..device.host_copy import copy_to_device
 from ..device.stopwatch import Stopwatch
 from ..errors import InputError
@@ -150,15 +150,15 @@ class BatchMaker:
                 if given:
                     with stopwatch.stage("faces"):
                         self._upload_faces(spans, n)
-                frames, (low, high) = self._pipeline.finish(
+                frames, ranges = self._pipeline.finish(
                     self._buffers, batch, n, "direct" if given else "crop", stopwatch,
-                    face_input=not given,
+                    windows=False, face_input=not given,
                 )  # fmt: skip
                 first = 0
                 for span in spans:
                     rows = slice(first, first + len(span))
                     try:
-                        span.job.check_frames(low[rows], high[rows])
+                        span.job.check_frames(ranges[rows])
                     except InputError as error:  # of this request only
                         span.job.fail(error)
                     first = rows.stop
@@ -209,14 +209,14 @@ class BatchMaker:
         for part in windows.split(ENCODER_BATCH_SIZES[-1]):
             m = len(part)
             self._buffers.tensors["windows"][:m].copy_(part)
-            features, (low, high) = self._pipeline.encode(self._buffers, m, stopwatch)
+            features, ranges = self._pipeline.encode(self._buffers, m, stopwatch)
             encoded.append(features.to(dtype, copy=True))
             first = sum(map(len, encoded)) - m
             for job in dict.fromkeys(owners[first : first + m]):
                 mine = [row for row in range(m) if owners[first + row] is job]
                 rows = slice(mine[0], mine[-1] + 1)
                 try:
-                    job.check_features(low[rows], high[rows])
+                    job.check_features(ranges[rows])
                 except InputError as error:
                     job.fail(error)
         found = torch.cat(encoded)
@@ -253,7 +253,7 @@ class BatchMaker:
 
     def _frames(self, pictures: list[int], number: int, stopwatch: Stopwatch) -> Frames:
         if self._ring is not None:
-            copy_to_device(torch.tensor(pictures), self._ring.tensors["index"])
+            write_places(self._ring.tensors["places"], index=pictures)
             return self._ring.next_slot(len(pictures))
         with stopwatch.stage("frames"):
             frames, boxes, index = self._avatar.batch(pictures)
@@ -286,7 +286,7 @@ class BatchMaker:
             for size in reversed(buffers.batch_sizes):  # the smaller ones fit its memory
                 for _ in range(RING):
                     batch = buffers.next_slot(size)
-                    self._pipeline.finish(buffers, batch, size, "crop", stopwatch)
+                    self._pipeline.finish(buffers, batch, size, "crop", stopwatch, windows=False)
                     self._pipeline.finish(
-                        buffers, batch, size, "direct", stopwatch, face_input=False
+                        buffers, batch, size, "direct", stopwatch, windows=False, face_input=False
                     )

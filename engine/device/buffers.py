@@ -5,7 +5,7 @@ CUDA graphs require. On a CPU, a thread decodes the next frames, and `composite`
 copies, which then belong to the caller.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +21,17 @@ from kernels.checks import byte_shape
 
 from .batch_sizes import ENCODER_BATCH_SIZES, batch_sizes, round_up_to
 from .executor import CpuExecutor, CudaExecutor, Executor
+from .host_copy import copy_to_device
 from .memory import Shapes, allocate
 from .stopwatch import Stopwatch
 
 RING = 3  # batches: one being rendered, one the caller reads, one being copied to the host
+# Rows of a render's ring of features, at least. A ring that is larger than the features that a
+# batch reads is written in two pieces less often.
+FEATURE_ROWS = 1024
+# Of the buffer "places": the avatar's frame of each frame of a batch; and its feature window, by
+# the frame's number in a speech and by the speech's number in the buffer "features".
+PLACES = "index", "numbers", "sources"
 
 
 @dataclass(frozen=True)
@@ -63,12 +70,13 @@ class Buffers(Protocol):
 class SpeechBuffers(Buffers, Protocol):
     """What a render uses, one at a time."""
 
-    def start(self, numbers: list[int]) -> None:
-        """Begin a render, given the avatar's frame for each video frame."""
+    def start(self, numbers: list[int], first: int = 0) -> None:
+        """Begin a render, given the avatar's frame for each video frame from `first` on."""
         ...
 
     def next_frames(self, n: int, stopwatch: Stopwatch) -> Frames:
-        """Return the frames for the next `n` video frames."""
+        """Return the frames for the next `n` video frames, a whole batch unless they are the last,
+        and write where their feature windows are to "places"."""
         ...
 
 
@@ -84,26 +92,54 @@ def buffer_shapes(batch_size: int, *, generator: torch.dtype, audio_encoder: tor
     return {
         "windows": ((windows, 1, kernels.MEL_BANDS, kernels.MEL_WINDOW_ROWS), torch.float32),
         "encoded": ((windows, kernels.FEATURE_DIM), audio_encoder),
-        "encoded low": ((windows,), audio_encoder),
-        "encoded high": ((windows,), audio_encoder),
+        "encoded ranges": ((windows, 2), audio_encoder),
+        "places": ((len(PLACES), most), torch.int64),
         "audio": ((most, 32, 16, 16), generator),
         "inputs": ((most, 6, *roi), generator),
         "crops": ((most, kernels.CROP_SIZE, kernels.CROP_SIZE, 3), torch.uint8),
         "generated": ((most, 3, *roi), generator),
-        "generated low": ((most, 3), generator),
-        "generated high": ((most, 3), generator),
+        "generated ranges": ((most, 2, 3), generator),
     }
+
+
+def speech_shapes(batch_size: int, generator: torch.dtype) -> Shapes:
+    """Return the shape of the ring of a speech's features, see `FeatureRing`.
+
+    It holds what a batch reads (15 more than frames), what a call of the encoder may add before it
+    is read, and the end of the speech.
+    """
+    rows = max(FEATURE_ROWS, batch_size + 2 * ENCODER_BATCH_SIZES[-1])
+    return {"features": ((1, rows, kernels.FEATURE_DIM), generator)}
 
 
 def ring_shapes(
     batch_size: int, height: int, width: int, format: kernels.ByteFormat = "rgb"
 ) -> Shapes:
-    """Return the shapes of a batch's index and of the ring's slots, `batch_size` frames each."""
-    shapes: Shapes = {"index": ((batch_size,), torch.int64)}
+    """Return the shapes of the slots of the ring of finished frames, `batch_size` frames each."""
     frames = byte_shape(format, batch_size, height, width)
-    for slot in range(RING):
-        shapes[f"finished {slot}"] = (frames, torch.uint8)
-    return shapes
+    return {f"finished {slot}": (frames, torch.uint8) for slot in range(RING)}
+
+
+def write_places(
+    places: Tensor,
+    *,
+    index: Sequence[int] = (),
+    numbers: Sequence[int] = (),
+    sources: Sequence[int] = (),
+) -> None:
+    """Write the buffer "places" with one copy from the host; what is not given is 0."""
+    host = torch.zeros(places.shape, dtype=torch.int64)
+    for row, values in zip(host, (index, numbers, sources), strict=True):
+        row[: len(values)] = torch.tensor(values, dtype=torch.int64)
+    copy_to_device(host, places)
+
+
+def _allocated(
+    shapes: Shapes, device: torch.device, besides: int = 0
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Allocate buffers, see `allocate`, and name the rows of "places"."""
+    memory, tensors = allocate(shapes, device, besides)
+    return memory, tensors | dict(zip(PLACES, tensors["places"], strict=True))
 
 
 class RenderBuffers:
@@ -136,7 +172,7 @@ class RenderBuffers:
         graph_bytes: int = 0,
     ):
         device = boxes.device
-        memory, self.tensors = allocate(shapes, device, graph_bytes)
+        memory, self.tensors = _allocated(shapes, device, graph_bytes)
         self._bytes = memory.numel()
         self.executor: Executor = CpuExecutor()
         if memory.is_cuda:
@@ -146,30 +182,33 @@ class RenderBuffers:
         self._slot = RING - 1
         self._batch_size = len(self.tensors["index"])
         self.batch_sizes = batch_sizes(self._batch_size)
-        self._schedule = torch.empty(0, dtype=torch.int64)
-        self._first = 0
+        self._schedule = torch.empty(0, len(PLACES), self._batch_size, dtype=torch.int64)
+        self._next = 0  # batch
 
     @property
     def bytes(self) -> int:
         """Bytes of the buffers, and of the graphs that have been captured."""
         return self._bytes + self.executor.graph_bytes
 
-    def start(self, numbers: list[int]) -> None:
-        """Begin a render, see `Buffers.start`. The numbers are uploaded once, padded to whole
-        batches."""
-        schedule = torch.tensor(numbers)
-        schedule = torch.cat([schedule, schedule[-1:].expand(self._batch_size - 1)])
-        (self._schedule,) = self.executor.upload(schedule)
-        self._first = 0
+    def start(self, numbers: list[int], first: int = 0) -> None:
+        """Begin a render, see `SpeechBuffers.start`. "places" of all batches are uploaded once."""
+        index = torch.tensor(numbers)
+        most, count = self._batch_size, len(numbers)
+        missing = -count % most
+        index = torch.cat([index, index[-1:].expand(missing)])
+        frames = torch.arange(first, first + count + missing)
+        rows = torch.stack([index, frames, torch.zeros_like(index)])
+        batches = rows.view(len(PLACES), -1, most).transpose(0, 1).contiguous()
+        (self._schedule,) = self.executor.upload(batches)
+        self._next = 0
 
     def padded(self, m: int) -> int:
         return round_up_to(self.encoder_batch_sizes, m)
 
     def next_frames(self, n: int, stopwatch: Stopwatch) -> Frames:
         with stopwatch.stage("windows"):
-            last = self._first + self._batch_size
-            self.tensors["index"].copy_(self._schedule[self._first : last])
-        self._first += n
+            self.tensors["places"].copy_(self._schedule[self._next])
+        self._next += 1
         return self.next_slot(n)
 
     def next_slot(self, n: int) -> Frames:
@@ -241,7 +280,7 @@ class HostBuffers:
     encoder_batch_sizes: tuple[int, ...] = ENCODER_BATCH_SIZES[-1:]
 
     def __init__(self, shapes: Shapes):
-        _, self.tensors = allocate(shapes, torch.device("cpu"))
+        _, self.tensors = _allocated(shapes, torch.device("cpu"))
         self.executor: Executor = CpuExecutor()
 
     def padded(self, m: int) -> int:
@@ -277,14 +316,16 @@ class ReadAheadBuffers(HostBuffers):
         with ThreadPoolExecutor(1, "viseme-frames") as thread:
             yield cls(shapes, read, thread)
 
-    def start(self, numbers: list[int]) -> None:
-        self._numbers = iter(numbers)
+    def start(self, numbers: list[int], first: int = 0) -> None:
+        self._numbers, self._first = iter(numbers), first
         self._ahead = self._submit()
 
     def next_frames(self, n: int, stopwatch: Stopwatch) -> Frames:
         with stopwatch.stage("frames", host=True):
             frames, boxes, index = self._ahead.result()
         self._ahead = self._submit()
+        write_places(self.tensors["places"], numbers=range(self._first, self._first + n))
+        self._first += n
         return Frames(frames, boxes, index, frames, 0)
 
     def _submit(self) -> Future[tuple[Tensor, Tensor, Tensor]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import groupby
 from typing import NamedTuple, Protocol
 
 import torch
@@ -22,6 +23,8 @@ class Part(NamedTuple):
     """Whether a CUDA graph can capture the calls."""
     stream: torch.cuda.Stream | None = None
     """The stream on which a graph of the calls must be replayed; None for any stream."""
+    key: tuple[Hashable, ...] = ()
+    """Identifies its tensors, besides what identifies those of all parts."""
 
 
 class Executor(Protocol):
@@ -44,7 +47,8 @@ class Executor(Protocol):
         """Run the parts of a batch one after another.
 
         Args:
-            key: identifies the parts; the same key means the same work on the same tensors.
+            key: identifies the parts, together with their names and their own keys: the same ones
+                mean the same work on the same tensors.
             parts: the stages, in order.
             stopwatch: measures each part under its name.
         """
@@ -121,19 +125,28 @@ class CudaExecutor:
     def run(self, key: tuple[Hashable, ...], parts: list[Part], stopwatch: Stopwatch) -> None:
         """Run the parts, see `Executor`.
 
-        They are one graph if all can be captured and none is measured. Otherwise each part is a
-        graph of its own, which costs a few microseconds a batch.
+        Parts that follow each other are one graph if they can be captured and run on the same
+        stream. A network that has its own stream is a graph of its own there, so that what other
+        renders do before and after theirs goes on meanwhile. What is measured is a graph for each
+        part, which costs a few microseconds a batch.
         """
-        if stopwatch.measures or not all(part.capturable for part in parts):
-            groups = [[part] for part in parts]
-        else:
-            groups = [parts]
-        for group in groups:
-            name = ", ".join(part.name for part in group)
-            with stopwatch.stage(name):
+        for group in _groups(parts, separate=stopwatch.measures):
+            names = [part.name for part in group]
+            keys = [value for part in group for value in part.key]
+            with stopwatch.stage(", ".join(names)):
                 self._graphs.run(
-                    (name, *key),
+                    (", ".join(names), *key, *keys),
                     lambda group=group: [part.work() for part in group],  # type: ignore[misc]
                     capture=group[0].capturable,
-                    stream=next((part.stream for part in group if part.stream), None),
+                    stream=group[0].stream,
                 )
+
+
+def _groups(parts: list[Part], *, separate: bool) -> Iterator[list[Part]]:
+    """Yield the parts in order, those together that can be one graph."""
+    for (capturable, _), found in groupby(parts, lambda part: (part.capturable, part.stream)):
+        group = list(found)
+        if separate or not capturable:
+            yield from ([part] for part in group)
+        else:
+            yield group

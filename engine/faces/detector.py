@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
-from ..runtime.onnxruntime import open_session
+from .network import FaceNetwork
 
 SIDE = 192  # pixels of the network's input
 CELLS = 48  # a side of its grid of anchors, each in the middle of a cell
@@ -69,8 +68,7 @@ class Detector:
     """
 
     def __init__(self, path: Path, device: str = "cpu"):
-        self._session = open_session(path, torch.device(device))
-        self._input = self._session.get_inputs()[0].name
+        self._run = FaceNetwork(path, OUTPUTS, device)
 
     def detect(self, rgb: np.ndarray, small: bool = True) -> list[Face]:
         """Find upright faces in a picture, the largest first.
@@ -110,7 +108,7 @@ class Detector:
         """Return the faces in windows of a picture; one that is in several is returned once."""
         pictures, mappings = zip(*(_letterbox(rgb, window) for window in windows), strict=True)
         values = np.stack(pictures).astype(np.float32) / 127.5 - 1
-        raw, logits = self._session.run(OUTPUTS, {self._input: values})
+        raw, logits = self._run(values)
         found = []
         for index, anchor in np.argwhere(logits[..., 0] > LEAST_LOGIT):
             # center, size and key points, all from 0 to 1 in the letterbox; all but the size are

@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from PIL import Image
 
-from ..runtime.onnxruntime import open_session
 from .detector import Face, check_picture
+from .network import FaceNetwork
 
 SIDE = 192  # pixels of the network's input
 POINTS = 468
@@ -75,8 +74,7 @@ class Mesh:
     """
 
     def __init__(self, path: Path, device: str = "cpu"):
-        self._session = open_session(path, torch.device(device))
-        self._input = self._session.get_inputs()[0].name
+        self._run = FaceNetwork(path, OUTPUTS, device)
 
     def fit(self, rgb: np.ndarray, region: Region, passes: int = 2) -> Landmarks:
         """Find the points of the face in a region.
@@ -95,7 +93,7 @@ class Mesh:
 
     def _fit(self, rgb: np.ndarray, region: Region) -> Landmarks:
         values = warp(rgb, region, SIDE).astype(np.float32)[None] / 255
-        raw, logit = self._session.run(OUTPUTS, {self._input: values})
+        raw, logit = self._run(values)
         points = raw.reshape(POINTS, 3).astype(np.float64) * (region.size / SIDE)
         points[:, :2] -= region.size / 2
         points[:, :2] = points[:, :2] @ _rotation(region.angle).T + [region.x, region.y]

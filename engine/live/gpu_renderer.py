@@ -1,18 +1,20 @@
 """Features and frames of live sessions on a GPU: CUDA graphs, and copies beside them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
 
 import kernels
 
-from ..device.buffers import RING, Frames, RenderBuffers, ring_shapes
+from ..device.buffers import RING, Frames, RenderBuffers, ring_shapes, write_places
 from ..device.executor import Part
 from ..device.host_copy import copy_to_device
 from ..pipeline import Pipeline
 from .features import RING_ROWS, Window
 from .job import Job, Rendered
-from .renderer import SLOTS, LiveRenderer
+from .renderer import LiveRenderer, feature_shapes
 from .rings import SILENT_FRAME, SILENT_SLOT
 from .timing import WINDOW_SAMPLES
 
@@ -47,7 +49,7 @@ class GpuRenderer(LiveRenderer):
         roi = (3, kernels.ROI_SIZE, kernels.ROI_SIZE)
         kept = min(len(avatar), max(IDLE_BYTES // (torch.Size(roi).numel() * dtype.itemsize), most))
         shapes = pipeline.buffer_shapes() | ring_shapes(most, avatar.height, avatar.width, format)
-        shapes["features"] = ((SLOTS, RING_ROWS, kernels.FEATURE_DIM), dtype)
+        shapes |= feature_shapes(pipeline)
         shapes["idle"] = ((kept, *roi), dtype)
         shapes["idle rows"] = ((most,), torch.int64)
         self._on_host, self._copied = on_host, dict[int, torch.cuda.Event]()
@@ -63,9 +65,7 @@ class GpuRenderer(LiveRenderer):
                 shapes, avatar.frames, avatar.boxes, format, graph_bytes=pipeline.graph_bytes
             )
             with self._render_buffers.executor.on_current_stream():
-                super().__init__(
-                    pipeline, self._render_buffers, self._render_buffers.tensors["features"], mode
-                )
+                super().__init__(pipeline, self._render_buffers, mode)
         self._rows = dict[int, int]()  # picture -> row in "idle", the one used last last
 
     @property
@@ -95,8 +95,11 @@ class GpuRenderer(LiveRenderer):
                     rendered.wait()
             self._rows.clear()
 
-    def _frames(self, pictures: list[int]) -> Frames:
-        copy_to_device(torch.tensor(pictures), self._render_buffers.tensors["index"])
+    def _frames(
+        self, pictures: list[int], *, numbers: Sequence[int] = (), sources: Sequence[int] = ()
+    ) -> Frames:
+        places = self._render_buffers.tensors["places"]
+        write_places(places, index=pictures, numbers=numbers, sources=sources)
         batch = self._render_buffers.next_slot(len(pictures))
         if batch.slot in self._copied:
             self._copied[batch.slot].synchronize()

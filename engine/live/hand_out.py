@@ -1,7 +1,6 @@
 """Frames that are made, on their way to the sessions."""
 
 import threading
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -99,7 +98,7 @@ class HandOut:
                     state.wake()
         finish(waiters)
         speaking = sum(not item.silent for item in work)
-        made = time.perf_counter()
+        made = self._now()
         if speaking:
             # Batches overlap on a GPU: one takes the time since the one before it was made.
             self._costs.of(renderer).add(speaking, made - max(begin, self._last_made))

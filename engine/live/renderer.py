@@ -2,15 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 import kernels
 
-from ..device.buffers import Buffers, Frames, HostBuffers
-from ..device.memory import memory_bytes
+from ..device.buffers import Buffers, Frames, HostBuffers, write_places
+from ..device.memory import Shapes, memory_bytes
 from ..device.stopwatch import Stopwatch
 from ..pipeline import Pipeline
 from .features import RING_ROWS, Window
@@ -21,6 +21,12 @@ SLOTS = 512  # sessions of an avatar, and one more for silence
 IDLE_BYTES = 128 << 20  # memory for the boxes of frames in which nobody speaks
 
 
+def feature_shapes(pipeline: Pipeline) -> Shapes:
+    """Return the shape of the rings of features of all sessions."""
+    rings = SLOTS, RING_ROWS, kernels.FEATURE_DIM
+    return {"features": (rings, pipeline.generator.dtype)}
+
+
 class LiveRenderer(ABC):
     """Makes features and frames with a pipeline's networks. For one thread at a time.
 
@@ -29,8 +35,8 @@ class LiveRenderer(ABC):
 
     Args:
         pipeline: the networks and the avatar.
-        buffers: what the networks work on.
-        rings: (slots, R, 512) to keep features in, of the generator's dtype.
+        buffers: what the networks work on, with the rings of features,
+            see `feature_shapes`.
         mode: how the mouth is pasted, see `kernels.composite`.
 
     Attributes:
@@ -38,15 +44,13 @@ class LiveRenderer(ABC):
         rings: the features of the sessions.
     """
 
-    def __init__(
-        self, pipeline: Pipeline, buffers: Buffers, rings: Tensor, mode: kernels.CompositeMode
-    ):
+    def __init__(self, pipeline: Pipeline, buffers: Buffers, mode: kernels.CompositeMode):
         self._pipeline, self._buffers, self._mode = pipeline, buffers, mode
         self._stopwatch = Stopwatch.off(pipeline.device)
         self.batch_size = pipeline.batch_size
         self._encoder_check, self._generator_check = pipeline.checks(None)
-        windows = buffers.tensors["windows"]
-        self.rings = FeatureRings(rings, windows, self._encoder(), batch_size=self.batch_size)
+        tensors = buffers.tensors
+        self.rings = FeatureRings(tensors["features"], tensors["windows"], self._encoder())
 
     def hear(self, windows: list[Window]) -> None:
         """Compute features.
@@ -88,8 +92,10 @@ class LiveRenderer(ABC):
         """Run everything once, so that no frame waits for a compiler or a capture later."""
 
     @abstractmethod
-    def _frames(self, pictures: list[int]) -> Frames:
-        """Return the avatar's frames for a batch, and where to finish it."""
+    def _frames(
+        self, pictures: list[int], *, numbers: Sequence[int] = (), sources: Sequence[int] = ()
+    ) -> Frames:
+        """Return the avatar's frames for a batch, and where to finish it. Write "places"."""
 
     @abstractmethod
     def _hand_out(self, finished: Tensor, slot: int) -> Rendered:
@@ -110,13 +116,11 @@ class LiveRenderer(ABC):
     def _speak(self, jobs: list[Job]) -> Rendered:
         slots = [SILENT_SLOT if job.silent else job.slot for job in jobs]
         frames = [SILENT_FRAME if job.silent else job.frame for job in jobs]
-        n = len(jobs)
-        self.rings.audio(slots, frames, out=self._buffers.tensors["audio"][:n])
-        batch = self._frames([job.picture for job in jobs])
+        batch = self._frames([job.picture for job in jobs], numbers=frames, sources=slots)
         finished, ranges = self._pipeline.finish(
-            self._buffers, batch, n, self._mode, self._stopwatch
+            self._buffers, batch, len(jobs), self._mode, self._stopwatch
         )
-        self._generator_check.add(*ranges)
+        self._generator_check.add(ranges)
         silent = {job.picture: row for row, job in enumerate(jobs) if job.silent}
         if silent:
             self._keep(silent, finished)
@@ -130,7 +134,7 @@ class LiveRenderer(ABC):
 
         def encode(n: int) -> Tensor:
             features, ranges = pipeline.encode(buffers, n, stopwatch)
-            check.add(*ranges)
+            check.add(ranges)
             return features
 
         return encode
@@ -144,13 +148,15 @@ class CpuRenderer(LiveRenderer):
     """
 
     def __init__(self, pipeline: Pipeline, *, mode: kernels.CompositeMode = "crop"):
-        rings = torch.empty(SLOTS, RING_ROWS, kernels.FEATURE_DIM, dtype=pipeline.generator.dtype)
-        super().__init__(pipeline, HostBuffers(pipeline.buffer_shapes()), rings, mode)
+        buffers, rings = HostBuffers(pipeline.buffer_shapes()), feature_shapes(pipeline)
+        for name, (shape, dtype) in rings.items():  # not zeros: pages of no session cost no memory
+            buffers.tensors[name] = torch.empty(shape, dtype=dtype)
+        super().__init__(pipeline, buffers, mode)
         self._boxes: OrderedDict[int, Tensor] = OrderedDict()
         self._bytes = 0
         sizes = (pipeline.avatar.boxes[:, 2:] - pipeline.avatar.boxes[:, :2]).to(torch.int64)
         boxes = min(IDLE_BYTES, 3 * int(sizes.prod(dim=1).sum()))
-        self._buffer_bytes = memory_bytes(pipeline.buffer_shapes()) + rings.nbytes + boxes
+        self._buffer_bytes = memory_bytes(pipeline.buffer_shapes() | rings) + boxes
 
     @property
     def buffer_bytes(self) -> int:
@@ -159,8 +165,11 @@ class CpuRenderer(LiveRenderer):
     def warm_up(self) -> None:
         self.render([Job(SILENT_SLOT, SILENT_FRAME, 0, silent=False)])
 
-    def _frames(self, pictures: list[int]) -> Frames:
+    def _frames(
+        self, pictures: list[int], *, numbers: Sequence[int] = (), sources: Sequence[int] = ()
+    ) -> Frames:
         frames, boxes, index = self._pipeline.avatar.batch(pictures)
+        write_places(self._buffers.tensors["places"], numbers=numbers, sources=sources)
         return Frames(frames, boxes, index, frames, 0)
 
     def _hand_out(self, finished: Tensor, slot: int) -> Rendered:

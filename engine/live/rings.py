@@ -26,7 +26,9 @@ class FeatureRings:
         windows: (most, 1, 80, 16) float32, which `encode` reads.
         encode: encodes the first n of `windows` to (n, 512) features, which are read before the
             next call.
-        batch_size: the most frames that `audio` is asked for.
+
+    Attributes:
+        features: as given.
     """
 
     def __init__(
@@ -34,10 +36,8 @@ class FeatureRings:
         features: Tensor,
         windows: Tensor,
         encode: Callable[[int], Tensor],
-        *,
-        batch_size: int,
     ):
-        self._features, self._flat = features, features.flatten(0, 1)
+        self.features, self._flat = features, features.flatten(0, 1)
         self._windows, self._encode = windows, encode
         most, device = len(windows), features.device
         self._pcm = torch.zeros(most, WINDOW_SAMPLES, device=device)
@@ -45,8 +45,6 @@ class FeatureRings:
             most, kernels.mel_rows(WINDOW_SAMPLES), kernels.MEL_BANDS, device=device
         )
         self._rows = torch.empty(most, dtype=torch.int64, device=device)
-        self._slots = torch.empty(batch_size, dtype=torch.int64, device=device)
-        self._frames = torch.empty_like(self._slots)
         self._free = list(range(len(features) - 1, SILENT_SLOT, -1))
         self.silence = self._encoded(1)[0].clone()  # of the zeros in `_pcm`
         features[SILENT_SLOT] = self.silence
@@ -77,20 +75,9 @@ class FeatureRings:
             rows = copy_to_device(torch.tensor([row for row, _ in part]), self._rows)
             self._flat.index_copy_(0, rows, self._encoded(len(part)))
 
-    def audio(self, slots: list[int], frames: list[int], out: Tensor) -> Tensor:
-        """Gather the generator's audio inputs of n frames.
-
-        Args:
-            slots, frames: number of each one's ring, and its own.
-            out: (n, 32, 16, 16) to write into.
-        """
-        sources = copy_to_device(torch.tensor(slots), self._slots)
-        numbers = copy_to_device(torch.tensor(frames), self._frames)
-        return kernels.ring_feature_windows(self._features, numbers, sources, out=out)
-
     def _encoded(self, n: int) -> Tensor:
         """Return the features, (n, 512), of the first n of `_pcm`."""
         mel = kernels.log_mel(self._pcm[:n], out=self._mel[:n])
         rows = mel[:, CONTEXT : CONTEXT + kernels.MEL_WINDOW_ROWS]
         self._windows[:n, 0].copy_(rows.transpose(1, 2))
-        return self._encode(n).to(self._features.dtype)
+        return self._encode(n).to(self.features.dtype)

@@ -303,7 +303,7 @@ class Scheduler:
     # --- one batch -------------------------------------------------------------------------------
 
     def _make(self, now: float) -> None:
-        begin = time.perf_counter()
+        begin = self.now()
         work = self._bind_batch(now)
         if not work:
             return

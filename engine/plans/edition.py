@@ -7,6 +7,7 @@ They share one Python API. Everything in which they differ is in this file.
 import importlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -115,7 +116,7 @@ class TensorRTEdition:
         config.set_timing_cache(timings, ignore_mismatch=False)
         return lambda: _save(path, config.get_timing_cache().serialize())
 
-    def contexts(self, engine: Any, plan: str) -> tuple[Callable[[], Any], Callable[[], None]]:
+    def contexts(self, engine: Any, plan: str) -> tuple[Callable[[], Any], "CompiledKernels"]:
         """Prepare to create execution contexts whose scratch memory the caller provides.
 
         Args:
@@ -123,14 +124,14 @@ class TensorRTEdition:
             plan: the plan's name in the cache.
 
         Returns:
-            A function that creates a context (None if TensorRT cannot), and a function that saves
-            the kernels that the contexts compiled. The second one does nothing for `tensorrt`,
-            which compiles kernels when it builds a plan.
+            A function that creates a context (None if TensorRT cannot), and the kernels that the
+            contexts compiled. There are none for `tensorrt`, which compiles kernels when it builds
+            a plan.
         """
         trt = self.module()
         scratch = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not self.builds_ahead_of_time:
-            return lambda: engine.create_execution_context(scratch), lambda: None
+            return lambda: engine.create_execution_context(scratch), CompiledKernels()
         path = cache_folder() / f"kernels-{plan[:32]}-SM{gpu_architecture()}.cache"
         config = engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(scratch)
@@ -143,14 +144,55 @@ class TensorRTEdition:
         if saved:
             compiled.deserialize(saved)  # it ignores a cache of another driver or version
         config.set_runtime_cache(compiled)
-        return (
-            lambda: engine.create_execution_context(config),
-            lambda: _save(path, compiled.serialize()),
-        )
+        kernels = CompiledKernels(path, compiled.serialize)
+        return lambda: engine.create_execution_context(config), kernels
 
     def capturable(self, context: Any, stream: torch.cuda.Stream) -> bool:
         """Return whether a CUDA graph can capture an execution context's calls."""
         return not self.builds_ahead_of_time or context.is_stream_capturable(stream.cuda_stream)
+
+
+class CompiledKernels:
+    """The kernels that execution contexts compiled, kept in a file for the next start.
+
+    Args:
+        path: the file.
+        serialize: returns them; None if there are none.
+    """
+
+    def __init__(self, path: Path = Path(), serialize: Callable[[], bytes] | None = None):
+        self._path, self._serialize = path, serialize
+        # Reentrant: the garbage collector may close it in a thread that holds one of them.
+        self._lock, self._writing = threading.RLock(), threading.RLock()
+        self._newest: bytes | None = None
+        self._busy = False
+
+    def save(self) -> None:
+        """Write the file in a thread, because contexts are made while all renders wait."""
+        if self._serialize is None:
+            return
+        with self._lock:
+            self._newest = bytes(self._serialize())
+            if not self._busy:
+                self._busy = True
+                threading.Thread(target=self._write, name="viseme-kernels").start()
+
+    def close(self) -> None:
+        """Write the file and wait for it."""
+        if self._serialize is not None:
+            with self._lock:
+                self._newest = bytes(self._serialize())
+            self._write()
+
+    def _write(self) -> None:
+        while True:
+            with self._writing:
+                with self._lock:
+                    data, self._newest = self._newest, None
+                    if data is None:
+                        self._busy = False
+                        return
+                _save(self._path, data)
 
 
 EDITIONS = {

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ DTYPES = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 NUMPY = {torch.float32: np.float32, torch.float16: np.float16}
 
 # Shared, because every session has as many threads as there are cores.
-_sessions: SharedCache[onnxruntime.InferenceSession] = SharedCache()
+_sessions: "SharedCache[_Session]" = SharedCache()
 
 
 class OnnxNetwork:
@@ -35,14 +36,14 @@ class OnnxNetwork:
 
     reason = ""  # set by `open_network`
     graph_bytes = 0
-    capturable, stream = False, None  # a call makes the host wait for the session's stream
+    capturable, stream = False, None  # a call may allocate
 
     def __init__(self, signature: Signature, path: Path, device: torch.device):
-        self._device, self._path = device, path
+        self._path = path
         if path.suffix.lower() in CHECKPOINT_SUFFIXES:
             path = exported(signature, path, "fp16" if device.type == "cuda" else "fp32")
-        session = _sessions.get(path, str(device), make=lambda: open_session(path, device))
-        self._session = session
+        self._session = _sessions.get(path, str(device), make=lambda: _Session(path, device))
+        session = self._session.session
         self._inputs = match(path, signature, signature.inputs, session.get_inputs())
         (self._output,) = match(path, signature, signature.outputs, session.get_outputs())
         self.dtype = DTYPES[self._inputs[0].type]
@@ -65,15 +66,12 @@ class OnnxNetwork:
         )
 
     def _run(self, inputs: list[Tensor], out: Tensor, first: int) -> None:
-        if self._device.type == "cuda":
-            # The provider runs on its own stream.
-            torch.cuda.current_stream(self._device).synchronize()
-        binding = self._session.io_binding()
+        binding = self._session.session.io_binding()
         try:
             for value, tensor in zip(self._inputs, inputs, strict=True):
                 binding.bind_input(value.name, *self._address(tensor))
             binding.bind_output(self._output.name, *self._address(out))
-            self._session.run_with_iobinding(binding)
+            self._session.run(binding)
         except Exception as error:  # ONNX Runtime's exceptions have no common base
             raise InputError(
                 f"{self._path} failed in ONNX Runtime: {one_line(error) or 'no reason given'}"
@@ -91,8 +89,43 @@ class OnnxNetwork:
         )
 
 
-def open_session(path: Path, device: torch.device) -> onnxruntime.InferenceSession:
+class _Session:
+    """A session. On a GPU its calls run on a stream of its own, in order with the caller's current
+    stream, and the host does not wait for them.
+
+    ONNX Runtime would choose streams by itself otherwise, and the host would have to wait for the
+    caller's before a call, and for ONNX Runtime's after it.
+    """
+
+    def __init__(self, path: Path, device: torch.device):
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.session = open_session(path, device, self._stream)
+        # The libraries' handles belong to the stream, and are not for two threads at a time.
+        self._lock = Lock()
+        self._options = onnxruntime.RunOptions()
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def run(self, binding: Any) -> None:
+        if self._stream is None:
+            self.session.run_with_iobinding(binding)
+            return
+        current = torch.cuda.current_stream(self._device)
+        with self._lock:
+            self._stream.wait_stream(current)
+            try:
+                self.session.run_with_iobinding(binding, self._options)
+            finally:
+                current.wait_stream(self._stream)
+
+
+def open_session(
+    path: Path, device: torch.device, stream: torch.cuda.Stream | None = None
+) -> onnxruntime.InferenceSession:
     """Open an ONNX file.
+
+    Args:
+        stream: of a GPU, on which all calls run; by default ONNX Runtime chooses one for each.
 
     Raises:
         InputError: ONNX Runtime cannot open it.
@@ -113,6 +146,8 @@ def open_session(path: Path, device: torch.device) -> onnxruntime.InferenceSessi
             "arena_extend_strategy": "kSameAsRequested",
             "use_tf32": 0,  # float32 networks compute in float32
         }
+        if stream is not None:
+            settings["user_compute_stream"] = str(stream.cuda_stream)
         providers.insert(0, ("CUDAExecutionProvider", settings))
     name = str(path)
     is_utf8 = name == name.encode(errors="replace").decode()  # ONNX Runtime opens only such names

@@ -19,14 +19,15 @@ from .signature import GENERATOR, Signature
 ENDLESS_ROWS = 4096  # rows whose ranges are kept if there is no end
 
 
-def write_ranges(output: Tensor, low: Tensor, high: Tensor) -> None:
+def write_ranges(output: Tensor, ranges: Tensor) -> None:
     """Write the smallest and the largest value of each row; NaN if the row has a NaN.
 
     Args:
         output: a network's output, contiguous.
-        low, high: tensors to write, (n,) or (n, channels) in the output's dtype. The values are
-            those over the remaining dimensions.
+        ranges: to write, (n, 2) or (n, 2, channels) in the output's dtype: smallest and largest.
+            The values are those over the remaining dimensions.
     """
+    low, high = ranges.unbind(1)
     if output.is_cuda:
         torch.aminmax(output.flatten(low.ndim), dim=-1, out=(low, high))
         return
@@ -77,7 +78,7 @@ class OutputCheck:
         self._endless, self._before, self._added = rows is None, before, 0
         self._rows = ENDLESS_ROWS if rows is None else rows
         self._pinned = device.type == "cuda"
-        self._ranges: tuple[Tensor, Tensor] | None = None
+        self._ranges: Tensor | None = None
         self._pending: deque[tuple[slice, torch.cuda.Event | None]] = deque()
 
     def measure(self, output: Tensor) -> None:
@@ -86,11 +87,12 @@ class OutputCheck:
         Raises:
             InputError: see `look`.
         """
-        low, high = (output.new_empty(output.shape[: max(output.ndim - 2, 1)]) for _ in range(2))
-        write_ranges(output, low, high)
-        self.add(low, high)
+        n, *channels = output.shape[: max(output.ndim - 2, 1)]
+        ranges = output.new_empty(n, 2, *channels)
+        write_ranges(output, ranges)
+        self.add(ranges)
 
-    def add(self, low: Tensor, high: Tensor) -> None:
+    def add(self, ranges: Tensor) -> None:
         """Add the ranges of the next rows (see `write_ranges`), and check those that have arrived.
 
         On a GPU they are copied on the current stream, and the host does not wait.
@@ -100,17 +102,15 @@ class OutputCheck:
         """
         if self._ranges is None:
             # Allocated once per render, and pinned so that the host does not wait for copies.
-            shape = self._rows, *low.shape[1:]
-            lows = torch.empty(shape, dtype=low.dtype, pin_memory=self._pinned)
-            self._ranges = lows, torch.empty_like(lows, pin_memory=self._pinned)
-        if self._endless and self._added + len(low) > self._rows:
+            shape = self._rows, *ranges.shape[1:]
+            self._ranges = torch.empty(shape, dtype=ranges.dtype, pin_memory=self._pinned)
+        if self._endless and self._added + len(ranges) > self._rows:
             self._added = 0
-        rows = slice(self._added, self._added + len(low))
+        rows = slice(self._added, self._added + len(ranges))
         while self._pending and _overlap(self._pending[0][0], rows):
             self._look_at_next(wait=True)  # nearly always it arrived long ago
-        for kept, bound in zip(self._ranges, (low, high), strict=True):
-            kept[rows].copy_(bound, non_blocking=True)
-        self._pending.append((rows, _arrival(low)))
+        self._ranges[rows].copy_(ranges, non_blocking=True)
+        self._pending.append((rows, _arrival(ranges)))
         self._added = rows.stop
         self.look()
 
@@ -140,7 +140,8 @@ class OutputCheck:
 
     def _check(self, rows: slice) -> None:
         assert self._ranges is not None
-        low, high = (bound[rows].reshape(len(bound[rows]), -1) for bound in self._ranges)
+        ranges = self._ranges[rows]
+        low, high = ranges.view(len(ranges), 2, -1).unbind(1)
         broken = (~(low.isfinite() & high.isfinite())).any(dim=1)
         if broken.any():
             row = int(broken.nonzero()[0])

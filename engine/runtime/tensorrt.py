@@ -114,12 +114,12 @@ class _Engine:
                 raise InputError(f"{path} cannot be loaded: {self._log.error()}")
             with torch.cuda.stream(self.stream):  # allocated for the stream that uses it
                 self._scratch = _scratch(path, self._engine.device_memory_size_v2, device)
-            self._make, self._save = edition.contexts(self._engine, record.plan_sha256)
+            self._make, self._kernels = edition.contexts(self._engine, record.plan_sha256)
             context = self._make()
             if context is None:
                 raise InputError(f"{path} cannot run: {self._log.error()}")
             self.capturable = edition.capturable(context, self.stream)
-        finalize(self, self._save)
+        finalize(self, self._kernels.close)
         self._uncaptured: dict[tuple[int, int], _Context] = {}
         self._captured: WeakValueDictionary[_Bindings, _Context] = WeakValueDictionary()
         self._key = record.key
@@ -158,7 +158,7 @@ class _Engine:
             context.run(self.stream)
             current.wait_stream(self.stream)
             if fresh:
-                self._save()
+                self._kernels.save()
 
     def _new_context(self, n: int) -> "_Context":
         """Create the context for batches of `n` rows, with the profile that suits them."""

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.live import Counts, Piece, Session
+from engine.live import Piece, Session
 from engine.live.live import PREBUFFER
 from engine.media.encode import EncoderPool, EncoderQueue, H264Encoder, JpegEncoder
 
 from .. import config
-from ..speech import INLINE_SECONDS, MAX_SECONDS, Backlog
+from ..counting import SessionCounters
+from ..speech import INLINE_SECONDS, MESSAGE_SECONDS, Backlog
 from .calls import Code, Metrics, Refused, Served, Stream, failing_with, invalid
 from .protos import viseme_pb2 as pb
 from .sound import SoundFormat, sound_format
@@ -103,15 +104,8 @@ class LiveCall:
         self._room = asyncio.Event()  # speech was taken
         # after an interruption: the first frame that is not of the old speech, and what to say
         self._interrupted: deque[tuple[int, pb.LiveResponse]] = deque()
-        self._told = Counts()
         self._patience: asyncio.Timeout | None = None  # of the message that is waited for
-        name = served.name
-        self._frames = metrics.frames.labels(avatar=name, kind="live")
-        self._counters = {
-            "late": metrics.late.labels(avatar=name),
-            "skipped": metrics.skipped.labels(avatar=name),
-            "underruns": metrics.underruns.labels(avatar=name),
-        }
+        self._counters = SessionCounters(metrics, served.name)
 
     async def run(self) -> None:
         """Return when the client has closed its side and all speech was shown.
@@ -160,7 +154,7 @@ class LiveCall:
             self._patience = None
 
     async def _push(self, data: bytes) -> None:
-        self._sound.check(data, MAX_SECONDS)
+        self._sound.check(data, MESSAGE_SECONDS)
         count = len(data) // self._sound.frame_bytes
         if not count:
             return
@@ -243,7 +237,7 @@ class LiveCall:
 
     def _count(self, piece: Piece) -> None:
         """Note what was taken, before anything else can happen."""
-        self._frames.inc()
+        self._counters.frame()
         self._backlog.take(piece)
         if piece.speaking and self._patience is not None and not self._patience.expired():
             self._patience.reschedule(asyncio.get_running_loop().time() + self._idle_seconds)
@@ -274,13 +268,8 @@ class LiveCall:
 
     async def _tell_counts(self) -> None:
         """Send and count what happened since the last time."""
-        now, told = self._session.counts, self._told
-        for name, counter in self._counters.items():
-            total = getattr(now, name)
-            if more := total - getattr(told, name):
-                setattr(told, name, total)
-                counter.inc(more)
-                await self._write(pb.LiveResponse(event=_event(name, total)))
+        for name, total in self._counters.events(self._session.counts):
+            await self._write(pb.LiveResponse(event=_event(name, total)))
 
     async def _write(self, response: pb.LiveResponse) -> None:
         await self._stream.write(response)

@@ -49,10 +49,6 @@ class VisemeService(viseme_pb2_grpc.VisemeServicer):
         self._calls: set[asyncio.Task[Any]] = set()
         self._closed = False
 
-    def sessions(self) -> dict[str, int]:
-        """Return how many live sessions of each avatar are open."""
-        return self._places.sessions()
-
     async def close(self) -> None:
         """End all calls with UNAVAILABLE, and refuse new ones. Threads that work for a call are
         waited for."""

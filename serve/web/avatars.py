@@ -10,7 +10,8 @@ from engine import __version__
 
 from ..config import IceServer
 from ..refused import Refused
-from .requests import Gate, answered
+from .answers import answered
+from .gate import Gate
 from .sessions import WebSessions
 
 

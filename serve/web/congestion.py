@@ -25,7 +25,6 @@ class Congestion:
 
     Attributes:
         bitrate: of pictures, bits a second.
-        loss: the share of packets that the last report says were lost.
     """
 
     def __init__(self, most: int):
@@ -33,7 +32,7 @@ class Congestion:
         self.bitrate = min(START, self._most)
         self._by_loss, self._by_estimate = float(self.bitrate), float(self._most)
         self._estimate, self._shortest = float("inf"), float("inf")
-        self._congested, self.loss = False, 0.0
+        self._congested = False
 
     def report(self, loss: float, round_trip: float | None = None) -> bool:
         """Note the share of lost packets since the last report, and the seconds of a round trip.
@@ -41,7 +40,6 @@ class Congestion:
         Returns:
             Whether the bitrate has changed.
         """
-        self.loss = loss
         delayed = False
         if round_trip is not None:
             self._shortest = min(self._shortest, max(round_trip, 0.0))

@@ -3,20 +3,18 @@
 The library keeps its state in globals, and reads texts of strangers with C code. The text comes on
 stdin. On stdout go the sample rate, as an int32, and int16 samples as they are made.
 
-It imports nothing of ours, so that it starts quickly.
+It imports nothing of ours but the limits, so that it starts quickly.
 """
 
 import ctypes
 import os
-import resource
-import signal
 import sys
 from typing import Any
 
-MAX_BYTES = 512 << 20  # of memory that the process can write
-MAX_CPU_SECONDS = 60
+from serve.child_limits import limit
+
+LIMITS = {"memory": 512 << 20, "cpu_seconds": 60, "file_bytes": 0}
 NO_LIBRARY, NO_DATA, NO_VOICE = 3, 4, 5  # exit codes
-PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 
 # of speak_lib.h
 SYNCHRONOUS = 2  # espeak_AUDIO_OUTPUT
@@ -30,34 +28,11 @@ CALLBACK = ctypes.CFUNCTYPE(
 )
 
 
-def limit(parent: int) -> None:
-    """Set what this process may use, for good.
-
-    Args:
-        parent: process ID; if that one ends, so does this.
-    """
-    libc = ctypes.CDLL(None)
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    if os.getppid() != parent:  # it ended before
-        sys.exit(1)
-    os.nice(10)  # live sessions go first
-    for what, most in (
-        (resource.RLIMIT_DATA, MAX_BYTES),
-        (resource.RLIMIT_CPU, MAX_CPU_SECONDS),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        hard = resource.getrlimit(what)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(what, (most, most))
-
-
 def main() -> None:
     """Take the parent's process ID, the paths of the library and of its data ("" for its own), the
     voice, words a minute, and the pitch."""
     parent, path, data, voice, rate, pitch = sys.argv[1:]
-    limit(int(parent))
+    limit(int(parent), **LIMITS)
     text = sys.stdin.buffer.read()
     try:
         library = ctypes.CDLL(path)

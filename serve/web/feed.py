@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from fractions import Fraction
-from http import HTTPStatus
 from typing import Protocol
 
 import numpy as np
@@ -73,7 +72,7 @@ class Feed:
         """As `WebSession.push`."""
         samples = self._checked(samples)
         if not self.backlog.has_room(samples.shape[1]):
-            raise Refused(HTTPStatus.TOO_MANY_REQUESTS, self.backlog.full)
+            raise Refused(429, self.backlog.full)
         self._append(samples)
 
     async def push_waiting(self, samples: np.ndarray) -> None:
@@ -95,15 +94,15 @@ class Feed:
         self.check_open()
         if self._voice is None:
             line = "this server has no voice; expected one in its configuration (web.voice)"
-            raise Refused(HTTPStatus.NOT_IMPLEMENTED, line)
+            raise Refused(501, line)
         most = self._voice.max_characters
         if len(text) > most:
             line = f"the text has {len(text)} characters; expected at most {most}"
-            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, line)
+            raise Refused(413, line)
         waiting = sum(isinstance(said, str) for said in self._said)
         if waiting >= MOST_TEXTS:
             line = f"{waiting} texts wait to be spoken; expected fewer than {MOST_TEXTS}"
-            raise Refused(HTTPStatus.TOO_MANY_REQUESTS, line)
+            raise Refused(429, line)
         if text.strip():
             self._say(text)
 
@@ -130,7 +129,7 @@ class Feed:
 
     def check_open(self) -> None:
         if self._closed is not None:
-            raise Refused(HTTPStatus.GONE, self._closed)
+            raise Refused(410, self._closed)
 
     # ---------------------------------------------------------------------------------------------
 
@@ -142,16 +141,16 @@ class Feed:
             samples = samples[None]
         if samples.ndim != 2 or samples.shape[0] != channels:
             line = f"sound has the shape {samples.shape}; expected ({channels}, S)"
-            raise Refused(HTTPStatus.BAD_REQUEST, line)
+            raise Refused(400, line)
         if samples.dtype not in (np.int16, np.float32):
             line = f"sound is {samples.dtype}; expected int16 or float32"
-            raise Refused(HTTPStatus.BAD_REQUEST, line)
+            raise Refused(400, line)
         if samples.dtype == np.float32 and samples.size:
             # Much larger ones would make the networks' outputs infinite.
             worst = max(float(samples.max()), -float(samples.min()))
             if not worst <= MAX_AMPLITUDE:
                 line = f"sound has a sample of {worst:g}; expected -1 to 1"
-                raise Refused(HTTPStatus.BAD_REQUEST, line)
+                raise Refused(400, line)
         return samples
 
     def _append(self, samples: np.ndarray) -> None:
@@ -219,7 +218,7 @@ class Feed:
     async def _wait_for_room(self, count: int) -> None:
         while not self.backlog.has_room(count):
             if count > self.backlog.most:
-                raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, self.backlog.full)
+                raise Refused(413, self.backlog.full)
             self._room.clear()
             await self._room.wait()
             self.check_open()

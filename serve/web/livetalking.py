@@ -22,8 +22,10 @@ from .. import decoding
 from ..refused import Refused
 from ..speech import Backlog
 from . import peer
+from .answers import closing, refusals
 from .avatars import first_avatar
-from .requests import Gate, Uploads, closing, json_object, read_file, refusals
+from .bodies import Uploads, json_object, read_file
+from .gate import Gate
 from .session import WebSession
 from .sessions import WebSessions
 
@@ -89,7 +91,7 @@ class LiveTalking:
     async def human(self, request: Request) -> dict[str, Any]:
         """Speak a text."""
         params = await json_object(request)
-        session = self._find(params)
+        session = self._sessions.get(params.get("sessionid"))
         kind = params.get("type")
         if kind == "chat":
             line = "there is no language model here; expected the type 'echo', with what to say"
@@ -105,7 +107,7 @@ class LiveTalking:
     async def humanaudio(self, request: Request) -> dict[str, Any]:
         """Speak what is in a media file."""
         async with self._uploads.form(request) as (fields, file):
-            session = self._find(fields)
+            session = self._sessions.get(fields.get("sessionid"))
             if file is None:
                 raise Refused(400, "the form has no file; expected one, named file")
             samples = await self._decode(await read_file(file), session)
@@ -124,17 +126,17 @@ class LiveTalking:
 
     async def interrupt_talk(self, request: Request) -> dict[str, Any]:
         """Drop what is being said."""
-        self._find(await json_object(request)).interrupt()
+        (await self._session(request)).interrupt()
         return _ok()
 
     async def is_speaking(self, request: Request) -> dict[str, Any]:
         """Say whether something is being said."""
-        return _ok(data=self._find(await json_object(request)).speaking)
+        return _ok(data=(await self._session(request)).speaking)
 
     async def record(self, request: Request) -> dict[str, Any]:
         """Begin or end a recording."""
         params = await json_object(request)
-        session, kind = self._find(params), params.get("type")
+        session, kind = self._sessions.get(params.get("sessionid")), params.get("type")
         if kind == "start_record":
             self._sessions.recordings.start(session)
         elif kind == "end_record":
@@ -146,17 +148,12 @@ class LiveTalking:
 
     async def set_audiotype(self, request: Request) -> dict[str, Any]:
         """Do nothing: an avatar here has one kind of motion."""
-        self._find(await json_object(request))
+        await self._session(request)
         return _ok()
 
-    def _find(self, params: dict[str, Any]) -> WebSession:
-        """Return the session that a client names, by a number or a text."""
-        given = params.get("sessionid")
-        usable = isinstance(given, int | str) and not isinstance(given, bool)
-        session = self._sessions.find(given) if usable else None  # type: ignore[arg-type]
-        if session is None:
-            raise Refused(404, f"there is no session {shortened(given)}")
-        return session
+    async def _session(self, request: Request) -> WebSession:
+        """Return the session that a request of nothing else names."""
+        return self._sessions.get((await json_object(request)).get("sessionid"))
 
 
 def _text(params: dict[str, Any], key: str) -> str:

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from http import HTTPStatus
 from ipaddress import ip_address
 
 from aiortc import sdp
@@ -129,14 +128,14 @@ class Offer:
 def without(codecs: str) -> Refused:
     """Return what to tell a player that can play nothing of what there is."""
     return Refused(
-        HTTPStatus.NOT_ACCEPTABLE,
+        406,
         f"the offer has no {codecs} that can be sent; expected video in H.264 (baseline profile, "
         "packetization-mode 1) and audio in Opus",
     )
 
 
 def _bad(line: str) -> Refused:
-    return Refused(HTTPStatus.BAD_REQUEST, f"the offer has {line}")
+    return Refused(400, f"the offer has {line}")
 
 
 def _usable(line: str) -> bool:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import secrets
-from http import HTTPStatus
+from functools import partial
 from typing import Any, Literal
 
 from aiortc import (
@@ -34,8 +34,9 @@ from .tracks import (
     PacketTrack,
 )
 
-ANSWER_SECONDS = 10.0  # for an answer; candidates are gathered for 5 s at most
-CONNECT_SECONDS = 15.0  # from the answer to the connection
+ANSWER_SECONDS = 10.0  # for an answer
+GATHER_SECONDS = 2.0  # for what STUN and TURN servers say of this host's addresses
+CONNECT_SECONDS = 8.0  # from the answer to the connection
 SILENT_SECONDS = 6.0  # without a word of a player
 LOOK_SECONDS = 0.5
 MIMES = {"video": ("video/h264", "video/rtx"), "audio": ("audio/opus",)}
@@ -78,10 +79,10 @@ async def connect(session: WebSession, offer: str, config: Config, *, last: bool
     """
     if session.peer is not None:
         line = "the session has a player; expected it to leave before another one comes"
-        raise Refused(HTTPStatus.CONFLICT, line)
+        raise Refused(409, line)
     if session.clock != "wall":
         line = f"the session's clock is {session.clock!r}; expected 'wall' for a player"
-        raise Refused(HTTPStatus.CONFLICT, line)
+        raise Refused(409, line)
     session.check_open()
     peer = Peer(session, Offer(offer), config, last=last)
     session.peer = peer
@@ -92,7 +93,7 @@ async def connect(session: WebSession, offer: str, config: Config, *, last: bool
     except TimeoutError:
         await peer.close()
         line = f"no answer was found in {ANSWER_SECONDS:g} s; try again"
-        raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, line) from None
+        raise Refused(503, line) from None
     except OperationError:  # no common codec
         await peer.close()
         raise without("codec") from None
@@ -103,7 +104,7 @@ async def connect(session: WebSession, offer: str, config: Config, *, last: bool
         await peer.close()
         _log.debug("an offer was refused", exc_info=error)
         line = "the offer cannot be used; expected one as browsers make it"
-        raise Refused(HTTPStatus.BAD_REQUEST, line) from None
+        raise Refused(400, line) from None
     except BaseException:
         await peer.close()
         raise
@@ -150,11 +151,6 @@ class Peer:
         """RTP time stamp of the pictures at the session's beginning; None before there is one."""
         return self._reports["video"].origin if "video" in self._reports else None
 
-    @property
-    def loss(self) -> float:
-        """The share of packets that did not arrive, as the player last reported."""
-        return self._congestion.loss
-
     async def answer_offer(self) -> None:
         """Take the offer, and find the answer."""
         for kind, track in self._tracks.items():
@@ -191,6 +187,10 @@ class Peer:
                 check(*what)
 
             ice.check_incoming = checked
+            # Each answer would wait 5 s for a server that is silent.
+            ice.get_component_candidates = partial(
+                ice.get_component_candidates, timeout=GATHER_SECONDS
+            )
 
     # --- a sink of pieces ------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from http import HTTPStatus
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
@@ -22,7 +21,8 @@ from engine.media.fragmented_mp4 import FragmentedMp4
 
 from ..config import Web
 from ..refused import Refused
-from .requests import Gate, answered
+from .answers import answered
+from .gate import Gate
 from .session import EncodedPiece, WebSession
 
 MOST_WAITING = 64 << 20  # bytes that wait to be written
@@ -177,10 +177,10 @@ class Recordings:
         """
         if self._folder is None:
             line = "this server records nothing; expected web.recordings in its configuration"
-            raise Refused(HTTPStatus.NOT_IMPLEMENTED, line)
+            raise Refused(501, line)
         known = self._known.get(session.id)
         if known is not None and not known.finished.is_set():
-            raise Refused(HTTPStatus.CONFLICT, "the session is being recorded")
+            raise Refused(409, "the session is being recorded")
         name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(4)}.mp4"
         try:
             recording = Recording(session, self._folder / name, self._most)
@@ -188,7 +188,7 @@ class Recordings:
             why = one_line(error.strerror or error)
             _log.error("a recording cannot begin: %s", why)
             line = f"the recording cannot be written: {why}"
-            raise Refused(HTTPStatus.INSUFFICIENT_STORAGE, line) from None
+            raise Refused(507, line) from None
         self._forget()
         self._running.add(recording)
         self._known.pop(session.id, None)
@@ -207,7 +207,7 @@ class Recordings:
         """
         recording = self._known.get(session_id)
         if recording is None or recording.finished.is_set():
-            raise Refused(HTTPStatus.CONFLICT, "the session is not being recorded")
+            raise Refused(409, "the session is not being recorded")
         recording.end(None)
         await recording.finished.wait()
 
@@ -239,10 +239,10 @@ def routes(recordings: Recordings, gate: Gate) -> list[BaseRoute]:
         gate.check(request)
         recording = recordings.find(request.path_params["session"])
         if recording is None:
-            raise Refused(HTTPStatus.NOT_FOUND, "there is no recording of this session")
+            raise Refused(404, "there is no recording of this session")
         if recording.finished.is_set():
             if not recording.path.is_file():  # without a picture, or by the operator
-                raise Refused(HTTPStatus.NOT_FOUND, "the recording is gone, or has no picture")
+                raise Refused(404, "the recording is gone, or has no picture")
             return FileResponse(recording.path, media_type="video/mp4")
         size = recording.size
         headers = {"Content-Length": str(size), "Cache-Control": "no-store"}

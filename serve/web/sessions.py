@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
-from engine.errors import InputError
+from engine.errors import InputError, shortened
 from engine.live.live import PREBUFFER
 from engine.media.encode import EncoderPool
 
@@ -106,6 +106,18 @@ class WebSessions:
                 return None
             id = int(id)
         return self._sessions.get(id)
+
+    def get(self, id: object) -> WebSession:
+        """Return the session that a client names, by a number or a text.
+
+        Raises:
+            Refused: 404: there is none.
+        """
+        usable = isinstance(id, int | str) and not isinstance(id, bool)
+        session = self.find(id) if usable else None  # type: ignore[arg-type]
+        if session is None:
+            raise Refused(404, f"there is no session {shortened(id)}; open one before")
+        return session
 
     def __len__(self) -> int:
         return len(self._tasks)

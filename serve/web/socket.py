@@ -5,7 +5,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from http import HTTPStatus
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,13 @@ from engine.errors import shortened
 from ..errors import INTERNAL
 from ..refused import Refused
 from ..rpc.calls import Refused as RpcRefused
-from ..speech import MAX_SECONDS
+from ..speech import MESSAGE_SECONDS
+from .answers import refusal, refusals
 from .avatars import capacity, first_avatar
+from .bodies import MAX_TEXT, parse_object
+from .gate import Gate
 from .open import Open, read_open
 from .outbox import Outbox, Unread
-from .requests import MAX_TEXT, Gate, parse_object, refusal, refusals
 from .session import WebSession
 from .sessions import WebSessions
 
@@ -69,7 +70,7 @@ class Waiting:
                 _log.warning("WebSockets are refused: %d wait to be opened", total)
                 self._told = True
             line = f"{own} connections of {address} wait to be opened; expected fewer"
-            raise Refused(HTTPStatus.SERVICE_UNAVAILABLE, line)
+            raise Refused(503, line)
         return self._one(address)
 
     @contextmanager
@@ -179,9 +180,9 @@ class Talk:
                 message = await self._next()
         except TimeoutError:
             line = f"no message came for {OPEN_SECONDS:g} s; expected one of type 'open'"
-            raise Refused(HTTPStatus.REQUEST_TIMEOUT, line) from None
+            raise Refused(408, line) from None
         if isinstance(message, bytes):
-            raise Refused(HTTPStatus.BAD_REQUEST, "the first message is binary; expected JSON")
+            raise Refused(400, "the first message is binary; expected JSON")
         chosen = read_open(message)
         token = self._gate.token_of(self._socket)
         self._gate.check_given(chosen.token if token is None else token)
@@ -224,7 +225,7 @@ class Talk:
         text = message.get("text") or ""
         if len(text) > MAX_TEXT:
             line = f"the message has {len(text)} characters; expected at most {MAX_TEXT}"
-            raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, line)
+            raise Refused(413, line)
         return parse_object(text)
 
     async def _receive(self, session: WebSession, outbox: Outbox, sound: Any) -> None:
@@ -247,7 +248,7 @@ class Talk:
                 left = outbox.stirred + self._idle_seconds - loop.time()
                 if left <= 0:
                     line = f"no message came, and nothing was spoken, for {self._idle_seconds:g} s"
-                    raise Refused(HTTPStatus.REQUEST_TIMEOUT, line)
+                    raise Refused(408, line)
                 done, _ = await asyncio.wait([receiving], timeout=left)
                 if done:
                     return receiving.result()
@@ -257,10 +258,10 @@ class Talk:
 
     async def _push(self, session: WebSession, data: bytes, sound: Any) -> None:
         try:
-            sound.check(data, MAX_SECONDS)
+            sound.check(data, MESSAGE_SECONDS)
             samples: np.ndarray = sound.samples(data)
         except RpcRefused as error:
-            large = len(data) > MAX_SECONDS * sound.rate * sound.frame_bytes
+            large = len(data) > MESSAGE_SECONDS * sound.rate * sound.frame_bytes
             raise Refused(413 if large else 400, error.line) from None
         if session.clock == "taken":
             await session.push_waiting(samples)
@@ -292,6 +293,6 @@ class Talk:
 
 
 def _code(status: int) -> int:
-    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+    if status == 413:
         return TOO_BIG
-    return OUR_FAULT if status == HTTPStatus.INTERNAL_SERVER_ERROR else REFUSED
+    return OUR_FAULT if status == 500 else REFUSED

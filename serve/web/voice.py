@@ -27,7 +27,8 @@ MAX_SAID = 2000  # bytes of a service's error that are read
 # others, such as audio/mpeg or application/json, are no PCM
 PCM_TYPES = {"audio/pcm", "audio/x-pcm", "audio/l16", "audio/raw", "application/octet-stream", ""}
 
-_COMMAND = [sys.executable, "-I", "-S", str(Path(espeak_process.__file__))]
+_COMMAND = [sys.executable, "-P", "-s", "-S", str(Path(espeak_process.__file__))]
+_ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 def open_voice(configured: config.Voice | None) -> "EspeakVoice | SpeechService | None":
@@ -71,7 +72,7 @@ class EspeakVoice:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
                 cwd="/",
-                env={},
+                env=_ENVIRONMENT,
                 start_new_session=True,  # Ctrl-C is for the server
             )
         try:

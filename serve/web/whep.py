@@ -11,12 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
-from engine.errors import shortened
-
 from ..config import Config, IceServer
 from ..refused import Refused
+from .answers import answered
+from .bodies import sdp
+from .gate import Gate
 from .peer import connect
-from .requests import Gate, answered, sdp
 from .session import WebSession
 from .sessions import WebSessions
 
@@ -63,24 +63,18 @@ class Players:
 
     async def _join(self, request: Request) -> Response:
         self._gate.check(request)
-        session = self._find(request)
+        session = self._sessions.get(request.path_params["session"])
         return await self._answer(session, await sdp(request), last=False)
 
     async def _leave(self, request: Request) -> Response:
         self._gate.check(request)
-        session, id = self._find(request), request.path_params["peer"]
+        session = self._sessions.get(request.path_params["session"])
+        id = request.path_params["peer"]
         if session.peer is not None and session.peer.id == id:
             await session.peer.close()
         elif id not in session.former_peers:  # which have ended their connections before
             raise Refused(404, "there is no such player; expected the Location of an answer")
         return Response(status_code=200)
-
-    def _find(self, request: Request) -> WebSession:
-        number = request.path_params["session"]
-        session = self._sessions.find(number)
-        if session is None:
-            raise Refused(404, f"there is no session {shortened(number)}; open one before")
-        return session
 
     async def _answer(self, session: WebSession, offer: str, *, last: bool) -> Response:
         peer = await connect(session, offer, self._config, last=last)

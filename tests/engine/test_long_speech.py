@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.io import wavfile
 
+import engine.device.buffers
 import engine.mel
 import engine.pcm
-import engine.pipeline
 import kernels
 from engine import Avatar, InputError, Pipeline
 from engine.device.stopwatch import Stopwatch
@@ -39,7 +39,7 @@ def short_pieces(monkeypatch):
     """The speech of these tests has three pieces, and its features do not fit at once."""
     monkeypatch.setattr(engine.mel, "PIECE", LEAD)
     monkeypatch.setattr(engine.pcm, "KEPT_SECONDS", 1)
-    monkeypatch.setattr(engine.pipeline, "KEPT_FEATURES", 1)
+    monkeypatch.setattr(engine.device.buffers, "FEATURE_ROWS", 1)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_windows(stereo):
 @pytest.fixture(scope="module")
 def frames(pipeline, speech) -> torch.Tensor:
     """Of a render that has all of the speech at once."""
-    assert engine.mel.PIECE > SECONDS * 80 and engine.pipeline.KEPT_FEATURES > SECONDS * FPS
+    assert engine.mel.PIECE > SECONDS * 80 and engine.device.buffers.FEATURE_ROWS > SECONDS * FPS
     return torch.cat(list(pipeline.render(read_speech(speech))))
 
 

@@ -126,10 +126,10 @@ def test_the_limit_is_positive(avatar):
     [
         # A frame takes 4.11 MB: the generator's 6 + 3 planes of 320 x 320 and 8192 features in
         # float32, a face crop of 328 x 328 x 3, and three of the avatar's frames of 96 x 80 x 3.
-        # Eight of them, and 32 windows of the audio encoder, take 33.1 MB. Half of 10 GB is 150.97
-        # times that.
-        (10e9, 150),
-        (1e9, 15),
+        # Eight of them, 32 windows of the audio encoder, and 1024 features take 35.2 MB. Half of
+        # 10 GB is 141.98 times that.
+        (10e9, 141),
+        (1e9, 14),
         (1e6, 1),
         (0, 1),
         (None, None),

@@ -5,6 +5,7 @@ import importlib
 import shutil
 import threading
 import warnings
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
@@ -158,7 +159,7 @@ def test_nothing_is_allocated_or_waited_for(make, noise):
     for batch_size in (1, 16):
         pipeline = make(batch_size)
         if not pipeline.generator.capturable:
-            pytest.skip("ONNX Runtime is waited for")
+            pytest.skip("ONNX Runtime may allocate")
         pipeline.warm_up()
         batches = pipeline.render(noise)
         assert sum(1 for _ in islice(batches, WARM)) == WARM
@@ -179,7 +180,7 @@ def test_the_host_never_waits_during_a_render(make, short):
     """The speech is uploaded from pinned memory, because the host would wait for any other copy."""
     pipeline = make(16)
     if not pipeline.generator.capturable:
-        pytest.skip("ONNX Runtime is waited for")
+        pytest.skip("ONNX Runtime may allocate")
     pipeline.warm_up()
     wanted = finished(pipeline, short)  # compiles the kernels for speech
     torch.cuda.set_sync_debug_mode("error")
@@ -190,18 +191,38 @@ def test_the_host_never_waits_during_a_render(make, short):
     assert torch.equal(torch.cat(batches).cpu(), wanted)
 
 
+def test_launches_of_a_batch(make, noise):
+    """Besides its graphs two copies; and for each call of the encoder, for 32 frames, a kernel and
+    two or, where the ring of features ends, three copies."""
+    pipeline = make(25)
+    if not pipeline.generator.capturable:
+        pytest.skip("ONNX Runtime launches its kernels")
+    pipeline.warm_up()
+    batches = pipeline.render(noise)
+    assert sum(1 for _ in islice(batches, WARM)) == WARM
+    with torch.profiler.profile() as profile:
+        assert sum(1 for _ in islice(batches, 64)) == 64
+        torch.cuda.synchronize()
+    batches.close()
+    calls = Counter(event.name for event in profile.events())
+    names = "cudaLaunchKernel", "cuLaunchKernel", "cudaMemcpyAsync", "cudaMemcpy2DAsync"
+    launches = sum(count for name, count in calls.items() if name.startswith(names))
+    assert 0 < launches <= 2 * 64 + 3 * 51 + 4, calls
+    own = 1 if pipeline.generator.stream is None else 3  # graphs of a batch
+    assert calls["cudaGraphLaunch"] <= own * 64 + 51, calls
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_ranges_equal_the_cpus(dtype):
     torch.manual_seed(1)
-    for shape, rows in [((25, 3, 320, 320), (25, 3)), ((32, 512), (32,))]:
+    for shape, rows in [((25, 3, 320, 320), (25, 2, 3)), ((32, 512), (32, 2))]:
         output = torch.randn(shape).to(dtype)
         output.flatten(1)[3, 100], output.flatten(1)[7, 9] = float("nan"), float("-inf")
         ranges = {}
         for device in ("cpu", "cuda"):
-            ranges[device] = [torch.zeros(rows, dtype=dtype, device=device) for _ in range(2)]
-            write_ranges(output.to(device), *ranges[device])
-        for ours, theirs in zip(*ranges.values(), strict=True):
-            assert torch.equal(ours.nan_to_num(7), theirs.cpu().nan_to_num(7))
+            ranges[device] = torch.zeros(rows, dtype=dtype, device=device)
+            write_ranges(output.to(device), ranges[device])
+        assert torch.equal(ranges["cpu"].nan_to_num(7), ranges["cuda"].cpu().nan_to_num(7))
 
 
 class Breaks:

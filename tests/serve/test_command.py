@@ -197,13 +197,20 @@ def test_it_says_where_it_is_and_who_may_call(tmp_path):
     assert lines[-1] == "grpcurl -plaintext 127.0.0.1:1 viseme.v1.Viseme/ListAvatars"
 
 
+@pytest.mark.parametrize(
+    ("host", "own"), [("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("10.0.0.7", "10.0.0.7")]
+)
+def test_its_page_is_at_an_address_that_a_browser_can_open(host, own):
+    assert f"page at http://{own}:2/" in described(host=host)
+
+
 def test_it_says_what_is_asked_for_without_secrets(tmp_path):
     tls = Config.model_validate(
         {"server": {"tls": {"certificate": "/a b.pem", "key": "/k.pem"}}}
     ).server.tls
     lines = described(host="::", tls=tls, tokens=(TOKEN,))
     text = "\n".join(lines)
-    assert "gRPC at [::]:1 with TLS" in lines and "https://[::]:2/readyz" in text
+    assert "gRPC at [::]:1 with TLS" in lines and "https://[::1]:2/readyz" in text
     assert 'calls must bring one of 1 tokens, "Bearer TOKEN"' in lines
     assert "other machines" not in text and TOKEN not in text
     assert lines[-1] == (

@@ -118,7 +118,7 @@ spec = importlib.util.spec_from_file_location("limits", {str(ROOT / "serve/decod
 limits = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(limits)
 parent, source, pcm, sound, seconds = sys.argv[1:]
-limits.limit(int(parent))
+limits.limit(int(parent), **limits.LIMITS)
 """
 OK = 'print(\'{"rate": 16000, "channels": 1, "warnings": []}\')\n'
 

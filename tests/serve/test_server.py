@@ -380,7 +380,11 @@ def test_who_reads_no_answer_is_cut_off(monkeypatch):
                     if writer.transport.get_write_buffer_size() < 1 << 20:
                         writer.write(ask)
                     await asyncio.sleep(0.02)
-            await until(lambda: not running.server._http.server_state.connections)
+            connections = running.server._http.server_state.connections
+            await until(lambda: not connections)
+            assert writer.transport.is_closing() and not connections
+            async with httpx.AsyncClient(trust_env=False) as client:  # who reads is served
+                assert (await client.get(f"{running.url}/healthz")).status_code == 200
             writer.transport.abort()
 
     asyncio.run(main())

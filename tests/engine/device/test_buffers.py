@@ -6,11 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import kernels
 from engine import Avatar, InputError, Pipeline
 from engine.device.batch_sizes import batch_sizes, round_up_to
 from engine.device.buffers import RING, BufferPool, buffer_shapes, ring_shapes
+from engine.device.executor import CpuExecutor
 from engine.device.memory import allocate, check_fits, free_bytes, memory_bytes
 from engine.device.stopwatch import Stopwatch
 from engine.errors import DeviceError
@@ -103,7 +105,7 @@ def test_buffer_bytes_by_hand():
     shapes = buffer_shapes(25, generator=torch.float16, audio_encoder=torch.float16)
     shapes |= ring_shapes(25, 1280, 720)
     ring = RING * 25 * 1280 * 720 * 3
-    batch = 25 * (9 * 320 * 320 * 2 + 328 * 328 * 3 + 32 * 256 * 2 + 8)
+    batch = 25 * (9 * 320 * 320 * 2 + 328 * 328 * 3 + 32 * 256 * 2 + 3 * 8)
     encoder = 32 * (80 * 16 * 4 + 512 * 2)
     ranges = 2 * (25 * 3 * 2 + 32 * 2)
     assert 0 <= memory_bytes(shapes) - (ring + batch + encoder + ranges) < 256 * len(shapes)
@@ -264,7 +266,7 @@ def test_interleaved_and_abandoned_renders(stand_ins, held, speech):
 
 def test_warm_up_runs_every_size(stand_ins, held, native, monkeypatch):
     """And the stages that no graph has: `log_mel` with blocks of both sizes, and the windows."""
-    seen: dict[str, list] = {"log_mel": [], "mel_windows": [], "feature_windows": []}
+    seen: dict[str, list] = {"log_mel": [], "mel_windows": []}
     for name, calls in seen.items():
         original = getattr(kernels, name)
 
@@ -277,7 +279,6 @@ def test_warm_up_runs_every_size(stand_ins, held, native, monkeypatch):
     pipeline.warm_up(mode="direct")
     blocks = {block_rows(kernels.mel_rows(pcm.numel())) for pcm in seen["log_mel"]}
     assert blocks == {16, 32} and seen["mel_windows"]
-    assert {features.dtype for features in seen["feature_windows"]} == {pipeline.generator.dtype}
     assert pipeline.generator.batches == [5] * RING + [4] * RING + [1] * RING
     assert pipeline.audio_encoder.batches == [32, 8]
     one = pipeline.buffer_bytes
@@ -307,24 +308,66 @@ def test_the_first_frames_wait_for_few_windows(stand_ins, held, speech, batch_si
 def test_features_are_encoded_before_they_are_read(
     stand_ins, native, held, speech, monkeypatch, on_gpu, batch_size
 ):
-    """A batch of 3 needs 9 windows, and one of 27 needs 33. With one window less, the encoder would
-    make one call less for the first batch."""
+    """A batch of 3 needs 9 windows, and one of 27 needs 33. The ring wraps several times."""
+    monkeypatch.setattr("engine.device.buffers.FEATURE_ROWS", 0)
     pipeline = Pipeline(held if on_gpu else Avatar.load(native), batch_size=batch_size)
-    gather, read = kernels.feature_windows, []
+    pcm, found = speech[:60000], []
 
-    def watched(features, *, start, count, out):
-        made = sum(pipeline.audio_encoder.batches)
-        poisoned = features.clone()
-        poisoned[made:] = torch.nan
-        gather(poisoned, start=start, count=count, out=out)
-        assert out.isfinite().all()
-        read.append(count)
+    def watched(features, frames, sources, *, out):
+        gather(features, frames, sources, out=out)
+        found.append(out.clone())
 
-    monkeypatch.setattr(kernels, "feature_windows", watched)
-    pcm = speech[:60000]
-    for _ in pipeline.render(pcm):
-        pass
-    assert sum(read) == pipeline.frame_count(pcm)
+    gather = kernels.ring_feature_windows
+    monkeypatch.setattr(kernels, "ring_feature_windows", watched)
+    for skip in (0, 30):
+        found.clear()
+        counts = [len(frames) for frames in pipeline.render(pcm, skip=skip)]
+        windows = kernels.mel_windows(kernels.log_mel(pcm), fps=float(pipeline.avatar.fps))
+        features = windows.flatten(1)[:, : kernels.FEATURE_DIM]  # as `Networks` makes them
+        expected = kernels.feature_windows(features, start=skip)
+        parts = [audio[:n] for audio, n in zip(found, counts, strict=True)]
+        assert torch.equal(torch.cat(parts), expected)
+
+
+def test_little_is_launched_besides_the_graphs(stand_ins, held, speech, monkeypatch):
+    """For each batch a copy that says where its frames and features are, and one of the ranges to
+    the host; for each call of the encoder a kernel before it, and two copies after it."""
+    launches: list[str] = []
+    pipeline = Pipeline(held, batch_size=2)
+    with pipeline._pool.take() as buffers:
+        memory = buffers.tensors["places"].untyped_storage().data_ptr()
+
+    class Launches(TorchDispatchMode):
+        """Notes what reads or writes the buffers."""
+
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            result = function._schema.returns[0].alias_info
+            tensors = [value for value in arguments if isinstance(value, torch.Tensor)]
+            used = any(value.untyped_storage().data_ptr() == memory for value in tensors)
+            if used and (result is None or result.is_write):
+                launches.append(str(function.overloadpacket))
+            return function(*arguments, **options or {})
+
+    def one(name, work):
+        def noted(*arguments, **options):
+            launches.append(name)
+            with _disable_current_modes():
+                return work(*arguments, **options)
+
+        return noted
+
+    monkeypatch.setattr(CpuExecutor, "run", one("graph", CpuExecutor.run))
+    monkeypatch.setattr(kernels, "mel_windows", one("mel_windows", kernels.mel_windows))
+    batches = pipeline.render(speech)
+    next(batches)  # with what is done once
+    seen = set()
+    for _ in range(40):
+        launches.clear()
+        with Launches():
+            next(batches)
+        seen.add(tuple(launches))
+    batch = "aten.copy_", "graph", "aten.copy_"
+    assert seen == {batch, ("mel_windows", "graph", "aten.copy_", "aten.copy_", *batch)}
 
 
 def test_look_ahead():

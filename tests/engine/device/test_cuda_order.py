@@ -288,25 +288,38 @@ def run(cuda: Cuda, parts: list[Part], stopwatch) -> list[str]:
 
 
 def test_parts_are_one_graph_if_all_can_be_captured(cuda):
-    parts = [
-        Part("a", partial(cuda.work, "a")),
-        Part("b", partial(cuda.work, "b"), stream="b's"),
-        Part("c", partial(cuda.work, "c")),
-    ]
+    parts = [Part("a", partial(cuda.work, "a")), Part("b", partial(cuda.work, "b"), key=("slot",))]
     assert run(cuda, parts, Stopwatch.off(CUDA)) == [
-        *["a, b, c {", (("a, b, c", 4, 0), True, "b's")],
-        *["a on caller", "b on caller", "c on caller", "}"],
+        *["a, b {", (("a, b", 4, 0, "slot"), True, None), "a on caller", "b on caller", "}"],
     ]
 
 
-def test_parts_are_separate_if_one_cannot_be_captured(cuda):
+def test_only_a_network_with_its_own_stream_runs_there(cuda):
+    """What is done before and after it runs on the caller's, beside other renders."""
     parts = [
         Part("a", partial(cuda.work, "a")),
-        Part("b", partial(cuda.work, "b"), capturable=False),
+        Part("b", partial(cuda.work, "b")),
+        Part("c", partial(cuda.work, "c"), stream="c's"),
+        Part("d", partial(cuda.work, "d"), key=("slot",)),
     ]
     assert run(cuda, parts, Stopwatch.off(CUDA)) == [
-        *["a {", (("a", 4, 0), True, None), "a on caller", "}"],
-        *["b {", (("b", 4, 0), False, None), "b on caller", "}"],
+        *["a, b {", (("a, b", 4, 0), True, None), "a on caller", "b on caller", "}"],
+        *["c {", (("c", 4, 0), True, "c's"), "c on caller", "}"],
+        *["d {", (("d", 4, 0, "slot"), True, None), "d on caller", "}"],
+    ]
+
+
+def test_a_part_that_cannot_be_captured_is_separate(cuda):
+    parts = [
+        Part("a", partial(cuda.work, "a")),
+        Part("b", partial(cuda.work, "b")),
+        Part("c", partial(cuda.work, "c"), capturable=False),
+        Part("d", partial(cuda.work, "d"), capturable=False),
+    ]
+    assert run(cuda, parts, Stopwatch.off(CUDA)) == [
+        *["a, b {", (("a, b", 4, 0), True, None), "a on caller", "b on caller", "}"],
+        *["c {", (("c", 4, 0), False, None), "c on caller", "}"],
+        *["d {", (("d", 4, 0), False, None), "d on caller", "}"],
     ]
 
 

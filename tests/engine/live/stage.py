@@ -43,7 +43,6 @@ class FakeRenderer:
             torch.full((100, RING_ROWS, kernels.FEATURE_DIM), torch.nan),
             windows,
             lambda n: torch.from_numpy(encode(windows[:n].numpy())),
-            batch_size=batch_size,
         )
 
     def hear(self, windows: list[Window]) -> None:
@@ -54,7 +53,8 @@ class FakeRenderer:
         self.batches.append(len(jobs))
         slots = [SILENT_SLOT if job.silent else job.slot for job in jobs]
         numbers = [SILENT_FRAME if job.silent else job.frame for job in jobs]
-        self.audio += list(self.rings.audio(slots, numbers, torch.empty(len(jobs), 32, 16, 16)))
+        places = torch.tensor(numbers), torch.tensor(slots)
+        self.audio += list(kernels.ring_feature_windows(self.rings.features, *places))
         first = len(self.jobs)
         self.jobs += jobs
         if self._clock is not None:

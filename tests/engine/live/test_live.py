@@ -232,6 +232,7 @@ def test_a_closed_avatar_is_forgotten(tiny, avatar, clock, start, later):  # noq
             live._renderer.render = lambda jobs: Rendered(
                 render(jobs).frames, lambda: time.sleep(0.02)
             )
+        costs(live, 0.001)  # there is room for three, however slow the machine is
         sessions = [live.open(clock=clock) for _ in range(3)]
         for session in sessions:
             session.push(voice(1, 20_000))

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 import kernels
 from engine import Avatar, Pipeline
+from engine.device import buffers
 from engine.device.executor import CpuExecutor
 from engine.errors import InputError
-from engine.live import gpu_renderer, renderer
+from engine.live import gpu_renderer, renderer, rings
 from engine.live.features import RING_ROWS, Window
 from engine.live.gpu_renderer import GpuRenderer
 from engine.live.job import Job
@@ -194,6 +195,29 @@ def test_no_graph_is_captured_after_the_warm_up(resident, monkeypatch):
     for windows in (1, 9):
         renderer.hear([Window(RING_ROWS, np.zeros(WINDOW_SAMPLES, np.float32))] * windows)
     assert ran == warm
+
+
+def test_a_batch_is_one_upload_and_one_graph(resident, monkeypatch):
+    """Of frames in which somebody speaks."""
+    calls = []
+
+    def run(_, key, parts, __):
+        calls.append([part.name for part in parts])
+        for part in parts:
+            part.work()
+
+    def noted(values, out):
+        calls.append("upload")
+        return upload(values, out)
+
+    upload = buffers.copy_to_device
+    monkeypatch.setattr(CpuExecutor, "run", run)
+    for module in (buffers, gpu_renderer, rings):
+        monkeypatch.setattr(module, "copy_to_device", noted)
+    renderer = GpuRenderer(resident)
+    calls.clear()
+    renderer.render([Job(0, 20, picture, silent=False) for picture in range(3)])
+    assert calls == ["upload", ["windows", "face_input", "generator", "composite"]]
 
 
 def test_everything_runs_before_the_first_session(make):

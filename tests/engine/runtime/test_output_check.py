@@ -37,8 +37,9 @@ def test_ranges_equal_pytorchs(shape, dtype):
     flat = output.flatten(1)
     flat[0, 7], flat[-1, 9], flat[len(flat) // 2, -1] = INF, -INF, NAN
     rows = shape[:1] if len(shape) == 2 else shape[:2]
-    low, high = (torch.zeros(rows, dtype=dtype) for _ in range(2))
-    write_ranges(output, low, high)
+    ranges = torch.zeros(shape[0], 2, *rows[1:], dtype=dtype)
+    write_ranges(output, ranges)
+    low, high = ranges.unbind(1)
     for made, wanted in zip(
         (low, high), torch.aminmax(output.reshape(*rows, -1), dim=-1), strict=True
     ):

@@ -263,7 +263,7 @@ def test_a_changed_file_is_opened_anew(networks, tmp_path):
     first = open_network(GENERATOR, path, device=CPU)
     shutil.copy(networks["audio_encoder"], path)
     open_network(AUDIO_ENCODER, path, device=CPU)  # not the generator's session
-    assert first._session.get_inputs()[0].name == "input"
+    assert first._session.session.get_inputs()[0].name == "input"
 
 
 def test_a_name_that_is_not_utf8(networks, checkpoints, inputs, expected, tmp_path):

@@ -558,6 +558,31 @@ def test_compiled_kernels_are_kept(plan, simulated, monkeypatch, tmp_path):
         assert kept.read_bytes() == b"kernels" and kept.name.endswith("-SM89.cache")
 
 
+def test_nobody_waits_until_compiled_kernels_are_written(plan, simulated, monkeypatch):
+    """Contexts are made while all renders wait. What is compiled meanwhile is written at last."""
+    found, written, go = [b"one", b"two", b"three", b"four"], [], threading.Event()
+    simulated.serialize = lambda: found.pop(0)
+    alter(version="1.2.3")(plan)
+    network = tensorrt_module.TensorRTNetwork(AUDIO_ENCODER, plan, CPU)
+
+    def save(path, data):
+        assert go.wait(30)
+        written.append(data)
+
+    monkeypatch.setattr("engine.plans.edition._save", save)
+    windows, out = torch.zeros(4, 1, 80, 16).half(), torch.zeros(4, 512).half()
+    threads = set(threading.enumerate())
+    for n in (4, 3, 2):  # each has a new context
+        network(windows[:n], out=out[:n])
+    assert found == [b"four"] and written == []
+    go.set()
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(30)
+    assert written[-1] == b"three" and len(written) <= 2
+    del network
+    assert written[-1] == b"four"
+
+
 @pytest.mark.parametrize(
     ("fails", "message"),
     [

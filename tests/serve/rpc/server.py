@@ -11,6 +11,7 @@ import grpc
 from engine.live import Live
 from serve.config import Config
 from serve.errors import NotConfigured
+from serve.places import Places
 from serve.rpc.protos import viseme_pb2 as pb
 from serve.rpc.protos import viseme_pb2_grpc
 from serve.rpc.viseme import VisemeService
@@ -69,9 +70,11 @@ class FakeMetrics:
 class Server:
     """A running server and a client's stub."""
 
-    def __init__(self, lives: dict[str, Live], address: str, stub, service, registry, metrics):
+    def __init__(
+        self, lives: dict[str, Live], address: str, stub, service, registry, metrics, places
+    ):
         self.lives, self.address, self.stub, self.service = lives, address, stub, service
-        self.registry, self.metrics = registry, metrics
+        self.registry, self.metrics, self.places = registry, metrics, places
 
     def sessions(self) -> int:
         """How many sessions the engine has."""
@@ -82,11 +85,11 @@ class Server:
         async with asyncio.timeout(30):
             while (
                 self.sessions()
-                or self.service.sessions()
+                or self.places.sessions()
                 or self.service._calls
                 or self.service._renders
                 or +self.registry.in_use
-                or self.service.sessions()
+                or self.places.sessions()
             ):
                 await asyncio.sleep(0.01)
 
@@ -95,7 +98,9 @@ class Server:
 async def serving(lives: dict[str, Live], others: tuple[str, ...] = (), **config):
     """Run a server; at the end, nothing of it may be left."""
     registry, metrics = FakeRegistry(lives, others), FakeMetrics()
-    service = VisemeService(registry, Config(**config), metrics)
+    configured = Config(**config)
+    places = Places(configured.limits.max_sessions)
+    service = VisemeService(registry, configured, metrics, places)
     server = grpc.aio.server(options=OPTIONS)
     viseme_pb2_grpc.add_VisemeServicer_to_server(service, server)
     address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
@@ -104,11 +109,11 @@ async def serving(lives: dict[str, Live], others: tuple[str, ...] = (), **config
     small = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65536)]
     async with grpc.aio.insecure_channel(address, options=OPTIONS + small) as channel:
         stub = viseme_pb2_grpc.VisemeStub(channel)
-        running = Server(lives, address, stub, service, registry, metrics)
+        running = Server(lives, address, stub, service, registry, metrics, places)
         try:
             yield running
             await running.until_free()
-            assert not service.sessions()  # not even the names that clients invent
+            assert not places.sessions()  # not even the names that clients invent
         finally:
             await service.close()
             await server.stop(None)

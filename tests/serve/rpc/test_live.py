@@ -385,9 +385,9 @@ def test_speech_far_ahead(live, monkeypatch):
     from serve import speech
     from serve.rpc import live as module
 
-    monkeypatch.setattr(speech, "MOST_SECONDS", 2.0)
-    monkeypatch.setattr(speech, "MAX_SECONDS", 1.0)
-    monkeypatch.setattr(module, "MAX_SECONDS", 1.0)
+    monkeypatch.setattr(speech, "WAITING_SECONDS", 2.0)
+    monkeypatch.setattr(speech, "MESSAGE_SECONDS", 1.0)
+    monkeypatch.setattr(module, "MESSAGE_SECONDS", 1.0)
     convert, waiting = module.LiveCall._convert, []
 
     def noting(self, data):
@@ -657,7 +657,7 @@ def test_a_client_that_reads_nothing(live, monkeypatch):
                 while not server.metrics.sums["frames", "tiny", "live"] or server.sessions():
                     await asyncio.sleep(0.01)
             assert server.metrics.sums["frames", "tiny", "live"] < 1000  # of 3000
-            assert server.service.sessions() == {"tiny": 1}  # as long as the call is there
+            assert server.places.sessions() == {"tiny": 1}  # as long as the call is there
             return await refusal(call)
 
     assert run(main()) == (grpc.StatusCode.ABORTED, "nothing was read for 0.5 s")

@@ -17,7 +17,7 @@ from engine.live import Live
 from serve.config import Config
 from serve.http import HttpServer, listen, web_routes
 from serve.places import Places
-from serve.web import requests
+from serve.web import gate
 from serve.web.sessions import WebSessions
 from tests.serve.rpc.server import FakeMetrics, FakeRegistry
 
@@ -35,12 +35,12 @@ class Site:
         self.live = next(iter(lives.values()))
         self.places = Places(config.limits.max_sessions)
         self.sessions = WebSessions(self.registry, config, self.metrics, self.places, voice)
-        self.recordings, self.gate = self.sessions.recordings, requests.Gate(config)
+        self.recordings, self.gate = self.sessions.recordings, gate.Gate(config)
         self.config, self.server, self.port = config, None, 0
 
     def app(self) -> Starlette:
         routes = web_routes(self.sessions, self.config)
-        return Starlette(routes=routes, middleware=requests.cross_origin(self.config))
+        return Starlette(routes=routes, middleware=gate.cross_origin(self.config))
 
     @property
     def url(self) -> str:

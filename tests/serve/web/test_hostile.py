@@ -14,7 +14,7 @@ import websockets
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from serve.web import protocol, requests
+from serve.web import bodies, protocol
 from serve.web import socket as socket_module
 from tests.serve.web.site import SECONDS, TOKEN, Client, client, http, run, serving
 
@@ -201,8 +201,8 @@ def test_huge_bodies_take_no_memory(live):
 
 def test_uploads_are_counted(live, monkeypatch):
     """Those beyond a few are refused, and the places come back."""
-    monkeypatch.setattr(requests, "MAX_UPLOADS", 2)
-    monkeypatch.setattr(requests, "PART_SECONDS", 0.5)
+    monkeypatch.setattr(bodies, "MAX_UPLOADS", 2)
+    monkeypatch.setattr(bodies, "PART_SECONDS", 0.5)
     head = b"POST /humanaudio HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 500\r\n\r\n--x\r\n"
 
     async def main():
@@ -333,6 +333,8 @@ def test_a_socket_that_is_never_read_is_aborted(live, monkeypatch, clock):
                 async with asyncio.timeout(SECONDS):
                     while descriptors() > before + 1:  # the client's own
                         await asyncio.sleep(0.05)
+                assert not len(site.sessions) and descriptors() <= before + 1
+                assert not socket.transport.is_reading()  # it has read nothing meanwhile
                 socket.transport.abort()
 
     run(main())

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 from aiortc import RTCPeerConnection, RTCSessionDescription
 
-from serve.web import livetalking
-from serve.web import requests as requests_module
+from serve.web import bodies, livetalking
 from tests.engine.live.stage import voice
 from tests.serve.web.site import SECONDS, TOKEN, client, http, run, serving
 
@@ -300,14 +299,14 @@ def test_tokens_and_origins(live):
             assert answer.json()["msg"].startswith("the request has no token")
             known = {"Authorization": f"Bearer {TOKEN}"}
             answer = await asked.post("/is_speaking", json={"sessionid": 1}, headers=known)
-            assert answer.json()["msg"] == "there is no session 1"
+            assert answer.json()["msg"] == "there is no session 1; open one before"
             other = known | {"Origin": "https://other.example"}
             answer = await asked.post("/is_speaking", json={"sessionid": 1}, headers=other)
             assert "is not one of web.origins" in answer.json()["msg"]
             assert "access-control-allow-origin" not in answer.headers
             page = known | {"Origin": "https://page.example"}
             answer = await asked.post("/is_speaking", json={"sessionid": 1}, headers=page)
-            assert answer.json()["msg"] == "there is no session 1"
+            assert answer.json()["msg"] == "there is no session 1; open one before"
             assert answer.headers["access-control-allow-origin"] == "https://page.example"
             preflight = {
                 "Origin": "https://page.example",
@@ -362,9 +361,9 @@ def test_avatars(live, tmp_path):
 
 def test_slow_bodies_are_cut_off(live, monkeypatch):
     """Also one that goes on and on, and one of a form."""
-    monkeypatch.setattr(requests_module, "PART_SECONDS", 0.3)
-    monkeypatch.setattr(requests_module, "TEXT_SECONDS", 0.5)
-    monkeypatch.setattr(requests_module, "UPLOAD_SECONDS", 0.6)
+    monkeypatch.setattr(bodies, "PART_SECONDS", 0.3)
+    monkeypatch.setattr(bodies, "TEXT_SECONDS", 0.5)
+    monkeypatch.setattr(bodies, "UPLOAD_SECONDS", 0.6)
 
     async def slow(site, path: str, kind: str, pause: float) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", site.port)

@@ -271,8 +271,8 @@ def test_a_voice_that_fails(live):
 
 
 def test_refusals(live, monkeypatch):
-    monkeypatch.setattr("serve.speech.MOST_SECONDS", 2.0)
-    monkeypatch.setattr("serve.speech.MAX_SECONDS", 1.0)
+    monkeypatch.setattr("serve.speech.WAITING_SECONDS", 2.0)
+    monkeypatch.setattr("serve.speech.MESSAGE_SECONDS", 1.0)
 
     async def main():
         async with Opened(live, Voice(), max_sessions=1) as web:

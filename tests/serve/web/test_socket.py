@@ -485,7 +485,9 @@ def test_sessions_end_when_their_sockets_go(live):
             for _ in range(3):
                 async with client(site, picture="jpeg") as talk:
                     await talk.next()
+                    assert site.places.sessions() == {"tiny": 1} and len(site.sessions) == 1
                     talk.socket.transport.abort()
                 await site.until_free()
+                assert not site.places.sessions() and not len(site.sessions)
 
     run(main())

@@ -87,9 +87,9 @@ def test_texts_are_said_as_espeak_says_them(live):
 def test_an_interruption_ends_the_process(live, monkeypatch):
     """And its pipe, and the texts that wait; the next one is said."""
     pytest.importorskip("espeakng_loader")
-    monkeypatch.setattr("serve.speech.MOST_SECONDS", 0.0)  # so that speaking waits for room
-    monkeypatch.setattr("serve.speech.MOST_BYTES", 0)
-    monkeypatch.setattr("serve.speech.MAX_SECONDS", 1.0)
+    monkeypatch.setattr("serve.speech.WAITING_SECONDS", 0.0)  # so that speaking waits for room
+    monkeypatch.setattr("serve.speech.WAITING_BYTES", 0)
+    monkeypatch.setattr("serve.speech.MESSAGE_SECONDS", 1.0)
     before, pipes = children(), open_pipes()
 
     async def main():
@@ -154,11 +154,13 @@ class Service:
         parts: of the answer's body.
         go: the parts after the first one are sent when it is set.
         left: set when a client has left before the end.
+        sent: parts so far.
     """
 
     def __init__(self, parts=(b"",)):
         self.change(parts)
         self.orders, self.go, self.left = [], asyncio.Event(), asyncio.Event()
+        self.sent = 0
         self.go.set()
 
     def change(self, parts, status="200 OK", kind="audio/pcm"):
@@ -188,6 +190,7 @@ class Service:
             except ConnectionError:
                 self.left.set()
                 raise
+            self.sent += 1
         writer.write(b"0\r\n\r\n")
 
 
@@ -252,6 +255,7 @@ def test_an_interruption_ends_the_request(live):
             await talk.event("interrupted")
             async with asyncio.timeout(SECONDS):
                 await service.left.wait()
+            assert len(service.orders) == 1 and service.sent < 5000
 
     run(main())
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import re
+import socket
 
+import aioice
 import grpc
 import numpy as np
 import pytest
@@ -226,7 +228,34 @@ def test_players_that_vanish(live, monkeypatch):
     run(main())
 
 
+def test_a_stun_server_that_is_silent(live, monkeypatch):
+    """It is not waited for as long as aiortc would: 5 s for each answer."""
+    seconds, gather = [], aioice.Connection.get_component_candidates
+
+    def noting(self, component, addresses, timeout=5):
+        if self.stun_server is not None:  # the server's, not the player's
+            seconds.append(timeout)
+            timeout = 0.05
+        return gather(self, component, addresses, timeout)
+
+    monkeypatch.setattr(aioice.Connection, "get_component_candidates", noting)
+
+    async def main(port):
+        config = {"web": {"ice_servers": [{"urls": [f"stun:127.0.0.1:{port}"]}]}}
+        async with serving(live, **config) as server:
+            player = Player()
+            assert (await player.watch(server.http, "/whep/?avatar=tiny")).status_code == 201
+            await player.close()
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        run(main(silent.getsockname()[1]))
+    assert seconds and set(seconds) == {peer_module.GATHER_SECONDS} and max(seconds) < 5
+
+
 def test_a_player_that_never_connects(live, monkeypatch):
+    """It is gone within 10 s, as one that is killed later. A session is kept for it meanwhile."""
+    assert peer_module.CONNECT_SECONDS + peer_module.LOOK_SECONDS < 10
     monkeypatch.setattr(peer_module, "CONNECT_SECONDS", 0.2)
 
     async def main():

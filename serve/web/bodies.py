@@ -1,30 +1,20 @@
-"""What clients send over HTTP: who they are, and bodies that are read with limits."""
+"""What clients send over HTTP, read with limits of its size and of its time."""
 
 import asyncio
 import json
-import logging
-import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from http import HTTPStatus
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from tempfile import SpooledTemporaryFile
 from typing import Any
-from urllib.parse import urlsplit
 
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import FormData, Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect, HTTPConnection, Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.requests import Request
 
-from engine.errors import InputError, shortened
+from engine.errors import shortened
 
-from .. import errors
-from ..config import Config
-from ..refused import Refused, refused
-from ..tokens import Tokens
+from ..refused import Refused
 
 MAX_TEXT = 100_000  # bytes of JSON or SDP
 MAX_DEPTH = 20  # of JSON
@@ -33,152 +23,6 @@ MAX_FIELD, MAX_FIELDS = 10_000, 10  # of a form, beside its file
 PART_SECONDS = 10.0  # in which something of a body must come
 TEXT_SECONDS, UPLOAD_SECONDS = 20.0, 300.0  # in which all of it must be there
 DRAINED = 64 << 20  # bytes at most that are read of what was refused
-# of answers to what was not read to its end
-UNREAD = {
-    HTTPStatus.REQUEST_TIMEOUT,
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-    HTTPStatus.SERVICE_UNAVAILABLE,
-}
-NO_TOKEN = 'the request has no token; expected the header "Authorization: Bearer TOKEN"'
-
-_log = logging.getLogger(__name__)
-
-Handler = Callable[[Request], Awaitable[Response]]
-
-
-class Gate:
-    """Who may use the server: with a token, and from which web pages.
-
-    Args:
-        config: has the tokens and the origins.
-    """
-
-    def __init__(self, config: Config):
-        self._tokens = Tokens(config.server.tokens)
-        self._origins = set(config.web.origins)
-
-    def check(self, request: HTTPConnection) -> None:
-        """Check the origin and the token.
-
-        Raises:
-            Refused: as `check_origin` and `check_token`.
-        """
-        self.check_origin(request)
-        self.check_token(request)
-
-    def check_origin(self, request: HTTPConnection) -> None:
-        """Check which web page asks, if one does.
-
-        Raises:
-            Refused: 403: it is neither the server's own nor one of the configuration.
-        """
-        for origin in request.headers.getlist("origin"):
-            if "*" in self._origins or origin in self._origins:
-                continue
-            # A proxy in front may speak TLS, so the scheme does not count.
-            if _host(origin) != request.headers.get("host", ""):
-                raise Refused(403, f"the origin {shortened(origin)} is not one of web.origins")
-
-    def check_token(self, request: HTTPConnection) -> None:
-        """Check the token in the header Authorization, if the server wants one.
-
-        Raises:
-            Refused: 401.
-        """
-        if self._tokens:
-            self.check_given(self.token_of(request))
-
-    def check_given(self, token: str | None) -> None:
-        """Check a token that came in another way.
-
-        Raises:
-            Refused: 401.
-        """
-        if not self._tokens:
-            return
-        if token is None:
-            raise Refused(401, NO_TOKEN)
-        if not self._tokens.knows(token):
-            raise Refused(401, "the request's token is not known")
-
-    @staticmethod
-    def token_of(request: HTTPConnection) -> str | None:
-        """Return the token in the header Authorization, None if there is none."""
-        given = request.headers.getlist("authorization")
-        scheme, _, token = given[0].partition(" ") if len(given) == 1 else ("", "", "")
-        return token.strip() if scheme.lower() == "bearer" else None
-
-
-def cross_origin(config: Config) -> list[Middleware]:
-    """Return what tells browsers that pages of `web.origins` may use the server."""
-    if not config.web.origins:
-        return []
-    return [
-        Middleware(
-            CORSMiddleware,
-            allow_origins=config.web.origins,
-            allow_methods=("GET", "POST", "DELETE"),
-            allow_headers=("Authorization", "Content-Type"),
-            expose_headers=("Location",),
-        )
-    ]
-
-
-# --- answers -------------------------------------------------------------------------------------
-
-
-@contextmanager
-def refusals(what: str) -> Iterator[None]:
-    """Turn errors into what a client is told. Those that are no client's mistake are logged.
-
-    Args:
-        what: failed, for the log.
-
-    Raises:
-        Refused: for every other exception.
-    """
-    try:
-        yield
-    except Refused:
-        raise
-    except ClientDisconnect:
-        raise Refused(400, "the client has left") from None
-    except InputError as error:
-        raise refused(error) from error
-    except Exception as error:
-        _log.error("%s failed", what, exc_info=error)
-        raise Refused(500, errors.INTERNAL) from None
-
-
-def answered(handler: Handler) -> Handler:
-    """Answer what a handler refuses with its status, in plain text."""
-
-    async def answer(request: Request) -> Response:
-        try:
-            with refusals(f"{request.method} {request.url.path}"):
-                return await handler(request)
-        except Refused as error:
-            return refusal(error)
-
-    return answer
-
-
-def refusal(error: Refused) -> Response:
-    """Return the answer of a request that is refused."""
-    headers = closing(error)
-    if error.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    if error.retry_seconds is not None:
-        headers["Retry-After"] = str(math.ceil(error.retry_seconds))
-    return PlainTextResponse(f"{error.line}\n", error.status, headers)
-
-
-def closing(error: Refused) -> dict[str, str]:
-    """Return the header that ends a connection on which the rest of a body may come."""
-    return {"Connection": "close"} if error.status in UNREAD else {}
-
-
-# --- bodies --------------------------------------------------------------------------------------
 
 
 async def json_object(request: Request) -> dict[str, Any]:
@@ -358,11 +202,3 @@ def _depth(value: Any) -> int:
 
 def _no_constant(name: str) -> None:
     raise ValueError(name)  # NaN and infinities are no JSON
-
-
-def _host(origin: str) -> str | None:
-    """Return host and port of an origin, None if it has none."""
-    try:
-        return urlsplit(origin).netloc or None
-    except ValueError:
-        return None
