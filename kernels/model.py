@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
 import torch
 from triton.compiler import CompiledKernel
@@ -65,10 +66,11 @@ def model_cases() -> list[ModelCase]:
     pastes: tuple[tuple[CompositeMode, ByteFormat], ...] = (
         ("crop", "rgb"), ("direct", "rgb"), ("crop", "nv12"), ("direct", "nv12"),
     )  # fmt: skip
-    for mode, format in pastes:
-        launch = partial(cases._composite, mode, format, False, half, n, *size)
-        work = composite_work(n, *size, BOX, mode, format, 2)
-        found.append(ModelCase(f"composite {mode} {format}", launch, work))
+    for masked, (mode, format) in product((False, True), pastes):
+        launch = partial(cases._composite, mode, format, False, half, n, *size, masked)
+        work = composite_work(n, *size, BOX, mode, format, 2, masked)
+        name = f"composite {mode} {format}" + " masked" * masked
+        found.append(ModelCase(name, launch, work))
     launch = partial(cases._face_input, half, n, *size)
     found.append(ModelCase("face_input", launch, face_input_work(n, BOX, 2)))
     for source, target in cases.BYTE_CONVERSIONS:
