@@ -104,7 +104,7 @@ class Pipeline:
             shapes = self.buffer_shapes()
             shapes |= ring_shapes(self.batch_size, avatar.height, avatar.width)
             self._pool = BufferPool(
-                shapes, avatar.frames, avatar.boxes, graph_bytes=self.graph_bytes
+                shapes, avatar.frames, avatar.boxes, avatar.masks, graph_bytes=self.graph_bytes
             )
 
     @property
@@ -349,7 +349,7 @@ class Pipeline:
                 "composite",
                 lambda: kernels.composite(
                     frames, boxes, index, crops, generated,
-                    mode=mode, format=batch.format, out=finished,
+                    mode=mode, format=batch.format, masks=batch.masks, out=finished,
                 ),
             ),
         ]  # fmt: skip
@@ -361,7 +361,7 @@ class Pipeline:
         if self._pool is not None:
             return self._pool.take()
         shapes = self.buffer_shapes(min(self.batch_size, total))
-        return ReadAheadBuffers.open(shapes, self.avatar.batch)
+        return ReadAheadBuffers.open(shapes, self.avatar.masked_batch)
 
     def checks(
         self, total: int | None, features: int | None = None, *, skip: int = 0

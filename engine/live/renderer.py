@@ -160,8 +160,8 @@ class CpuRenderer(LiveRenderer):
         self.render([Job(SILENT_SLOT, SILENT_FRAME, 0, silent=False)])
 
     def _frames(self, pictures: list[int]) -> Frames:
-        frames, boxes, index = self._pipeline.avatar.batch(pictures)
-        return Frames(frames, boxes, index, frames, 0)
+        frames, boxes, index, masks = self._pipeline.avatar.masked_batch(pictures)
+        return Frames(frames, boxes, index, frames, 0, masks=masks)
 
     def _hand_out(self, finished: Tensor, slot: int) -> Rendered:
         return Rendered(list(finished.split(1)))
