@@ -184,7 +184,7 @@ def _open_pipeline(
     batch_size: int | None,
     runtime: str | None,
     precision: str | None,
-    parsing: bool,
+    parsing: bool = False,
 ) -> Pipeline:
     """Open an avatar and its networks on a device.
 
