@@ -85,14 +85,15 @@ def _pair_sum(value, GROUPS: tl.constexpr, COLUMNS: tl.constexpr):
 def _beside_face(picture, box, masks, row, pixel, levels, live, LANES: tl.constexpr):
     """Replace levels outside of the box, and where the frame's mask says so, by the frame's.
 
-    A byte of a mask is LANES pixels, of which the lowest bits count; 0 for no mask.
+    A byte of a mask is LANES pixels, the first one in its lowest bit; 0 if there is no mask.
     """
     x0, y0, x1, y1 = box
     face = (row >= y0) & (row < y1) & (pixel >= x0) & (pixel < x1)
     if LANES:
-        start, row_stride = masks
-        at = start + (row * row_stride + (pixel >> (3 if LANES == 8 else 0)))
-        kept = tl.load(at, mask=live & face, other=0).to(tl.int32) >> (pixel & (LANES - 1))
+        start, row_pixels = masks
+        number = row * row_pixels + pixel
+        at = start + (number >> (3 if LANES == 8 else 0))
+        kept = tl.load(at, mask=live & face, other=0).to(tl.int32) >> (number & (LANES - 1))
         face &= (kept & 1) == 0
     old = _load_pixel(picture, row, pixel, live & (face == 0))
     return (
@@ -253,11 +254,12 @@ def _region(box, height, width, FORMAT: tl.constexpr, UNIT: tl.constexpr, WIDTH:
 @triton.jit(
     do_not_specialize=[
         "frame_chunks", "frame_row_chunks", "height", "width", "item_stride", "row_units",
+        "mask_row",
     ]
 )  # fmt: skip
 def _composite(
     frames, frame_chunks, frame_row_chunks, height, width, boxes, index, crops,
-    roi, item_stride, out, row_units, masks,
+    roi, item_stride, out, row_units, masks, mask_row,
     MODE: tl.constexpr, FORMAT: tl.constexpr, UNIT: tl.constexpr, WIDTH: tl.constexpr,
     PLANAR: tl.constexpr, PASTERS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, UNITS: tl.constexpr, PARTS: tl.constexpr, LANES: tl.constexpr,
@@ -293,8 +295,7 @@ def _composite(
         source = (roi + item * item_stride, crops + item * (_CROP_SIZE * _CROP_SIZE * 3))
         mask = None
         if LANES:
-            mask_row = (width + LANES - 1) // LANES
-            mask = (masks + number * (height * mask_row), mask_row)
+            mask = (masks + number * (height * mask_row // LANES), mask_row)
         PAIR: tl.constexpr = 2 if YUV else 1
         rows = (end_row - first_row) // PAIR
         across, down = (
@@ -323,6 +324,7 @@ def composite(
     if not channels_last and generated.stride()[1:] != (ROI_SIZE * ROI_SIZE, ROI_SIZE, 1):
         generated = generated.contiguous()
     unit, wide = _unit(frames, format, out)
+    lanes = 0 if masks is None else 1 if masks.dtype == torch.bool else 8
     row_units, at_once, parts, copiers = copies(height, width, format, unit, wide)
     if out.data_ptr() == frames.data_ptr():  # in place, there is nothing to copy
         copiers = 0
@@ -331,9 +333,10 @@ def composite(
         boxes.contiguous(), index.contiguous(), crops.contiguous(), generated,
         generated.stride(0), out, row_units,
         None if masks is None else masks.view(torch.uint8),
+        0 if masks is None else masks.shape[2] * lanes,
         MODE=mode, FORMAT=format, UNIT=unit, WIDTH=wide, PLANAR=not channels_last,
         PASTERS=PASTERS, GROUPS=GROUPS, ROWS=ROWS, COLUMNS=COLUMNS, UNITS=at_once, PARTS=parts,
-        LANES=0 if masks is None else 1 if masks.dtype == torch.bool else 8,
+        LANES=lanes,
         num_warps=8, maxnreg=80 if format in YUV_FORMATS else 64, num_stages=1,
     )  # fmt: skip
     return out

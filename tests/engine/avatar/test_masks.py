@@ -144,7 +144,10 @@ def cut_off(parsing: Path) -> None:
         (remove(2), r"parsing: number 2 is missing \(there are 6 files\)"),
         (remove(5, 6), "parsing has 5 masks for 7 frames; number 5 is missing"),
         (remove(*range(7)), r"parsing has no numbered files ending in \.png"),
-        (replace(3, (9, 8)), r"mask 3 \(.*/3\.png\) is 9 x 8; expected 83 x 40, the size of mask 0"),
+        (
+            replace(3, (9, 8)),
+            r"mask 3 \(.*/3\.png\) is 9 x 8; expected 83 x 40, the size of mask 0",
+        ),
         (all_of((9, 8)), r"0\.png is 9 x 8; expected 83 x 40, the size of the frames"),
         (lambda parsing: (parsing / "3.png").write_bytes(b"?"), "3.png cannot be read as an image"),
         (cut_off, r"3\.png cannot be read as an image"),
@@ -215,7 +218,9 @@ def test_memory(root, monkeypatch):
     decoded = []
     decode = MaskFolder.decode
     monkeypatch.setattr(
-        MaskFolder, "decode", lambda self, number: [decoded.append(number), *decode(self, number)][1:]
+        MaskFolder,
+        "decode",
+        lambda self, number: [decoded.append(number), *decode(self, number)][1:],
     )
     for _ in range(2):
         small.masked_batch([0, 1, 2, 1])
