@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 
 import torch
 from triton.compiler import CompiledKernel
@@ -63,10 +62,11 @@ def model_cases() -> list[ModelCase]:
     """List the launches that are modelled: 25 frames of 720 x 1280 with a 182-pixel face."""
     half, n, size = torch.float16, 25, (1280, 720)
     found = []
-    pastes: tuple[tuple[CompositeMode, ByteFormat], ...] = (
-        ("crop", "rgb"), ("direct", "rgb"), ("crop", "nv12"), ("direct", "nv12"),
+    pastes: tuple[tuple[CompositeMode, ByteFormat, bool], ...] = (
+        ("crop", "rgb", False), ("direct", "rgb", False), ("crop", "nv12", False),
+        ("direct", "nv12", False), ("crop", "rgb", True), ("crop", "nv12", True),
     )  # fmt: skip
-    for masked, (mode, format) in product((False, True), pastes):
+    for mode, format, masked in pastes:
         launch = partial(cases._composite, mode, format, False, half, n, *size, masked)
         work = composite_work(n, *size, BOX, mode, format, 2, masked)
         name = f"composite {mode} {format}" + " masked" * masked

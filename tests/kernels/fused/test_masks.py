@@ -89,14 +89,3 @@ def test_in_place(device, poisoned, person):
     want = kernels.composite(frames, *arguments, masks=masks)
     assert kernels.composite(frames, *arguments, masks=masks, out=frames) is frames
     assert torch.equal(frames, want)
-
-
-def test_bytes_outside_of_the_masks_are_not_read(device, poisoned, person):
-    """The last frame's mask ends where the memory of the masks does."""
-    frames, boxes, index = cut(device, person, [[40, 30, 90, 80]], [0], height=60, width=70)
-    crops = torch.randint(0, 256, (1, 328, 328, 3), dtype=torch.uint8, device=device)
-    generated = generated_for(index, device)
-    masks = poisoned(1, 60, 9, dtype=torch.uint8).zero_()  # bits are set all around
-    arguments = frames, boxes, index, crops, generated
-    got = kernels.composite(*arguments, masks=masks)
-    assert torch.equal(got, kernels.composite(*arguments))
