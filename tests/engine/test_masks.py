@@ -43,7 +43,7 @@ def folder(small, tmp_path_factory) -> Path:
     for name in ("full_body_img", "landmarks", "parsing"):
         (root / name).mkdir(parents=True)
     for number in range(COUNT):
-        bgr = np.ascontiguousarray(small[0][number, 60 : 60 + HEIGHT, 60 : 60 + WIDTH, ::-1])
+        bgr = np.ascontiguousarray(small[0][number, 145 : 145 + HEIGHT, 70 : 70 + WIDTH, ::-1])
         draw_hand(bgr, number, (120, 150, 205))
         cv2.imwrite(str(root / "full_body_img" / f"{number}.jpg"), bgr)
         parsing = np.full((HEIGHT, WIDTH, 3), (255, 0, 0), np.uint8)
