@@ -108,8 +108,12 @@ def composite(
     crop: np.ndarray,
     generated: np.ndarray,
     mode: str,
+    parsing: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Paste a (3, 320, 320) generated ROI into a copy of the BGR frame."""
+    """Paste a (3, 320, 320) generated ROI into a copy of the BGR frame.
+
+    Where the BGR image `parsing` is pure red or white, the frame's own pixels stay.
+    """
     x0, y0, x1, y1 = box
     face = paste(crop, generated)
     if mode == "crop":
@@ -119,7 +123,12 @@ def composite(
     height, width = frame.shape[:2]
     finished = frame.copy()
     top, left, bottom, right = max(y0, 0), max(x0, 0), min(y1, height), min(x1, width)
-    finished[top:bottom, left:right] = patch[top - y0 : bottom - y0, left - x0 : right - x0]
+    patch = patch[top - y0 : bottom - y0, left - x0 : right - x0]
+    if parsing is not None:
+        part = parsing[top:bottom, left:right]
+        kept = (part == [0, 0, 255]).all(axis=2) | (part == [255, 255, 255]).all(axis=2)
+        patch[kept] = frame[top:bottom, left:right][kept]
+    finished[top:bottom, left:right] = patch
     return finished
 
 

@@ -61,5 +61,5 @@ def renders_that_fit(buffers: Shapes, batch_size: int, avatar: Avatar) -> int | 
         avatar: whose frames they are.
     """
     available = available_bytes()
-    frames = 3 * batch_size * avatar.height * avatar.width * 3
+    frames = 3 * batch_size * avatar.bytes_per_frame
     return None if available is None else max(1, available // 2 // (memory_bytes(buffers) + frames))

@@ -106,6 +106,7 @@ class Pipeline:
                 self._render_shapes() | shapes,
                 avatar.frames,
                 avatar.boxes,
+                avatar.masks,
                 graph_bytes=self.graph_bytes,
             )
 
@@ -343,7 +344,7 @@ class Pipeline:
             generate = _network("generator", self.generator, [inputs, audio], generated, ranges)
         paste = partial(
             kernels.composite, frames, boxes, index, crops, generated,
-            mode=mode, format=batch.format, out=finished,
+            mode=mode, format=batch.format, masks=batch.masks, out=finished,
         )  # fmt: skip
         parts += [generate, Part("composite", paste, key=(batch.slot, mode))]
         buffers.executor.run((size,), parts, stopwatch)
@@ -354,7 +355,7 @@ class Pipeline:
         if self._pool is not None:
             return self._pool.take()
         shapes = self._render_shapes(min(self.batch_size, total))
-        return ReadAheadBuffers.open(shapes, self.avatar.batch)
+        return ReadAheadBuffers.open(shapes, self.avatar.masked_batch)
 
     def checks(
         self, total: int | None, features: int | None = None, *, skip: int = 0

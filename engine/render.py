@@ -85,6 +85,7 @@ def render(
     precision: str | None = None,
     generator: StrPath | None = None,
     audio_encoder: StrPath | None = None,
+    parsing: bool = False,
     stats: bool = False,
     progress: bool = True,
 ) -> Summary:
@@ -112,7 +113,7 @@ def render(
         if images:
             image_writer = outputs.enter_context(ImageWriter(images, image_format, quality=quality))
         pipeline = _open_pipeline(
-            avatar, device, generator, audio_encoder, batch_size, runtime, precision
+            avatar, device, generator, audio_encoder, batch_size, runtime, precision, parsing
         )
         opened = pipeline.avatar
         measured = stats or opened.device.type == "cpu"
@@ -183,6 +184,7 @@ def _open_pipeline(
     batch_size: int | None,
     runtime: str | None,
     precision: str | None,
+    parsing: bool = False,
 ) -> Pipeline:
     """Open an avatar and its networks on a device.
 
@@ -192,7 +194,11 @@ def _open_pipeline(
     for name in devices:
         try:
             opened = Avatar.load(
-                avatar, device=name, generator=generator, audio_encoder=audio_encoder
+                avatar,
+                device=name,
+                generator=generator,
+                audio_encoder=audio_encoder,
+                parsing=parsing,
             )
             return Pipeline(opened, batch_size=batch_size, runtime=runtime, precision=precision)
         except DeviceError as error:
@@ -250,6 +256,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--precision", choices=PRECISIONS, help="precision of the generator on a CPU (fp32)")
     add("--generator", metavar="FILE", help="generator to use instead of the avatar's")
     add("--audio-encoder", metavar="FILE", help="audio encoder to use instead of the avatar's")
+    add(
+        "--parsing",
+        action="store_true",
+        help="keep what the masks in the avatar's folder parsing/ keep, in front of the face",
+    )
     add(
         "--stats",
         action="store_true",

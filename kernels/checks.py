@@ -57,6 +57,18 @@ def check_faces(frames: Tensor, boxes: Tensor, index: Tensor) -> None:
     check_tensor("index", index, ("n",), (torch.int64,), frames.device)
 
 
+def check_masks(masks: Tensor | None, frames: Tensor) -> None:
+    """Check the masks of frames. See `kernels.composite`."""
+    if masks is None:
+        return
+    count, height, width = frames.shape[:3]
+    bits = getattr(masks, "dtype", None) == torch.uint8
+    shape = (count, height, -(-width // 8) if bits else width)
+    check_tensor("masks", masks, shape, (torch.bool, torch.uint8), frames.device)
+    if not masks.is_contiguous():
+        raise ValueError(f"masks has strides {masks.stride()}; expected a contiguous tensor")
+
+
 def make_output(
     out: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> Tensor:

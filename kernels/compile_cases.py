@@ -76,6 +76,10 @@ def pipeline_cases() -> Iterator[Case]:
             variant += f"{_name(dtype)} {width}x{height} n={n}"
             launch = partial(_composite, paste, format, in_place, dtype, n, height, width)
             yield Case("composite", variant, launch)
+    masked: tuple[ByteFormat, ...] = ("rgb", "nv12")  # other formats differ in their stores only
+    for paste, format in product(COMPOSITE_MODES, masked):
+        launch = partial(_composite, paste, format, False, FLOATS[1], 25, *SIZES[0], True)
+        yield Case("composite", f"{paste} {format} float16 720x1280 n=25 masked", launch)
 
     for mode in RESIZE_MODES:
         for old, new in (((182, 182), (CROP_SIZE, CROP_SIZE)), (SIZES[0], SIZES[2])):
@@ -129,12 +133,13 @@ def _face_input(dtype: torch.dtype, n: int, height: int, width: int) -> None:
 
 def _composite(
     mode: CompositeMode, format: ByteFormat, in_place: bool,
-    dtype: torch.dtype, n: int, height: int, width: int,
+    dtype: torch.dtype, n: int, height: int, width: int, masked: bool = False,
 ) -> None:  # fmt: skip
     frames, boxes, index, crops = _faces(n, height, width)
     generated = torch.empty(n, 3, ROI_SIZE, ROI_SIZE, dtype=dtype)
     out = frames if in_place else _image(format, n, height, width)
-    stages.composite(frames, boxes, index, crops, generated, mode, format, out)
+    masks = _bytes(n, height, -(-width // 8)) if masked else None
+    stages.composite(frames, boxes, index, crops, generated, mode, format, out, masks)
 
 
 def _resize(mode: ResizeMode, old: tuple[int, int], new: tuple[int, int]) -> None:

@@ -33,7 +33,7 @@ class Stages(Protocol):
 
     def composite(
         self, frames: Tensor, boxes: Tensor, index: Tensor, crops: Tensor, generated: Tensor,
-        mode: CompositeMode, format: ByteFormat, out: Tensor,
+        mode: CompositeMode, format: ByteFormat, out: Tensor, masks: Tensor | None = None,
     ) -> Tensor: ...  # fmt: skip
 
     def resize(self, images: Tensor, mode: ResizeMode, out: Tensor) -> Tensor: ...

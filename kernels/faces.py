@@ -7,6 +7,7 @@ from .checks import (
     byte_shape,
     check_choice,
     check_faces,
+    check_masks,
     check_no_overlap,
     check_tensor,
     make_output,
@@ -65,6 +66,7 @@ def composite(
     *,
     mode: CompositeMode = "crop",
     format: ByteFormat = "rgb",
+    masks: Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
     """Paste generated ROIs back into their frames.
@@ -73,7 +75,8 @@ def composite(
     puts U into the middle of the face crop and resizes the crop (bicubic as in `face_input`) to
     the face box. Mode "direct" pastes U alone over the whole box, sampled bilinearly at
     dst * 320 / size and truncated. Pixels outside the box are copied unchanged; parts of the box
-    outside the frame are dropped.
+    outside the frame are dropped. So are pixels that a mask keeps: those of what is in front of the
+    face. NV12 and I420 are made of the finished RGB; a U and V of 2 x 2 pixels may have of both.
 
     Args:
         frames: as in `face_input`.
@@ -84,6 +87,9 @@ def composite(
         mode: "crop" or "direct".
         format: of the finished frames, as in `convert_color`: "rgb", "bgr", "rgba", "nv12"
             or "i420".
+        masks: the pixels of each frame to keep, also inside the box: contiguous (F, H, W) bool, or
+            (F, H, ceil(W / 8)) uint8 of bits, the first pixel in the lowest one
+            (`numpy.packbits(mask, axis=-1, bitorder="little")`). Only those in boxes are read.
         out: tensor to write the result into. It may be `frames` itself, to paste in place, if the
             format is "rgb" and `index` is 0, 1, ..., F - 1. Otherwise it must not overlap frames.
 
@@ -92,6 +98,7 @@ def composite(
         (n, H * 3 / 2, W) for "nv12" and "i420", which need an even H and W.
     """
     check_faces(frames, boxes, index)
+    check_masks(masks, frames)
     n = index.shape[0]
     check_tensor("crops", crops, (n, CROP_SIZE, CROP_SIZE, 3), (torch.uint8,), frames.device)
     floats = (torch.float32, torch.float16)
@@ -101,6 +108,8 @@ def composite(
     out = make_output(out, byte_shape(format, n, *frames.shape[1:3]), torch.uint8, frames.device)
     if n == 0:
         return out
+    if masks is not None:
+        check_no_overlap(out, "masks", masks)
     if not (format == "rgb" and out.data_ptr() == frames.data_ptr() and n == frames.shape[0]):
         check_no_overlap(out, "frames", frames)
     elif not frames.is_contiguous():
@@ -108,4 +117,4 @@ def composite(
             f"frames has strides {frames.stride()}; frames must be contiguous when out is frames"
         )
     with implementation(frames) as stages:
-        return stages.composite(frames, boxes, index, crops, generated, mode, format, out)
+        return stages.composite(frames, boxes, index, crops, generated, mode, format, out, masks)

@@ -62,13 +62,15 @@ def model_cases() -> list[ModelCase]:
     """List the launches that are modelled: 25 frames of 720 x 1280 with a 182-pixel face."""
     half, n, size = torch.float16, 25, (1280, 720)
     found = []
-    pastes: tuple[tuple[CompositeMode, ByteFormat], ...] = (
-        ("crop", "rgb"), ("direct", "rgb"), ("crop", "nv12"), ("direct", "nv12"),
+    pastes: tuple[tuple[CompositeMode, ByteFormat, bool], ...] = (
+        ("crop", "rgb", False), ("direct", "rgb", False), ("crop", "nv12", False),
+        ("direct", "nv12", False), ("crop", "rgb", True), ("crop", "nv12", True),
     )  # fmt: skip
-    for mode, format in pastes:
-        launch = partial(cases._composite, mode, format, False, half, n, *size)
-        work = composite_work(n, *size, BOX, mode, format, 2)
-        found.append(ModelCase(f"composite {mode} {format}", launch, work))
+    for mode, format, masked in pastes:
+        launch = partial(cases._composite, mode, format, False, half, n, *size, masked)
+        work = composite_work(n, *size, BOX, mode, format, 2, masked)
+        name = f"composite {mode} {format}" + " masked" * masked
+        found.append(ModelCase(name, launch, work))
     launch = partial(cases._face_input, half, n, *size)
     found.append(ModelCase("face_input", launch, face_input_work(n, BOX, 2)))
     for source, target in cases.BYTE_CONVERSIONS:

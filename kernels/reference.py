@@ -338,11 +338,11 @@ def face_input(
 
 def composite(
     frames: Tensor, boxes: Tensor, index: Tensor, crops: Tensor, generated: Tensor,
-    mode: CompositeMode, format: ByteFormat, out: Tensor,
+    mode: CompositeMode, format: ByteFormat, out: Tensor, masks: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     if format != "rgb":
         rgb = frames.new_empty(len(index), *frames.shape[1:])
-        composite(frames, boxes, index, crops, generated, mode, "rgb", rgb)
+        composite(frames, boxes, index, crops, generated, mode, "rgb", rgb, masks)
         return convert_color(rgb, "rgb", format, out)
     if out.data_ptr() != frames.data_ptr():
         torch.index_select(frames, 0, index, out=out)
@@ -381,5 +381,16 @@ def composite(
 
     line = (visible.nonzero() * frames.shape[1] + y0 + row) * frames.shape[2]
     at = line[:, None, :] + (x0 + column)[:, :, None]
-    out.view(-1, 3)[at] = torch.stack(patch.byte().unbind(1), dim=-1)
+    pixels, levels = out.view(-1, 3), torch.stack(patch.byte().unbind(1), dim=-1)
+    if masks is not None:
+        kept = _kept(masks, index[visible], y0 + row, x0 + column)
+        levels = torch.where(kept[..., None], pixels[at], levels)
+    pixels[at] = levels
     return out
+
+
+def _kept(masks: Tensor, number: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Return the masks' pixels, as bool: rows (n, k) and columns (n, l) of n masks -> (n, l, k)."""
+    lanes = 1 if masks.dtype == torch.bool else 8  # pixels in a byte
+    found = masks[number[:, None, None], row[:, None, :], column[:, :, None] // lanes]
+    return (found.byte() >> (column[:, :, None] % lanes)) % 2 == 1

@@ -162,8 +162,11 @@ def _open(name: str, model: Model, config: Config, device: torch.device) -> Avat
             device=device,
             generator=model.model_path,
             audio_encoder=encoder,
+            parsing=model.parsing,
             count=model.num_frames,
         )
+    if model.parsing:
+        raise InputError(f"model {name!r} has parsing, but no avatar; expected avatar: DIR with it")
     encoder = model.audio_encoder or config.audio_encoder
     if encoder is None:
         raise InputError(

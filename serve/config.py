@@ -223,6 +223,7 @@ class Model(Section):
     """An avatar: a folder in any of the four layouts (`avatar`), or the Go server's files.
 
     Attributes:
+        parsing: use the masks in the folder's `parsing/`.
         preload: load it before the server is ready.
         preferred_gpu: -1 for the strategy's choice.
     """
@@ -234,6 +235,7 @@ class Model(Section):
     crop_rects_path: Path | None = None
     num_frames: int | None = Field(None, ge=1)
     audio_encoder: Path | None = None
+    parsing: bool = False
     preload: bool = False
     preferred_gpu: int = Field(-1, ge=-1)
 

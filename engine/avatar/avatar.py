@@ -19,10 +19,20 @@ from ..runtime.reserve import reserved_bytes
 from .boxes import boxes_from_json, boxes_from_landmarks, check_boxes
 from .folder import MAX_FILES, Folder
 from .frames import CACHE_BYTES, FrameCache, ImageFolder, Source, VideoFile
-from .layouts import IMAGE_SUFFIXES, Parts, choose_networks, find_layout, numbered, parts_of_files
+from .layouts import (
+    IMAGE_SUFFIXES,
+    Parts,
+    choose_networks,
+    find_layout,
+    numbered,
+    parts_of_files,
+    with_parsing,
+)
+from .masks import MASK_SUFFIXES, MaskFolder, row_bytes
 from .pairing import Numbers, first_of_both
 
 MAX_PIXELS = 4096 * 4096  # of a frame; a render holds many at a time
+MASKS_SHARE = 8  # of the memory for decoded frames, masks have one part in so many
 MAX_RATE_ERROR = 0.01  # relative difference between the folder's frame rate and its video's
 
 
@@ -40,8 +50,10 @@ class Avatar:
         device: the device of `batch`'s tensors. On a GPU all frames are in its memory; on a CPU
             they are decoded as needed.
         trusted: whether the networks may be ONNX files and TensorRT plans, which are programs.
+        bytes_per_frame: size of a frame with its mask in memory.
 
     Args:
+        masks: one for each frame, of the frames' size.
         first_number: number of the first frame and box, for errors that name one.
         count: use the first so many frames. A warning says if there are fewer.
     """
@@ -52,6 +64,7 @@ class Avatar:
         source: Source,
         boxes: Tensor,
         *,
+        masks: MaskFolder | None = None,
         fps: Fraction,
         generator: Path | None,
         audio_encoder: Path | None,
@@ -97,11 +110,22 @@ class Avatar:
             )
         boxes = boxes[: self._length]
         check_boxes(boxes, self.height, self.width, first_number)
+        if masks is not None:
+            masks.check_count(self._length, len(source), first_number)
         self.boxes = boxes.to(self.device)
-        self._cache = self._frames = None
+        pixels, bits = (self.height, self.width, 3), (self.height, row_bytes(self.width))
+        self.bytes_per_frame = math.prod(pixels) + (math.prod(bits) if masks else 0)
+        self._cache = self._mask_cache = self._frames = self._masks = None
+        self._cache_bytes = cache_bytes
         if self.device.type == "cuda":
-            self._frames = self._upload(FrameCache(source, 0))
+            self._check_free()
+            self._frames = self._upload(FrameCache(source, 0), pixels)
+            if masks is not None:
+                self._masks = self._upload(FrameCache(masks, 0), bits)
         else:
+            if masks is not None:
+                self._mask_cache = FrameCache(masks, cache_bytes // MASKS_SHARE)
+                cache_bytes -= cache_bytes // MASKS_SHARE
             self._cache = FrameCache(source, cache_bytes)
 
     @classmethod
@@ -113,6 +137,7 @@ class Avatar:
         generator: str | os.PathLike | None = None,
         audio_encoder: str | os.PathLike | None = None,
         networks: bool = True,
+        parsing: bool = False,
         cache_bytes: int = CACHE_BYTES,
         follow_links: bool = False,
         trusted: bool = True,
@@ -128,7 +153,9 @@ class Avatar:
             generator, audio_encoder: network files to use instead of the folder's own, or if it has
                 none.
             networks: whether the networks are required. Training opens avatars without them.
-            cache_bytes: memory for decoded frames on a CPU.
+            parsing: whether to use the masks in the folder's `parsing/`. Masks that an
+                `avatar.json` names are always used.
+            cache_bytes: memory for decoded frames and masks on a CPU.
             follow_links: whether links may lead out of the folder. Only for folders that you made
                 yourself, because a link can name any file of this machine. The folder itself may
                 always be a link.
@@ -142,6 +169,8 @@ class Avatar:
                 and networks do not fit together, or a network that is not trusted is no checkpoint.
         """
         parts = find_layout(Folder(path, follow_links=follow_links))
+        if parsing:
+            parts = with_parsing(parts)
         none = {"generator": None, "audio_encoder": None}
         found = choose_networks(parts, generator, audio_encoder) if networks else none
         return cls._open(
@@ -211,14 +240,18 @@ class Avatar:
             boxes = boxes_from_landmarks(folder, landmarks)
         else:
             boxes, first_box = boxes_from_json(folder, parts.boxes)
-        first_number = first_of_both(
-            Numbers(parts.frames, "frames", len(source), first_frame),
-            Numbers(parts.boxes, "boxes", len(boxes), first_box),
-        )
+        frames = Numbers(parts.frames, "frames", len(source), first_frame)
+        first_number = first_of_both(frames, Numbers(parts.boxes, "boxes", len(boxes), first_box))
+        masks = None
+        if parts.masks is not None:
+            files, first_mask = numbered(folder, parts.masks, MASK_SUFFIXES)
+            first_of_both(frames, Numbers(parts.masks, "masks", len(files), first_mask))
+            masks = MaskFolder(folder, parts.masks, files, source.height, source.width)
         return cls(
             parts.name,
             source,
             boxes,
+            masks=masks,
             fps=fps or Fraction(FPS),
             device=device,
             cache_bytes=cache_bytes,
@@ -239,9 +272,10 @@ class Avatar:
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes that the frames take: on a GPU all of them, on a CPU at most those of the cache."""
-        decoded = self._length * self.height * self.width * 3
-        return decoded if self._cache is None else min(decoded, self._cache.capacity_bytes)
+        """Bytes that frames and masks take: on a GPU all of them, on a CPU at most those of the
+        caches."""
+        decoded = self._length * self.bytes_per_frame
+        return decoded if self._cache is None else min(decoded, self._cache_bytes)
 
     @property
     def frames(self) -> Tensor:
@@ -253,6 +287,12 @@ class Avatar:
         if self._frames is None:
             raise RuntimeError("the frames of an avatar on a CPU are decoded as needed")
         return self._frames
+
+    @property
+    def masks(self) -> Tensor | None:
+        """All masks of an avatar on a GPU, (F, H, ceil(W / 8)) uint8 of bits, see
+        `kernels.composite`. None if it has none, or is on a CPU; use `masked_batch`."""
+        return self._masks
 
     def batch(self, numbers: list[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Return the frames with these numbers, as the face stages take them.
@@ -276,9 +316,27 @@ class Avatar:
         self._cache.read(numbers, frames.numpy())
         return frames, self.boxes[numbers], torch.arange(len(numbers))
 
-    def _upload(self, source: FrameCache) -> Tensor:
-        shape = (self._length, self.height, self.width, 3)
-        needed = math.prod(shape)
+    def masked_batch(self, numbers: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return what `batch` returns, and masks (k, H, ceil(W / 8)) uint8 with the same index;
+        None if the avatar has none.
+
+        Raises:
+            InputError: a frame or a mask cannot be decoded.
+        """
+        masks = self._masks
+        if self._frames is None and self._mask_cache is not None:
+            shape = len(numbers), self.height, row_bytes(self.width)
+            masks = torch.empty(shape, dtype=torch.uint8)
+            self._mask_cache.read(numbers, masks.numpy())
+        return *self.batch(numbers), masks
+
+    def _check_free(self) -> None:
+        """Check that all frames and masks fit the GPU.
+
+        Raises:
+            DeviceFull: they do not.
+        """
+        needed = self._length * self.bytes_per_frame
         reserved = reserved_bytes(self.generator, trusted=self.trusted)
         free = free_bytes(self.device, needed + reserved)
         if needed > free - reserved:
@@ -288,8 +346,10 @@ class Avatar:
                 f"{free / 2**30:.2f} GiB are free, and {reserved / 2**30:.2f} GiB of them are kept "
                 "for the networks"
             )
-        frames = torch.empty(shape, dtype=torch.uint8, device=self.device)
-        staging = torch.empty(32, *shape[1:], dtype=torch.uint8)
+
+    def _upload(self, source: FrameCache, shape: tuple[int, ...]) -> Tensor:
+        frames = torch.empty(self._length, *shape, dtype=torch.uint8, device=self.device)
+        staging = torch.empty(32, *shape, dtype=torch.uint8)
         for part in torch.arange(self._length).split(len(staging)):
             source.read(part.tolist(), staging[: len(part)].numpy())
             frames[part[0] : part[-1] + 1] = staging[: len(part)]

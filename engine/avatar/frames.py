@@ -75,6 +75,9 @@ class ImageFolder:
     Pixels equal those of `cv2.imread`: 16 bits are truncated to 8, alpha and color profiles are
     ignored, and the EXIF orientation is applied. A CMYK JPEG may differ by 2 levels.
 
+    Args:
+        what: "frame" or "mask", for errors.
+
     Raises:
         InputError: a file is not an image, is refused by `Folder.open`, or differs in size from the
             first one.
@@ -82,7 +85,7 @@ class ImageFolder:
 
     pixel_aspect = Fraction(1)
 
-    def __init__(self, folder: Folder, paths: list[Path]):
+    def __init__(self, folder: Folder, paths: list[Path], *, what: str = "frame"):
         self._folder, self._paths = folder, paths
         self._turns: list[Image.Transpose | None] = []
         self.height = self.width = 0
@@ -98,8 +101,8 @@ class ImageFolder:
                 self.height, self.width = height, width
             elif (height, width) != (self.height, self.width):
                 raise InputError(
-                    f"frame {number} ({path}) is {width} x {height}; expected "
-                    f"{self.width} x {self.height}, the size of frame 0"
+                    f"{what} {number} ({path}) is {width} x {height}; expected "
+                    f"{self.width} x {self.height}, the size of {what} 0"
                 )
 
     def __len__(self) -> int:
@@ -228,7 +231,8 @@ class FrameCache:
         self._lock = Lock()
 
     def read(self, numbers: list[int], out: np.ndarray) -> None:
-        """Write the frames of these numbers into `out`, (n, H, W, 3) uint8 RGB.
+        """Write the frames of these numbers into `out`, (n, H, W, 3) uint8 RGB, or the masks, see
+        `MaskFolder.pixels`.
 
         Raises:
             InputError: a frame cannot be decoded.

@@ -3,7 +3,7 @@
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -36,6 +36,7 @@ class Parts:
     generator: Path | None = None
     audio_encoder: Path | None = None
     checkpoints: Path | None = None  # a folder
+    masks: Path | None = None  # a folder of numbered images
 
 
 def find_networks(
@@ -52,6 +53,16 @@ def find_networks(
         InputError: the folder is not an avatar's, or one of the files is missing.
     """
     return choose_networks(find_layout(Folder(path)), generator, audio_encoder)
+
+
+def with_parsing(parts: Parts) -> Parts:
+    """Return the parts of an avatar with its masks: what `avatar.json` names, else `parsing/`.
+
+    Raises:
+        InputError: there are none.
+    """
+    masks = parts.masks or _first(parts.folder.root, ("parsing",), "masks")
+    return replace(parts, masks=masks)
 
 
 def find_layout(folder: Folder) -> Parts:
@@ -120,6 +131,7 @@ def _native(folder: Folder) -> Parts:
         fps=_fps(path, record["fps"]),
         generator=inside("generator") if "generator" in record else None,
         audio_encoder=inside("audio_encoder") if "audio_encoder" in record else None,
+        masks=_existing(inside("masks")) if "masks" in record else None,
     )
 
 

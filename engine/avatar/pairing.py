@@ -10,11 +10,11 @@ from ..errors import InputError, shortened
 
 @dataclass(frozen=True)
 class Numbers:
-    """How the frames or the boxes of an avatar are numbered.
+    """How the frames, the boxes or the masks of an avatar are numbered.
 
     Attributes:
         path: the file or the folder.
-        what: "frames" or "boxes", for errors.
+        what: "frames", "boxes" or "masks", for errors.
         count: how many there are.
         first: the first number, 0 or 1; None for a video or a list, which have no numbers.
     """
@@ -67,7 +67,7 @@ def in_order(names: Iterable[str], where: Path, what: str) -> tuple[int, list[st
 
 
 def first_of_both(frames: Numbers, boxes: Numbers) -> int:
-    """Check that frames and boxes begin with the same number, and return it.
+    """Check that frames and boxes (or masks) begin with the same number, and return it.
 
     Neither has gaps. So frame i and box i then have the same number for all i, and only frames or
     boxes at the end can be left over. A video or a list takes the numbers of the other side if both
@@ -85,6 +85,6 @@ def first_of_both(frames: Numbers, boxes: Numbers) -> int:
     counted = ", counted from 0" if zero.first is None else " from number 0 on"
     raise InputError(
         f"{one.path}: number 0 is missing. It has {one.count} {one.what} from number 1 on, "
-        f"{zero.path} has {zero.count} {zero.what}{counted}; a frame and its box must have the "
-        "same number"
+        f"{zero.path} has {zero.count} {zero.what}{counted}; a frame and its "
+        f"{'box' if boxes.what == 'boxes' else 'mask'} must have the same number"
     )

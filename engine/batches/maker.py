@@ -77,7 +77,11 @@ class BatchMaker:
             if avatar.frames_on_device:
                 shapes |= ring_shapes(most, avatar.height, avatar.width)
                 self._ring = RenderBuffers(
-                    shapes, avatar.frames, avatar.boxes, graph_bytes=pipeline.graph_bytes
+                    shapes,
+                    avatar.frames,
+                    avatar.boxes,
+                    masks=avatar.masks,
+                    graph_bytes=pipeline.graph_bytes,
                 )
             self._zeros = torch.zeros(
                 1, kernels.FEATURE_DIM, dtype=pipeline.generator.dtype, device=pipeline.device
@@ -256,8 +260,8 @@ class BatchMaker:
             write_places(self._ring.tensors["places"], index=pictures)
             return self._ring.next_slot(len(pictures))
         with stopwatch.stage("frames"):
-            frames, boxes, index = self._avatar.batch(pictures)
-        return Frames(frames, boxes, index, frames, number % RING)
+            frames, boxes, index, masks = self._avatar.masked_batch(pictures)
+        return Frames(frames, boxes, index, frames, number % RING, masks=masks)
 
     def _on_its_way(self, frames: Tensor) -> tuple[Tensor, Callable[[], object] | None]:
         """Return the frames of a batch where they are wanted, and what waits for them."""

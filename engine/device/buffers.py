@@ -25,6 +25,8 @@ from .host_copy import copy_to_device
 from .memory import Shapes, allocate
 from .stopwatch import Stopwatch
 
+FramesRead = tuple[Tensor, Tensor, Tensor, Tensor | None]  # frames, boxes, index, masks
+Read = Callable[[list[int]], FramesRead]
 RING = 3  # batches: one being rendered, one the caller reads, one being copied to the host
 # Rows of a render's ring of features, at least. A ring that is larger than the features that a
 # batch reads is written in two pieces less often.
@@ -50,6 +52,8 @@ class Frames:
     """Number of `finished` in the ring; 0 if there is no ring."""
     format: kernels.ByteFormat = "rgb"
     """The format of `finished`."""
+    masks: Tensor | None = None
+    """(k, H, ceil(W / 8)) uint8, see `kernels.composite`."""
 
 
 class Buffers(Protocol):
@@ -149,7 +153,7 @@ class RenderBuffers:
 
     Args:
         shapes: from `buffer_shapes` and `ring_shapes`.
-        frames, boxes: all of the avatar, on the device.
+        frames, boxes, masks: all of the avatar, on the device.
         format: format of the finished frames, as given to `ring_shapes`.
         graph_bytes: bytes that the graphs will need, see `Pipeline.graph_bytes`.
 
@@ -169,6 +173,7 @@ class RenderBuffers:
         boxes: Tensor,
         format: kernels.ByteFormat = "rgb",
         *,
+        masks: Tensor | None = None,
         graph_bytes: int = 0,
     ):
         device = boxes.device
@@ -176,8 +181,9 @@ class RenderBuffers:
         self._bytes = memory.numel()
         self.executor: Executor = CpuExecutor()
         if memory.is_cuda:
-            self.executor = CudaExecutor(memory, frames, boxes)
-        self._frames, self._boxes, self._format = frames, boxes, format
+            read = [frames, boxes] if masks is None else [frames, boxes, masks]
+            self.executor = CudaExecutor(memory, *read)
+        self._frames, self._boxes, self._masks, self._format = frames, boxes, masks, format
         self._ring = [self.tensors[f"finished {slot}"] for slot in range(RING)]
         self._slot = RING - 1
         self._batch_size = len(self.tensors["index"])
@@ -216,7 +222,9 @@ class RenderBuffers:
         size = round_up_to(self.batch_sizes, n)
         self._slot = (self._slot + 1) % RING
         index, finished = self.tensors["index"][:size], self._ring[self._slot][:size]
-        return Frames(self._frames, self._boxes, index, finished, self._slot, self._format)
+        return Frames(
+            self._frames, self._boxes, index, finished, self._slot, self._format, self._masks
+        )
 
 
 class BufferPool:
@@ -224,14 +232,22 @@ class BufferPool:
     made.
 
     Args:
-        shapes, frames, boxes, graph_bytes: as in `RenderBuffers`.
+        shapes, frames, boxes, masks, graph_bytes: as in `RenderBuffers`.
 
     Raises:
         DeviceError: the first buffers, which are allocated immediately, do not fit the GPU.
     """
 
-    def __init__(self, shapes: Shapes, frames: Tensor, boxes: Tensor, *, graph_bytes: int = 0):
-        self._shapes, self._frames, self._boxes = shapes, frames, boxes
+    def __init__(
+        self,
+        shapes: Shapes,
+        frames: Tensor,
+        boxes: Tensor,
+        masks: Tensor | None = None,
+        *,
+        graph_bytes: int = 0,
+    ):
+        self._shapes, self._frames, self._boxes, self._masks = shapes, frames, boxes, masks
         self._graph_bytes = graph_bytes
         # Reentrant: the garbage collector may close an abandoned render, which returns its
         # buffers, while this thread holds the lock.
@@ -249,7 +265,9 @@ class BufferPool:
         """Make buffers that fit besides all graphs that are still to be captured."""
         pending = 1 + sum(buffers.executor.graph_bytes == 0 for buffers in self._all)
         needed = pending * self._graph_bytes
-        return RenderBuffers(self._shapes, self._frames, self._boxes, graph_bytes=needed)
+        return RenderBuffers(
+            self._shapes, self._frames, self._boxes, masks=self._masks, graph_bytes=needed
+        )
 
     @contextmanager
     def take(self) -> Iterator[RenderBuffers]:
@@ -294,13 +312,13 @@ class ReadAheadBuffers(HostBuffers):
 
     Args:
         shapes: from `buffer_shapes`.
-        read: `Avatar.batch`.
+        read: `Avatar.masked_batch`.
     """
 
     def __init__(
         self,
         shapes: Shapes,
-        read: Callable[[list[int]], tuple[Tensor, Tensor, Tensor]],
+        read: Read,
         thread: ThreadPoolExecutor,
     ):
         super().__init__(shapes)
@@ -309,9 +327,7 @@ class ReadAheadBuffers(HostBuffers):
 
     @classmethod
     @contextmanager
-    def open(
-        cls, shapes: Shapes, read: Callable[[list[int]], tuple[Tensor, Tensor, Tensor]]
-    ) -> Iterator["ReadAheadBuffers"]:
+    def open(cls, shapes: Shapes, read: Read) -> Iterator["ReadAheadBuffers"]:
         """Allocate buffers, and run the thread until the block ends."""
         with ThreadPoolExecutor(1, "viseme-frames") as thread:
             yield cls(shapes, read, thread)
@@ -322,11 +338,11 @@ class ReadAheadBuffers(HostBuffers):
 
     def next_frames(self, n: int, stopwatch: Stopwatch) -> Frames:
         with stopwatch.stage("frames", host=True):
-            frames, boxes, index = self._ahead.result()
+            frames, boxes, index, masks = self._ahead.result()
         self._ahead = self._submit()
         write_places(self.tensors["places"], numbers=range(self._first, self._first + n))
         self._first += n
-        return Frames(frames, boxes, index, frames, 0)
+        return Frames(frames, boxes, index, frames, 0, masks=masks)
 
-    def _submit(self) -> Future[tuple[Tensor, Tensor, Tensor]]:
+    def _submit(self) -> Future[FramesRead]:
         return self._thread.submit(self._read, list(islice(self._numbers, self._batch_size)))

@@ -52,6 +52,7 @@ def talk(options: argparse.Namespace) -> str:
         device=options.device,
         generator=options.generator,
         audio_encoder=options.audio_encoder,
+        parsing=options.parsing,
     )
     with (
         Live(avatar, precision=options.precision) as live,
@@ -208,6 +209,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--device", choices=("cpu", "cuda"), default="cpu", help="where frames are made (cpu)")
     add("--generator", metavar="FILE", help="use this generator instead of the avatar's")
     add("--audio-encoder", metavar="FILE", help="use this encoder instead of the avatar's")
+    add("--parsing", action="store_true", help="keep what the masks in the folder parsing/ keep")
     add("--precision", choices=PRECISIONS, help="of the generator (bf16 where the CPU has it)")
     add("--sample-rate", type=int, default=16000, metavar="HZ", help="of stdin (default: 16000)")
     add("--channels", type=int, choices=(1, 2), default=1, help="of stdin (default: 1)")

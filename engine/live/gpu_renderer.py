@@ -62,7 +62,12 @@ class GpuRenderer(LiveRenderer):
                 self._copies = torch.cuda.default_stream(avatar.device)
         with torch.cuda.stream(self._stream):
             self._render_buffers = RenderBuffers(
-                shapes, avatar.frames, avatar.boxes, format, graph_bytes=pipeline.graph_bytes
+                shapes,
+                avatar.frames,
+                avatar.boxes,
+                format,
+                masks=avatar.masks,
+                graph_bytes=pipeline.graph_bytes,
             )
             with self._render_buffers.executor.on_current_stream():
                 super().__init__(pipeline, self._render_buffers, mode)

@@ -168,9 +168,9 @@ class CpuRenderer(LiveRenderer):
     def _frames(
         self, pictures: list[int], *, numbers: Sequence[int] = (), sources: Sequence[int] = ()
     ) -> Frames:
-        frames, boxes, index = self._pipeline.avatar.batch(pictures)
+        frames, boxes, index, masks = self._pipeline.avatar.masked_batch(pictures)
         write_places(self._buffers.tensors["places"], numbers=numbers, sources=sources)
-        return Frames(frames, boxes, index, frames, 0)
+        return Frames(frames, boxes, index, frames, 0, masks=masks)
 
     def _hand_out(self, finished: Tensor, slot: int) -> Rendered:
         return Rendered(list(finished.split(1)))

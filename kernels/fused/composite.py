@@ -4,6 +4,7 @@ Some programs paste the faces, the others copy the frames around them. Programs 
 first, because they take longer.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -81,10 +82,19 @@ def _pair_sum(value, GROUPS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def _beside_face(picture, box, row, pixel, levels, live):
-    """Replace levels outside of the box by the frame's."""
+def _beside_face(picture, box, masks, row, pixel, levels, live, LANES: tl.constexpr):
+    """Replace levels outside of the box, and where the frame's mask says so, by the frame's.
+
+    A byte of a mask is LANES pixels, the first one in its lowest bit; 0 if there is no mask.
+    """
     x0, y0, x1, y1 = box
     face = (row >= y0) & (row < y1) & (pixel >= x0) & (pixel < x1)
+    if LANES:
+        start, row_pixels = masks
+        number = row * row_pixels + pixel
+        at = start + (number >> (3 if LANES == 8 else 0))
+        kept = tl.load(at, mask=live & face, other=0).to(tl.int32) >> (number & (LANES - 1))
+        face &= (kept & 1) == 0
     old = _load_pixel(picture, row, pixel, live & (face == 0))
     return (
         tl.where(face, levels[0], old[0]), tl.where(face, levels[1], old[1]),
@@ -94,9 +104,9 @@ def _beside_face(picture, box, row, pixel, levels, live):
 
 @triton.jit
 def paste_tile(
-    top, start, per_group, region, shape, box, picture, source, out,
+    top, start, per_group, region, shape, box, picture, masks, source, out,
     MODE: tl.constexpr, FORMAT: tl.constexpr, WORDS: tl.constexpr, PLANAR: tl.constexpr,
-    GROUPS: tl.constexpr, COLUMNS: tl.constexpr,
+    GROUPS: tl.constexpr, COLUMNS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Paste GROUPS groups of rows, each of `per_group`, by COLUMNS columns from row `top` on.
 
@@ -122,6 +132,7 @@ def paste_tile(
     beside = (start < x0) | (tl.minimum(start + COLUMNS, end) > x1)
     if YUV:
         beside = beside | (top < y0) | (end_row > y1)
+    beside = beside | (LANES > 0)
     step = steps(y1 - y0, MODE)
     whole, part = first_place(row - y0, y1 - y0, MODE)
     place = (whole, part, none - (1 << 30))
@@ -134,14 +145,16 @@ def paste_tile(
         )
         live = pixel < end
         if beside:
-            levels = _beside_face(picture, box, row, pixel, levels, live)
+            levels = _beside_face(picture, box, masks, row, pixel, levels, live, LANES)
         _store_pixel(out, width, row, pixel, levels, live, FORMAT, WORDS)
         if YUV:
             below, place, lines = paste_row(
                 source, size, place, step, False, columns, lines, edge, MODE, PLANAR
             )
             if beside:
-                below = _beside_face(picture, box, row + 1, pixel, below, live)
+                below = _beside_face(
+                    picture, box, masks, row + 1, pixel, below, live, LANES
+                )  # fmt: skip
             _store_pixel(out, width, row + 1, pixel, below, live, FORMAT, WORDS)
             red, green, blue = levels[0] + below[0], levels[1] + below[1], levels[2] + below[2]
             u = chroma(0, red, False) + chroma(1, green, False) + chroma(2, blue, False)
@@ -241,14 +254,15 @@ def _region(box, height, width, FORMAT: tl.constexpr, UNIT: tl.constexpr, WIDTH:
 @triton.jit(
     do_not_specialize=[
         "frame_chunks", "frame_row_chunks", "height", "width", "item_stride", "row_units",
+        "mask_row",
     ]
 )  # fmt: skip
 def _composite(
     frames, frame_chunks, frame_row_chunks, height, width, boxes, index, crops,
-    roi, item_stride, out, row_units,
+    roi, item_stride, out, row_units, masks, mask_row,
     MODE: tl.constexpr, FORMAT: tl.constexpr, UNIT: tl.constexpr, WIDTH: tl.constexpr,
     PLANAR: tl.constexpr, PASTERS: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, UNITS: tl.constexpr, PARTS: tl.constexpr,
+    COLUMNS: tl.constexpr, UNITS: tl.constexpr, PARTS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
     """Finish a frame each along axis 0, on axis 1 by PASTERS programs and then by those that copy.
 
@@ -279,6 +293,9 @@ def _composite(
     else:
         first_row, end_row, begin, end = region
         source = (roi + item * item_stride, crops + item * (_CROP_SIZE * _CROP_SIZE * 3))
+        mask = None
+        if LANES:
+            mask = (masks + number * (height * mask_row // LANES), mask_row)
         PAIR: tl.constexpr = 2 if YUV else 1
         rows = (end_row - first_row) // PAIR
         across, down = (
@@ -290,14 +307,14 @@ def _composite(
             top = first_row + tile // across * (GROUPS * per_group)
             start = begin + tile % across * COLUMNS
             paste_tile(
-                top, start, per_group, region, shape, box, picture, source, out,
-                MODE, FORMAT, UNIT == "quads", PLANAR, GROUPS, COLUMNS,
+                top, start, per_group, region, shape, box, picture, mask, source, out,
+                MODE, FORMAT, UNIT == "quads", PLANAR, GROUPS, COLUMNS, LANES,
             )  # fmt: skip
 
 
 def composite(
     frames: Tensor, boxes: Tensor, index: Tensor, crops: Tensor, generated: Tensor,
-    mode: CompositeMode, format: ByteFormat, out: Tensor,
+    mode: CompositeMode, format: ByteFormat, out: Tensor, masks: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     n = index.shape[0]
     height, width = frames.shape[1:3]
@@ -307,6 +324,7 @@ def composite(
     if not channels_last and generated.stride()[1:] != (ROI_SIZE * ROI_SIZE, ROI_SIZE, 1):
         generated = generated.contiguous()
     unit, wide = _unit(frames, format, out)
+    lanes = 0 if masks is None else 1 if masks.dtype == torch.bool else 8
     row_units, at_once, parts, copiers = copies(height, width, format, unit, wide)
     if out.data_ptr() == frames.data_ptr():  # in place, there is nothing to copy
         copiers = 0
@@ -314,8 +332,11 @@ def composite(
         frames, frames.stride(0) // wide, frames.stride(1) // wide, height, width,
         boxes.contiguous(), index.contiguous(), crops.contiguous(), generated,
         generated.stride(0), out, row_units,
+        None if masks is None else masks.view(torch.uint8),
+        0 if masks is None else masks.shape[2] * lanes,
         MODE=mode, FORMAT=format, UNIT=unit, WIDTH=wide, PLANAR=not channels_last,
         PASTERS=PASTERS, GROUPS=GROUPS, ROWS=ROWS, COLUMNS=COLUMNS, UNITS=at_once, PARTS=parts,
+        LANES=lanes,
         num_warps=8, maxnreg=80 if format in YUV_FORMATS else 64, num_stages=1,
     )  # fmt: skip
     return out

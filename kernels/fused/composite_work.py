@@ -12,11 +12,11 @@ from .pixel_formats import access_width
 
 def composite_work(
     n: int, height: int, width: int, box: tuple[int, int, int, int], mode: CompositeMode,
-    format: ByteFormat, element: int,
+    format: ByteFormat, element: int, masked: bool = False,
 ) -> Work:  # fmt: skip
     """Return the work of n aligned frames with a face in this box, which they show entirely.
 
-    `element` is the size of the generated values in bytes.
+    `element` is the size of the generated values in bytes. Masks have bits, and keep no pixel.
     """
     yuv, pair = format in YUV_FORMATS, 2 if format in YUV_FORMATS else 1
     unit, wide = ("bytes", access_width(width * 3)) if format == "rgb" else ("quads", 4)
@@ -51,6 +51,7 @@ def composite_work(
     face = (x1 - x0) * (y1 - y0)
     margin = 3 * (CROP_SIZE**2 - ROI_SIZE**2) if mode == "crop" else 0
     read = 3 * (height * width - face) + 3 * ROI_SIZE**2 * element + margin
+    read += (y1 - y0) * (x1 // 8 - x0 // 8 + 1) * masked
     runs = {
         "_composite": composite.PASTERS + copiers, "copy_units": copiers * parts,
         "paste_tile": len(tiles), "paste_row": len(tiles) * per_group,

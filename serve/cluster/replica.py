@@ -18,8 +18,8 @@ from ..config import Config
 from ..rpc.access import Access, Calls
 from ..rpc.calls import CODES
 from ..server import Services, avatars, services
+from ..web.gate import cross_origin
 from ..web.hosts import own_hosts
-from ..web.requests import cross_origin
 from .call import STATUS, Call, Handlers, Message, function_of, parser, serializer
 from .router import new_tag, session_number
 

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from engine.batches import BatchRequest
 from engine.errors import InputError
 from engine.live import Scheduler
 from engine.live.live import _has_bf16
+from engine.media.jpeg import encode_jpeg
 from examples import DEMO
 from serve.avatar import load_avatar
 from serve.config import Config, Gpus, Model
@@ -172,6 +174,7 @@ def test_the_first_frames(tiny, scheduler):
         ({"model_path": None}, r"model 'a' has no model_path; expected it, or avatar \(a folder\)"),
         ({"background_dir": "/nowhere"}, "/nowhere does not exist"),
         ({"model_path": "/no.onnx"}, r"/no.onnx \(generator\) does not exist"),
+        ({"parsing": True}, "model 'a' has parsing, but no avatar; expected avatar: DIR with it"),
         ({"avatar": "/a"}, "model 'a' has avatar and background_dir; expected one of them"),
     ],
 )
@@ -179,6 +182,21 @@ def test_faults_of_an_entry(tiny, scheduler, change, line):
     config = Config(gpus=CPU, audio_encoder=NETWORKS["audio_encoder"])
     with pytest.raises(InputError, match=line):
         load_avatar("a", go_model(tiny, **change), config, 0, scheduler)
+
+
+def test_masks(tiny, scheduler):
+    """A client gets the avatar's own frames if all is kept."""
+    (tiny / "parsing").mkdir()
+    for number in range(6):
+        Image.new("RGB", (80, 96), "red").save(tiny / "parsing" / f"{number}.png")
+    config, files = Config(gpus=CPU), []
+    for parsing in (False, True):
+        served = load_avatar("a", Model(avatar=tiny, parsing=parsing), config, 0, scheduler)
+        files.append(batch(served))
+        served.close()
+    own = served.avatar.batch([1, 2, 3, 4])[0].numpy()
+    assert files[1] == [encode_jpeg(frame, config.output.jpeg_quality, "4:2:0") for frame in own]
+    assert files[0] != files[1]
 
 
 def test_a_failing_load_leaves_nothing(tiny, scheduler, monkeypatch):
