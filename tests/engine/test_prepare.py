@@ -489,6 +489,18 @@ def test_drifting_light(prepared, tmp_path, change, drifts):
     assert ("the light on the face changes by" in said) is drifts
 
 
+def test_a_flicker_does_not_drift(prepared, tmp_path):
+    """Its period is 2 s of the film's own frames."""
+    film = write_film(
+        tmp_path / "film.mp4",
+        seconds=8,
+        rate=50,
+        scene=lambda t: (head(t) * (1 if t % 2 < 1 else 0.6)).astype(np.uint8),
+    )
+    folder, _ = prepared(film, "--fps", "source")
+    assert record_of(folder)["face"]["luma_drift"] < 0.05
+
+
 @pytest.mark.parametrize("rate", [25, 12.5, 25 / 3])
 def test_doubled_frames(prepared, tmp_path, rate):
     """A film of 25 frames a second whose pictures come at another rate."""
