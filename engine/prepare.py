@@ -193,7 +193,7 @@ def _judge(film: Film, found: Found, gaps: Gaps, person: Person) -> tuple[np.nda
             f"face{'s' * (faces > 1)}"
         )
     kept = frames_to_keep(film.path, found.boxes, found.measures, gaps, film.fps, found.sideways)
-    face = face_figures(found.measures, found.boxes, kept, film.height, film.width)
+    face = face_figures(found.measures, found.boxes, kept, film.height, film.width, film.fps)
     for line in errors_of(film.path, face):
         raise InputError(line)
     return kept, face

@@ -160,3 +160,34 @@ def networks(checkpoints: dict[str, Path], shared_folder) -> dict[str, Path]:
 
     folder = shared_folder("networks", make)
     return {kind: folder / f"{kind}.onnx" for kind in checkpoints}
+
+
+@pytest.fixture(scope="session")
+def demo_cache(shared_folder) -> Path:
+    """An XDG_CACHE_HOME with the demo's networks as float32 ONNX files, as the engine exports
+    them."""
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_CACHE_HOME", str(folder))
+            export_demo()
+
+    return shared_folder("demo", make)
+
+
+@pytest.fixture(scope="session")
+def demo_networks(demo_cache) -> dict[str, Path]:
+    """The same two files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(demo_cache))
+        return export_demo()
+
+
+def export_demo() -> dict[str, Path]:
+    """Return the demo's networks as ONNX files, which are made if the cache does not have them."""
+    from engine.runtime.exported import exported
+    from engine.runtime.signature import AUDIO_ENCODER, GENERATOR
+    from examples import network_files
+
+    files = network_files()
+    return {s.kind: exported(s, files[s.kind], "fp32") for s in (AUDIO_ENCODER, GENERATOR)}

@@ -398,18 +398,17 @@ def test_a_provider_that_does_other_work_is_refused():
 
 
 @pytest.fixture(scope="module")
-def quick_pipeline(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+def quick_pipeline(tmp_path_factory, demo_cache) -> tuple[Path, subprocess.CompletedProcess]:
     """A run without PyAV and librosa, which GPU hosts do not have."""
     output = tmp_path_factory.mktemp("results") / "of the pipeline" / "pipeline.json"
     code = (
         "import runpy, sys; sys.modules['av'] = sys.modules['librosa'] = None; "
         "runpy.run_module('benchmarks.pipeline', run_name='__main__', alter_sys=True)"
     )
-    cache = tmp_path_factory.mktemp("cache")
     done = subprocess.run(
         [sys.executable, "-c", code, "--quick", "-o", str(output)],
         capture_output=True, text=True, cwd=ROOT,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(cache)},
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "XDG_CACHE_HOME": str(demo_cache)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return output, done

@@ -296,4 +296,6 @@ def mixed_precision(device: torch.device) -> torch.dtype:
     """Return the dtype of convolutions: bfloat16 where the processor has units for it."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(False) else torch.float16
-    return torch.bfloat16 if torch.cpu.get_capabilities().get("amx_bf16") else torch.float32
+    has = torch.cpu.get_capabilities()
+    fast = has.get("amx_bf16") or has.get("avx512_bf16")
+    return torch.bfloat16 if fast else torch.float32

@@ -86,7 +86,7 @@ class SoundFigures:
 
 
 def face_figures(
-    measures: Measures, boxes: Boxes, kept: np.ndarray, height: int, width: int
+    measures: Measures, boxes: Boxes, kept: np.ndarray, height: int, width: int, fps: Fraction
 ) -> FaceFigures:
     """Compute the figures of a film of which at least one frame is kept."""
     found = ~np.isnan(measures.boxes[:, 0])
@@ -114,7 +114,7 @@ def face_figures(
         chin_out=int(chin_out.sum()),
         box_out=int(out.sum()),
         luma=round(float(np.median(luma)) if luma.size else 0.0, 1),
-        luma_drift=round(_drift(measures.luma[kept]), 3),
+        luma_drift=round(_drift(measures.luma[kept], fps), 3),
         repeated=int(measures.repeated[kept].sum()),
     )
 
@@ -297,10 +297,9 @@ def _warnings_of_sound(sound: SoundFigures, seconds: float, fps: Fraction) -> It
         )
 
 
-def _drift(luma: np.ndarray) -> float:
-    """Return the range of the means of parts of two seconds, relative to their median. The rate is
-    25 for this; others are near enough."""
-    length = max(round(DRIFT_SECONDS * 25), 1)
+def _drift(luma: np.ndarray, fps: Fraction) -> float:
+    """Return the range of the means of parts of two seconds, relative to their median."""
+    length = max(round(DRIFT_SECONDS * fps), 1)
     parts = [luma[i : i + length] for i in range(0, len(luma), length)]
     if len(parts) > 1 and len(parts[-1]) < length / 2:
         parts.pop()

@@ -105,16 +105,21 @@ def halves(fp16_safe_checkpoints, export_cache, shared_folder) -> dict[str, Path
     return dict(zip(("generator", "audio_encoder"), export_all(export_cache), strict=True))
 
 
+def keep_export(kind: str, checkpoint: Path, network: Path) -> None:
+    """Put the ONNX file of a checkpoint into the cache, as if the engine had exported it."""
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:32]
+    checksum = f"{zlib.crc32(network.read_bytes()):08x}"
+    shutil.copy(network, cache_folder() / f"{kind}-{digest}-fp32-{checksum}.onnx")
+
+
 @pytest.fixture(scope="session")
 def sources(fp16_safe_checkpoints, halves, checkpoints, networks, export_cache, tmp_path_factory):
     """(kind, precision, form) -> a network's file; the form is checkpoint, free or fixed."""
     folder = tmp_path_factory.mktemp("sources")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(export_cache))
-        for kind, path in checkpoints.items():  # they are exported already
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
-            checksum = f"{zlib.crc32(networks[kind].read_bytes()):08x}"
-            shutil.copy(networks[kind], cache_folder() / f"{kind}-{digest}-fp32-{checksum}.onnx")
+        for kind, path in checkpoints.items():
+            keep_export(kind, path, networks[kind])
     found = {}
     for precision, saved, free in (
         ("fp16", fp16_safe_checkpoints, halves),

@@ -9,7 +9,9 @@ import re
 import signal
 import threading
 import time
+from collections.abc import Callable
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +54,18 @@ def networks(monkeypatch):
 def plain(tmp_path_factory) -> Path:
     """Four seconds of a head that speaks."""
     return write_film(tmp_path_factory.mktemp("plain") / "film.mp4")
+
+
+@pytest.fixture(scope="module")
+def blinking(tmp_path_factory) -> Callable[..., Path]:
+    """Return a function that returns the film with flashes and beeps at these times."""
+
+    @cache
+    def make(*times: float) -> Path:
+        folder = tmp_path_factory.mktemp("blinking")
+        return write_film(folder / "film.mp4", scene=flash(times), sound=beeps(times))
+
+    return make
 
 
 @pytest.fixture
@@ -295,12 +309,12 @@ def test_clipped_sound(prepared, tmp_path, gain, clipped):
     assert (record_of(folder)["sound"]["clipped"] > 0.01) is clipped
 
 
-def test_little_speech(prepared, tmp_path):
+def test_little_speech(prepared, plain, tmp_path):
     """One second of four."""
     film = write_film(tmp_path / "film.mp4", sound=lambda t: voice(t) * (t < 1))
     _, said = prepared(film)
     assert "there is speech in" in said
-    _, said = prepared(write_film(tmp_path / "film.mp4"), "--force")
+    _, said = prepared(plain, "--force")
     assert "there is speech in" not in said
 
 
@@ -353,11 +367,10 @@ def test_a_person_who_does_not_speak(prepared, tmp_path):
         (90, 10, "cut", 90),
     ],
 )
-def test_gaps(prepared, tmp_path, monkeypatch, first, count, gaps, kept):
+def test_gaps(prepared, blinking, monkeypatch, first, count, gaps, kept):
     sees(monkeypatch, hidden=range(first, first + count))
     times = (0.4, 3.2) if first == 30 else (0.8, 2.0)
-    film = write_film(tmp_path / "film.mp4", scene=flash(times), sound=beeps(times))
-    folder, said = prepared(film, "--gaps", gaps, expected=0 if kept else 2)
+    folder, said = prepared(blinking(*times), "--gaps", gaps, expected=0 if kept else 2)
     frames = "1 frame" if count == 1 else f"{count} frames"
     assert f"no face was found in {frames} at 0:{first / 25:05.2f}" in said
     if not kept:
@@ -474,6 +487,18 @@ def test_drifting_light(prepared, tmp_path, change, drifts):
     )
     _, said = prepared(film)
     assert ("the light on the face changes by" in said) is drifts
+
+
+def test_a_flicker_does_not_drift(prepared, tmp_path):
+    """Its period is 2 s of the film's own frames."""
+    film = write_film(
+        tmp_path / "film.mp4",
+        seconds=8,
+        rate=50,
+        scene=lambda t: (head(t) * (1 if t % 2 < 1 else 0.6)).astype(np.uint8),
+    )
+    folder, _ = prepared(film, "--fps", "source")
+    assert record_of(folder)["face"]["luma_drift"] < 0.05
 
 
 @pytest.mark.parametrize("rate", [25, 12.5, 25 / 3])

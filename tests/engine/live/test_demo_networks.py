@@ -8,24 +8,15 @@ import torch
 
 from engine import Avatar, Pipeline
 from engine.live import Live
-from examples import network_files
-from export import export
 from tests.engine.files import Folders
 
 TAIL = 4  # silent frames after the speech
 
 
 @pytest.fixture(scope="module")
-def avatar(small, shared_folder, tmp_path_factory) -> Avatar:
+def avatar(small, demo_networks, tmp_path_factory) -> Avatar:
     """12 frames of the demo, with its networks in ONNX files."""
-
-    def make(folder):
-        for kind, path in network_files().items():
-            export(kind, path, folder / f"{kind}.onnx", precision="fp32")
-
-    folder = shared_folder("demo networks", make)
-    networks = {kind: folder / f"{kind}.onnx" for kind in network_files()}
-    folders = Folders(tmp_path_factory.mktemp("avatars"), *small, networks)
+    folders = Folders(tmp_path_factory.mktemp("avatars"), *small, demo_networks)
     return Avatar.load(folders.native(), device="cpu")
 
 

@@ -56,9 +56,9 @@ def bf16():
         pytest.skip("this CPU does not multiply bfloat16")
 
 
-def test_bf16_is_close_to_float32(faces, bf16, export_cache, monkeypatch):
+def test_bf16_is_close_to_float32(faces, bf16, demo_cache, monkeypatch):
     """The demo's trained generator on faces."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(export_cache))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(demo_cache))
     trained = DEMO / "generator.safetensors"
     expected = run(open_network(GENERATOR, trained, device=CPU), faces, GENERATOR)
     network = open_network(GENERATOR, trained, device=CPU, precision="bf16")
