@@ -11,13 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import Tile, choose, processors, step
+from .tiles import Tile, choose, common_step, processors
 from .weights import Dense
 
 DENSE_TILES = (
-    Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 4, 3), Tile(64, 64, 64, 4, 4),
-    Tile(32, 64, 64, 4, 5), Tile(16, 32, 128, 4, 5),
+    Tile(128, 128, 64, 8, 2, 3), Tile(128, 64, 64, 4, 3, 3), Tile(64, 64, 64, 4, 3, 4),
+    Tile(32, 64, 64, 4, 3, 5),
 )  # fmt: skip
+OVERHEAD = 32  # of a tile, see `tiles.choose`
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,11 @@ def dense(x: Tensor, packed: PackedDense, out: Tensor) -> Tensor:
     """
     n, height, width, channels = x.shape
     pixels, made = n * out.shape[1] * out.shape[2], out.shape[3]
-    tile = choose(DENSE_TILES, pixels, made, 32, processors(x.device))
+    tile = choose(DENSE_TILES, pixels, made, 9 * channels, OVERHEAD, processors(x.device))
     _dense[(tile.programs(pixels, made),)](
         x, packed.weight, packed.bias, out, n,
         C=channels, OUT=made, H=height, W=width, STRIDE=packed.stride, PADDING=packed.padding,
-        BM=tile.pixels, BN=tile.channels, BK=step(tile.step, channels), STAGES=tile.stages,
+        BM=tile.pixels, BN=tile.channels, BK=common_step(tile.step, channels), STAGES=tile.stages,
         num_warps=tile.warps,
     )  # fmt: skip
     return out

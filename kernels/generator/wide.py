@@ -1,7 +1,8 @@
 """Inverted residuals of many channels as two kernels: expand; depthwise and project.
 
-Images are (n, h, w, c), contiguous, float16. The expanded image goes through memory, so a block
-reads and writes it once each, but nothing is computed twice that matters.
+Images are (n, h, w, c), contiguous, float16. The expanded image goes through memory. With many
+output channels, which several programs share, the depthwise convolution would be computed once by
+each of them; there it is a kernel of its own, between two products.
 """
 
 from dataclasses import dataclass
@@ -11,22 +12,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .tiles import Tile, choose, processors, step
-from .upsample import between, row_places
+from .product import product
+from .tiles import Tile, choose, common_step, processors
 from .weights import Block
 
-# From those that load least for each result to those that are most.
-EXPAND_TILES = (
-    Tile(128, 128, 64, 8, 3), Tile(128, 64, 64, 4, 3), Tile(64, 64, 64, 4, 4),
-    Tile(32, 64, 64, 4, 5), Tile(16, 32, 128, 4, 5),
-)  # fmt: skip
-MIXING_STEP = 32  # channels of an enlarged image at a time, which take four times the registers
 PROJECT_TILES = (
-    Tile(128, 128, 32, 8), Tile(128, 64, 64, 8), Tile(128, 32, 64, 8), Tile(64, 64, 64, 4),
-    Tile(64, 32, 64, 4), Tile(32, 64, 128, 8), Tile(32, 32, 128, 8), Tile(16, 32, 256, 8),
+    Tile(128, 128, 64, 8, 1), Tile(128, 64, 64, 8, 2), Tile(128, 32, 64, 8, 2),
+    Tile(64, 64, 64, 4, 3), Tile(64, 64, 128, 8, 2), Tile(64, 32, 64, 4, 4),
+    Tile(32, 64, 128, 8, 3), Tile(32, 32, 128, 8, 4),
 )  # fmt: skip
-# The depthwise convolution takes as long as a product with this many output channels.
-DEPTHWISE_CHANNELS = 150
+OVERHEAD = 190  # of the depthwise convolution beside a product, see `tiles.choose`
+# From this many output channels on, the depthwise convolution is a kernel of its own, that makes
+# so many patches and channels in a program.
+SEPARATE, PATCHES, CHANNELS = 256, 16, 64
 
 
 @dataclass(frozen=True)
@@ -43,60 +41,10 @@ class Wide:
     lower: int  # of the C channels, the first that come from a smaller image
     beside: int  # the last that come from a second image
 
-
-@triton.jit
-def _add_product(total, x, weight, C: tl.constexpr, BK: tl.constexpr, STAGES: tl.constexpr):
-    """Add x (BM, C) @ weight (BN, C) transposed, given pointers to the first BK of C."""
-    for i in tl.range(0, C, BK, num_stages=STAGES):
-        total = tl.dot(tl.load(x + i), tl.trans(tl.load(weight + i)), total)
-    return total
-
-
-@triton.jit(do_not_specialize=["images"])
-def _expand(
-    x, other, weights, bias, out, images,
-    C: tl.constexpr, LOWER: tl.constexpr, BESIDE: tl.constexpr, E: tl.constexpr, H: tl.constexpr,
-    W: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BL: tl.constexpr,
-    STAGES: tl.constexpr,
-):  # fmt: skip
-    """Compute relu(bias + weights (E, ...) channels) of BM pixels and BN of the E channels.
-
-    `x` is (images, H, W, C). Before its channels come the LOWER ones of `other`, (images, H / 2,
-    W / 2, LOWER), enlarged; or behind them the BESIDE ones of `other`, (images, H, W, BESIDE).
-    """
-    program = tl.program_id(0)
-    row = program // (E // BN) * BM + tl.arange(0, BM)
-    column = program % (E // BN) * BN + tl.arange(0, BN)
-    k, low = tl.arange(0, BK)[None, :], tl.arange(0, BL)[None, :]
-    rows = images * (H * W)
-    pixel = tl.minimum(row, rows - 1)
-    at = pixel.to(tl.int64)[:, None]
-    weight = weights + column[:, None] * (LOWER + C + BESIDE)
-    total = tl.zeros((BM, BN), tl.float32)
-    if LOWER:
-        top, bottom, down = row_places(pixel // W % H, H // 2, H)
-        left, right, over = row_places(pixel % W, W // 2, W)
-        down, over = down[:, None], over[:, None]
-        image = (pixel // (H * W)).to(tl.int64) * (H // 2 * (W // 2) * LOWER)
-        start = other + image[:, None] + low
-        for i in tl.range(0, LOWER, BL, num_stages=1):
-            upper = between(
-                tl.load(start + ((top * (W // 2) + left) * LOWER + i)[:, None]),
-                tl.load(start + ((top * (W // 2) + right) * LOWER + i)[:, None]), over,
-            )  # fmt: skip
-            lower = between(
-                tl.load(start + ((bottom * (W // 2) + left) * LOWER + i)[:, None]),
-                tl.load(start + ((bottom * (W // 2) + right) * LOWER + i)[:, None]), over,
-            )  # fmt: skip
-            mixed = between(upper, lower, down)
-            total = tl.dot(mixed, tl.trans(tl.load(weight + low + i)), total)
-    weight += LOWER + k
-    total = _add_product(total, x + at * C + k, weight, C, BK, STAGES)
-    if BESIDE:
-        total = _add_product(total, other + at * BESIDE + k, weight + C, BESIDE, BK, STAGES)
-    value = tl.maximum(total + tl.load(bias + column)[None, :], 0.0).to(tl.float16)
-    to = out + row.to(tl.int64)[:, None] * E + column[None, :]
-    tl.store(to, value, mask=(row < rows)[:, None])
+    @property
+    def separate(self) -> bool:
+        """Whether the depthwise convolution is a kernel of its own."""
+        return len(self.project) >= SEPARATE
 
 
 @triton.jit
@@ -142,6 +90,15 @@ def _load(
 
 
 @triton.jit
+def _load_taps(taps, channels):
+    """Load the nine taps, (1, BK) each."""
+    found = ()
+    for tap in tl.static_range(9):
+        found = found + (tl.load(taps + tap * channels)[None, :],)  # noqa: RUF005
+    return found
+
+
+@triton.jit
 def _depthwise(
     expanded, taps, places, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     STRIDE: tl.constexpr, ASM: tl.constexpr,
@@ -154,9 +111,7 @@ def _depthwise(
     STEP: tl.constexpr = 2 * STRIDE
     LAST_TOP: tl.constexpr = (H + STEP - 1) // STEP * STEP - STEP - 1
     LAST_LEFT: tl.constexpr = (W + STEP - 1) // STEP * STEP - STEP - 1
-    weight = ()
-    for i in tl.static_range(9):
-        weight = weight + (tl.load(taps + i * C)[None, :],)  # noqa: RUF005
+    weight = _load_taps(taps, C)
     sum0 = tl.load(taps + 9 * C)[None, :]
     sum1, sum2, sum3 = sum0, sum0, sum0
     for i in tl.static_range(3 + STRIDE):
@@ -176,50 +131,86 @@ def _depthwise(
     return _relu(sum0, ASM), _relu(sum1, ASM), _relu(sum2, ASM), _relu(sum3, ASM)
 
 
-@triton.jit(do_not_specialize=["images"])
+@triton.jit
+def _place(patch, H: tl.constexpr, W: tl.constexpr, STRIDE: tl.constexpr):
+    """Return image, row and column of the first of the 2 x 2 output pixels of a patch."""
+    DOWN: tl.constexpr = (H + 2 * STRIDE - 1) // (2 * STRIDE)
+    ACROSS: tl.constexpr = (W + 2 * STRIDE - 1) // (2 * STRIDE)
+    image = (patch // (DOWN * ACROSS)).to(tl.int64)
+    return image, patch // ACROSS % DOWN * 2, patch % ACROSS * 2
+
+
+@triton.jit
+def _sources(expanded, patch, k, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+             STRIDE: tl.constexpr):  # fmt: skip
+    """Return pointers to the first pixels that patches see, and the places of these pixels."""
+    image, top, left = _place(patch, H, W, STRIDE)
+    top, left = top * STRIDE - 1, left * STRIDE - 1
+    source = image * (H * W * C) + (top * W + left) * C
+    return expanded + source[:, None] + k[None, :], (top, left)
+
+
+@triton.jit(do_not_specialize=["patches"])
 def _depthwise_project(
-    expanded, taps, weights, bias, residual, out, images,
+    expanded, taps, weights, bias, residual, out, patches,
     C: tl.constexpr, OUT: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
     STRIDE: tl.constexpr, RESIDUAL: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BK: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Compute bias + weights (O, C) relu(depthwise) of BM pixels and BN of the O channels.
+    """Compute bias + weights (OUT, C) relu(depthwise) of BM pixels and BN of the OUT channels.
 
-    `expanded` is (images, H, W, C). The BM pixels are patches of 2 x 2.
+    `expanded` is (n, H, W, C). The BM pixels are patches of 2 x 2.
     """
-    HEIGHT: tl.constexpr = (H + STRIDE - 1) // STRIDE  # of the result
-    WIDTH: tl.constexpr = (W + STRIDE - 1) // STRIDE
-    DOWN: tl.constexpr = (HEIGHT + 1) // 2
-    ACROSS: tl.constexpr = (WIDTH + 1) // 2
     program = tl.program_id(0)
     first = program // (OUT // BN) * (BM // 4)
     column = program % (OUT // BN) * BN + tl.arange(0, BN)
     k = tl.arange(0, BK)
-    last = images * (DOWN * ACROSS) - 1
-    patch = tl.minimum(first + tl.arange(0, BM // 4), last)
-    top = patch // ACROSS % DOWN * (2 * STRIDE) - 1
-    left = patch % ACROSS * (2 * STRIDE) - 1
-    image = (patch // (DOWN * ACROSS)).to(tl.int64)
-    source = expanded + (image * (H * W * C) + (top * W + left) * C)[:, None] + k[None, :]
+    patch = tl.minimum(first + tl.arange(0, BM // 4), patches - 1)
+    source, places = _sources(expanded, patch, k, C, H, W, STRIDE)
     weight = weights + column[:, None] * C + k[None, :]
     total = tl.zeros((BM, BN), tl.float32)
     for i in tl.range(0, C, BK, num_stages=1):
-        sums = _depthwise(source + i, taps + i + k, (top, left), C, H, W, STRIDE, ASM)
+        sums = _depthwise(source + i, taps + i + k, places, C, H, W, STRIDE, ASM)
         rows = tl.join(tl.join(sums[0], sums[1]), tl.join(sums[2], sums[3]))
         value = rows.permute(0, 3, 2, 1).reshape(BM, BK)
         total = tl.dot(value, tl.trans(tl.load(weight + i)), total)
     total += tl.load(bias + column)[None, :]
 
+    HEIGHT: tl.constexpr = (H + STRIDE - 1) // STRIDE  # of the result
+    WIDTH: tl.constexpr = (W + STRIDE - 1) // STRIDE
     pixel = tl.arange(0, BM)
     patch = first + pixel // 4
-    y = patch // ACROSS % DOWN * 2 + pixel // 2 % 2
-    x = patch % ACROSS * 2 + pixel % 2
-    at = (patch // (DOWN * ACROSS)).to(tl.int64) * (HEIGHT * WIDTH) + y * WIDTH + x
-    at = at[:, None] * OUT + column[None, :]
-    live = ((patch <= last) & (y < HEIGHT) & (x < WIDTH))[:, None]
+    image, y, x = _place(patch, H, W, STRIDE)
+    y, x = y + pixel // 2 % 2, x + pixel % 2
+    at = (image * (HEIGHT * WIDTH) + y * WIDTH + x)[:, None] * OUT + column[None, :]
+    live = ((patch < patches) & (y < HEIGHT) & (x < WIDTH))[:, None]
     if RESIDUAL:
         total += tl.load(residual + at, mask=live, other=0.0).to(tl.float32)
     tl.store(out + at, total.to(tl.float16), mask=live)
+
+
+@triton.jit(do_not_specialize=["patches"])
+def _depthwise_only(
+    expanded, taps, out, patches, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+    STRIDE: tl.constexpr, BP: tl.constexpr, BK: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """Compute relu(depthwise) of BP patches of 2 x 2 pixels and BK of the C channels.
+
+    `expanded` is (n, H, W, C).
+    """
+    HEIGHT: tl.constexpr = (H + STRIDE - 1) // STRIDE  # of the result
+    WIDTH: tl.constexpr = (W + STRIDE - 1) // STRIDE
+    program = tl.program_id(0)
+    patch = program // (C // BK) * BP + tl.arange(0, BP)
+    k = program % (C // BK) * BK + tl.arange(0, BK)
+    seen = tl.minimum(patch, patches - 1)
+    source, places = _sources(expanded, seen, k, C, H, W, STRIDE)
+    sums = _depthwise(source, taps + k, places, C, H, W, STRIDE, ASM)
+    image, y, x = _place(patch, H, W, STRIDE)
+    at = (image * (HEIGHT * WIDTH) + y * WIDTH + x)[:, None] * C + k[None, :]
+    for i in tl.static_range(4):
+        live = (patch < patches) & (y + i // 2 < HEIGHT) & (x + i % 2 < WIDTH)
+        tl.store(out + at + (i // 2 * WIDTH + i % 2) * C, sums[i], mask=live[:, None])
 
 
 def pack_wide(block: Block, device: torch.device, *, lower: int = 0, beside: int = 0) -> Wide:
@@ -259,39 +250,43 @@ def expand(
         lower: (n, h / 2, w / 2, packed.lower); enlarged, its channels come before those of x.
         beside: (n, h, w, packed.beside); its channels come behind those of x.
     """
-    n, height, width, channels = x.shape
-    made, other = expanded.shape[3], x if lower is None else lower
-    tile = choose(EXPAND_TILES, n * height * width, made, 32, processors(x.device))
-    _expand[(tile.programs(n * height * width, made),)](
-        x, other if beside is None else beside, packed.expand, packed.expand_bias, expanded, n,
-        C=channels, LOWER=packed.lower, BESIDE=packed.beside, E=made, H=height, W=width,
-        BM=tile.pixels, BN=tile.channels, BK=step(tile.step, channels, packed.beside),
-        BL=step(MIXING_STEP, packed.lower), STAGES=tile.stages,
-        num_warps=tile.warps,
-    )  # fmt: skip
-    return expanded
+    return product(
+        x, packed.expand, packed.expand_bias, expanded, relu=True, lower=lower, beside=beside
+    )
 
 
 def depthwise_project(
-    expanded: Tensor, packed: Wide, out: Tensor, residual: Tensor | None = None
-) -> Tensor:
+    expanded: Tensor, packed: Wide, out: Tensor, residual: Tensor | None = None,
+    convolved: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Compute a block's output of its expanded image: depthwise convolution, ReLU, 1x1 convolution.
 
     Args:
         expanded: (n, h, w, E) float16, contiguous, as all images.
         out: (n, h / stride, w / stride, O), rounded up.
         residual: as `out`: what a residual block adds, its input. It may be `out` itself.
+        convolved: scratch memory of a block that is `separate`, (n, h / stride, w / stride, E);
+            allocated if None.
     """
     n, height, width, channels = expanded.shape
-    made = out.shape[3]
-    patches = n * triton.cdiv(out.shape[1], 2) * triton.cdiv(out.shape[2], 2)
-    tile = choose(PROJECT_TILES, 4 * patches, made, DEPTHWISE_CHANNELS, processors(out.device))
+    (down, across), made = out.shape[1:3], out.shape[3]
+    patches = n * triton.cdiv(down, 2) * triton.cdiv(across, 2)
+    asm = not triton.knobs.runtime.interpret
+    if packed.separate:
+        if convolved is None:
+            convolved = expanded.new_empty(n, down, across, channels)
+        step = common_step(CHANNELS, channels)
+        _depthwise_only[(triton.cdiv(patches, PATCHES) * (channels // step),)](
+            expanded, packed.taps, convolved, patches, C=channels, H=height, W=width,
+            STRIDE=packed.stride, BP=PATCHES, BK=step, ASM=asm, num_warps=4,
+        )  # fmt: skip
+        return product(convolved, packed.project, packed.project_bias, out, residual=residual)
+    tile = choose(PROJECT_TILES, 4 * patches, made, channels, OVERHEAD, processors(out.device))
     _depthwise_project[(tile.programs(4 * patches, made),)](
         expanded, packed.taps, packed.project, packed.project_bias,
-        out if residual is None else residual, out, n,
+        out if residual is None else residual, out, patches,
         C=channels, OUT=made, H=height, W=width, STRIDE=packed.stride,
         RESIDUAL=residual is not None, BM=tile.pixels, BN=tile.channels,
-        BK=step(tile.step, channels), ASM=not triton.knobs.runtime.interpret,
-        num_warps=tile.warps, num_stages=1,
+        BK=common_step(tile.step, channels), ASM=asm, num_warps=tile.warps, num_stages=1,
     )  # fmt: skip
     return out
