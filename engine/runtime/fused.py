@@ -65,8 +65,7 @@ class FusedNetwork:
 
     def _run(self, inputs: list[Tensor], out: Tensor, first: int) -> None:
         pictures, audio = inputs
-        with torch.cuda.device(out.device):  # Triton launches on the current GPU
-            self._generator(pictures, audio, out)
+        self._generator(pictures, audio, out)
 
 
 def check_device(device: torch.device) -> str:
@@ -108,7 +107,7 @@ def _new_generator(path: Path, device: torch.device) -> FusedGenerator:
     weights = read_weights(path)
     try:
         # The host waits for the result, and kernels are loaded, which must not break a capture.
-        with whole_device_lock, torch.cuda.device(device):
+        with whole_device_lock:
             generator = FusedGenerator(weights, device)
             check(generator, weights, device)
     except torch.OutOfMemoryError as error:

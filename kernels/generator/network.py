@@ -1,6 +1,7 @@
 """The whole generator: its layers, one after another, in one buffer."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Protocol
 
 import torch
@@ -86,6 +87,13 @@ class FusedGenerator:
             raise ValueError(f"audio is {tuple(audio.shape)}; expected {(n, 32, 16, 16)}")
         if n == 0:
             return out
+        # Triton launches on the current GPU.
+        with torch.cuda.device(out.device) if out.is_cuda else nullcontext():
+            self._run(inputs, audio, out)
+        return out
+
+    def _run(self, inputs: Tensor, audio: Tensor, out: Tensor) -> None:
+        n = len(out)
         memory = torch.empty(n * self._values, dtype=self._dtype, device=out.device)
 
         def tensor(value: Activation | None) -> Tensor | None:
@@ -106,7 +114,6 @@ class FusedGenerator:
                 x, written, lower=tensor(layer.lower), beside=tensor(layer.beside),
                 expanded=tensor(layer.expanded),
             )  # fmt: skip
-        return out
 
 
 def reference_of(layer: Layer, device: torch.device) -> Run:
