@@ -26,6 +26,31 @@ def _add_product(total, x, weight, C: tl.constexpr, BK: tl.constexpr, STAGES: tl
     return total
 
 
+@triton.jit
+def _add_enlarged_product(
+    total, pixel, lower, weight, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+    BK: tl.constexpr,
+):  # fmt: skip
+    """Add pixels of `lower`, (images, H / 2, W / 2, C), enlarged to (H, W), @ weight transposed."""
+    k = tl.arange(0, BK)[None, :]
+    top, bottom, down = row_places(pixel // W % H, H // 2, H)
+    left, right, over = row_places(pixel % W, W // 2, W)
+    down, over = down[:, None], over[:, None]
+    start = lower + (pixel // (H * W)).to(tl.int64)[:, None] * (H // 2 * (W // 2) * C) + k
+    for i in tl.range(0, C, BK, num_stages=1):
+        upper_row = between(
+            tl.load(start + ((top * (W // 2) + left) * C + i)[:, None]),
+            tl.load(start + ((top * (W // 2) + right) * C + i)[:, None]), over,
+        )  # fmt: skip
+        lower_row = between(
+            tl.load(start + ((bottom * (W // 2) + left) * C + i)[:, None]),
+            tl.load(start + ((bottom * (W // 2) + right) * C + i)[:, None]), over,
+        )  # fmt: skip
+        mixed = between(upper_row, lower_row, down)
+        total = tl.dot(mixed, tl.trans(tl.load(weight + k + i)), total)
+    return total
+
+
 @triton.jit(do_not_specialize=["images"])
 def _product(
     x, other, weights, bias, residual, out, images,
@@ -41,29 +66,14 @@ def _product(
     program = tl.program_id(0)
     row = program // (OUT // BN) * BM + tl.arange(0, BM)
     column = program % (OUT // BN) * BN + tl.arange(0, BN)
-    k, low = tl.arange(0, BK)[None, :], tl.arange(0, BL)[None, :]
+    k = tl.arange(0, BK)[None, :]
     rows = images * (H * W)
     pixel = tl.minimum(row, rows - 1)
     at = pixel.to(tl.int64)[:, None]
     weight = weights + column[:, None] * (LOWER + C + BESIDE)
     total = tl.zeros((BM, BN), tl.float32)
     if LOWER:
-        top, bottom, down = row_places(pixel // W % H, H // 2, H)
-        left, right, over = row_places(pixel % W, W // 2, W)
-        down, over = down[:, None], over[:, None]
-        image = (pixel // (H * W)).to(tl.int64) * (H // 2 * (W // 2) * LOWER)
-        start = other + image[:, None] + low
-        for i in tl.range(0, LOWER, BL, num_stages=1):
-            upper = between(
-                tl.load(start + ((top * (W // 2) + left) * LOWER + i)[:, None]),
-                tl.load(start + ((top * (W // 2) + right) * LOWER + i)[:, None]), over,
-            )  # fmt: skip
-            lower = between(
-                tl.load(start + ((bottom * (W // 2) + left) * LOWER + i)[:, None]),
-                tl.load(start + ((bottom * (W // 2) + right) * LOWER + i)[:, None]), over,
-            )  # fmt: skip
-            mixed = between(upper, lower, down)
-            total = tl.dot(mixed, tl.trans(tl.load(weight + low + i)), total)
+        total = _add_enlarged_product(total, pixel, other, weight, LOWER, H, W, BL)
     weight += LOWER + k
     total = _add_product(total, x + at * C + k, weight, C, BK, STAGES)
     if BESIDE:

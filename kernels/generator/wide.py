@@ -150,6 +150,14 @@ def _sources(expanded, patch, k, C: tl.constexpr, H: tl.constexpr, W: tl.constex
     return expanded + source[:, None] + k[None, :], (top, left)
 
 
+@triton.jit
+def _add_patches(total, sums, weight):
+    """Add the pixels of patches, patch by patch, @ weight transposed."""
+    rows = tl.join(tl.join(sums[0], sums[1]), tl.join(sums[2], sums[3])).permute(0, 3, 2, 1)
+    rows = rows.reshape(rows.shape[0] * 4, rows.shape[3])
+    return tl.dot(rows, tl.trans(tl.load(weight)), total)
+
+
 @triton.jit(do_not_specialize=["patches"])
 def _depthwise_project(
     expanded, taps, weights, bias, residual, out, patches,
@@ -171,9 +179,7 @@ def _depthwise_project(
     total = tl.zeros((BM, BN), tl.float32)
     for i in tl.range(0, C, BK, num_stages=1):
         sums = _depthwise(source + i, taps + i + k, places, C, H, W, STRIDE, ASM)
-        rows = tl.join(tl.join(sums[0], sums[1]), tl.join(sums[2], sums[3]))
-        value = rows.permute(0, 3, 2, 1).reshape(BM, BK)
-        total = tl.dot(value, tl.trans(tl.load(weight + i)), total)
+        total = _add_patches(total, sums, weight + i)
     total += tl.load(bias + column)[None, :]
 
     HEIGHT: tl.constexpr = (H + STRIDE - 1) // STRIDE  # of the result
