@@ -22,6 +22,7 @@ from .torch import read_folded
 
 LEAST = 8, 0  # compute capability; older GPUs lack instructions of the kernels
 ALIGNMENT = 16  # bytes
+CHECKED = 1, 25  # batch sizes
 
 # Shared, because packing and checking take seconds.
 _generators: SharedCache[FusedGenerator] = SharedCache()
@@ -122,16 +123,23 @@ def _new_generator(path: Path, device: torch.device) -> FusedGenerator:
 
 @torch.inference_mode()
 def check(generator: FusedGenerator, weights: GeneratorWeights, device: torch.device) -> None:
-    """Compare the generator's result for one frame with PyTorch's in float32, on the CPU.
+    """Compare the generator's results with PyTorch's in float32, on the CPU.
+
+    Two frames, alternating in batches of all `CHECKED` sizes, because kernels differ by them.
 
     Raises:
-        DeviceError: it differs by more than rounding.
+        DeviceError: they differ by more than rounding.
     """
-    pictures, audio = (torch.from_numpy(value) for value in random_inputs("generator", 1))
+    pictures, audio = (torch.from_numpy(value) for value in random_inputs("generator", 2))
     expected = FusedGenerator(weights, torch.device("cpu"), reference_of, dtype=torch.float32)
-    wanted = expected(pictures, audio, torch.empty(1, 3, 320, 320))
-    out = torch.full((1, 3, 320, 320), torch.nan, dtype=torch.float16, device=device)
-    generator(pictures.to(device).half(), audio.to(device).half(), out)
-    found: np.ndarray = out.float().cpu().numpy()
-    if excess := measure("generator", [found], [wanted.numpy()]).excess("fp16"):
-        raise DeviceError(f"the fused generator on {device}, compared with PyTorch, {excess}")
+    wanted = expected(pictures, audio, torch.empty(2, 3, 320, 320))
+    for n in CHECKED:
+        frames = torch.arange(n) % 2
+        out = torch.full((n, 3, 320, 320), torch.nan, dtype=torch.float16, device=device)
+        generator(pictures[frames].to(device).half(), audio[frames].to(device).half(), out)
+        found: np.ndarray = out.float().cpu().numpy()
+        if excess := measure("generator", [found], [wanted[frames].numpy()]).excess("fp16"):
+            raise DeviceError(
+                f"the fused generator on {device}, compared with PyTorch in a batch of {n}, "
+                f"{excess}"
+            )
