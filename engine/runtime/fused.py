@@ -23,6 +23,8 @@ from .torch import read_folded
 LEAST = 8, 0  # compute capability; older GPUs lack instructions of the kernels
 ALIGNMENT = 16  # bytes
 CHECKED = 1, 25  # batch sizes
+# Buffers for each row of the largest batch: graphs of other sizes, captured before, have their own.
+GRAPHS = 3
 
 # Shared, because packing and checking take seconds.
 _generators: SharedCache[FusedGenerator] = SharedCache()
@@ -50,7 +52,7 @@ class FusedNetwork:
         self._generator = _generators.get(
             path, str(device), make=lambda: _new_generator(path, device)
         )
-        self.graph_bytes = self._generator.row_bytes
+        self.graph_bytes = GRAPHS * self._generator.row_bytes
         self.description = f"fused kernels, Triton {version}, {device}, {self.dtype}"
 
     def __call__(self, *inputs: Tensor, out: Tensor) -> Tensor:
