@@ -22,6 +22,9 @@ from .torch import read_folded
 
 LEAST = 8, 0  # compute capability; older GPUs lack instructions of the kernels
 ALIGNMENT = 16  # bytes
+CHECKED = 1, 25  # batch sizes
+# Buffers for each row of the largest batch: graphs of other sizes, captured before, have their own.
+GRAPHS = 3
 
 # Shared, because packing and checking take seconds.
 _generators: SharedCache[FusedGenerator] = SharedCache()
@@ -49,7 +52,7 @@ class FusedNetwork:
         self._generator = _generators.get(
             path, str(device), make=lambda: _new_generator(path, device)
         )
-        self.graph_bytes = self._generator.row_bytes
+        self.graph_bytes = GRAPHS * self._generator.row_bytes
         self.description = f"fused kernels, Triton {version}, {device}, {self.dtype}"
 
     def __call__(self, *inputs: Tensor, out: Tensor) -> Tensor:
@@ -122,16 +125,23 @@ def _new_generator(path: Path, device: torch.device) -> FusedGenerator:
 
 @torch.inference_mode()
 def check(generator: FusedGenerator, weights: GeneratorWeights, device: torch.device) -> None:
-    """Compare the generator's result for one frame with PyTorch's in float32, on the CPU.
+    """Compare the generator's results with PyTorch's in float32, on the CPU.
+
+    Two frames, alternating in batches of all `CHECKED` sizes, because kernels differ by them.
 
     Raises:
-        DeviceError: it differs by more than rounding.
+        DeviceError: they differ by more than rounding.
     """
-    pictures, audio = (torch.from_numpy(value) for value in random_inputs("generator", 1))
+    pictures, audio = (torch.from_numpy(value) for value in random_inputs("generator", 2))
     expected = FusedGenerator(weights, torch.device("cpu"), reference_of, dtype=torch.float32)
-    wanted = expected(pictures, audio, torch.empty(1, 3, 320, 320))
-    out = torch.full((1, 3, 320, 320), torch.nan, dtype=torch.float16, device=device)
-    generator(pictures.to(device).half(), audio.to(device).half(), out)
-    found: np.ndarray = out.float().cpu().numpy()
-    if excess := measure("generator", [found], [wanted.numpy()]).excess("fp16"):
-        raise DeviceError(f"the fused generator on {device}, compared with PyTorch, {excess}")
+    wanted = expected(pictures, audio, torch.empty(2, 3, 320, 320))
+    for n in CHECKED:
+        frames = torch.arange(n) % 2
+        out = torch.full((n, 3, 320, 320), torch.nan, dtype=torch.float16, device=device)
+        generator(pictures[frames].to(device).half(), audio[frames].to(device).half(), out)
+        found: np.ndarray = out.float().cpu().numpy()
+        if excess := measure("generator", [found], [wanted[frames].numpy()]).excess("fp16"):
+            raise DeviceError(
+                f"the fused generator on {device}, compared with PyTorch in a batch of {n}, "
+                f"{excess}"
+            )

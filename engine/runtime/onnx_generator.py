@@ -32,7 +32,7 @@ _FLOATS = {
 Convolutions = dict[str, tuple[Tensor, Tensor]]
 
 
-class _Unexpected(Exception):
+class _Unexpected(ValueError):
     """The graph is not the generator's. The message says where."""
 
 
@@ -56,11 +56,23 @@ def read_convolutions(path: Path) -> Convolutions:
     except Exception as error:  # protobuf's own
         raise InputError(f"{path} is not an ONNX file: {one_line(error)}") from error
     try:
-        return _Graph(model.graph).generator()
-    except (_Unexpected, ValueError, TypeError, AttributeError, IndexError) as error:
+        return convolutions_of(model.graph)
+    except ValueError as error:
         raise InputError(
             f"{path} is not a generator as python -m export writes it: {one_line(error)}"
         ) from error
+
+
+def convolutions_of(graph: onnx.GraphProto) -> Convolutions:
+    """Read the convolutions of a generator's graph, see `read_convolutions`.
+
+    Raises:
+        ValueError: it is another graph, or one that is no valid ONNX.
+    """
+    try:
+        return _Graph(graph).generator()
+    except (TypeError, AttributeError, IndexError) as error:  # fewer inputs than an operator has
+        raise ValueError(one_line(error)) from error
 
 
 @dataclass

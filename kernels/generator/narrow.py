@@ -96,8 +96,8 @@ def add_row(
                 far = load_lower(lower, upper_row, lower_row, share, base + 2, LOW, WIDTH // 2)
             elif k % 2:
                 near, middle = middle, far
-                step: tl.constexpr = (k - 1) // 2 + 2
-                far = load_lower(lower, upper_row, lower_row, share, base + step, LOW, WIDTH // 2)
+                column = base + (k // 2 + 2)
+                far = load_lower(lower, upper_row, lower_row, share, column, LOW, WIDTH // 2)
             tile = tl.trans(mix(near, middle, far, weights[k]))
             total = tl.dot(expand_lower, tile, total, out_dtype=SUMS)
         e2 = relu(total).to(tl.float16)
@@ -106,11 +106,10 @@ def add_row(
         if EDGE and k == LAST:
             e2 = tl.minimum(e2, caps[1])
         if k >= 2 and k % STRIDE == 0:
-            j: tl.constexpr = (k - 2) // STRIDE
             if BOTTOM:
-                finished = finished + (last_three(taps[0], e0, e1, e2, halves[j], ASM),)  # noqa
+                finished = finished + (last_three(taps[0], e0, e1, e2, halves[(k - 2) // STRIDE], ASM),)  # noqa
             if MIDDLE:
-                halved = halved + (three(taps[0], 1, e0, e1, e2, begun[j]),)  # noqa
+                halved = halved + (three(taps[0], 1, e0, e1, e2, begun[(k - 2) // STRIDE]),)  # noqa
             if TOP:
                 total = tl.broadcast_to(taps[1], e2.shape)
                 started = started + (three(taps[0], 0, e0, e1, e2, total),)  # noqa

@@ -16,13 +16,19 @@ from .weights import Dense, GeneratorWeights
 class Run(Protocol):
     """Runs a layer whose weights are on the device: writes `out`.
 
-    `expanded` is scratch memory for layers that have `Layer.expanded`.
+    `expanded` and `convolved` are scratch memory for layers that have them.
     """
 
     def __call__(
-        self, x: Tensor, out: Tensor, *,
-        lower: Tensor | None, beside: Tensor | None, expanded: Tensor | None,
-    ) -> object: ...  # fmt: skip
+        self,
+        x: Tensor,
+        out: Tensor,
+        *,
+        lower: Tensor | None,
+        beside: Tensor | None,
+        expanded: Tensor | None,
+        convolved: Tensor | None,
+    ) -> object: ...
 
 
 Pack = Callable[[Layer, torch.device], Run]
@@ -112,7 +118,7 @@ class FusedGenerator:
                 x.copy_(audio.permute(0, 2, 3, 1))
             run(
                 x, written, lower=tensor(layer.lower), beside=tensor(layer.beside),
-                expanded=tensor(layer.expanded),
+                expanded=tensor(layer.expanded), convolved=tensor(layer.convolved),
             )  # fmt: skip
 
 
@@ -121,9 +127,8 @@ def reference_of(layer: Layer, device: torch.device) -> Run:
     weights = layer.weights
 
     def run(
-        x: Tensor, out: Tensor, *,
-        lower: Tensor | None, beside: Tensor | None, expanded: Tensor | None,
-    ) -> object:  # fmt: skip
+        x: Tensor, out: Tensor, *, lower: Tensor | None, beside: Tensor | None, **scratch: object
+    ) -> object:
         if isinstance(weights, Dense):
             return out.copy_(reference.dense(x, weights))
         return out.copy_(
@@ -137,4 +142,6 @@ def reference_of(layer: Layer, device: torch.device) -> Run:
 
 def kernels_of(layer: Layer, device: torch.device) -> Run:
     """Return a layer's kernels, with its weights on the device."""
-    raise NotImplementedError
+    from . import launch  # needs Triton
+
+    return launch.kernels_of(layer, device)

@@ -9,9 +9,13 @@ from .weights import Block, Dense, GeneratorWeights, Head
 ALIGNMENT = 128  # values
 AUDIO_SIDE = 16
 OUTSIDE = "inputs", "out"  # activations that are the caller's tensors
-# Blocks of up to as many input channels run as one kernel, others as two, with the expanded
-# channels in memory between them.
-NARROW = 64
+# The blocks that run as one kernel: of few channels, so that a program's registers hold them. The
+# others run as two, with the expanded channels in memory between them, or as three.
+NARROW = (
+    "inc", "down1.0", "down1.1", "down2.0", "down2.1", "up2.1", "up3.1", "up4.0", "up4.1", "up5.0",
+    "up5.1",
+)  # fmt: skip
+SEPARATE = 256  # output channels from which on a block runs as three, see `wide`
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Layer:
     @property
     def narrow(self) -> bool:
         """Whether the block is one kernel."""
-        return isinstance(self.weights, Block) and self.weights.expand.shape[1] <= NARROW
+        return self.name in NARROW
 
     @property
     def expanded(self) -> Activation | None:
@@ -59,6 +63,17 @@ class Layer:
         if self.narrow or isinstance(self.weights, Dense):
             return None
         return Activation(f"{self.name} expanded", self.x.side, len(self.weights.expand))
+
+    @property
+    def convolved(self) -> Activation | None:
+        """What the second of three kernels writes and the third one reads."""
+        if self.expanded is None or self.out.channels < SEPARATE:
+            return None
+        return Activation(f"{self.name} convolved", self.out.side, self.expanded.channels)
+
+    @property
+    def writes(self) -> list[Activation]:
+        return [v for v in (self.out, self.expanded, self.convolved) if v is not None]
 
     @property
     def reads(self) -> list[Activation]:
@@ -71,8 +86,9 @@ class Layer:
         # (a residual block's input, at the end) are in a cache.
         read = sum(value.bytes // (2 if self.planar else 1) for value in self.reads)
         expanded = self.expanded.bytes if self.expanded else 0
+        convolved = self.convolved.bytes if self.convolved else 0
         again = self.x.bytes if expanded and _residual(self.weights) else 0
-        return read + 2 * expanded + again + self.out.bytes
+        return read + 2 * (expanded + convolved) + again + self.out.bytes
 
 
 def _residual(weights: Block | Dense) -> bool:
@@ -149,10 +165,8 @@ def places(made: Sequence[Layer]) -> dict[str, Place]:
         for value in layer.reads:
             known[value.name], read[value.name] = value, number
             written.setdefault(value.name, number)  # "audio" is copied before its layer
-        for made_here in (layer.out, layer.expanded):
-            if made_here is not None:
-                known[made_here.name], written[made_here.name] = made_here, number
-                read[made_here.name] = number
+        for value in layer.writes:
+            known[value.name], written[value.name], read[value.name] = value, number, number
     placed: list[Place] = []
     for name in sorted(written, key=lambda name: (-known[name].values, written[name])):
         if name in OUTSIDE:

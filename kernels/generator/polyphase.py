@@ -75,12 +75,14 @@ def repeat(tensor, N: tl.constexpr):
 @triton.jit
 def interleave(columns, W: tl.constexpr):
     """Join W (rows, groups) tensors to (rows, groups * W), as the columns lie in memory."""
-    # The join made first becomes the most significant bit of the column.
+    # The last join becomes the last dimension, hence the permutation. It also keeps the compiler
+    # from giving the product that reads this the warps of the one that made it.
     if W == 8:
-        even = tl.join(tl.join(columns[0], columns[4]), tl.join(columns[2], columns[6]))
-        odd = tl.join(tl.join(columns[1], columns[5]), tl.join(columns[3], columns[7]))
+        first = tl.join(tl.join(columns[0], columns[1]), tl.join(columns[2], columns[3]))
+        second = tl.join(tl.join(columns[4], columns[5]), tl.join(columns[6], columns[7]))
+        joined = tl.permute(tl.join(first, second), (0, 1, 4, 3, 2))
     else:
         tl.static_assert(W == 4)
-        even, odd = tl.join(columns[0], columns[2]), tl.join(columns[1], columns[3])
-    joined = tl.join(even, odd)
-    return tl.reshape(joined, (joined.shape[0], joined.shape[1] * W))
+        joined = tl.join(tl.join(columns[0], columns[1]), tl.join(columns[2], columns[3]))
+        joined = tl.permute(joined, (0, 1, 3, 2))
+    return tl.reshape(joined, (columns[0].shape[0], columns[0].shape[1] * W))

@@ -37,9 +37,8 @@ def column_places(start, low, high, COLUMNS: tl.constexpr):
     base, _ = place(start, low, high)
     weights = ()
     for j in tl.static_range(COLUMNS):
-        first: tl.constexpr = (j - 1) // 2 if j else 0
         whole, share = place(start + j, low, high)
-        near = whole - base == first  # otherwise one further
+        near = whole - base == (tl.constexpr((j - 1) // 2 if j else 0))  # otherwise one further
         zero = tl.zeros_like(share)
         weight = tl.where(near, 1 - share, zero).to(tl.float16)[:, None]
         middle = tl.where(near, share, 1 - share).to(tl.float16)[:, None]

@@ -26,7 +26,7 @@ def rounded_of(layer: Layer, device: torch.device):
         return lambda x, out, **_: out.copy_(_dense(x.float(), weights))
     expand, depthwise, project = map(rounded, (weights.expand, weights.depthwise, weights.project))
 
-    def run(x, out, *, lower, beside, expanded):
+    def run(x, out, *, lower, beside, **scratch):
         x = x.float() if layer.planar else x.float().permute(0, 3, 1, 2)
         parts = [x]
         if lower is not None:

@@ -43,21 +43,20 @@ def test_no_two_activations_that_are_needed_overlap(demo_weights):
 
     def numbered_of(layer, device):
         def run(x, out, **others):
-            others = {name: t for name, t in others.items() if t is not None}
+            made = {"out": out} | {n: others.pop(n) for n in ("expanded", "convolved")}
             read = {"x": x, **others}
-            scratch = read.pop("expanded", None)
-            for name, tensor in read.items():
-                if (value := numbers.get(getattr(layer, name).name)) is not None:
-                    assert bool((tensor == value).all()), (layer.name, name)
-            for name, tensor in ((layer.expanded, scratch), (layer.out, out)):
+
+            def check(tensors):
+                for name, tensor in tensors.items():
+                    if tensor is not None and (value := numbers.get(getattr(layer, name).name)):
+                        assert bool((tensor == value).all()), (layer.name, name)
+
+            check(read)
+            for name, tensor in made.items():
                 if tensor is not None:
-                    numbers[name.name] = float(len(numbers) + 1)
-                    tensor.fill_(numbers[name.name])
-            for name, tensor in read.items():  # its own results do not overlap what it reads
-                if (value := numbers.get(getattr(layer, name).name)) is not None:
-                    assert bool((tensor == value).all()), (layer.name, name)
-            if scratch is not None:
-                assert bool((scratch == numbers[layer.expanded.name]).all())
+                    numbers[getattr(layer, name).name] = float(len(numbers) + 1)
+                    tensor.fill_(len(numbers))
+            check(read | made)  # its own results do not overlap what it reads
 
         return run
 
@@ -89,7 +88,9 @@ def test_little_memory_traffic(demo_weights):
     # three planes of float16, and 32 channels of the same size
     assert network.traffic["inc"] == 2 * 320 * 320 * (3 + 32)
     assert network.traffic["up5.0"] == 2 * 320 * 320 * (32 // 4 + 32 + 16)
-    assert network.traffic["down4.1"] == 2 * 20 * 20 * (256 + 512 + 512 + 256 + 256)
+    # a residual block reads its input twice
+    assert network.traffic["down3.1"] == 2 * 40 * 40 * (128 + 2 * 256 + 128 + 128)
+    assert network.traffic["down4.1"] == 2 * 20 * 20 * (256 + 2 * 512 + 2 * 512 + 256 + 256)
 
 
 def test_an_empty_batch(demo_weights):
