@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..work import Work
 from .tiles import Tile, choose, common_step, processors
 from .upsample import between, row_places
 
@@ -111,7 +112,7 @@ def product(
     last = 0 if beside is None else beside.shape[3]
     other = lower if lower is not None else beside if beside is not None else x
     pixels = n * height * width
-    tile = choose(TILES, pixels, made, inputs, OVERHEAD, processors(x.device))
+    tile = product_tile(pixels, made, inputs, processors(x.device))
     _product[(tile.programs(pixels, made),)](
         x, other, weights, bias, out if residual is None else residual, out, n,
         C=channels, LOWER=first, BESIDE=last, OUT=made, H=height, W=width, RELU=relu,
@@ -120,3 +121,25 @@ def product(
         STAGES=tile.stages, num_warps=tile.warps,
     )  # fmt: skip
     return out
+
+
+def product_tile(pixels: int, made: int, inputs: int, processors: int) -> Tile:
+    """Return the tile of a launch of `product`."""
+    return choose(TILES, pixels, made, inputs, OVERHEAD, processors)
+
+
+def product_work(
+    n: int, side: int, channels: int, made: int, processors: int, *, residual: bool = False,
+    lower: int = 0, beside: int = 0,
+) -> Work:  # fmt: skip
+    """Return the work of a launch of `product` with n images of side x side pixels."""
+    pixels, inputs = n * side**2, channels + lower + beside
+    tile = product_tile(pixels, made, inputs, processors)
+    programs = tile.programs(pixels, made)
+    step = common_step(tile.step, channels, beside)
+    runs = {"_product": programs, "_add_product": programs * ((channels + beside) // step)}
+    if lower:
+        runs["_add_enlarged_product"] = programs * (lower // common_step(LOWER_STEP, lower))
+    read = pixels * (channels + beside + lower // 4 + (made if residual else 0)) + made * inputs
+    written = pixels * made
+    return Work(runs=runs, moved=2 * (read + written), made=2 * written, items=n)
