@@ -10,7 +10,7 @@ from torch import Tensor
 from ..checks import check_no_overlap, check_tensor
 from .narrow_rows import add_row, finish_row
 from .polyphase import load_taps, repeat
-from .upsample import column_places
+from .upsample import column_place
 from .weights import Block, Head
 
 SUMS = tl.constexpr(tl.float16)  # of the products that expand: float32 needs more registers
@@ -67,13 +67,13 @@ def _narrow(
     start = (strip * P + tl.arange(0, P)) * (W * STRIDE) - 1
     if RAGGED:
         start = tl.minimum(start, WIDTH - W * STRIDE - 1)
-    left = tl.where(start < 0, 0.0, 1.0).to(tl.float16)[None, None, :]
+    left = tl.where(start < 0, 0.0, 1.0 if STRIDE == 1 else 65504.0).to(tl.float16)[None, None, :]
     right = tl.where(start + (W + 1) >= WIDTH, 0.0, 1.0).to(tl.float16)[None, None, :]
     if LOW:
-        near, steps = column_places(start, WIDTH // 2, WIDTH, W + 2)
+        near, place = column_place(start, WIDTH // 2, WIDTH)
     else:
-        near, steps = start, ()
-    columns = (start, (left, right), near, steps)
+        near, place = start, 0
+    columns = (start, (left, right), near, place)
 
     first = band * ROWS
     end = tl.minimum(first + ROWS, HEIGHT)
@@ -91,10 +91,12 @@ def _narrow(
                 C, E, O, HEIGHT, ACROSS, P, W, RESIDUAL, HEAD, RAGGED,
             )  # fmt: skip
     else:
-        _, _, begun = add_row(
-            2 * first - 1, (x, lower), columns, product, taps, (), (), False, False, True,
-            C, LOW, H, WIDTH, W, STRIDE, PLANAR, ASM, SUMS,
-        )  # fmt: skip
+        begun = repeat(tl.broadcast_to(taps[9], (S, E // S, P)), W)
+        if first > 0:
+            _, _, begun = add_row(
+                2 * first - 1, (x, lower), columns, product, taps, (), (), False, False, True,
+                C, LOW, H, WIDTH, W, STRIDE, PLANAR, ASM, SUMS,
+            )  # fmt: skip
         for row in tl.range(first, end, num_stages=2):
             _, halves, _ = add_row(
                 2 * row, (x, lower), columns, product, taps, (), begun, False, True, False,

@@ -5,7 +5,7 @@ import triton.language as tl
 
 from ..spec import MASK_COLUMNS, MASK_ROWS
 from .polyphase import add_last_taps, add_taps, multiply_add_relu, relu, side_by_side
-from .upsample import load_between, move, row_places
+from .upsample import load_between, move, row_places, step_to
 
 _MASK_TOP, _MASK_BOTTOM = (tl.constexpr(row) for row in MASK_ROWS)
 _MASK_LEFT, _MASK_RIGHT = (tl.constexpr(column) for column in MASK_COLUMNS)
@@ -34,10 +34,11 @@ def add_row(
     """Expand a row, and add it to the sums of the rows that it is the bottom, middle, top of.
 
     Args:
-        row: of the input, from -1 to H.
+        row: of the input, from -1 to H; of stride 2, from 0 to H - 1.
         images: the input, and the smaller image.
-        columns: the first one of each group, and what it and the last one are multiplied by: 0
-            outside; the first one in the smaller image, and the places of all.
+        columns: the first one of each group; what the expanded values of it and of the last one
+            are multiplied by (of stride 2: what they are at most), 0 outside; its place in the
+            smaller image.
         product: weights for the input and for the smaller image, and bias.
         taps: nine, and the bias.
         halves: sums that lack their bottom row.
@@ -47,20 +48,19 @@ def add_row(
         The sums that are complete, those that lack a row, those that lack two.
     """
     x, lower = images
-    start, edges, first, steps = columns
+    start, edges, first, place = columns
     expand, expand_lower, bias = product
     S: tl.constexpr = bias.shape[0]
     P: tl.constexpr = start.shape[0]
     LAST: tl.constexpr = W * STRIDE + (2 - STRIDE)  # the column of the last tensor
-    EDGE: tl.constexpr = STRIDE == 1  # whether that may lie outside
-    ROWS_OUTSIDE: tl.constexpr = EDGE or not (MIDDLE or BOTTOM)
     LOW_WIDTH: tl.constexpr = WIDTH // 2
 
-    # 0 in every row that counts. The compiler cannot know, and so makes what depends on it in each
-    # row instead of keeping it in registers, which are short.
-    zero = tl.minimum(row, 0).to(tl.float16)
     # The convolution is padded with zeros, which are not the expanded value of any pixel.
     inside = tl.where((row >= 0) & (row < H), 1.0, 0.0).to(tl.float16)
+    if LOW:
+        # Nothing is added in rows that count. The compiler cannot know, and so makes what follows
+        # in each row, instead of keeping it in registers, which are short.
+        place += tl.minimum(row, 0).to(tl.float16)
     row = tl.minimum(tl.maximum(row, 0), H - 1)
     if LOW:
         up, down, share = row_places(row, H // 2, H)
@@ -74,7 +74,7 @@ def add_row(
         column = start + k
         if k == 0:
             column = tl.maximum(column, 0)
-        if EDGE and k == LAST:
+        if STRIDE == 1 and k == LAST:
             column = tl.minimum(column, WIDTH - 1)
         if PLANAR:
             tile = load_planes(x, row, column, C, H, WIDTH)
@@ -95,14 +95,14 @@ def add_row(
                     lower, up, down, share, first, k // 2 + 2, LOW, LOW_WIDTH, k > W - 2
                 )
                 ahead = far - middle
-            tile = tl.trans(move(middle, behind, ahead, steps[k], zero))
+            tile = tl.trans(move(middle, behind, ahead, step_to(place, k, LOW_WIDTH, WIDTH)))
             tile = tl.broadcast_to(tile[None], (S, LOW, P))
             total = tl.dot(expand_lower, tile, total, out_dtype=SUMS)
         total = total.to(tl.float16)
-        if ROWS_OUTSIDE:
+        if STRIDE == 1:
             if k == 0:
                 keep = edges[0] * inside
-            elif EDGE and k == LAST:
+            elif k == LAST:
                 keep = edges[1] * inside
             else:
                 keep = inside
@@ -110,7 +110,7 @@ def add_row(
         else:
             right = relu(total)
             if k == 0:
-                right *= edges[0]
+                right = tl.minimum(right, edges[0])
         if k == 0:
             left = right
             centre = right

@@ -25,27 +25,21 @@ def row_places(y, low, high):
 
 
 @triton.jit
-def column_places(start, low, high, COLUMNS: tl.constexpr):
-    """Return the first column of the smaller image that COLUMNS columns from `start` on need, and
-    where they lie.
+def column_place(start, low, high):
+    """Return floor(src) and src - floor(src) of the first column of each group, (groups, 1)."""
+    first, share = place(start, low, high)
+    return first, share.to(tl.float16)[:, None]
 
-    Column j lies less than one column before or behind column (j + 1) // 2 from the first one on,
-    column 0 before column 1. So it is for up to 10 columns if `high` is 16 or more, because
-    (low - 1) / (high - 1) is little less than a half.
 
-    Args:
-        start: (groups,), -1 or more.
+@triton.jit
+def step_to(share, j: tl.constexpr, low: tl.constexpr, high: tl.constexpr):
+    """Return how far column j of a group lies from column (j + 1) // 2 of the smaller image, where
+    `column_place` is column 0; and column 0 from column 1.
 
-    Returns:
-        (groups,) and COLUMNS (groups, 1) float16 from -1 to 1.
+    It is at most one column for j up to 9 if `high` is 16 or more, because (low - 1) / (high - 1)
+    is little less than a half.
     """
-    first, _ = place(start, low, high)
-    steps = ()
-    for j in tl.static_range(COLUMNS):
-        whole, share = place(start + j, low, high)
-        step = (whole - first - ((j + 1) // 2 if j else 1)).to(tl.float32) + share
-        steps = steps + (step.to(tl.float16)[:, None],)  # noqa: RUF005
-    return first, steps
+    return share + (j * (low - 1) / (high - 1) - ((j + 1) // 2 if j else 1))
 
 
 @triton.jit
@@ -55,15 +49,15 @@ def between(upper, lower, share):
 
 
 @triton.jit
-def move(column, behind, ahead, step, zero):
+def move(column, behind, ahead, step):
     """Move from a column by a step: back by that of what lies behind, or on of what lies ahead.
 
     Args:
         behind: the column less the one before.
         ahead: the next column less this one.
         step: from -1 to 1.
-        zero: 0, in the dtype of the step.
     """
+    zero = tl.full([], 0, step.dtype)
     back, on = tl.minimum(step, zero), tl.maximum(step, zero)
     column = tl.fma(behind, tl.broadcast_to(back, column.shape), column)
     return tl.fma(ahead, tl.broadcast_to(on, column.shape), column)
