@@ -34,9 +34,7 @@ def block(
     """
     device, planes = x.device, x.float() if planar else _planes(x)
     if lower is not None:
-        larger = F.interpolate(
-            _planes(lower), scale_factor=2, mode="bilinear", align_corners=True
-        )
+        larger = F.interpolate(_planes(lower), scale_factor=2, mode="bilinear", align_corners=True)
         planes = torch.cat((larger, planes), dim=1)
     if beside is not None:
         planes = torch.cat((planes, _planes(beside)), dim=1)

@@ -61,7 +61,7 @@ class GeneratorWeights:
 
 
 @dataclass(frozen=True)
-class _Shape:
+class Shape:
     """Of a block, or of a dense convolution."""
 
     inputs: int
@@ -69,12 +69,13 @@ class _Shape:
     stride: int = 1
     residual: bool = False
     padding: int = 1
+    dense: bool = False
 
 
-def _pair(name: str, inputs: int, outputs: int, stride: int = 1) -> dict[str, _Shape]:
+def _pair(name: str, inputs: int, outputs: int, stride: int = 1) -> dict[str, Shape]:
     return {
-        f"{name}.double_conv.0": _Shape(inputs, outputs, stride),
-        f"{name}.double_conv.1": _Shape(outputs, outputs, residual=True),
+        f"{name}.double_conv.0": Shape(inputs, outputs, stride),
+        f"{name}.double_conv.1": Shape(outputs, outputs, residual=True),
     }
 
 
@@ -94,17 +95,17 @@ _UPS = {
     for name, shape in _pair(f"up{i}.conv", inputs, outputs).items()
 }
 _AUDIO = {
-    "audio_model.conv1": _Shape(32, 64),
-    "audio_model.conv2": _Shape(64, 128),
-    "audio_model.conv3": _Shape(128, 256),
-    "audio_model.conv4": _Shape(256, 256, residual=True),
-    "audio_model.conv5": _Shape(256, 512, stride=2, padding=3),
-    "audio_model.conv6": _Shape(512, 512, residual=True),
-    "audio_model.conv7": _Shape(512, 512, residual=True),
+    "audio_model.conv1": Shape(32, 64),
+    "audio_model.conv2": Shape(64, 128),
+    "audio_model.conv3": Shape(128, 256, dense=True),
+    "audio_model.conv4": Shape(256, 256, residual=True),
+    "audio_model.conv5": Shape(256, 512, stride=2, padding=3, dense=True),
+    "audio_model.conv6": Shape(512, 512, residual=True),
+    "audio_model.conv7": Shape(512, 512, residual=True),
 }
-_DENSE = "audio_model.conv3", "audio_model.conv5"
-_BLOCKS = {"inc.inconv.0": _Shape(6, 32)} | _DOWNS | _FUSE | _UPS | _AUDIO
-_HEAD = "outc.conv"
+# By the names of a checkpoint.
+SHAPES = {"inc.inconv.0": Shape(6, 32)} | _DOWNS | _FUSE | _UPS | _AUDIO
+HEAD = "outc.conv"
 # The expand, depthwise and project convolution of a block, in the names of a checkpoint.
 PARTS = "conv.0", "conv.3", "conv.6"
 
@@ -113,8 +114,8 @@ def convolution_shapes() -> dict[str, tuple[int, ...]]:
     """Return the shape of the weight of each of the generator's convolutions, by the names of a
     checkpoint."""
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, shape in _BLOCKS.items():
-        if name in _DENSE:
+    for name, shape in SHAPES.items():
+        if shape.dense:
             shapes[name] = shape.outputs, shape.inputs, 3, 3
             continue
         expanded = 2 * shape.inputs
@@ -122,7 +123,7 @@ def convolution_shapes() -> dict[str, tuple[int, ...]]:
             (expanded, shape.inputs, 1, 1), (expanded, 1, 3, 3), (shape.outputs, expanded, 1, 1),
         )  # fmt: skip
         shapes |= {f"{name}.{part}": kernel for part, kernel in zip(PARTS, kernels, strict=True)}
-    return shapes | {_HEAD: (3, 16, 1, 1)}
+    return shapes | {HEAD: (3, 16, 1, 1)}
 
 
 def generator_weights(convolutions: Mapping[str, Convolution]) -> GeneratorWeights:
@@ -155,7 +156,7 @@ def generator_weights(convolutions: Mapping[str, Convolution]) -> GeneratorWeigh
         (expand, first), (depthwise, second), (project, third) = (
             convolutions[f"{name}.{part}"] for part in PARTS
         )
-        shape = _BLOCKS[name]
+        shape = SHAPES[name]
         made = Block(
             expand[:, :, 0, 0], first, depthwise[:, 0], second, project[:, :, 0, 0], third,
             shape.stride, shape.residual,
@@ -163,10 +164,10 @@ def generator_weights(convolutions: Mapping[str, Convolution]) -> GeneratorWeigh
         return _checked(name, scaled(made))
 
     def dense(name: str) -> Dense:
-        shape = _BLOCKS[name]
+        shape = SHAPES[name]
         return _checked(name, Dense(*convolutions[name], shape.stride, shape.padding))
 
-    def pairs(shapes: Mapping[str, _Shape]) -> Iterator[Pair]:
+    def pairs(shapes: Mapping[str, Shape]) -> Iterator[Pair]:
         names = list(shapes)
         for first, second in zip(names[::2], names[1::2], strict=True):
             yield block(first), block(second)
@@ -175,7 +176,7 @@ def generator_weights(convolutions: Mapping[str, Convolution]) -> GeneratorWeigh
     down1, down2, down3, down4, down5 = pairs(_DOWNS)
     up1, up2, up3, up4, up5 = pairs(_UPS)
     fuse1, fuse2 = pairs(_FUSE)
-    weight, bias = convolutions[_HEAD]
+    weight, bias = convolutions[HEAD]
     return GeneratorWeights(
         inc=block("inc.inconv.0"),
         downs=(down1, down2, down3, down4, down5),
@@ -185,7 +186,7 @@ def generator_weights(convolutions: Mapping[str, Convolution]) -> GeneratorWeigh
             block(one), block(two), dense(three), block(four), dense(five), block(six),
             block(seven),
         ),
-        head=_checked(_HEAD, Head(weight[:, :, 0, 0], bias)),
+        head=_checked(HEAD, Head(weight[:, :, 0, 0], bias)),
     )  # fmt: skip
 
 
