@@ -23,6 +23,7 @@ from examples import network_files
 from kernels.generator import dense, narrow, product, tiles, wide
 from kernels.generator.network import FusedGenerator, kernels_of, reference_of
 from kernels.generator.plan import Layer
+from tests.kernels.interpreter import cache_patches
 
 
 def main() -> int:
@@ -32,8 +33,11 @@ def main() -> int:
     )
     text = "in the interpreter, with the programs that a GPU gets"
     parser.add_argument("--as-launched", action="store_true", help=text)
-    if not parser.parse_args().as_launched and knobs.runtime.interpret:
-        enlarge_programs()
+    options = parser.parse_args()
+    if knobs.runtime.interpret:
+        cache_patches()
+        if not options.as_launched:
+            enlarge_programs()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
         wanted = onnx_runtime(Path(folder) / "generator.onnx")
