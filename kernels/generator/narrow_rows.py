@@ -140,10 +140,7 @@ def finish_row(
     column = (strip * (P * W) + tl.arange(0, P * W))[:, None]
     made = tl.arange(0, O)[None, :]
     sums = side_by_side(finished, E, P, W)
-    if RAGGED:
-        live = live & (column < WIDTH)
-    else:
-        live = live & (column >= 0)
+    live = live & ((column < WIDTH) if RAGGED else (column >= 0))
     if HEAD:
         y = tl.broadcast_to(bias, (P * W, O))
         if RESIDUAL:
