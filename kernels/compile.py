@@ -25,6 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 
 from .compile_cases import Case, pipeline_cases
+from .generator.network_cases import network_cases
 from .gpus import GPUS, Gpu
 from .model import Estimate, estimate, model_cases
 from .model import table as model_table
@@ -243,6 +244,9 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] | None = 
     parser = argparse.ArgumentParser(prog="python -m kernels.compile", description=__doc__)
     every = ",".join(map(str, ARCHITECTURES))
     parser.add_argument("--arch", help=f"default {every}; none with --model")
+    parts = {"stages": pipeline_cases, "generator": network_cases}
+    text = f"which of: {', '.join(parts)}; default both"
+    parser.add_argument("--part", choices=parts, help=text)
     parser.add_argument("--model", help=f"GPU whose times are modelled: {', '.join(GPUS)}")
     options = parser.parse_args(arguments)
     if options.model is not None and options.model not in GPUS:
@@ -258,6 +262,9 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] | None = 
     if triton.knobs.runtime.interpret:
         print("error: TRITON_INTERPRET is set; unset it to compile", file=sys.stderr)
         return 2
+    chosen = [options.part] if options.part else list(parts)
+    if cases is None:
+        cases = [case for part in chosen for case in parts[part]()]
     rows = compile_all(list(dict.fromkeys(map(int, names))), cases) if names else []
     if names:
         print(table(rows))

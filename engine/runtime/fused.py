@@ -36,6 +36,9 @@ class FusedNetwork:
     When it is opened, its result is compared with PyTorch's in float32, because compilers and GPUs
     differ.
 
+    Args:
+        requested: whether it is to run in float16 even if it is an ONNX file of float32.
+
     Raises:
         InputError: the file is not a generator's, or its weights do not fit float16.
         DeviceError: the GPU is too old or cannot run the kernels, or the result is wrong there.
@@ -44,13 +47,15 @@ class FusedNetwork:
     reason = ""  # set by `open_network`
     capturable, stream = True, None  # memory allocated during a capture belongs to the graph
 
-    def __init__(self, signature: Signature, path: Path, device: torch.device):
+    def __init__(
+        self, signature: Signature, path: Path, device: torch.device, *, requested: bool = True
+    ):
         if signature.kind != "generator":
             raise InputError(f"fused kernels run generators; {path} is for an {signature.title}")
         version = check_device(device)
         self.dtype = torch.float16
         self._generator = _generators.get(
-            path, str(device), make=lambda: _new_generator(path, device)
+            path, str(device), requested, make=lambda: _new_generator(path, device, requested)
         )
         self.graph_bytes = GRAPHS * self._generator.row_bytes
         self.description = f"fused kernels, Triton {version}, {device}, {self.dtype}"
@@ -92,22 +97,28 @@ def check_device(device: torch.device) -> str:
     return str(triton.__version__)
 
 
-def read_weights(path: Path) -> GeneratorWeights:
+def read_weights(path: Path, *, float32: bool = True) -> GeneratorWeights:
     """Read the weights of a generator out of a checkpoint or an ONNX file.
+
+    Args:
+        float32: whether the ONNX file may be one of float32.
 
     Raises:
         InputError: the file is not a generator's, or its weights do not fit float16.
     """
     is_checkpoint = path.suffix.lower() in CHECKPOINT_SUFFIXES
-    folded = read_folded(path, "generator") if is_checkpoint else read_convolutions(path)
+    if is_checkpoint:
+        folded = read_folded(path, "generator")
+    else:
+        folded = read_convolutions(path, float32=float32)
     try:
         return generator_weights(folded)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from error
 
 
-def _new_generator(path: Path, device: torch.device) -> FusedGenerator:
-    weights = read_weights(path)
+def _new_generator(path: Path, device: torch.device, requested: bool) -> FusedGenerator:
+    weights = read_weights(path, float32=requested)
     try:
         # The host waits for the result, and kernels are loaded, which must not break a capture.
         with whole_device_lock:

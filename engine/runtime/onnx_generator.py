@@ -36,8 +36,11 @@ class _Unexpected(ValueError):
     """The graph is not the generator's. The message says where."""
 
 
-def read_convolutions(path: Path) -> Convolutions:
+def read_convolutions(path: Path, *, float32: bool = True) -> Convolutions:
     """Read weight and bias of each convolution, with batch norms folded in, in float64.
+
+    Args:
+        float32: whether the file may be one of float32, not only of float16.
 
     Returns:
         By the names in a checkpoint: see `kernels.generator.weights.convolution_shapes`.
@@ -55,6 +58,11 @@ def read_convolutions(path: Path) -> Convolutions:
         raise
     except Exception as error:  # protobuf's own
         raise InputError(f"{path} is not an ONNX file: {one_line(error)}") from error
+    weights = (tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+    if not float32 and any(tensor.data_type != onnx.TensorProto.FLOAT16 for tensor in weights):
+        raise InputError(
+            f"{path} is float32, but fused kernels compute in float16; --runtime fused allows that"
+        )
     try:
         return convolutions_of(model.graph)
     except ValueError as error:

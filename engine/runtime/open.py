@@ -32,9 +32,9 @@ def open_network(
             runs as by default), "tensorrt" (GPUs only: a plan, or NAME.plan beside the NAME.onnx or
             NAME.pth from which it was built), "onnxruntime" (a checkpoint is exported once, to the
             cache folder), "openvino" (CPUs only) or "torch" (checkpoints only). By default, on a
-            GPU: fused for a generator that is not a plan, if the GPU and the file allow it, else
-            TensorRT if there is a plan that fits, else ONNX Runtime, else PyTorch; on a CPU: ONNX
-            Runtime, or OpenVINO for bf16.
+            GPU: fused for a generator that is a checkpoint or an ONNX file of float16, if the GPU
+            allows it, else TensorRT if there is a plan that fits, else ONNX Runtime, else PyTorch;
+            on a CPU: ONNX Runtime, or OpenVINO for bf16.
         precision: precision of the computation on a CPU: "fp32" (the default) or "bf16", which
             needs OpenVINO and a CPU with AVX512_BF16 or AMX.
         trusted: whether the file may be a program: an ONNX file or a TensorRT plan, which may use
@@ -77,7 +77,7 @@ def open_network(
         return _open("tensorrt", signature, plan, device, f"{plan.name} was given")
     if runtime is not None:
         reason = "as requested" if precision is None else f"for {precision}, as requested"
-        return _open(runtime, signature, path, device, reason, precision or "fp32")
+        return _open(runtime, signature, path, device, reason, precision or "fp32", requested=True)
     if device.type == "cpu":
         return _open("onnxruntime", signature, path, device, "the default on a CPU")
     reasons: list[str] = []
@@ -156,12 +156,14 @@ def _open(
     device: torch.device,
     reason: str,
     precision: str = "fp32",
+    *,
+    requested: bool = False,
 ) -> Network:
     network: Network
     if runtime == "fused":
         from .fused import FusedNetwork
 
-        network = FusedNetwork(signature, path, device)
+        network = FusedNetwork(signature, path, device, requested=requested)
     elif runtime == "tensorrt":
         from .tensorrt import TensorRTNetwork
 

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..work import Work
 from .tiles import Tile, choose, common_step, processors
 from .weights import Dense
 
@@ -29,6 +30,12 @@ class PackedDense:
     bias: Tensor  # (O,) float32
     stride: int
     padding: int
+
+
+@triton.jit
+def _add_tap(total, x, inside, weight):
+    """Add x (BM, BK) @ weight (BN, BK) transposed; pixels that are not inside are 0."""
+    return tl.dot(tl.load(x, mask=inside, other=0.0), tl.trans(tl.load(weight)), total)
 
 
 @triton.jit(do_not_specialize=["images"])
@@ -56,12 +63,11 @@ def _dense(
     weight = weights + column[:, None] * (9 * C) + k
     total = tl.zeros((BM, BN), tl.float32)
     for i in tl.range(0, 9 * STEPS, num_stages=STAGES):
-        tap = i // STEPS
+        tap, at = i // STEPS, i % STEPS * BK
         y, z = tap // 3, tap % 3
         inside = (top + y >= 0) & (top + y < H) & (left + z >= 0) & (left + z < W)
-        at = start + ((y * W + z) * C + i % STEPS * BK)
-        value = tl.load(at, mask=inside[:, None], other=0.0)
-        total = tl.dot(value, tl.trans(tl.load(weight + i * BK)), total)
+        seen = start + ((y * W + z) * C + at)
+        total = _add_tap(total, seen, inside[:, None], weight + i * BK)
     value = tl.maximum(total + tl.load(bias + column)[None, :], 0.0).to(tl.float16)
     to = out + row.to(tl.int64)[:, None] * OUT + column[None, :]
     tl.store(to, value, mask=(row < rows)[:, None])
@@ -95,7 +101,7 @@ def dense(x: Tensor, packed: PackedDense, out: Tensor) -> Tensor:
     """
     n, height, width, channels = x.shape
     pixels, made = n * out.shape[1] * out.shape[2], out.shape[3]
-    tile = choose(DENSE_TILES, pixels, made, 9 * channels, OVERHEAD, processors(x.device))
+    tile = dense_tile(pixels, made, channels, processors(x.device))
     _dense[(tile.programs(pixels, made),)](
         x, packed.weight, packed.bias, out, n,
         C=channels, OUT=made, H=height, W=width, STRIDE=packed.stride, PADDING=packed.padding,
@@ -103,3 +109,21 @@ def dense(x: Tensor, packed: PackedDense, out: Tensor) -> Tensor:
         num_warps=tile.warps,
     )  # fmt: skip
     return out
+
+
+def dense_tile(pixels: int, made: int, channels: int, processors: int) -> Tile:
+    """Return the tile of a launch of `dense`."""
+    return choose(DENSE_TILES, pixels, made, 9 * channels, OVERHEAD, processors)
+
+
+def dense_work(n: int, side: int, channels: int, out_side: int, made: int, processors: int) -> Work:
+    """Return the work of n images of side x side pixels."""
+    pixels = n * out_side**2
+    tile = dense_tile(pixels, made, channels, processors)
+    programs = tile.programs(pixels, made)
+    steps = 9 * channels // common_step(tile.step, channels)
+    read, written = n * side**2 * channels + 9 * channels * made, pixels * made
+    return Work(
+        runs={"_dense": programs, "_add_tap": programs * steps},
+        moved=2 * (read + written), made=2 * written, items=n,
+    )  # fmt: skip

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..work import Work
 from .tiles import Tile, choose, common_step, processors
 from .upsample import between, row_places
 
@@ -26,6 +27,31 @@ def _add_product(total, x, weight, C: tl.constexpr, BK: tl.constexpr, STAGES: tl
     return total
 
 
+@triton.jit
+def _add_enlarged_product(
+    total, pixel, lower, weight, C: tl.constexpr, H: tl.constexpr, W: tl.constexpr,
+    BK: tl.constexpr,
+):  # fmt: skip
+    """Add pixels of `lower`, (images, H / 2, W / 2, C), enlarged to (H, W), @ weight transposed."""
+    k = tl.arange(0, BK)[None, :]
+    top, bottom, down = row_places(pixel // W % H, H // 2, H)
+    left, right, over = row_places(pixel % W, W // 2, W)
+    down, over = down[:, None], over[:, None]
+    start = lower + (pixel // (H * W)).to(tl.int64)[:, None] * (H // 2 * (W // 2) * C) + k
+    for i in tl.range(0, C, BK, num_stages=1):
+        upper_row = between(
+            tl.load(start + ((top * (W // 2) + left) * C + i)[:, None]),
+            tl.load(start + ((top * (W // 2) + right) * C + i)[:, None]), over,
+        )  # fmt: skip
+        lower_row = between(
+            tl.load(start + ((bottom * (W // 2) + left) * C + i)[:, None]),
+            tl.load(start + ((bottom * (W // 2) + right) * C + i)[:, None]), over,
+        )  # fmt: skip
+        mixed = between(upper_row, lower_row, down)
+        total = tl.dot(mixed, tl.trans(tl.load(weight + k + i)), total)
+    return total
+
+
 @triton.jit(do_not_specialize=["images"])
 def _product(
     x, other, weights, bias, residual, out, images,
@@ -41,29 +67,14 @@ def _product(
     program = tl.program_id(0)
     row = program // (OUT // BN) * BM + tl.arange(0, BM)
     column = program % (OUT // BN) * BN + tl.arange(0, BN)
-    k, low = tl.arange(0, BK)[None, :], tl.arange(0, BL)[None, :]
+    k = tl.arange(0, BK)[None, :]
     rows = images * (H * W)
     pixel = tl.minimum(row, rows - 1)
     at = pixel.to(tl.int64)[:, None]
     weight = weights + column[:, None] * (LOWER + C + BESIDE)
     total = tl.zeros((BM, BN), tl.float32)
     if LOWER:
-        top, bottom, down = row_places(pixel // W % H, H // 2, H)
-        left, right, over = row_places(pixel % W, W // 2, W)
-        down, over = down[:, None], over[:, None]
-        image = (pixel // (H * W)).to(tl.int64) * (H // 2 * (W // 2) * LOWER)
-        start = other + image[:, None] + low
-        for i in tl.range(0, LOWER, BL, num_stages=1):
-            upper = between(
-                tl.load(start + ((top * (W // 2) + left) * LOWER + i)[:, None]),
-                tl.load(start + ((top * (W // 2) + right) * LOWER + i)[:, None]), over,
-            )  # fmt: skip
-            lower = between(
-                tl.load(start + ((bottom * (W // 2) + left) * LOWER + i)[:, None]),
-                tl.load(start + ((bottom * (W // 2) + right) * LOWER + i)[:, None]), over,
-            )  # fmt: skip
-            mixed = between(upper, lower, down)
-            total = tl.dot(mixed, tl.trans(tl.load(weight + low + i)), total)
+        total = _add_enlarged_product(total, pixel, other, weight, LOWER, H, W, BL)
     weight += LOWER + k
     total = _add_product(total, x + at * C + k, weight, C, BK, STAGES)
     if BESIDE:
@@ -101,7 +112,7 @@ def product(
     last = 0 if beside is None else beside.shape[3]
     other = lower if lower is not None else beside if beside is not None else x
     pixels = n * height * width
-    tile = choose(TILES, pixels, made, inputs, OVERHEAD, processors(x.device))
+    tile = product_tile(pixels, made, inputs, processors(x.device))
     _product[(tile.programs(pixels, made),)](
         x, other, weights, bias, out if residual is None else residual, out, n,
         C=channels, LOWER=first, BESIDE=last, OUT=made, H=height, W=width, RELU=relu,
@@ -110,3 +121,25 @@ def product(
         STAGES=tile.stages, num_warps=tile.warps,
     )  # fmt: skip
     return out
+
+
+def product_tile(pixels: int, made: int, inputs: int, processors: int) -> Tile:
+    """Return the tile of a launch of `product`."""
+    return choose(TILES, pixels, made, inputs, OVERHEAD, processors)
+
+
+def product_work(
+    n: int, side: int, channels: int, made: int, processors: int, *, residual: bool = False,
+    lower: int = 0, beside: int = 0,
+) -> Work:  # fmt: skip
+    """Return the work of a launch of `product` with n images of side x side pixels."""
+    pixels, inputs = n * side**2, channels + lower + beside
+    tile = product_tile(pixels, made, inputs, processors)
+    programs = tile.programs(pixels, made)
+    step = common_step(tile.step, channels, beside)
+    runs = {"_product": programs, "_add_product": programs * ((channels + beside) // step)}
+    if lower:
+        runs["_add_enlarged_product"] = programs * (lower // common_step(LOWER_STEP, lower))
+    read = pixels * (channels + beside + lower // 4 + (made if residual else 0)) + made * inputs
+    written = pixels * made
+    return Work(runs=runs, moved=2 * (read + written), made=2 * written, items=n)

@@ -1,6 +1,5 @@
 """How many pixels and channels one program makes, by what there is to make and the GPU."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -29,8 +28,9 @@ class Tile:
         return -(-pixels // self.pixels) * (channels // self.channels)
 
 
+@lru_cache
 def choose(
-    tiles: Sequence[Tile], pixels: int, channels: int, inputs: int, overhead: int, processors: int
+    tiles: tuple[Tile, ...], pixels: int, channels: int, inputs: int, overhead: int, processors: int
 ) -> Tile:
     """Choose the tile with which a launch is over first.
 
@@ -61,7 +61,6 @@ def common_step(most: int, *channels: int) -> int:
     return most
 
 
-@lru_cache
 def processors(device: torch.device) -> int:
     """Return how many multiprocessors a GPU has; an H100's number in the interpreter."""
     if triton.knobs.runtime.interpret:

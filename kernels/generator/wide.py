@@ -12,14 +12,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..work import Work
 from .product import product
 from .tiles import Tile, choose, common_step, processors
 from .weights import Block
 
 PROJECT_TILES = (
     Tile(128, 128, 64, 8, 1), Tile(128, 64, 64, 8, 2), Tile(128, 32, 64, 8, 2),
-    Tile(64, 64, 64, 4, 3), Tile(64, 64, 128, 8, 2), Tile(64, 32, 64, 4, 4),
-    Tile(32, 64, 128, 8, 3), Tile(32, 32, 128, 8, 4),
+    Tile(64, 128, 64, 8, 2), Tile(64, 64, 64, 4, 3), Tile(64, 64, 128, 8, 2),
+    Tile(64, 32, 64, 4, 4), Tile(32, 64, 128, 8, 3),
 )  # fmt: skip
 OVERHEAD = 190  # of the depthwise convolution beside a product, see `tiles.choose`
 # From this many output channels on, the depthwise convolution is a kernel of its own, that makes
@@ -150,6 +151,14 @@ def _sources(expanded, patch, k, C: tl.constexpr, H: tl.constexpr, W: tl.constex
     return expanded + source[:, None] + k[None, :], (top, left)
 
 
+@triton.jit
+def _add_patches(total, sums, weight):
+    """Add the pixels of patches, patch by patch, @ weight transposed."""
+    rows = tl.join(tl.join(sums[0], sums[1]), tl.join(sums[2], sums[3])).permute(0, 3, 2, 1)
+    rows = rows.reshape(rows.shape[0] * 4, rows.shape[3])
+    return tl.dot(rows, tl.trans(tl.load(weight)), total)
+
+
 @triton.jit(do_not_specialize=["patches"])
 def _depthwise_project(
     expanded, taps, weights, bias, residual, out, patches,
@@ -171,9 +180,7 @@ def _depthwise_project(
     total = tl.zeros((BM, BN), tl.float32)
     for i in tl.range(0, C, BK, num_stages=1):
         sums = _depthwise(source + i, taps + i + k, places, C, H, W, STRIDE, ASM)
-        rows = tl.join(tl.join(sums[0], sums[1]), tl.join(sums[2], sums[3]))
-        value = rows.permute(0, 3, 2, 1).reshape(BM, BK)
-        total = tl.dot(value, tl.trans(tl.load(weight + i)), total)
+        total = _add_patches(total, sums, weight + i)
     total += tl.load(bias + column)[None, :]
 
     HEIGHT: tl.constexpr = (H + STRIDE - 1) // STRIDE  # of the result
@@ -268,25 +275,72 @@ def depthwise_project(
         convolved: scratch memory of a block that is `separate`, (n, h / stride, w / stride, E);
             allocated if None.
     """
-    n, height, width, channels = expanded.shape
-    (down, across), made = out.shape[1:3], out.shape[3]
-    patches = n * triton.cdiv(down, 2) * triton.cdiv(across, 2)
-    asm = not triton.knobs.runtime.interpret
+    _, height, width, channels = expanded.shape
+    made = out.shape[3]
     if packed.separate:
         if convolved is None:
-            convolved = expanded.new_empty(n, down, across, channels)
-        step = common_step(CHANNELS, channels)
-        _depthwise_only[(triton.cdiv(patches, PATCHES) * (channels // step),)](
-            expanded, packed.taps, convolved, patches, C=channels, H=height, W=width,
-            STRIDE=packed.stride, BP=PATCHES, BK=step, ASM=asm, num_warps=4,
-        )  # fmt: skip
+            convolved = expanded.new_empty(*out.shape[:3], channels)
+        depthwise(expanded, packed, convolved)
         return product(convolved, packed.project, packed.project_bias, out, residual=residual)
-    tile = choose(PROJECT_TILES, 4 * patches, made, channels, OVERHEAD, processors(out.device))
+    patches = _patches(out)
+    tile = project_tile(patches, made, channels, processors(out.device))
     _depthwise_project[(tile.programs(4 * patches, made),)](
         expanded, packed.taps, packed.project, packed.project_bias,
         out if residual is None else residual, out, patches,
         C=channels, OUT=made, H=height, W=width, STRIDE=packed.stride,
         RESIDUAL=residual is not None, BM=tile.pixels, BN=tile.channels,
-        BK=common_step(tile.step, channels), ASM=asm, num_warps=tile.warps, num_stages=1,
+        BK=common_step(tile.step, channels), ASM=not triton.knobs.runtime.interpret,
+        num_warps=tile.warps, num_stages=1,
     )  # fmt: skip
     return out
+
+
+def depthwise(expanded: Tensor, packed: Wide, convolved: Tensor) -> Tensor:
+    """Compute the depthwise convolution and ReLU of a block alone, see `depthwise_project`."""
+    _, height, width, channels = expanded.shape
+    patches, step = _patches(convolved), common_step(CHANNELS, channels)
+    _depthwise_only[(triton.cdiv(patches, PATCHES) * (channels // step),)](
+        expanded, packed.taps, convolved, patches, C=channels, H=height, W=width,
+        STRIDE=packed.stride, BP=PATCHES, BK=step, ASM=not triton.knobs.runtime.interpret,
+        num_warps=4,
+    )  # fmt: skip
+    return convolved
+
+
+def _patches(out: Tensor) -> int:
+    """Return how many patches of 2 x 2 pixels make up images."""
+    n, height, width, _ = out.shape
+    return n * -(-height // 2) * -(-width // 2)
+
+
+def project_tile(patches: int, made: int, channels: int, processors: int) -> Tile:
+    """Return the tile of a launch of the kernel that convolves and projects."""
+    return choose(PROJECT_TILES, 4 * patches, made, channels, OVERHEAD, processors)
+
+
+def depthwise_project_work(
+    n: int, side: int, channels: int, made: int, processors: int, *, stride: int, residual: bool
+) -> Work:
+    """Return the work of a block that is not `separate`, after its expand."""
+    pixels = n * (side // stride) ** 2
+    tile = project_tile(pixels // 4, made, channels, processors)
+    programs = tile.programs(pixels, made)
+    steps = programs * (channels // common_step(tile.step, channels))
+    read = n * side**2 * channels + channels * made + (pixels * made if residual else 0)
+    return Work(
+        runs={
+            "_depthwise_project": programs, "_load_taps": steps, "_depthwise": steps,
+            "_add_patches": steps,
+        },
+        moved=2 * (read + pixels * made), made=2 * pixels * made, items=n,
+    )  # fmt: skip
+
+
+def depthwise_work(n: int, side: int, channels: int, *, stride: int) -> Work:
+    """Return the work of the depthwise convolution alone."""
+    pixels = n * (side // stride) ** 2
+    programs = triton.cdiv(pixels // 4, PATCHES) * (channels // common_step(CHANNELS, channels))
+    return Work(
+        runs={"_depthwise_only": programs}, moved=2 * channels * (n * side**2 + pixels),
+        made=2 * channels * pixels, items=n,
+    )  # fmt: skip

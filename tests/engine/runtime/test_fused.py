@@ -73,7 +73,8 @@ def test_no_copies_at_the_edges(on_the_cpu, fp16_safe_checkpoints, native, speec
         assert pictures.dtype == audio.dtype == out.dtype == torch.float16
         seen["read"].add((pictures.data_ptr(), audio.data_ptr(), len(pictures)))
         seen["written"].add((out.data_ptr(), len(out)))
-        return out.fill_(0.5)
+        out.fill_(0.5)[..., 0] = 0.25
+        return out
 
     face_input, composite = kernels.face_input, kernels.composite
     features: set = set()
@@ -131,6 +132,14 @@ def test_wrong_results_are_refused(on_the_cpu, monkeypatch, fault):
     assert "\n" not in str(caught.value)
 
 
+def test_float32_files_only_if_requested(on_the_cpu, networks, halves):
+    """ONNX files compute in the precision they were exported in."""
+    with pytest.raises(InputError, match="is float32, but fused kernels compute in float16"):
+        fused.FusedNetwork(GENERATOR, networks["generator"], CPU, requested=False)
+    fused.FusedNetwork(GENERATOR, networks["generator"], CPU)
+    fused.FusedNetwork(GENERATOR, halves["generator"], CPU, requested=False)
+
+
 def test_weights_that_cannot_be_used(on_the_cpu, checkpoints, fp16_safe_checkpoints, tmp_path):
     module = checkpoint.load(fp16_safe_checkpoints["generator"])
     module.up2.conv.double_conv[0].conv[1].running_var[3] = -1
@@ -160,7 +169,8 @@ def refused(monkeypatch) -> set[str]:
     set."""
     names: set[str] = set()
 
-    def fake(runtime, signature, path, device, reason, precision="fp32"):
+    def fake(runtime, signature, path, device, reason, precision="fp32", *, requested=False):
+        assert requested == reason.startswith("as requested")
         if runtime in names:
             raise DeviceError(f"no {runtime} here")
         return runtime, signature.kind, reason
