@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, islice, zip_longest
 from multiprocessing import get_context
 from types import SimpleNamespace
@@ -27,7 +28,7 @@ from triton.compiler import CompiledKernel
 from .compile_cases import Case, pipeline_cases
 from .generator.network_cases import network_cases
 from .gpus import GPUS, Gpu
-from .model import Estimate, estimate, model_cases
+from .model import Estimate, ModelCase, estimate, generator_cases, model_cases
 from .model import table as model_table
 from .sass import MachineCode, read_machine_code
 
@@ -229,11 +230,11 @@ def table(rows: Sequence[Row]) -> str:
     )
 
 
-def estimate_all(gpu: Gpu) -> list[Estimate]:
-    """Compile the kernels of `model.model_cases` for a GPU and estimate their times."""
+def estimate_all(gpu: Gpu, cases: Sequence[ModelCase] | None = None) -> list[Estimate]:
+    """Compile kernels for a GPU and estimate their times: those of `model_cases()` if None."""
     estimates = []
     with _recording(gpu.arch) as launched:
-        for case in model_cases():
+        for case in model_cases() if cases is None else cases:
             case.launch()
             estimates.append(estimate(case, launched[-1], gpu))
     return estimates
@@ -270,7 +271,8 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] | None = 
         print(table(rows))
     if options.model:
         gpu = GPUS[options.model]
-        print(model_table(estimate_all(gpu), gpu))
+        modelled = {"stages": model_cases, "generator": partial(generator_cases, gpu)}
+        print(model_table(estimate_all(gpu, [c for part in chosen for c in modelled[part]()]), gpu))
     bad = [row for row in rows if row.fault]
     for row in bad:
         print(f"error: sm_{row.arch} {row.kernel} {row.variant}: {row.fault}", file=sys.stderr)

@@ -17,6 +17,8 @@ from . import compile_cases as cases
 from .fused.color import color_work
 from .fused.composite_work import composite_work
 from .fused.face_input import face_input_work
+from .generator.narrow_works import narrow_works
+from .generator.wide_cases import wide_works
 from .gpus import Gpu, cycles_of, pipe_of, wavefronts
 from .parts import read_parts
 from .sass import read_machine_code
@@ -76,6 +78,12 @@ def model_cases() -> list[ModelCase]:
         name = f"convert_color {source}->{target}"
         found.append(ModelCase(name, launch, color_work(n, *size, source, target)))
     return found
+
+
+def generator_cases(gpu: Gpu) -> list[ModelCase]:
+    """List the launches of the generator, with 25 frames."""
+    works = (*narrow_works(25), *wide_works(25, gpu.processors))
+    return [ModelCase(f"generator {name}", launch, work) for name, launch, work in works]
 
 
 def estimate(case: ModelCase, kernel: CompiledKernel, gpu: Gpu) -> Estimate:
