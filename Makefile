@@ -17,7 +17,7 @@ serve: $(VENV)/.ready ## serve the demo avatar, and a page at http://127.0.0.1:8
 test: $(VENV)/.ready ## everything that runs without a GPU; the GPU tests skip
 	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile --max-worker-restart 0
 	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(RUN) pytest -n 2 --max-worker-restart 0 tests/kernels/fused
-	$(RUN) kernels.compile --arch 89,90
+	$(RUN) kernels.compile --arch 89,90 --part stages
 
 lint: $(VENV)/.ready
 	$(RUN) ruff check .

@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, islice, zip_longest
 from multiprocessing import get_context
 from types import SimpleNamespace
@@ -25,8 +26,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 
 from .compile_cases import Case, pipeline_cases
+from .generator.network_cases import network_cases
 from .gpus import GPUS, Gpu
-from .model import Estimate, estimate, model_cases
+from .model import Estimate, ModelCase, estimate, generator_cases, model_cases
 from .model import table as model_table
 from .sass import MachineCode, read_machine_code
 
@@ -228,11 +230,11 @@ def table(rows: Sequence[Row]) -> str:
     )
 
 
-def estimate_all(gpu: Gpu) -> list[Estimate]:
-    """Compile the kernels of `model.model_cases` for a GPU and estimate their times."""
+def estimate_all(gpu: Gpu, cases: Sequence[ModelCase] | None = None) -> list[Estimate]:
+    """Compile kernels for a GPU and estimate their times: those of `model_cases()` if None."""
     estimates = []
     with _recording(gpu.arch) as launched:
-        for case in model_cases():
+        for case in model_cases() if cases is None else cases:
             case.launch()
             estimates.append(estimate(case, launched[-1], gpu))
     return estimates
@@ -243,6 +245,9 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] | None = 
     parser = argparse.ArgumentParser(prog="python -m kernels.compile", description=__doc__)
     every = ",".join(map(str, ARCHITECTURES))
     parser.add_argument("--arch", help=f"default {every}; none with --model")
+    parts = {"stages": pipeline_cases, "generator": network_cases}
+    text = f"which of: {', '.join(parts)}; default both"
+    parser.add_argument("--part", choices=parts, help=text)
     parser.add_argument("--model", help=f"GPU whose times are modelled: {', '.join(GPUS)}")
     options = parser.parse_args(arguments)
     if options.model is not None and options.model not in GPUS:
@@ -258,12 +263,16 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] | None = 
     if triton.knobs.runtime.interpret:
         print("error: TRITON_INTERPRET is set; unset it to compile", file=sys.stderr)
         return 2
+    chosen = [options.part] if options.part else list(parts)
+    if cases is None:
+        cases = [case for part in chosen for case in parts[part]()]
     rows = compile_all(list(dict.fromkeys(map(int, names))), cases) if names else []
     if names:
         print(table(rows))
     if options.model:
         gpu = GPUS[options.model]
-        print(model_table(estimate_all(gpu), gpu))
+        modelled = {"stages": model_cases, "generator": partial(generator_cases, gpu)}
+        print(model_table(estimate_all(gpu, [c for part in chosen for c in modelled[part]()]), gpu))
     bad = [row for row in rows if row.fault]
     for row in bad:
         print(f"error: sm_{row.arch} {row.kernel} {row.variant}: {row.fault}", file=sys.stderr)

@@ -1,6 +1,5 @@
 """A whole inverted residual of up to 64 channels in one kernel."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,238 +8,99 @@ import triton.language as tl
 from torch import Tensor
 
 from ..checks import check_no_overlap, check_tensor
-from ..spec import MASK_COLUMNS, MASK_ROWS
-from .polyphase import (
-    MOST,
-    OUTSIDE,
-    add_relu,
-    interleave,
-    last_three,
-    load_taps,
-    relu,
-    repeat,
-    three,
-)
-from .upsample import between, column_places, mix, row_places
+from ..work import Work
+from .narrow_rows import add_row, make_row
+from .polyphase import load_taps, repeat
+from .upsample import column_place
 from .weights import Block, Head
 
-SUMS = tl.constexpr(tl.float16)  # of the products that expand
-
-_MASK_TOP, _MASK_BOTTOM = (tl.constexpr(row) for row in MASK_ROWS)
-_MASK_LEFT, _MASK_RIGHT = (tl.constexpr(column) for column in MASK_COLUMNS)
-
-
-@triton.jit
-def load_planes(x, row, column, C: tl.constexpr, H: tl.constexpr, WIDTH: tl.constexpr):
-    """Load (C, groups) of a planar input, of whose six planes only the first three are read."""
-    channel = tl.arange(0, C)[:, None]
-    plane = tl.where(channel < 3, channel, channel - 3)
-    masked = (row >= _MASK_TOP) & (row < _MASK_BOTTOM)
-    masked = masked & (column >= _MASK_LEFT) & (column < _MASK_RIGHT)
-    live = (channel < 3) | ((channel < 6) & (masked[None, :] == 0))
-    at = (plane * H + row) * WIDTH + column[None, :]
-    return tl.load(x + at, mask=live, other=0).to(tl.float16)
-
-
-@triton.jit
-def load_lower(lower, upper_row, lower_row, share, column, LOW: tl.constexpr, LOW_WIDTH: tl.constexpr):
-    """Load (groups, LOW) of the smaller image, between two of its rows."""
-    column = tl.minimum(tl.maximum(column, 0), LOW_WIDTH - 1)
-    at = column[:, None] * LOW + tl.arange(0, LOW)[None, :]
-    return between(tl.load(lower + upper_row + at), tl.load(lower + lower_row + at), share)
-
-
-@triton.jit
-def add_row(
-    row, images, columns, product, taps, halves, begun,
-    BOTTOM: tl.constexpr, MIDDLE: tl.constexpr, TOP: tl.constexpr,
-    C: tl.constexpr, LOW: tl.constexpr, H: tl.constexpr, WIDTH: tl.constexpr,
-    W: tl.constexpr, STRIDE: tl.constexpr, PLANAR: tl.constexpr, RAGGED: tl.constexpr,
-    ASM: tl.constexpr, SUMS: tl.constexpr,
-):  # fmt: skip
-    """Expand a row, and add it to the sums of the rows that it is the bottom, middle, top of.
-
-    Returns the finished sums, those with their bottom row missing, those with two missing.
-    """
-    x, lower = images
-    start, caps, base, weights = columns
-    expand, expand_lower, bias = product
-    LAST: tl.constexpr = W * STRIDE + (2 - STRIDE)  # the column of the last tensor
-    EDGE: tl.constexpr = STRIDE == 1  # whether that may lie outside
-
-    inside = (row >= 0) & (row < H)
-    bias = tl.where(inside, bias, OUTSIDE).to(SUMS)
-    row = tl.minimum(tl.maximum(row, 0), H - 1)
-    if LOW:
-        upper_row, lower_row, share = row_places(row, H // 2, H)
-        upper_row, lower_row = upper_row * (WIDTH // 2 * LOW), lower_row * (WIDTH // 2 * LOW)
-        near = load_lower(lower, upper_row, lower_row, share, base, LOW, WIDTH // 2)
-        middle = load_lower(lower, upper_row, lower_row, share, base + 1, LOW, WIDTH // 2)
-        far = middle
-    finished, halved, started = (), (), ()
-    for k in tl.static_range(LAST + 1):
-        column = start + k
-        if k == 0:
-            column = tl.maximum(column, 0)
-        if RAGGED or (EDGE and k == LAST):
-            column = tl.minimum(column, WIDTH - 1)
-        if PLANAR:
-            tile = load_planes(x, row, column, C, H, WIDTH)
-        else:
-            at = column[:, None] * C + tl.arange(0, C)[None, :]
-            tile = tl.trans(tl.load(x + row * (WIDTH * C) + at))
-        total = tl.broadcast_to(bias, (bias.shape[0], start.shape[0]))
-        total = tl.dot(expand, tile, total, out_dtype=SUMS)
-        if LOW:
-            if k == 1:
-                far = load_lower(lower, upper_row, lower_row, share, base + 2, LOW, WIDTH // 2)
-            elif k % 2:
-                near, middle = middle, far
-                column = base + (k // 2 + 2)
-                far = load_lower(lower, upper_row, lower_row, share, column, LOW, WIDTH // 2)
-            tile = tl.trans(mix(near, middle, far, weights[k]))
-            total = tl.dot(expand_lower, tile, total, out_dtype=SUMS)
-        e2 = relu(total).to(tl.float16)
-        if k == 0:
-            e2 = tl.minimum(e2, caps[0])
-        if EDGE and k == LAST:
-            e2 = tl.minimum(e2, caps[1])
-        if k >= 2 and k % STRIDE == 0:
-            if BOTTOM:
-                finished = finished + (last_three(taps[0], e0, e1, e2, halves[(k - 2) // STRIDE], ASM),)  # noqa
-            if MIDDLE:
-                halved = halved + (three(taps[0], 1, e0, e1, e2, begun[(k - 2) // STRIDE]),)  # noqa
-            if TOP:
-                total = tl.broadcast_to(taps[1], e2.shape)
-                started = started + (three(taps[0], 0, e0, e1, e2, total),)  # noqa
-        if k >= 1:
-            e0 = e1
-        e1 = e2
-    return finished, halved, started
-
-
-@triton.jit
-def finish_row(
-    finished, row, live, images, out, project, project_bias, head, strip,
-    C: tl.constexpr, O: tl.constexpr, HEIGHT: tl.constexpr, WIDTH: tl.constexpr,
-    P: tl.constexpr, W: tl.constexpr, RESIDUAL: tl.constexpr, HEAD: tl.constexpr,
-    RAGGED: tl.constexpr,
-):  # fmt: skip
-    """Project a row of finished sums, and store it."""
-    column = strip * (P * W) + tl.arange(0, P * W)
-    if RAGGED:
-        live = live & (column < WIDTH)
-    d = interleave(finished, W)
-    if HEAD:
-        # Of the same pixels; rows that are not live are clamped to some that exist.
-        at = tl.minimum(tl.maximum(row, 0), HEIGHT - 1) * (WIDTH * C)
-        at += tl.minimum(column, WIDTH - 1)[:, None] * C + tl.arange(0, C)[None, :]
-        y = tl.dot(tl.trans(d), project, project_bias)
-        if RESIDUAL:
-            y = tl.dot(tl.load(images[0] + at), head, y)
-        y = 1 / (1 + tl.exp(-y))
-        channel = tl.arange(0, O)[None, :]
-        at = (channel * HEIGHT + row) * WIDTH + column[:, None]
-        y = y.to(out.dtype.element_ty)
-        if RAGGED:
-            live = live[:, None]
-        tl.store(out + at, y, mask=live & (channel < 3))
-    else:
-        total = tl.broadcast_to(project_bias, (O, P * W))
-        at = row * (WIDTH * O) + column[:, None] * O + tl.arange(0, O)[None, :]
-        if RAGGED:
-            live = live[:, None]
-        else:
-            live = live & (column[:, None] >= 0)
-        if RESIDUAL:
-            total += tl.trans(tl.load(images[0] + at, mask=live, other=0)).to(tl.float32)
-        y = tl.dot(project, d, total)
-        tl.store(out + at, tl.trans(y.to(tl.float16)), mask=live)
+SUMS = tl.constexpr(tl.float16)  # of the products that expand: float32 needs more registers
 
 
 @triton.jit
 def _narrow(
-    x, lower, out, expand, expand_lower, expand_bias, taps, tap_bias, project, project_bias, head,
-    C: tl.constexpr, LOW: tl.constexpr, E: tl.constexpr, O: tl.constexpr,
-    H: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, P: tl.constexpr, W: tl.constexpr,
+    x, lower, out, expand, expand_lower, expand_bias, taps, taps_bias, project, project_bias, head,
+    C: tl.constexpr, LOW: tl.constexpr, E: tl.constexpr, OUT: tl.constexpr,
+    H: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    P: tl.constexpr, W: tl.constexpr, S: tl.constexpr,
     STRIDE: tl.constexpr, RESIDUAL: tl.constexpr, PLANAR: tl.constexpr, HEAD: tl.constexpr,
-    ASM: tl.constexpr, SUMS: tl.constexpr, STAGES: tl.constexpr,
+    ASM: tl.constexpr, SUMS: tl.constexpr,
 ):  # fmt: skip
-    """Make ROWS rows of a strip of P * W columns: project(relu(depthwise(relu(expand(x))))) [+ x].
+    """Make ROWS rows of a strip of P * W columns of one image: project(d) + project_bias, with
 
-    The strip slides down its rows. Each expanded value is made once a row and used for nine sums,
-    all in registers.
+        e[y, x] = relu(expand (up(lower), x)[y, x] + expand_bias), 0 outside the image
+        d[y, x] = relu(sum over i, j of taps[i, j] e[s y + i - 1, s x + j - 1] + taps_bias)
+
+    of stride s, plus x in a residual block, and with a head sigmoid(head of that). The strip slides
+    down its rows. Each expanded value is made once a row, in registers, and added to nine sums.
+    The channels are divided among S warps.
     """
     HEIGHT: tl.constexpr = H // STRIDE
     ACROSS: tl.constexpr = WIDTH // STRIDE
     STRIPS: tl.constexpr = (ACROSS + P * W - 1) // (P * W)
     BANDS: tl.constexpr = (HEIGHT + ROWS - 1) // ROWS
     RAGGED: tl.constexpr = ACROSS % (P * W) != 0
-    PLANES: tl.constexpr = 6 if PLANAR else C
     program = tl.program_id(0)
     strip, band = program % STRIPS, program // STRIPS % BANDS
     image = (program // (STRIPS * BANDS)).to(tl.int64)
-    images = (x + image * (H * WIDTH * PLANES), lower + image * (H * WIDTH // 4 * LOW))
-    out += image * (HEIGHT * ACROSS * (3 if HEAD else O))
+    images = (
+        x + image * (H * WIDTH * (6 if PLANAR else C)), lower + image * (H * WIDTH // 4 * LOW)
+    )  # fmt: skip
+    out += image * (HEIGHT * ACROSS * (3 if HEAD else OUT))
 
     channel = tl.arange(0, E)
-    depth = tl.arange(0, C)
+    by_warp = tl.reshape(channel, (S, E // S, 1))
+    depth, made = tl.arange(0, C), tl.arange(0, OUT)
     product = (
-        tl.load(expand + channel[:, None] * C + depth[None, :]),
-        tl.load(expand_lower + channel[:, None] * LOW + tl.arange(0, LOW)[None, :]) if LOW else 0,
-        tl.load(expand_bias + channel)[:, None],
+        tl.load(expand + by_warp * C + depth[None, None, :]),
+        tl.load(expand_lower + by_warp * LOW + tl.arange(0, LOW)[None, None, :]) if LOW else 0,
+        tl.load(expand_bias + by_warp),
     )
-    taps = (load_taps(taps, channel, E), tl.load(tap_bias + channel)[:, None])
-    made = tl.arange(0, O)
+    taps = load_taps(taps, by_warp, E) + (tl.load(taps_bias + by_warp),)  # noqa: RUF005
     if HEAD:
-        project = tl.load(project + channel[:, None] * O + made[None, :])
-        project_bias = tl.broadcast_to(tl.load(project_bias + made)[None, :], (P * W, O))
-        head = tl.load(head + depth[:, None] * O + made[None, :])
+        project = tl.load(project + channel[:, None] * OUT + made[None, :])
+        project_bias = tl.load(project_bias + made)[None, :]
+        head = tl.load(head + depth[:, None] * OUT + made[None, :])
     else:
         project = tl.load(project + made[:, None] * E + channel[None, :])
         project_bias = tl.load(project_bias + made)[:, None]
 
+    # The groups of the last strip that lie beyond the image repeat the last one, and store nothing.
+    ending = (out, project, project_bias, head)
+
     start = (strip * P + tl.arange(0, P)) * (W * STRIDE) - 1
-    left = tl.where(start < 0, 0.0, MOST).to(tl.float16)[None, :]
-    right = tl.where(start + (W + 1) >= WIDTH, 0.0, MOST).to(tl.float16)[None, :]
+    if RAGGED:
+        start = tl.minimum(start, WIDTH - W * STRIDE - 1)
+    left = tl.where(start < 0, 0.0, 1.0 if STRIDE == 1 else 65504.0).to(tl.float16)[None, None, :]
+    right = tl.where(start + (W + 1) >= WIDTH, 0.0, 1.0).to(tl.float16)[None, None, :]
     if LOW:
-        base, weights = column_places(start, WIDTH // 2, WIDTH, W + 2)
+        near, place = column_place(start, WIDTH // 2, WIDTH)
     else:
-        base, weights = start, ()
-    columns = (start, (left, right), base, weights)
+        near, place = start, 0
+    columns = (start, (left, right), near, place)
 
     first = band * ROWS
     end = tl.minimum(first + ROWS, HEIGHT)
-    none = tl.zeros((E, P), tl.float16)
     if STRIDE == 1:
-        halves, begun = repeat(none, W), repeat(none, W)
-        for row in tl.range(first - 1, end + 1, num_stages=STAGES):
-            finished, halves, begun = add_row(
-                row, images, columns, product, taps, halves, begun, True, True, True,
-                C, LOW, H, WIDTH, W, STRIDE, PLANAR, RAGGED, ASM, SUMS,
-            )  # fmt: skip
-            finish_row(
-                finished, row - 1, row > first, images, out, project, project_bias, head, strip,
-                C, O, HEIGHT, ACROSS, P, W, RESIDUAL, HEAD, RAGGED,
-            )  # fmt: skip
+        # The first two rows only begin the sums of rows that others store, or that do not exist.
+        start, stop = first - 1, end + 1
+        halves = repeat(tl.zeros((S, E // S, P), tl.float16), W)
+        begun = halves
     else:
-        _, _, begun = add_row(
-            2 * first - 1, images, columns, product, taps, (), (), False, False, True,
-            C, LOW, H, WIDTH, W, STRIDE, PLANAR, RAGGED, ASM, SUMS,
+        start, stop = first, end
+        halves = ()
+        begun = repeat(tl.broadcast_to(taps[9], (S, E // S, P)), W)
+        if first > 0:
+            _, _, begun = add_row(
+                2 * first - 1, images, columns, product, taps, (), (), False, False, True,
+                C, LOW, H, WIDTH, W, STRIDE, PLANAR, ASM, SUMS,
+            )  # fmt: skip
+    for row in tl.range(start, stop, num_stages=2):
+        halves, begun = make_row(
+            row, row >= first + (2 - STRIDE), images, columns, product, taps, ending, strip,
+            halves, begun,
+            C, LOW, E, OUT, H, WIDTH, P, W, STRIDE, RESIDUAL, PLANAR, HEAD, ASM, SUMS,
         )  # fmt: skip
-        for row in tl.range(first, end, num_stages=STAGES):
-            _, halves, _ = add_row(
-                2 * row, images, columns, product, taps, (), begun, False, True, False,
-                C, LOW, H, WIDTH, W, STRIDE, PLANAR, RAGGED, ASM, SUMS,
-            )  # fmt: skip
-            finished, _, begun = add_row(
-                2 * row + 1, images, columns, product, taps, halves, (), True, False, True,
-                C, LOW, H, WIDTH, W, STRIDE, PLANAR, RAGGED, ASM, SUMS,
-            )  # fmt: skip
-            finish_row(
-                finished, row, True, images, out, project, project_bias, head, strip,
-                C, O, HEIGHT, ACROSS, P, W, RESIDUAL, HEAD, RAGGED,
-            )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -319,7 +179,7 @@ def pack_narrow(
     tensors = (
         put(block.expand[:, lower:], high, wide),
         put(block.expand[:, :lower], high, lower),
-        put(block.expand_bias, high, dtype=torch.float32),
+        put(block.expand_bias, high),
         put(block.depthwise.flatten(1).t(), 9, high),
         put(block.depthwise_bias, high),
         put(project.t(), high, made) if head else put(project, made, high),
@@ -391,9 +251,29 @@ def narrow(x: Tensor, packed: Narrow, out: Tensor, lower: Tensor | None = None) 
     wide, high, made = packed.padded
     _narrow[(n * strips * triton.cdiv(height // step, rows),)](
         x, x if lower is None else lower, out, *packed.tensors,
-        C=wide, LOW=packed.lower, E=high, O=made, H=height, WIDTH=width,
-        ROWS=rows, P=groups, W=columns, STRIDE=step, RESIDUAL=packed.residual,
+        C=wide, LOW=packed.lower, E=high, OUT=made, H=height, WIDTH=width,
+        ROWS=rows, P=groups, W=columns, S=warps, STRIDE=step, RESIDUAL=packed.residual,
         PLANAR=packed.planar, HEAD=packed.head, ASM=not triton.knobs.runtime.interpret,
-        SUMS=SUMS, STAGES=2, num_warps=warps,
+        SUMS=SUMS, num_warps=warps,
     )  # fmt: skip
     return out
+
+
+def narrow_work(n: int, side: int, packed: Narrow, element: int = 2) -> Work:
+    """Return the work of n images of side x side pixels.
+
+    `element` is the size of the values of planes, read or written, in bytes.
+    """
+    made = side // packed.stride
+    groups, columns, _ = packed.tile
+    strips, rows = triton.cdiv(made, groups * columns), band_rows(n, made)
+    bands = triton.cdiv(made, rows)
+    programs = n * strips * bands
+    each_band = made + (2 * bands if packed.stride == 1 else 0)
+    read = side**2 * (3 * element if packed.planar else 2 * packed.channels)
+    read += (side // 2) ** 2 * 2 * packed.lower
+    written = made**2 * (3 * element if packed.head else 2 * packed.outputs)
+    return Work(
+        runs={"_narrow": programs, "make_row": n * strips * each_band},
+        moved=n * (read + written), made=n * written, items=n,
+    )  # fmt: skip

@@ -1,8 +1,8 @@
 """Bilinear enlargement to twice the size with aligned corners: device functions.
 
-Pixel y of 2h lies at y * (h - 1) / (2h - 1) of the h pixels, as in PyTorch's `interpolate` with
-`align_corners=True`. Neighbouring pixels share what they are made of, so a strip loads each pixel
-of the smaller image once a row.
+Pixel y of 2 h lies at y * (h - 1) / (2 h - 1) of the h pixels, as in PyTorch's `interpolate` with
+`align_corners=True`. Neighbouring columns share what they are made of, so that each column of the
+smaller image is loaded once for all of them.
 """
 
 import triton
@@ -25,35 +25,58 @@ def row_places(y, low, high):
 
 
 @triton.jit
-def column_places(start, low, high, COLUMNS: tl.constexpr):
-    """Return the first column of `low` that the columns from `start` on need, and their weights.
+def column_place(start, low, high):
+    """Return floor(src) and src - floor(src) of the first column of each group, (groups, 1)."""
+    first, share = place(start, low, high)
+    return first, share.to(tl.float16)[:, None]
 
-    Column j is a sum of three neighbours from (j - 1) // 2 on, of which one has no weight.
 
-    Args:
-        start: (groups,), -1 or more.
-        COLUMNS: how many; 10 at most, as `high` may be as small as 16.
+@triton.jit
+def step_to(share, j: tl.constexpr, low: tl.constexpr, high: tl.constexpr):
+    """Return how far column j of a group lies from column (j + 1) // 2 of the smaller image, where
+    `column_place` is column 0; and column 0 from column 1.
+
+    It is at most one column for j up to 9 if `high` is 16 or more, because (low - 1) / (high - 1)
+    is little less than a half.
     """
-    base, _ = place(start, low, high)
-    weights = ()
-    for j in tl.static_range(COLUMNS):
-        whole, share = place(start + j, low, high)
-        near = whole - base == (tl.constexpr((j - 1) // 2 if j else 0))  # otherwise one further
-        zero = tl.zeros_like(share)
-        weight = tl.where(near, 1 - share, zero).to(tl.float16)[:, None]
-        middle = tl.where(near, share, 1 - share).to(tl.float16)[:, None]
-        far = tl.where(near, zero, share).to(tl.float16)[:, None]
-        weights = weights + ((weight, middle, far),)  # noqa: RUF005
-    return base, weights
+    return share + (j * (low - 1) / (high - 1) - ((j + 1) // 2 if j else 1))
 
 
 @triton.jit
 def between(upper, lower, share):
     """Mix two rows."""
-    return upper + share * (lower - upper)
+    return tl.fma(lower - upper, tl.broadcast_to(share, upper.shape), upper)
 
 
 @triton.jit
-def mix(near, middle, far, weights):
-    """Mix three columns."""
-    return near * weights[0] + middle * weights[1] + far * weights[2]
+def move(column, behind, ahead, step):
+    """Move from a column by a step: back by that of what lies behind, or on of what lies ahead.
+
+    Args:
+        behind: the column less the one before.
+        ahead: the next column less this one.
+        step: from -1 to 1.
+    """
+    zero = tl.full([], 0, step.dtype)
+    back, on = tl.minimum(step, zero), tl.maximum(step, zero)
+    column = tl.fma(behind, tl.broadcast_to(back, column.shape), column)
+    return tl.fma(ahead, tl.broadcast_to(on, column.shape), column)
+
+
+@triton.jit
+def load_between(
+    image, upper, lower, share, first, number: tl.constexpr,
+    C: tl.constexpr, WIDTH: tl.constexpr, CLAMP: tl.constexpr,
+):  # fmt: skip
+    """Load column first + number of (WIDTH, C) rows that start at `upper` and `lower`, mixed.
+
+    Returns:
+        (groups, C).
+    """
+    column = first + number
+    if number == 0:
+        column = tl.maximum(column, 0)
+    if CLAMP:
+        column = tl.minimum(column, WIDTH - 1)
+    at = column[:, None] * C + tl.arange(0, C)[None, :]
+    return between(tl.load(image + upper + at), tl.load(image + lower + at), share)

@@ -6,6 +6,7 @@ interpreter it takes minutes, with programs larger than a GPU's, because its tim
 operations and not on their size; with --as-launched, with a GPU's programs, a multiple of that.
 """
 
+import argparse
 import sys
 import tempfile
 import time
@@ -22,11 +23,21 @@ from examples import network_files
 from kernels.generator import dense, narrow, product, tiles, wide
 from kernels.generator.network import FusedGenerator, kernels_of, reference_of
 from kernels.generator.plan import Layer
+from tests.kernels.interpreter import cache_patches
 
 
-def main(arguments: Sequence[str]) -> int:
-    if knobs.runtime.interpret and "--as-launched" not in arguments:
-        enlarge_programs()
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.kernels.whole_generator",
+        description="Compare the generator's kernels at full size with ONNX Runtime.",
+    )
+    text = "in the interpreter, with the programs that a GPU gets"
+    parser.add_argument("--as-launched", action="store_true", help=text)
+    options = parser.parse_args()
+    if knobs.runtime.interpret:
+        cache_patches()
+        if not options.as_launched:
+            enlarge_programs()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
         wanted = onnx_runtime(Path(folder) / "generator.onnx")
@@ -85,4 +96,4 @@ def compared_of(layer: Layer, device: torch.device):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
