@@ -19,7 +19,7 @@ def network_cases() -> Iterator[Case]:
     """List the launches of each layer; those of layers that compile to the same code once."""
     for n in BATCHES:
         seen = set()
-        for name, layer in _layers().items():
+        for name, layer in network_layers().items():
             same = (
                 layer.weights.stride, getattr(layer.weights, "residual", None), layer.narrow,
                 *(
@@ -33,7 +33,8 @@ def network_cases() -> Iterator[Case]:
 
 
 @lru_cache(maxsize=1)
-def _layers() -> dict[str, Layer]:
+def network_layers() -> dict[str, Layer]:
+    """Return the layers of a generator of zeros, by name."""
     zeros = {
         name: (torch.zeros(shape), torch.zeros(shape[0]))
         for name, shape in convolution_shapes().items()
@@ -43,7 +44,7 @@ def _layers() -> dict[str, Layer]:
 
 def launch(name: str, n: int) -> None:
     """Launch the kernels of a layer for a batch of n frames."""
-    layer = _layers()[name]
+    layer = network_layers()[name]
 
     def image(value: Activation | None) -> Tensor | None:
         if value is None:
@@ -59,3 +60,18 @@ def launch(name: str, n: int) -> None:
         x, out, lower=image(layer.lower), beside=image(layer.beside),
         expanded=image(layer.expanded), convolved=image(layer.convolved),
     )  # fmt: skip
+
+
+def traffic_line() -> str:
+    """Say how many bytes the generator's kernels move, for `kernels.compile --model`."""
+    moved = sum(layer.traffic for layer in network_layers().values())
+    weights = sum(
+        2 * tensor.numel()
+        for layer in network_layers().values()
+        for tensor in vars(layer.weights).values()
+        if isinstance(tensor, Tensor)
+    )
+    return (
+        f"The generator moves {moved / 1e6:.1f} MB a frame, and {weights / 1e6:.1f} MB of weights "
+        "a batch."
+    )
