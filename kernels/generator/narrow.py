@@ -8,7 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..checks import check_no_overlap, check_tensor
-from .narrow_rows import add_row, finish_row
+from ..work import Work
+from .narrow_rows import add_row, make_row
 from .polyphase import load_taps, repeat
 from .upsample import column_place
 from .weights import Block, Head
@@ -19,7 +20,7 @@ SUMS = tl.constexpr(tl.float16)  # of the products that expand: float32 needs mo
 @triton.jit
 def _narrow(
     x, lower, out, expand, expand_lower, expand_bias, taps, taps_bias, project, project_bias, head,
-    C: tl.constexpr, LOW: tl.constexpr, E: tl.constexpr, O: tl.constexpr,
+    C: tl.constexpr, LOW: tl.constexpr, E: tl.constexpr, OUT: tl.constexpr,
     H: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
     P: tl.constexpr, W: tl.constexpr, S: tl.constexpr,
     STRIDE: tl.constexpr, RESIDUAL: tl.constexpr, PLANAR: tl.constexpr, HEAD: tl.constexpr,
@@ -42,13 +43,14 @@ def _narrow(
     program = tl.program_id(0)
     strip, band = program % STRIPS, program // STRIPS % BANDS
     image = (program // (STRIPS * BANDS)).to(tl.int64)
-    x += image * (H * WIDTH * (6 if PLANAR else C))
-    lower += image * (H * WIDTH // 4 * LOW)
-    out += image * (HEIGHT * ACROSS * (3 if HEAD else O))
+    images = (
+        x + image * (H * WIDTH * (6 if PLANAR else C)), lower + image * (H * WIDTH // 4 * LOW)
+    )  # fmt: skip
+    out += image * (HEIGHT * ACROSS * (3 if HEAD else OUT))
 
     channel = tl.arange(0, E)
     by_warp = tl.reshape(channel, (S, E // S, 1))
-    depth, made = tl.arange(0, C), tl.arange(0, O)
+    depth, made = tl.arange(0, C), tl.arange(0, OUT)
     product = (
         tl.load(expand + by_warp * C + depth[None, None, :]),
         tl.load(expand_lower + by_warp * LOW + tl.arange(0, LOW)[None, None, :]) if LOW else 0,
@@ -56,14 +58,16 @@ def _narrow(
     )
     taps = load_taps(taps, by_warp, E) + (tl.load(taps_bias + by_warp),)  # noqa: RUF005
     if HEAD:
-        project = tl.load(project + channel[:, None] * O + made[None, :])
+        project = tl.load(project + channel[:, None] * OUT + made[None, :])
         project_bias = tl.load(project_bias + made)[None, :]
-        head = tl.load(head + depth[:, None] * O + made[None, :])
+        head = tl.load(head + depth[:, None] * OUT + made[None, :])
     else:
         project = tl.load(project + made[:, None] * E + channel[None, :])
         project_bias = tl.load(project_bias + made)[:, None]
 
     # The groups of the last strip that lie beyond the image repeat the last one, and store nothing.
+    ending = (out, project, project_bias, head)
+
     start = (strip * P + tl.arange(0, P)) * (W * STRIDE) - 1
     if RAGGED:
         start = tl.minimum(start, WIDTH - W * STRIDE - 1)
@@ -79,37 +83,24 @@ def _narrow(
     end = tl.minimum(first + ROWS, HEIGHT)
     if STRIDE == 1:
         # The first two rows only begin the sums of rows that others store, or that do not exist.
+        start, stop = first - 1, end + 1
         halves = repeat(tl.zeros((S, E // S, P), tl.float16), W)
         begun = halves
-        for row in tl.range(first - 1, end + 1, num_stages=2):
-            finished, halves, begun = add_row(
-                row, (x, lower), columns, product, taps, halves, begun, True, True, True,
-                C, LOW, H, WIDTH, W, STRIDE, PLANAR, ASM, SUMS,
-            )  # fmt: skip
-            finish_row(
-                finished, row - 1, row > first, x, out, project, project_bias, head, strip,
-                C, E, O, HEIGHT, ACROSS, P, W, RESIDUAL, HEAD, RAGGED,
-            )  # fmt: skip
     else:
+        start, stop = first, end
+        halves = ()
         begun = repeat(tl.broadcast_to(taps[9], (S, E // S, P)), W)
         if first > 0:
             _, _, begun = add_row(
-                2 * first - 1, (x, lower), columns, product, taps, (), (), False, False, True,
+                2 * first - 1, images, columns, product, taps, (), (), False, False, True,
                 C, LOW, H, WIDTH, W, STRIDE, PLANAR, ASM, SUMS,
             )  # fmt: skip
-        for row in tl.range(first, end, num_stages=2):
-            _, halves, _ = add_row(
-                2 * row, (x, lower), columns, product, taps, (), begun, False, True, False,
-                C, LOW, H, WIDTH, W, STRIDE, PLANAR, ASM, SUMS,
-            )  # fmt: skip
-            finished, _, begun = add_row(
-                2 * row + 1, (x, lower), columns, product, taps, halves, (), True, False, True,
-                C, LOW, H, WIDTH, W, STRIDE, PLANAR, ASM, SUMS,
-            )  # fmt: skip
-            finish_row(
-                finished, row, row >= 0, x, out, project, project_bias, head, strip,
-                C, E, O, HEIGHT, ACROSS, P, W, RESIDUAL, HEAD, RAGGED,
-            )  # fmt: skip
+    for row in tl.range(start, stop, num_stages=2):
+        halves, begun = make_row(
+            row, row >= first + (2 - STRIDE), images, columns, product, taps, ending, strip,
+            halves, begun,
+            C, LOW, E, OUT, H, WIDTH, P, W, STRIDE, RESIDUAL, PLANAR, HEAD, ASM, SUMS,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -260,9 +251,29 @@ def narrow(x: Tensor, packed: Narrow, out: Tensor, lower: Tensor | None = None) 
     wide, high, made = packed.padded
     _narrow[(n * strips * triton.cdiv(height // step, rows),)](
         x, x if lower is None else lower, out, *packed.tensors,
-        C=wide, LOW=packed.lower, E=high, O=made, H=height, WIDTH=width,
+        C=wide, LOW=packed.lower, E=high, OUT=made, H=height, WIDTH=width,
         ROWS=rows, P=groups, W=columns, S=warps, STRIDE=step, RESIDUAL=packed.residual,
         PLANAR=packed.planar, HEAD=packed.head, ASM=not triton.knobs.runtime.interpret,
         SUMS=SUMS, num_warps=warps,
     )  # fmt: skip
     return out
+
+
+def narrow_work(n: int, side: int, packed: Narrow, element: int = 2) -> Work:
+    """Return the work of n images of side x side pixels.
+
+    `element` is the size of the values of planes, read or written, in bytes.
+    """
+    made = side // packed.stride
+    groups, columns, _ = packed.tile
+    strips, rows = triton.cdiv(made, groups * columns), band_rows(n, made)
+    bands = triton.cdiv(made, rows)
+    programs = n * strips * bands
+    each_band = made + (2 * bands if packed.stride == 1 else 0)
+    read = side**2 * (3 * element if packed.planar else 2 * packed.channels)
+    read += (side // 2) ** 2 * 2 * packed.lower
+    written = made**2 * (3 * element if packed.head else 2 * packed.outputs)
+    return Work(
+        runs={"_narrow": programs, "make_row": n * strips * each_band},
+        moved=n * (read + written), made=n * written, items=n,
+    )  # fmt: skip

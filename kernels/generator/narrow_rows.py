@@ -131,18 +131,22 @@ def add_row(
 
 @triton.jit
 def finish_row(
-    finished, row, live, x, out, project, bias, head, strip,
-    C: tl.constexpr, E: tl.constexpr, O: tl.constexpr, H: tl.constexpr, WIDTH: tl.constexpr,
+    finished, row, live, x, ending, strip,
+    C: tl.constexpr, E: tl.constexpr, OUT: tl.constexpr, H: tl.constexpr, WIDTH: tl.constexpr,
     P: tl.constexpr, W: tl.constexpr, RESIDUAL: tl.constexpr, HEAD: tl.constexpr,
     RAGGED: tl.constexpr,
 ):  # fmt: skip
-    """Project a row of complete sums, and store it if it is `live`. H and WIDTH are the output's."""
+    """Project a row of complete sums, and store it if it is live.
+
+    H and WIDTH are the output's.
+    """
+    out, project, bias, head = ending
     column = (strip * (P * W) + tl.arange(0, P * W))[:, None]
-    made = tl.arange(0, O)[None, :]
+    made = tl.arange(0, OUT)[None, :]
     sums = side_by_side(finished, E, P, W)
     live = live & ((column < WIDTH) if RAGGED else (column >= 0))
     if HEAD:
-        y = tl.broadcast_to(bias, (P * W, O))
+        y = tl.broadcast_to(bias, (P * W, OUT))
         if RESIDUAL:
             at = (row * WIDTH + column) * C + tl.arange(0, C)[None, :]
             y = tl.dot(tl.load(x + at, mask=live, other=0), head, y)
@@ -150,9 +154,46 @@ def finish_row(
         at = (made * H + row) * WIDTH + column
         tl.store(out + at, y.to(out.dtype.element_ty), mask=live & (made < 3))
     else:
-        y = tl.broadcast_to(bias, (O, P * W))
-        at = (row * WIDTH + column) * O + made
+        y = tl.broadcast_to(bias, (OUT, P * W))
+        at = (row * WIDTH + column) * OUT + made
         if RESIDUAL:
             y += tl.trans(tl.load(x + at, mask=live, other=0)).to(tl.float32)
         y = tl.trans(tl.dot(project, sums, y).to(tl.float16))
         tl.store(out + at, y, mask=live)
+
+
+@triton.jit
+def make_row(
+    row, live, images, columns, product, taps, ending, strip, halves, begun,
+    C: tl.constexpr, LOW: tl.constexpr, E: tl.constexpr, OUT: tl.constexpr,
+    H: tl.constexpr, WIDTH: tl.constexpr, P: tl.constexpr, W: tl.constexpr,
+    STRIDE: tl.constexpr, RESIDUAL: tl.constexpr, PLANAR: tl.constexpr, HEAD: tl.constexpr,
+    ASM: tl.constexpr, SUMS: tl.constexpr,
+):  # fmt: skip
+    """Make a row of the output, and store it if it is live: of stride 1 the one above the input's
+    row `row`, which is its bottom row; of stride 2 row `row` itself.
+
+    Returns:
+        The sums that lack a row, of stride 1 only, and those that lack two.
+    """
+    ACROSS: tl.constexpr = WIDTH // STRIDE
+    if STRIDE == 1:
+        finished, halves, begun = add_row(
+            row, images, columns, product, taps, halves, begun, True, True, True,
+            C, LOW, H, WIDTH, W, STRIDE, PLANAR, ASM, SUMS,
+        )  # fmt: skip
+        row -= 1
+    else:
+        _, middle, _ = add_row(
+            2 * row, images, columns, product, taps, halves, begun, False, True, False,
+            C, LOW, H, WIDTH, W, STRIDE, PLANAR, ASM, SUMS,
+        )  # fmt: skip
+        finished, _, begun = add_row(
+            2 * row + 1, images, columns, product, taps, middle, begun, True, False, True,
+            C, LOW, H, WIDTH, W, STRIDE, PLANAR, ASM, SUMS,
+        )  # fmt: skip
+    finish_row(
+        finished, row, live, images[0], ending, strip,
+        C, E, OUT, H // STRIDE, ACROSS, P, W, RESIDUAL, HEAD, ACROSS % (P * W) != 0,
+    )  # fmt: skip
+    return halves, begun
