@@ -24,7 +24,7 @@ def _narrow(
     H: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
     P: tl.constexpr, W: tl.constexpr, S: tl.constexpr,
     STRIDE: tl.constexpr, RESIDUAL: tl.constexpr, PLANAR: tl.constexpr, HEAD: tl.constexpr,
-    ASM: tl.constexpr, SUMS: tl.constexpr,
+    ASM: tl.constexpr, SUMS: tl.constexpr, HOIST: tl.constexpr,
 ):  # fmt: skip
     """Make ROWS rows of a strip of P * W columns of one image: project(d) + project_bias, with
 
@@ -95,7 +95,7 @@ def _narrow(
                 2 * first - 1, images, columns, product, taps, (), (), False, False, True,
                 C, LOW, H, WIDTH, W, STRIDE, PLANAR, ASM, SUMS,
             )  # fmt: skip
-    for row in tl.range(start, stop, num_stages=2):
+    for row in tl.range(start, stop, num_stages=2, disable_licm=not HOIST):
         halves, begun = make_row(
             row, row >= first + (2 - STRIDE), images, columns, product, taps, ending, strip,
             halves, begun,
@@ -201,6 +201,17 @@ def band_rows(n: int, height: int) -> int:
     return 32 if n >= 8 else 16 if n >= 3 else 8
 
 
+def _hoists(packed: Narrow, device: torch.device) -> bool:
+    """Return whether to keep what is the same in all rows in registers, rather than make it anew.
+
+    A block with a smaller image has none to spare for that on GPUs before Hopper, where the
+    compiler would spill.
+    """
+    if triton.knobs.runtime.interpret:
+        return True  # counts for nothing
+    return not packed.lower or torch.cuda.get_device_capability(device)[0] >= 9
+
+
 def narrow(x: Tensor, packed: Narrow, out: Tensor, lower: Tensor | None = None) -> Tensor:
     """Run an inverted residual of few channels.
 
@@ -254,7 +265,7 @@ def narrow(x: Tensor, packed: Narrow, out: Tensor, lower: Tensor | None = None) 
         C=wide, LOW=packed.lower, E=high, OUT=made, H=height, WIDTH=width,
         ROWS=rows, P=groups, W=columns, S=warps, STRIDE=step, RESIDUAL=packed.residual,
         PLANAR=packed.planar, HEAD=packed.head, ASM=not triton.knobs.runtime.interpret,
-        SUMS=SUMS, num_warps=warps,
+        SUMS=SUMS, HOIST=_hoists(packed, x.device), num_warps=warps,
     )  # fmt: skip
     return out
 
