@@ -84,7 +84,7 @@ def test_convert_color(calls, source, target):
 @pytest.mark.parametrize("stride, lower", [(1, 16), (2, 0)])
 def test_narrow(calls, monkeypatch, stride, lower):
     """Bands and strips that do not divide the image."""
-    monkeypatch.setattr(narrow_kernel, "band_rows", lambda n, height: 6)
+    monkeypatch.setattr(narrow_kernel, "band_rows", lambda *_: 6)
     block = Block(
         torch.zeros(64, 32), torch.zeros(64), torch.zeros(64, 3, 3), torch.zeros(64),
         torch.zeros(16, 64), torch.zeros(16), stride,
@@ -94,7 +94,7 @@ def test_narrow(calls, monkeypatch, stride, lower):
     x = torch.zeros(2, side, side, 32 - lower, dtype=torch.float16)
     small = torch.zeros(2, side // 2, side // 2, lower, dtype=torch.float16) if lower else None
     narrow(x, packed, torch.zeros(2, made, made, 16, dtype=torch.float16), small)
-    work = narrow_work(2, side, packed)
+    work = narrow_work(2, side, packed, 100)
     assert {part: calls[part] for part in work.runs} == work.runs
     read = 2 * side**2 * (32 - lower) + 2 * (side // 2) ** 2 * lower
     assert work.moved == 2 * (read + 2 * made**2 * 16)
