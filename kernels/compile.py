@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 
 from .compile_cases import Case, pipeline_cases
-from .generator.network_cases import network_cases
+from .generator.network_cases import network_cases, traffic_line
 from .gpus import GPUS, Gpu
 from .model import Estimate, ModelCase, estimate, generator_cases, model_cases
 from .model import table as model_table
@@ -276,6 +276,8 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] | None = 
     bad = [row for row in rows if row.fault]
     for row in bad:
         print(f"error: sm_{row.arch} {row.kernel} {row.variant}: {row.fault}", file=sys.stderr)
+    if options.model:
+        print(traffic_line())
     return 1 if bad else 0
 
 

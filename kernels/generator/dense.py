@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..work import Work
-from .tiles import Tile, choose, common_step, processors
+from .tiles import Tile, choose, common_step, processors, usual
 from .weights import Dense
 
 DENSE_TILES = (
@@ -101,7 +101,7 @@ def dense(x: Tensor, packed: PackedDense, out: Tensor) -> Tensor:
     """
     n, height, width, channels = x.shape
     pixels, made = n * out.shape[1] * out.shape[2], out.shape[3]
-    tile = dense_tile(pixels, made, channels, processors(x.device))
+    tile = dense_tile(n, pixels // n, made, channels, processors(x.device))
     _dense[(tile.programs(pixels, made),)](
         x, packed.weight, packed.bias, out, n,
         C=channels, OUT=made, H=height, W=width, STRIDE=packed.stride, PADDING=packed.padding,
@@ -111,15 +111,15 @@ def dense(x: Tensor, packed: PackedDense, out: Tensor) -> Tensor:
     return out
 
 
-def dense_tile(pixels: int, made: int, channels: int, processors: int) -> Tile:
-    """Return the tile of a launch of `dense`."""
-    return choose(DENSE_TILES, pixels, made, 9 * channels, OVERHEAD, processors)
+def dense_tile(n: int, pixels: int, made: int, channels: int, processors: int) -> Tile:
+    """Return the tile of a launch of `dense` with n images."""
+    return choose(DENSE_TILES, usual(n) * pixels, made, 9 * channels, OVERHEAD, processors)
 
 
 def dense_work(n: int, side: int, channels: int, out_side: int, made: int, processors: int) -> Work:
     """Return the work of n images of side x side pixels."""
     pixels = n * out_side**2
-    tile = dense_tile(pixels, made, channels, processors)
+    tile = dense_tile(n, out_side**2, made, channels, processors)
     programs = tile.programs(pixels, made)
     steps = 9 * channels // common_step(tile.step, channels)
     read, written = n * side**2 * channels + 9 * channels * made, pixels * made

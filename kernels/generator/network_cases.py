@@ -60,3 +60,18 @@ def launch(name: str, n: int) -> None:
         x, out, lower=image(layer.lower), beside=image(layer.beside),
         expanded=image(layer.expanded), convolved=image(layer.convolved),
     )  # fmt: skip
+
+
+def traffic_line() -> str:
+    """Say how many bytes the generator's kernels move, for `kernels.compile --model`."""
+    moved = sum(layer.traffic for layer in network_layers().values())
+    weights = sum(
+        2 * tensor.numel()
+        for layer in network_layers().values()
+        for tensor in vars(layer.weights).values()
+        if isinstance(tensor, Tensor)
+    )
+    return (
+        f"The generator moves {moved / 1e6:.1f} MB a frame, and {weights / 1e6:.1f} MB of weights "
+        "a batch."
+    )

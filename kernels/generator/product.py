@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..work import Work
-from .tiles import Tile, choose, common_step, processors
+from .tiles import Tile, choose, common_step, processors, usual
 from .upsample import between, row_places
 
 TILES = (
@@ -112,7 +112,7 @@ def product(
     last = 0 if beside is None else beside.shape[3]
     other = lower if lower is not None else beside if beside is not None else x
     pixels = n * height * width
-    tile = product_tile(pixels, made, inputs, processors(x.device))
+    tile = product_tile(n, height * width, made, inputs, processors(x.device))
     _product[(tile.programs(pixels, made),)](
         x, other, weights, bias, out if residual is None else residual, out, n,
         C=channels, LOWER=first, BESIDE=last, OUT=made, H=height, W=width, RELU=relu,
@@ -123,9 +123,9 @@ def product(
     return out
 
 
-def product_tile(pixels: int, made: int, inputs: int, processors: int) -> Tile:
-    """Return the tile of a launch of `product`."""
-    return choose(TILES, pixels, made, inputs, OVERHEAD, processors)
+def product_tile(n: int, pixels: int, made: int, inputs: int, processors: int) -> Tile:
+    """Return the tile of a launch of `product` with n images."""
+    return choose(TILES, usual(n) * pixels, made, inputs, OVERHEAD, processors)
 
 
 def product_work(
@@ -134,7 +134,7 @@ def product_work(
 ) -> Work:  # fmt: skip
     """Return the work of a launch of `product` with n images of side x side pixels."""
     pixels, inputs = n * side**2, channels + lower + beside
-    tile = product_tile(pixels, made, inputs, processors)
+    tile = product_tile(n, side**2, made, inputs, processors)
     programs = tile.programs(pixels, made)
     step = common_step(tile.step, channels, beside)
     runs = {"_product": programs, "_add_product": programs * ((channels + beside) // step)}

@@ -54,6 +54,12 @@ def choose(
     return min((tile for tile in tiles if channels % tile.channels == 0), key=cycles)
 
 
+def usual(n: int) -> int:
+    """Return the batch size whose tiles a batch of n gets: one of three, because the kernels of
+    each have to be compiled."""
+    return 1 if n < 3 else 6 if n < 12 else 25
+
+
 def common_step(most: int, *channels: int) -> int:
     """Return the largest power of two up to `most` that divides all the numbers of channels."""
     while any(number % most for number in channels):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..work import Work
 from .product import product
-from .tiles import Tile, choose, common_step, processors
+from .tiles import Tile, choose, common_step, processors, usual
 from .weights import Block
 
 PROJECT_TILES = (
@@ -275,7 +275,7 @@ def depthwise_project(
         convolved: scratch memory of a block that is `separate`, (n, h / stride, w / stride, E);
             allocated if None.
     """
-    _, height, width, channels = expanded.shape
+    n, height, width, channels = expanded.shape
     made = out.shape[3]
     if packed.separate:
         if convolved is None:
@@ -283,7 +283,7 @@ def depthwise_project(
         depthwise(expanded, packed, convolved)
         return product(convolved, packed.project, packed.project_bias, out, residual=residual)
     patches = _patches(out)
-    tile = project_tile(patches, made, channels, processors(out.device))
+    tile = project_tile(n, patches // n, made, channels, processors(out.device))
     _depthwise_project[(tile.programs(4 * patches, made),)](
         expanded, packed.taps, packed.project, packed.project_bias,
         out if residual is None else residual, out, patches,
@@ -313,9 +313,9 @@ def _patches(out: Tensor) -> int:
     return n * -(-height // 2) * -(-width // 2)
 
 
-def project_tile(patches: int, made: int, channels: int, processors: int) -> Tile:
-    """Return the tile of a launch of the kernel that convolves and projects."""
-    return choose(PROJECT_TILES, 4 * patches, made, channels, OVERHEAD, processors)
+def project_tile(n: int, patches: int, made: int, channels: int, processors: int) -> Tile:
+    """Return the tile of a launch of the kernel that convolves and projects n images."""
+    return choose(PROJECT_TILES, 4 * usual(n) * patches, made, channels, OVERHEAD, processors)
 
 
 def depthwise_project_work(
@@ -323,7 +323,7 @@ def depthwise_project_work(
 ) -> Work:
     """Return the work of a block that is not `separate`, after its expand."""
     pixels = n * (side // stride) ** 2
-    tile = project_tile(pixels // 4, made, channels, processors)
+    tile = project_tile(n, (side // stride) ** 2 // 4, made, channels, processors)
     programs = tile.programs(pixels, made)
     steps = programs * (channels // common_step(tile.step, channels))
     read = n * side**2 * channels + channels * made + (pixels * made if residual else 0)

@@ -33,13 +33,13 @@ class Quick:
 def on_the_cpu(monkeypatch):
     """Take the CPU for a GPU that runs kernels."""
     monkeypatch.setattr(fused, "check_device", lambda device: "3.8.0")
-    monkeypatch.setattr(fused, "CHECKED", (1, 2))
+    monkeypatch.setattr(fused, "CHECKED", (1,))
     monkeypatch.setattr(network, "kernels_of", network.reference_of)
 
 
 def test_runs_checkpoints_and_onnx_files(on_the_cpu, fp16_safe_checkpoints, halves):
     """Any batch, inputs and outputs of any dtype; both files give one result."""
-    inputs = [torch.from_numpy(value) for value in fused.random_inputs("generator", 3)]
+    inputs = [torch.from_numpy(value) for value in fused.random_inputs("generator", 2)]
     with torch.inference_mode():
         expected = checkpoint.load(fp16_safe_checkpoints["generator"])(*inputs)
     for path in (fp16_safe_checkpoints["generator"], halves["generator"]):
@@ -49,7 +49,7 @@ def test_runs_checkpoints_and_onnx_files(on_the_cpu, fp16_safe_checkpoints, halv
             found.graph_bytes == 3 * 12_902_400
             and "fused kernels, Triton 3.8.0" in found.description
         )
-        out = torch.full((3, 3, 320, 320), torch.nan)
+        out = torch.full((2, 3, 320, 320), torch.nan)
         assert found(*inputs, out=out) is out
         assert (out - expected).abs().max() < 2e-3
         assert found(*(t[:0] for t in inputs), out=out[:0]).shape[0] == 0
@@ -60,6 +60,7 @@ def test_runs_checkpoints_and_onnx_files(on_the_cpu, fp16_safe_checkpoints, halv
 def test_no_copies_at_the_edges(on_the_cpu, fp16_safe_checkpoints, native, speech, monkeypatch):
     """`face_input` writes what the first block reads, and `composite` reads what the last one
     writes."""
+    monkeypatch.setattr(fused, "check", lambda *_: None)
     path = fp16_safe_checkpoints["generator"]
     generator = fused.FusedNetwork(GENERATOR, path, CPU)
     monkeypatch.setattr(
@@ -104,6 +105,23 @@ def test_no_copies_at_the_edges(on_the_cpu, fp16_safe_checkpoints, native, speec
     assert {audio for _, audio, _ in seen["read"]} == features
 
 
+def test_large_batches_are_checked_too(on_the_cpu, monkeypatch):
+    def wrong_of(layer, device):
+        right = network.reference_of(layer, device)
+
+        def run(x, out, **others):
+            right(x, out, **others)
+            if len(out) > 2 and layer.name == "up5.0":
+                out[2] = out[1]
+
+        return run
+
+    monkeypatch.setattr(fused, "CHECKED", (1, 3))
+    monkeypatch.setattr(network, "kernels_of", wrong_of)
+    with pytest.raises(DeviceError, match="compared with PyTorch in a batch of 3"):
+        fused.FusedNetwork(GENERATOR, network_files()["generator"], CPU)
+
+
 @pytest.mark.parametrize("fault", ["a wrong layer", "NaN", "an error of the compiler", "memory"])
 def test_wrong_results_are_refused(on_the_cpu, monkeypatch, fault):
     """At the opening, in one line, before any frame is made."""
@@ -132,8 +150,9 @@ def test_wrong_results_are_refused(on_the_cpu, monkeypatch, fault):
     assert "\n" not in str(caught.value)
 
 
-def test_float32_files_only_if_requested(on_the_cpu, networks, halves):
+def test_float32_files_only_if_requested(on_the_cpu, networks, halves, monkeypatch):
     """ONNX files compute in the precision they were exported in."""
+    monkeypatch.setattr(fused, "check", lambda *_: None)
     with pytest.raises(InputError, match="is float32, but fused kernels compute in float16"):
         fused.FusedNetwork(GENERATOR, networks["generator"], CPU, requested=False)
     fused.FusedNetwork(GENERATOR, networks["generator"], CPU)

@@ -93,6 +93,15 @@ def test_little_memory_traffic(demo_weights):
     assert network.traffic["down4.1"] == 2 * 20 * 20 * (256 + 2 * 512 + 2 * 512 + 256 + 256)
 
 
+def test_the_model_says_how_much_is_moved(demo_weights):
+    from kernels.generator.network_cases import traffic_line  # needs Triton
+
+    moved = sum(FusedGenerator(demo_weights, CPU, reference_of).traffic.values()) / 1e6
+    # 12.15 million weights of two bytes
+    line = f"The generator moves {moved:.1f} MB a frame, and 24.3 MB of weights a batch."
+    assert traffic_line() == line
+
+
 def test_an_empty_batch(demo_weights):
     network = FusedGenerator(demo_weights, CPU, reference_of)
     out = torch.empty(0, 3, 320, 320)
