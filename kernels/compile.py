@@ -13,7 +13,6 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import groupby, islice, zip_longest
 from multiprocessing import get_context
 from types import SimpleNamespace
@@ -271,8 +270,9 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] | None = 
         print(table(rows))
     if options.model:
         gpu = GPUS[options.model]
-        modelled = {"stages": model_cases, "generator": partial(generator_cases, gpu)}
-        print(model_table(estimate_all(gpu, [c for part in chosen for c in modelled[part]()]), gpu))
+        modelled = {"stages": model_cases(), "generator": generator_cases(gpu)}
+        wanted = [case for part in chosen for case in modelled[part]]
+        print(model_table(estimate_all(gpu, wanted), gpu))
     bad = [row for row in rows if row.fault]
     for row in bad:
         print(f"error: sm_{row.arch} {row.kernel} {row.variant}: {row.fault}", file=sys.stderr)

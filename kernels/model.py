@@ -82,7 +82,7 @@ def model_cases() -> list[ModelCase]:
 
 def generator_cases(gpu: Gpu) -> list[ModelCase]:
     """List the launches of the generator, with 25 frames."""
-    works = (*narrow_works(25), *wide_works(25, gpu.processors))
+    works = (*narrow_works(25, gpu.processors), *wide_works(25, gpu.processors))
     return [ModelCase(f"generator {name}", launch, work) for name, launch, work in works]
 
 

@@ -11,22 +11,25 @@ from ..checks import check_no_overlap, check_tensor
 from ..work import Work
 from .narrow_rows import add_row, make_row
 from .polyphase import load_taps, repeat
+from .tiles import processors
 from .upsample import column_place
 from .weights import Block, Head
 
+WARPS = 8  # of a multiprocessor, of the blocks with the most registers
 SUMS = tl.constexpr(tl.float16)  # of the products that expand: float32 needs more registers
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _narrow(
     x, lower, out, expand, expand_lower, expand_bias, taps, taps_bias, project, project_bias, head,
+    rows,
     C: tl.constexpr, LOW: tl.constexpr, E: tl.constexpr, OUT: tl.constexpr,
-    H: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    H: tl.constexpr, WIDTH: tl.constexpr,
     P: tl.constexpr, W: tl.constexpr, S: tl.constexpr,
     STRIDE: tl.constexpr, RESIDUAL: tl.constexpr, PLANAR: tl.constexpr, HEAD: tl.constexpr,
-    ASM: tl.constexpr, SUMS: tl.constexpr,
+    ASM: tl.constexpr, SUMS: tl.constexpr, HOIST: tl.constexpr,
 ):  # fmt: skip
-    """Make ROWS rows of a strip of P * W columns of one image: project(d) + project_bias, with
+    """Make `rows` rows of a strip of P * W columns of one image: project(d) + project_bias, with
 
         e[y, x] = relu(expand (up(lower), x)[y, x] + expand_bias), 0 outside the image
         d[y, x] = relu(sum over i, j of taps[i, j] e[s y + i - 1, s x + j - 1] + taps_bias)
@@ -38,11 +41,10 @@ def _narrow(
     HEIGHT: tl.constexpr = H // STRIDE
     ACROSS: tl.constexpr = WIDTH // STRIDE
     STRIPS: tl.constexpr = (ACROSS + P * W - 1) // (P * W)
-    BANDS: tl.constexpr = (HEIGHT + ROWS - 1) // ROWS
     RAGGED: tl.constexpr = ACROSS % (P * W) != 0
-    program = tl.program_id(0)
-    strip, band = program % STRIPS, program // STRIPS % BANDS
-    image = (program // (STRIPS * BANDS)).to(tl.int64)
+    program, bands = tl.program_id(0), tl.cdiv(HEIGHT, rows)
+    strip, band = program % STRIPS, program // STRIPS % bands
+    image = (program // (STRIPS * bands)).to(tl.int64)
     images = (
         x + image * (H * WIDTH * (6 if PLANAR else C)), lower + image * (H * WIDTH // 4 * LOW)
     )  # fmt: skip
@@ -79,8 +81,8 @@ def _narrow(
         near, place = start, 0
     columns = (start, (left, right), near, place)
 
-    first = band * ROWS
-    end = tl.minimum(first + ROWS, HEIGHT)
+    first = band * rows
+    end = tl.minimum(first + rows, HEIGHT)
     if STRIDE == 1:
         # The first two rows only begin the sums of rows that others store, or that do not exist.
         start, stop = first - 1, end + 1
@@ -95,7 +97,7 @@ def _narrow(
                 2 * first - 1, images, columns, product, taps, (), (), False, False, True,
                 C, LOW, H, WIDTH, W, STRIDE, PLANAR, ASM, SUMS,
             )  # fmt: skip
-    for row in tl.range(start, stop, num_stages=2):
+    for row in tl.range(start, stop, num_stages=2, disable_licm=not HOIST):
         halves, begun = make_row(
             row, row >= first + (2 - STRIDE), images, columns, product, taps, ending, strip,
             halves, begun,
@@ -119,14 +121,13 @@ class Narrow:
     tile: tuple[int, int, int]  # P, W and warps
 
 
-def _tile(block: Block, lower: int, planar: bool, head: bool) -> tuple[int, int, int]:
+def _tile(block: Block, planar: bool) -> tuple[int, int, int]:
     """Choose groups of a strip, columns of a group, and warps."""
     channels = block.expand.shape[1]
     if planar:
-        return 8, 8, 1
-    if block.stride == 2:
-        return 8, 4, 2
-    return 8, 8, {16: 2, 32: 2, 64: 4}[channels]
+        return 8, 8, 1  # all that there is for a warp to do
+    # With 8 groups, of 64 columns, a thread has two columns of two or four channels.
+    return 8, 8 if block.stride == 1 else 4, 4 if channels == 64 else 2
 
 
 def pack_narrow(
@@ -188,17 +189,47 @@ def pack_narrow(
     )
     return Narrow(
         own, lower, outputs, block.stride, block.residual, planar, head is not None, tensors,
-        (wide, high, made), _tile(block, lower, planar, head is not None),
+        (wide, high, made), _tile(block, planar),
     )  # fmt: skip
 
 
-def band_rows(n: int, height: int) -> int:
-    """Return how many rows a program makes, of n images.
+def band_rows(strips: int, height: int, stride: int, slots: int) -> int:
+    """Return how many rows a program makes of a strip.
 
-    Each program expands two more rows, so programs make more rows once the batch alone fills the
-    GPU.
+    Each program expands rows more than it makes, so high bands are less work. But programs run in
+    rounds, of which each takes as long as its longest, the last one too.
+
+    Args:
+        strips: in all images.
+        height: of the output.
+        stride: of the block.
+        slots: how many programs run at a time.
     """
-    return 32 if n >= 8 else 16 if n >= 3 else 8
+
+    def time(rows: int) -> float:
+        rounds = int(triton.cdiv(strips * triton.cdiv(height, rows), slots))
+        return rounds * (rows + (2 if stride == 1 else 0.5))
+
+    return min(range(4, 41), key=time)
+
+
+def _grid(packed: Narrow, n: int, height: int, width: int, processors: int) -> tuple[int, int]:
+    """Return the strips of n images in all, and the rows of a band. The sizes are the output's."""
+    groups, columns, warps = packed.tile
+    strips = n * triton.cdiv(width, groups * columns)
+    slots = processors * max(WARPS // warps, 1)
+    return strips, band_rows(strips, height, packed.stride, slots)
+
+
+def _hoists(packed: Narrow, device: torch.device) -> bool:
+    """Return whether to keep what is the same in all rows in registers, rather than make it anew.
+
+    A block with a smaller image has none to spare for that on GPUs before Hopper, where the
+    compiler would spill.
+    """
+    if triton.knobs.runtime.interpret:
+        return True  # counts for nothing
+    return not packed.lower or torch.cuda.get_device_capability(device)[0] >= 9
 
 
 def narrow(x: Tensor, packed: Narrow, out: Tensor, lower: Tensor | None = None) -> Tensor:
@@ -245,35 +276,32 @@ def narrow(x: Tensor, packed: Narrow, out: Tensor, lower: Tensor | None = None) 
     check_no_overlap(out, "x", x)
     if lower is not None:
         check_no_overlap(out, "lower", lower)
-    rows = band_rows(n, height // step)
+    strips, rows = _grid(packed, n, height // step, width // step, processors(x.device))
     groups, columns, warps = packed.tile
-    strips = triton.cdiv(width // step, groups * columns)
     wide, high, made = packed.padded
-    _narrow[(n * strips * triton.cdiv(height // step, rows),)](
-        x, x if lower is None else lower, out, *packed.tensors,
+    _narrow[(strips * triton.cdiv(height // step, rows),)](
+        x, x if lower is None else lower, out, *packed.tensors, rows,
         C=wide, LOW=packed.lower, E=high, OUT=made, H=height, WIDTH=width,
-        ROWS=rows, P=groups, W=columns, S=warps, STRIDE=step, RESIDUAL=packed.residual,
+        P=groups, W=columns, S=warps, STRIDE=step, RESIDUAL=packed.residual,
         PLANAR=packed.planar, HEAD=packed.head, ASM=not triton.knobs.runtime.interpret,
-        SUMS=SUMS, num_warps=warps,
+        SUMS=SUMS, HOIST=_hoists(packed, x.device), num_warps=warps,
     )  # fmt: skip
     return out
 
 
-def narrow_work(n: int, side: int, packed: Narrow, element: int = 2) -> Work:
+def narrow_work(n: int, side: int, packed: Narrow, processors: int, element: int = 2) -> Work:
     """Return the work of n images of side x side pixels.
 
     `element` is the size of the values of planes, read or written, in bytes.
     """
     made = side // packed.stride
-    groups, columns, _ = packed.tile
-    strips, rows = triton.cdiv(made, groups * columns), band_rows(n, made)
+    strips, rows = _grid(packed, n, made, made, processors)
     bands = triton.cdiv(made, rows)
-    programs = n * strips * bands
-    each_band = made + (2 * bands if packed.stride == 1 else 0)
+    each_strip = made + (2 * bands if packed.stride == 1 else 0)
     read = side**2 * (3 * element if packed.planar else 2 * packed.channels)
     read += (side // 2) ** 2 * 2 * packed.lower
     written = made**2 * (3 * element if packed.head else 2 * packed.outputs)
     return Work(
-        runs={"_narrow": programs, "make_row": n * strips * each_band},
+        runs={"_narrow": strips * bands, "make_row": strips * each_strip},
         moved=n * (read + written), made=n * written, items=n,
     )  # fmt: skip

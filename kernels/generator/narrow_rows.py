@@ -117,13 +117,13 @@ def add_row(
         if k >= 2 and k % STRIDE == 0:
             if BOTTOM:
                 total = add_last_taps(taps, left, centre, right, halves[(k - 2) // STRIDE], ASM)
-                finished = finished + (total,)  # noqa: RUF005
+                finished = finished + (total,)  # type: ignore[assignment]  # noqa: RUF005
             if MIDDLE:
                 total = add_taps(taps, 1, left, centre, right, begun[(k - 2) // STRIDE])
-                halved = halved + (total,)  # noqa: RUF005
+                halved = halved + (total,)  # type: ignore[assignment]  # noqa: RUF005
             if TOP:
                 total = tl.broadcast_to(taps[9], right.shape)
-                started = started + (add_taps(taps, 0, left, centre, right, total),)  # noqa: RUF005
+                started = started + (add_taps(taps, 0, left, centre, right, total),)  # type: ignore[assignment]  # noqa: RUF005
         left = centre
         centre = right
     return finished, halved, started

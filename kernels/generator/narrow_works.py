@@ -11,7 +11,7 @@ from .network_cases import launch, network_layers
 from .weights import Block
 
 
-def narrow_works(n: int) -> Iterator[tuple[str, Callable[[], None], Work]]:
+def narrow_works(n: int, processors: int) -> Iterator[tuple[str, Callable[[], None], Work]]:
     """List the launches with their names and work."""
     for name, layer in network_layers().items():
         if layer.narrow and isinstance(layer.weights, Block):
@@ -19,4 +19,4 @@ def narrow_works(n: int) -> Iterator[tuple[str, Callable[[], None], Work]]:
                 layer.weights, torch.device("cpu"), planar=layer.planar, head=layer.head,
                 lower=0 if layer.lower is None else layer.lower.channels,
             )  # fmt: skip
-            yield name, partial(launch, name, n), narrow_work(n, layer.x.side, packed)
+            yield name, partial(launch, name, n), narrow_work(n, layer.x.side, packed, processors)

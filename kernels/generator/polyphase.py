@@ -61,7 +61,7 @@ def load_taps(taps, channel, E: tl.constexpr):
     """Load nine tensors of the shape of `channel`."""
     found = ()
     for tap in tl.static_range(9):
-        found = found + (tl.load(taps + tap * E + channel),)  # noqa: RUF005
+        found = found + (tl.load(taps + tap * E + channel),)  # type: ignore[assignment]  # noqa: RUF005
     return found
 
 
@@ -70,7 +70,7 @@ def repeat(tensor, N: tl.constexpr):
     """Return a tuple of N times the same."""
     found = ()
     for _ in tl.static_range(N):
-        found = found + (tensor,)  # noqa: RUF005
+        found = found + (tensor,)  # type: ignore[assignment]  # noqa: RUF005
     return found
 
 

@@ -55,7 +55,7 @@ def demo() -> SimpleNamespace:
 def low_bands(request, monkeypatch) -> None:
     """Make bands of four rows, of which one image of a few rows has several."""
     if "as_launched" not in request.node.name:
-        monkeypatch.setattr(kernel, "band_rows", lambda n, height: 4)
+        monkeypatch.setattr(kernel, "band_rows", lambda *_: 4)
 
 
 def crops(image: torch.Tensor, n: int, height: int, width: int) -> torch.Tensor:
@@ -168,6 +168,14 @@ def test_as_launched(demo, poisoned, device):
     """Bands as a GPU gets them; all rows of the image."""
     x = crops(demo.read[UP[1]][0], 1, 18, 16)
     assert_close(run(demo, UP[1], poisoned, x), demo.module.get_submodule(UP[1])(x), BLOCK)
+
+
+def test_bands_as_launched():
+    """A batch of one runs in one round; in a large one, programs make many rows, and the rounds are
+    full. Of 264 programs at a time."""
+    assert kernel.band_rows(5, 320, 1, 264) == 7  # 5 * 46 programs
+    assert kernel.band_rows(25 * 5, 320, 1, 264) >= 20
+    assert 25 * 3 * -(-160 // kernel.band_rows(25 * 3, 160, 1, 264)) <= 2 * 264
 
 
 def test_outside_is_zero(poisoned, device):
