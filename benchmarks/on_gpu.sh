@@ -15,7 +15,9 @@ cd "$(dirname "$0")/.." || exit 2
 
 # name, seconds it is expected to take on an H200 with 16 cores, seconds after which it is stopped
 parts='
-kernel-tests     150  330
+generator        200  520
+generator-profile 60  200
+kernel-tests     200  450
 capture-tests     30  120
 kernels-main     120  240
 kernels-profile   60  150
@@ -32,10 +34,10 @@ list() { # names; prints what each takes, and the sum
     local name expected limit all=0 most=0
     for name in "$@"; do
         read -r _ expected limit <<<"$(grep "^$name " <<<"$parts")"
-        printf '%-16s about %3d s, at most %3d s\n' "$name" "$expected" "$limit"
+        printf '%-18s about %3d s, at most %3d s\n' "$name" "$expected" "$limit"
         all=$((all + expected)) most=$((most + limit))
     done
-    printf '%-16s about %3d min, at most %3d min\n' "in all" $(((all + 59) / 60)) $(((most + 59) / 60))
+    printf '%-18s about %3d min, at most %3d min\n' "in all" $(((all + 59) / 60)) $(((most + 59) / 60))
 }
 
 if (($# == 0)) || [[ $1 == --list ]]; then
@@ -101,16 +103,18 @@ tests() { # name, path, options; one path per run, because a package needed to c
         --continue-on-collection-errors --junitxml="$out/$name.xml" "$@"
 }
 
-profile() { # name
+profile() { # name, regular expression of its kernels, what to launch
     if ! command -v ncu >/dev/null; then
         echo
         echo "== $1: ncu is not installed"
         return
     fi
-    run "$1" ncu --kernel-name 'regex:composite|face_input' --section SpeedOfLight --section Occupancy \
+    local name=$1 kernels=$2
+    shift 2
+    run "$name" ncu --kernel-name "regex:$kernels" --section SpeedOfLight --section Occupancy \
         --section ComputeWorkloadAnalysis --section MemoryWorkloadAnalysis --section WarpStateStats \
-        --section LaunchStats --log-file "$out/kernels-profile.txt" \
-        python3 -m benchmarks.launches composite face_input
+        --section LaunchStats --log-file "$out/$name.txt" \
+        python3 -m benchmarks.launches "$@"
 }
 
 everything() {
@@ -119,12 +123,15 @@ everything() {
     local name
     for name in "$@"; do
         case $name in
+        generator) run "$name" python3 -m benchmarks.generator -o "$out/generator.json" ;;
+        generator-profile) profile "$name" '_narrow|_depthwise|_product|_dense' \
+            up5.0 up4.0 down1.0 up5.1 inc up3.0 fuse.0 ;;
         kernel-tests) tests "$name" tests/kernels ;;
         # what another thread that waits for the GPU does to a capture, and freed memory
         capture-tests) tests "$name" tests/engine/test_on_gpu.py -s \
             -k 'capture or held_by_the_stream or waited_for_during' ;;
         kernels-main) run "$name" python3 -m benchmarks.kernels --parts main -o "$out/kernels-main.json" ;;
-        kernels-profile) profile "$name" ;;
+        kernels-profile) profile "$name" 'composite|face_input' composite face_input ;;
         # PyTorch compiles the networks for every batch size, for minutes
         engine-torch) tests "$name" tests/engine -k 'torch and not 40' ;;
         pipeline-quick) run "$name" python3 -m benchmarks.pipeline --quick -o "$out/pipeline-quick.json" ;;

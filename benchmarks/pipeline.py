@@ -28,6 +28,7 @@ from engine.runtime.torch import Compiled
 from examples import network_files
 
 NAMES = {
+    "fused": "fused kernels",
     "tensorrt": "TensorRT",
     "onnxruntime": "ONNX Runtime",
     "openvino": "OpenVINO",

@@ -27,10 +27,12 @@ import kernels
 from benchmarks import frame_loop, runner, timing
 from engine import Avatar, Pipeline
 from engine.device.stopwatch import Stopwatch
+from engine.errors import DeviceError
 from engine.loop import frame_numbers
 from engine.pipeline import ENCODER_BATCH
 from engine.runtime import Network, open_network
 from engine.runtime.exported import exported
+from engine.runtime.fused import check_device
 from engine.runtime.signature import AUDIO_ENCODER, GENERATOR, Signature
 from examples import DEMO
 from kernels import CROP_SIZE, FEATURE_DIM, MEL_BANDS, ROI_SIZE, reference
@@ -157,6 +159,13 @@ def prepare(
 
 def unavailable(runtime: str, device: torch.device) -> str | None:
     """Return why a runtime cannot run on the device, or None. Opens no network."""
+    if runtime == "fused":
+        if device.type != "cuda":
+            return runner.NO_GPU
+        try:
+            check_device(device)
+        except DeviceError as error:
+            return str(error)
     if runtime == "tensorrt":
         if device.type != "cuda":
             return runner.NO_GPU
@@ -192,7 +201,7 @@ def _build_plan(signature: Signature, path: Path, batches: tuple[int, int, int])
 def _open_networks(scene: Scene, device: torch.device, runtime: str) -> tuple[Network, Network]:
     """Open the audio encoder and the generator."""
     kinds = (AUDIO_ENCODER.kind, GENERATOR.kind)
-    open_one = _open_and_keep if runtime == "torch" else _open
+    open_one = _open_and_keep if runtime in KEPT else _open
     encoder, generator = (open_one(kind, scene.networks[kind], device, runtime) for kind in kinds)
     return encoder, generator
 
@@ -202,7 +211,8 @@ def _open(kind: str, path: Path, device: torch.device, runtime: str) -> Network:
     return open_network(signature, path, device=device, runtime=runtime)
 
 
-_open_and_keep = cache(_open)  # for PyTorch, which would compile again
+KEPT = "fused", "torch"  # PyTorch, which may run the audio encoder, would compile again
+_open_and_keep = cache(_open)
 
 
 # --- providers -----------------------------------------------------------------------------------
@@ -211,7 +221,7 @@ _open_and_keep = cache(_open)  # for PyTorch, which would compile again
 def viseme(scene: Scene, device: torch.device, batch: int, runtime: str) -> Renderer:
     """Make a renderer of this project's pipeline."""
     avatar = scene.avatar(device)
-    if runtime == "torch":
+    if runtime in KEPT:
         _open_networks(scene, device, runtime)  # the pipeline shares networks that are open
     pipeline = Pipeline(avatar, batch_size=batch, runtime=runtime)
 

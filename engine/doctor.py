@@ -46,6 +46,7 @@ def report() -> Iterator[tuple[str, str]]:
     yield "GPU", _finding(_gpu)
     yield "driver", _finding(_driver)
     yield "Triton", _finding(_triton)
+    yield "fused kernels", _finding(_fused)
     yield "PyTorch", _finding(_pytorch)
     yield "ONNX Runtime", _finding(_onnxruntime)
     yield "OpenVINO", _finding(_openvino)
@@ -128,6 +129,19 @@ def _triton() -> str:
     kernels.log_mel(torch.zeros(kernels.MIN_SAMPLES, device="cuda"))
     torch.cuda.synchronize()
     return "works: log_mel ran on the GPU"
+
+
+def _fused() -> str:
+    import torch
+
+    from .runtime.fused import check_device
+
+    if not torch.cuda.is_available():
+        return "no GPU to run the generator on"
+    try:
+        return f"can run the generator, with Triton {check_device(torch.device('cuda'))}"
+    except InputError as error:
+        return one_line(error)
 
 
 def _pytorch() -> str:

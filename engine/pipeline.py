@@ -61,8 +61,8 @@ class Pipeline:
         avatar: also decides the device.
         batch_size: frames generated at once; by default 25 on a GPU and 8 on a CPU. The frames do
             not depend on it, except for rounding in networks that PyTorch or a GPU runs.
-        runtime: "tensorrt", "onnxruntime", "openvino" or "torch"; by default the one that suits the
-            avatar's networks.
+        runtime: "fused", "tensorrt", "onnxruntime", "openvino" or "torch"; by default the one that
+            suits the avatar's networks.
         precision: of the generator on a CPU: "fp32" (the default), or "bf16", which needs OpenVINO
             and a CPU with AVX512_BF16 or AMX.
         max_renders: renders that run at a time; one more is refused when its first batch is taken.

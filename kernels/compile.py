@@ -25,8 +25,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 
 from .compile_cases import Case, pipeline_cases
+from .generator.network_cases import network_cases, traffic_line
 from .gpus import GPUS, Gpu
-from .model import Estimate, estimate, model_cases
+from .model import Estimate, ModelCase, estimate, generator_cases, model_cases
 from .model import table as model_table
 from .sass import MachineCode, read_machine_code
 
@@ -228,11 +229,11 @@ def table(rows: Sequence[Row]) -> str:
     )
 
 
-def estimate_all(gpu: Gpu) -> list[Estimate]:
-    """Compile the kernels of `model.model_cases` for a GPU and estimate their times."""
+def estimate_all(gpu: Gpu, cases: Sequence[ModelCase] | None = None) -> list[Estimate]:
+    """Compile kernels for a GPU and estimate their times: those of `model_cases()` if None."""
     estimates = []
     with _recording(gpu.arch) as launched:
-        for case in model_cases():
+        for case in model_cases() if cases is None else cases:
             case.launch()
             estimates.append(estimate(case, launched[-1], gpu))
     return estimates
@@ -243,6 +244,9 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] | None = 
     parser = argparse.ArgumentParser(prog="python -m kernels.compile", description=__doc__)
     every = ",".join(map(str, ARCHITECTURES))
     parser.add_argument("--arch", help=f"default {every}; none with --model")
+    parts = {"stages": pipeline_cases, "generator": network_cases}
+    text = f"which of: {', '.join(parts)}; default both"
+    parser.add_argument("--part", choices=parts, help=text)
     parser.add_argument("--model", help=f"GPU whose times are modelled: {', '.join(GPUS)}")
     options = parser.parse_args(arguments)
     if options.model is not None and options.model not in GPUS:
@@ -258,15 +262,22 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] | None = 
     if triton.knobs.runtime.interpret:
         print("error: TRITON_INTERPRET is set; unset it to compile", file=sys.stderr)
         return 2
+    chosen = [options.part] if options.part else list(parts)
+    if cases is None:
+        cases = [case for part in chosen for case in parts[part]()]
     rows = compile_all(list(dict.fromkeys(map(int, names))), cases) if names else []
     if names:
         print(table(rows))
     if options.model:
         gpu = GPUS[options.model]
-        print(model_table(estimate_all(gpu), gpu))
+        modelled = {"stages": model_cases(), "generator": generator_cases(gpu)}
+        wanted = [case for part in chosen for case in modelled[part]]
+        print(model_table(estimate_all(gpu, wanted), gpu))
     bad = [row for row in rows if row.fault]
     for row in bad:
         print(f"error: sm_{row.arch} {row.kernel} {row.variant}: {row.fault}", file=sys.stderr)
+    if options.model:
+        print(traffic_line())
     return 1 if bad else 0
 
 

@@ -17,14 +17,16 @@ from . import compile_cases as cases
 from .fused.color import color_work
 from .fused.composite_work import composite_work
 from .fused.face_input import face_input_work
-from .gpus import Gpu, pipe_of
+from .generator.narrow_works import narrow_works
+from .generator.wide_works import wide_works
+from .gpus import Gpu, cycles_of, pipe_of, wavefronts
 from .parts import read_parts
 from .sass import read_machine_code
 from .spec import ByteFormat, CompositeMode
 from .work import Work
 
 BOX = (269, 549, 451, 731)  # of the face in the modelled frames, as in `compile_cases`
-COLUMNS = ("issue", "fma", "alu", "xu", "l1")
+COLUMNS = ("issue", "fma", "alu", "xu", "l1", "tensor")
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,12 @@ def model_cases() -> list[ModelCase]:
     return found
 
 
+def generator_cases(gpu: Gpu) -> list[ModelCase]:
+    """List the launches of the generator, with 25 frames."""
+    works = (*narrow_works(25, gpu.processors), *wide_works(25, gpu.processors))
+    return [ModelCase(f"generator {name}", launch, work) for name, launch, work in works]
+
+
 def estimate(case: ModelCase, kernel: CompiledKernel, gpu: Gpu) -> Estimate:
     """Estimate a launch of a compiled kernel."""
     code, warps = read_machine_code(kernel), kernel.metadata.num_warps
@@ -92,11 +100,12 @@ def estimate(case: ModelCase, kernel: CompiledKernel, gpu: Gpu) -> Estimate:
             cycles["issue"] += slots
             pipe = pipe_of(instruction)
             if pipe == "l1":
-                wide = 4 if ".128" in instruction else 2 if ".64" in instruction else 0
-                cycles["l1"] += slots * (wide or case.work.lines.get(name, 1)) / gpu.l1
+                lines = wavefronts(instruction, case.work.lines.get(name, 1))
+                cycles["l1"] += slots * lines / gpu.l1
             elif pipe:
-                # Multiplications of integers take half of the fma pipe.
-                cycles["fma" if pipe == "imad" else pipe] += slots * getattr(gpu, pipe)
+                # Integer products and pairs of float16 run in the fma pipe.
+                shared = "fma" if pipe in ("imad", "half") else pipe
+                cycles[shared] += slots * cycles_of(instruction, gpu)
     rate = 4 * gpu.processors * gpu.clock * case.work.items
     return Estimate(
         case, code.registers, blocks(code.registers, warps, kernel.metadata.shared, gpu),

@@ -19,7 +19,7 @@ import triton
 from triton.compiler import CompiledKernel
 from triton.runtime.cache import get_cache_manager
 
-_FOLDER = Path(__file__).parent / "fused"
+_FOLDERS = [Path(__file__).parent / room for room in ("fused", "generator")]
 
 
 @dataclass(frozen=True)
@@ -172,8 +172,8 @@ def _function(file: str, line: int) -> str:
 @lru_cache
 def _functions(file: str) -> list[tuple[str, range]]:
     """Return the functions of a file of kernels, with their lines."""
-    path = _FOLDER / file
-    if not path.exists():  # Triton's own
+    path = next((path for folder in _FOLDERS if (path := folder / file).exists()), None)
+    if path is None:  # Triton's own
         return []
     nodes = ast.parse(path.read_text()).body
     return [

@@ -588,7 +588,8 @@ def test_the_jobs_of_the_pipeline_on_a_gpu(scene):
         assert (provider.device.type == "cpu") == provider.name.startswith("CPU, ")
         assert provider.compiled == provider.name.endswith("compiled")
     names = {provider.name for provider in chosen}
-    assert len(names) == len(chosen) == 10
+    assert len(names) == len(chosen) == 12
+    assert {"viseme, fused kernels", "split design, fused kernels"} <= names
     assert {"viseme, TensorRT", "viseme, PyTorch compiled", "split design, TensorRT"} <= names
     assert {"PyTorch eager", "CPU, PyTorch"} <= names
     jobs = list(pipeline.jobs(pipeline.GPU, scenes, chosen))

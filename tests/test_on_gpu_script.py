@@ -13,6 +13,7 @@ from tests.conftest import ROOT
 SCRIPT = ROOT / "benchmarks/on_gpu.sh"
 # As a reading of the GPU path asks for: what is most likely to fail, or to be slow, comes first.
 ORDER = [
+    *["generator", "generator-profile"],
     *["kernel-tests", "capture-tests", "kernels-main", "kernels-profile", "engine-torch"],
     *["pipeline-quick", "pipeline", "engine-tests", "train-tests", "kernels", "live"],
 ]
@@ -66,7 +67,7 @@ def test_the_order_and_the_signal(run, tmp_path):
     assert done.returncode == 0, done.stderr
     titles = re.findall(r"^== (\S+), about (\d+) s, at most (\d+) s: ", done.stdout, re.M)
     assert [title for title, *_ in titles] == ORDER
-    assert done.stdout.splitlines()[0].startswith("kernel-tests     about ")  # before all else
+    assert done.stdout.splitlines()[0].startswith("generator          about ")  # before all else
     assert len(calls) == len(ORDER)
     for call, (title, _, limit) in zip(calls, titles, strict=True):
         assert call.startswith(f"--signal=INT --kill-after=30 {limit} ")
@@ -79,7 +80,7 @@ def test_some_parts(run):
     assert done.returncode == 0 and ["benchmarks.live" in call for call in calls] == [True, False]
     done, calls = run("live", "nonsense")
     assert done.returncode == 2 and calls == []
-    assert "unknown part nonsense; expected some of: kernel-tests capture-tests" in done.stderr
+    assert "unknown part nonsense; expected some of: generator generator-profile" in done.stderr
 
 
 def test_a_part_that_fails_does_not_stop_the_next(run, tmp_path):
@@ -113,7 +114,7 @@ import sys
 import pytest
 missing = "av", "scipy", "librosa", "tensorrt", "tensorrt_rtx", "openvino", "tflite", "grpc"
 sys.modules |= dict.fromkeys(missing)
-import benchmarks.kernels, benchmarks.launches, benchmarks.live, benchmarks.pipeline
+import benchmarks.generator, benchmarks.kernels, benchmarks.launches, benchmarks.live, benchmarks.pipeline
 quiet = "--collect-only", "-qq", "-p", "no:cacheprovider"
 sys.exit(pytest.main([*sys.argv[1:], "-m", "gpu", *quiet]))
 """

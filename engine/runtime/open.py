@@ -9,7 +9,7 @@ from ..errors import DeviceError, InputError
 from .network import Network
 from .signature import CHECKPOINT_SUFFIXES, Signature
 
-RUNTIMES = ("tensorrt", "onnxruntime", "openvino", "torch")
+RUNTIMES = ("fused", "tensorrt", "onnxruntime", "openvino", "torch")
 PRECISIONS = ("fp32", "bf16")  # on a CPU; on a GPU, the file determines the precision
 
 
@@ -28,11 +28,13 @@ def open_network(
         signature: AUDIO_ENCODER or GENERATOR.
         path: a TensorRT plan, an ONNX file or a checkpoint.
         device: the device of inputs and outputs.
-        runtime: "tensorrt" (GPUs only: a plan, or NAME.plan beside the NAME.onnx or NAME.pth from
-            which it was built), "onnxruntime" (a checkpoint is exported once, to the cache folder),
-            "openvino" (CPUs only) or "torch" (checkpoints only). By default, on a GPU: TensorRT if
-            there is a plan that fits, else ONNX Runtime, else PyTorch; on a CPU: ONNX Runtime, or
-            OpenVINO for bf16.
+        runtime: "fused" (GPUs from SM80 on: a generator's checkpoint or ONNX file; an audio encoder
+            runs as by default), "tensorrt" (GPUs only: a plan, or NAME.plan beside the NAME.onnx or
+            NAME.pth from which it was built), "onnxruntime" (a checkpoint is exported once, to the
+            cache folder), "openvino" (CPUs only) or "torch" (checkpoints only). By default, on a
+            GPU: fused for a generator that is a checkpoint or an ONNX file of float16, if the GPU
+            allows it, else TensorRT if there is a plan that fits, else ONNX Runtime, else PyTorch;
+            on a CPU: ONNX Runtime, or OpenVINO for bf16.
         precision: precision of the computation on a CPU: "fp32" (the default) or "bf16", which
             needs OpenVINO and a CPU with AVX512_BF16 or AMX.
         trusted: whether the file may be a program: an ONNX file or a TensorRT plan, which may use
@@ -57,6 +59,11 @@ def open_network(
         raise InputError(f"runtime is {runtime!r}; expected one of: {', '.join(RUNTIMES)}")
     if precision is not None:
         runtime = _runtime_for(precision, runtime, device)
+    if runtime == "fused":
+        if device.type != "cuda":
+            raise InputError(f"runtime is fused, which needs a GPU, but the device is {device}")
+        if signature.kind != "generator":
+            runtime = None
     if suffix == ".plan" and runtime not in (None, "tensorrt"):
         raise InputError(f"runtime is {runtime}; expected tensorrt for the TensorRT plan {path}")
     if suffix == ".plan" or runtime == "tensorrt":
@@ -70,16 +77,24 @@ def open_network(
         return _open("tensorrt", signature, plan, device, f"{plan.name} was given")
     if runtime is not None:
         reason = "as requested" if precision is None else f"for {precision}, as requested"
-        return _open(runtime, signature, path, device, reason, precision or "fp32")
+        return _open(runtime, signature, path, device, reason, precision or "fp32", requested=True)
     if device.type == "cpu":
         return _open("onnxruntime", signature, path, device, "the default on a CPU")
+    reasons: list[str] = []
+    if signature.kind == "generator":
+        try:
+            return _open("fused", signature, path, device, "the default on a GPU")
+        except InputError as error:
+            reasons.append(str(error))
     try:
         if not trusted:
             raise InputError(f"{path.name} is not trusted, so that no plan beside it is used")
         plan = _plan_beside(path)
-        return _open("tensorrt", signature, plan, device, f"{plan.name} fits this GPU")
+        reason = "; ".join((*reasons, f"{plan.name} fits this GPU"))
+        return _open("tensorrt", signature, plan, device, reason)
     except InputError as error:
-        reason = str(error)
+        reasons.append(str(error))
+    reason = "; ".join(reasons)
     try:
         return _open("onnxruntime", signature, path, device, reason)
     except DeviceError as error:
@@ -141,9 +156,15 @@ def _open(
     device: torch.device,
     reason: str,
     precision: str = "fp32",
+    *,
+    requested: bool = False,
 ) -> Network:
     network: Network
-    if runtime == "tensorrt":
+    if runtime == "fused":
+        from .fused import FusedNetwork
+
+        network = FusedNetwork(signature, path, device, requested=requested)
+    elif runtime == "tensorrt":
         from .tensorrt import TensorRTNetwork
 
         network = TensorRTNetwork(signature, path, device)

@@ -111,6 +111,22 @@ def load_checkpoint(path: Path, kind: str) -> nn.Module:
         return checkpoint.load(made, kind, pickles=False)
 
 
+def read_folded(path: Path, kind: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Read weight and bias of each convolution of a checkpoint of anyone, with batch norms folded
+    in, in float64.
+
+    Raises:
+        InputError: as `load_checkpoint`.
+    """
+    module = load_checkpoint(path, kind).double()
+    fold_batch_norms(module)
+    return {
+        name: (layer.weight.detach(), layer.bias.detach())
+        for name, layer in module.named_modules()
+        if isinstance(layer, nn.Conv2d) and layer.bias is not None
+    }
+
+
 class ChannelsLast(nn.Module):
     """A module that is compiled with the layout of its inputs and of its output."""
 

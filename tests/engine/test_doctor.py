@@ -22,6 +22,7 @@ SUBJECTS = [
     "GPU",
     "driver",
     "Triton",
+    "fused kernels",
     "PyTorch",
     "ONNX Runtime",
     "OpenVINO",

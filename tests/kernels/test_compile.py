@@ -144,6 +144,7 @@ def modelled() -> dict[str, dict]:
     done = run("-c", MODEL, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert all(row["pipes"].pop("tensor") == 0 for row in rows)
     return {row["name"]: row for row in rows}
 
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 from packaging.version import Version
 
+from tests.kernels.interpreter import cache_patches
+
 HERE = Path(__file__).parent
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 GUARD = 256  # elements before and after an output that must not change
@@ -100,18 +102,4 @@ def coarse_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture(autouse=INTERPRETED, scope="session")
 def cached_interpreter_patch() -> None:
-    """Let the interpreter patch Triton's language once per device function.
-
-    It does so at every call, which takes a third of its time.
-    """
-    from triton.runtime import interpreter
-
-    prepared = set()
-
-    def call(self, *arguments, **options):
-        if self.fn not in prepared:
-            interpreter._patch_lang(self.fn)
-            prepared.add(self.fn)
-        return self.rewrite()(*arguments, **options)
-
-    interpreter.InterpretedFunction.__call__ = call
+    cache_patches()

@@ -11,6 +11,9 @@ from kernels.fused import face_input
 from kernels.fused.color import color_work
 from kernels.fused.composite_work import composite_work
 from kernels.fused.face_input import face_input_work
+from kernels.generator import narrow as narrow_kernel
+from kernels.generator.narrow import narrow, narrow_work, pack_narrow
+from kernels.generator.weights import Block
 from kernels.spec import CROP_SIZE, ROI_SIZE
 
 pytestmark = pytest.mark.skipif(
@@ -76,3 +79,22 @@ def test_convert_color(calls, source, target):
     kernels.convert_color(torch.zeros(shape, dtype=torch.uint8), source, target)
     work = color_work(n, height, width, source, target)
     assert {part: calls[part] for part in work.runs} == work.runs
+
+
+@pytest.mark.parametrize("stride, lower", [(1, 16), (2, 0)])
+def test_narrow(calls, monkeypatch, stride, lower):
+    """Bands and strips that do not divide the image."""
+    monkeypatch.setattr(narrow_kernel, "band_rows", lambda *_: 6)
+    block = Block(
+        torch.zeros(64, 32), torch.zeros(64), torch.zeros(64, 3, 3), torch.zeros(64),
+        torch.zeros(16, 64), torch.zeros(16), stride,
+    )  # fmt: skip
+    packed = pack_narrow(block, torch.device("cpu"), lower=lower)
+    side, made = 16, 16 // stride
+    x = torch.zeros(2, side, side, 32 - lower, dtype=torch.float16)
+    small = torch.zeros(2, side // 2, side // 2, lower, dtype=torch.float16) if lower else None
+    narrow(x, packed, torch.zeros(2, made, made, 16, dtype=torch.float16), small)
+    work = narrow_work(2, side, packed, 100)
+    assert {part: calls[part] for part in work.runs} == work.runs
+    read = 2 * side**2 * (32 - lower) + 2 * (side // 2) ** 2 * lower
+    assert work.moved == 2 * (read + 2 * made**2 * 16)

@@ -1,0 +1,1 @@
+"""The generator as kernels of whole blocks: an inverted residual writes only its output."""
