@@ -1,0 +1,282 @@
+"""An avatar's picture and sound, as LiveKit's `AvatarRunner` takes them."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+
+import numpy as np
+from livekit import rtc
+from livekit.agents.voice.avatar import AudioSegmentEnd, AvatarOptions, VideoGenerator
+
+from engine.errors import InputError
+from engine.live import Live, Piece, Session
+
+from .segments import SpeechIn, SpeechOut
+
+SAMPLE_RATE = 24000  # Hz, as most services speak
+WAITING_SECONDS = 60.0  # of speech in the session; what comes after waits with the sender
+LOOK_SECONDS = 0.005  # between two looks for a piece that is late
+CUT_SECONDS = 0.25  # in which the runner asks for more after an interruption
+
+
+class VisemeGenerator(VideoGenerator):
+    """A live session as a `VideoGenerator`: speech in, pictures in I420 and the speech out.
+
+    Pictures come without end, in real time, with a closed mouth while nobody speaks. Sound comes
+    with speech only, because the runner takes all sound for the agent's. It is given to the runner
+    one frame before its picture, so that LiveKit's source of sound does not run dry; and its last
+    10 ms a frame later, so that an interruption can fade it out. All sound that was given will be
+    heard, so that the runner reports the position that was really played.
+
+    The runner must begin to iterate within ten seconds. For an event loop; made in it.
+
+    Args:
+        live: opens the session.
+        sample_rate: of the sound that comes out, Hz. Frames of another one are resampled.
+        taken: called with each piece of the session.
+
+    Attributes:
+        session: of the engine.
+        options: for the runner.
+
+    Raises:
+        InputError, DeviceError: as `Live.open`.
+    """
+
+    def __init__(
+        self,
+        live: Live,
+        *,
+        sample_rate: int = SAMPLE_RATE,
+        taken: Callable[[Piece], object] = lambda piece: None,
+    ):
+        avatar = live.avatar
+        self.session: Session = live.open(sample_rate=sample_rate)
+        self.options = AvatarOptions(
+            video_width=avatar.width,
+            video_height=avatar.height,
+            video_fps=float(avatar.fps),
+            audio_sample_rate=sample_rate,
+            audio_channels=1,
+        )
+        self._in, self._out = SpeechIn(sample_rate), SpeechOut(sample_rate)
+        self._taken, self._most = taken, WAITING_SECONDS * sample_rate
+        self._frame_seconds = float(1 / avatar.fps)
+        self._held: list[np.ndarray | None] | None = []  # until the runner has published its tracks
+        self._waiting = 0  # samples that were pushed and not given to the runner
+        self._generation = 0  # counts interruptions
+        self._ends = 0  # of segments that the runner has not got
+        self._cut = self._closed = False
+        self._last: rtc.VideoFrame | None = None
+        self._changed, self._woken = asyncio.Event(), asyncio.Event()
+
+    # --- speech in -------------------------------------------------------------------------------
+
+    async def push_audio(self, frame: rtc.AudioFrame | AudioSegmentEnd) -> None:
+        """Take speech, or the end of a segment, which waits until the runner has got that end: it
+        forgets the end of a segment whose sound it takes before the end of the one before.
+
+        Raises:
+            InputError: the session has ended.
+        """
+        generation = self._generation
+        if not isinstance(frame, AudioSegmentEnd):
+            await self._until(lambda: self._waiting <= self._most or generation != self._generation)
+            if generation == self._generation and not self._closed:
+                self._push(self._in.push(frame))
+        elif self._in.open:
+            self._push(self._in.end())
+            self._push(None)
+            self._ends += 1
+            await self._until(lambda: not self._ends or generation != self._generation)
+
+    async def clear_buffer(self) -> None:
+        """Drop all speech that the runner has not got. It fades out over 10 ms.
+
+        Returns when the runner has got that, so that its position is the one that will have been
+        played.
+        """
+        self._generation += 1
+        self._in.clear()
+        self._waiting = self._ends = 0
+        if self._held is not None:
+            self._held.clear()
+        elif not (self._closed or self.session.closed):
+            self._out.drop_before(int(self.session.interrupt() * self.session.fps))
+            self._cut = True
+            self._woken.set()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CUT_SECONDS):
+                    await self._until(lambda: not self._cut)
+            if self._cut:  # too late: the runner would take it for the next segment's
+                self._out.cut()
+                self._cut = False
+        self._changed.set()
+
+    def close(self) -> None:
+        """End the session, and the iteration."""
+        self._closed = True
+        self.session.close()
+        self._changed.set()
+        self._woken.set()
+
+    def _push(self, samples: np.ndarray | None) -> None:
+        """Push samples, or None for the end of an utterance."""
+        if samples is not None:
+            self._waiting += len(samples)
+        if self._held is not None:
+            self._held.append(samples)
+        elif samples is not None:
+            self.session.push(samples)
+        else:
+            self.session.flush()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not (condition() or self._closed):
+            self._changed.clear()
+            await self._changed.wait()
+
+    # --- pictures and sound out ------------------------------------------------------------------
+
+    async def __aiter__(self) -> AsyncIterator[rtc.VideoFrame | rtc.AudioFrame | AudioSegmentEnd]:
+        """Iterate over what the runner publishes, until `close`. Only once.
+
+        Raises:
+            InputError, DeviceError: the session has ended.
+        """
+        while (first := self._next(0.0)) is None:
+            await self._sleep(LOOK_SECONDS)
+        async with self._kept():
+            yield await first.picture
+        self._start()
+        out, seconds = self._out, self._frame_seconds
+        shown = time.monotonic() + seconds / 2  # when the last picture was due
+        speaking, following = False, None  # the last picture's, and the next one
+        while not self._closed:
+            if self._cut:
+                for sound in out.cut():
+                    yield sound
+                speaking, self._cut = False, False
+                self._changed.set()
+                continue
+            now = time.monotonic()
+            if out.ends_at is not None and out.ends_at <= now:
+                out.ends_at = None
+                generation = self._generation
+                yield AudioSegmentEnd()
+                if generation == self._generation:
+                    self._ends -= 1
+                    self._changed.set()
+                continue
+            if following is None:
+                following = self._next(shown)
+                if following is None:
+                    await self._sleep(LOOK_SECONDS)
+                elif speaking:
+                    for sound in self._hear(following):
+                        yield sound
+                continue
+            due = max(self.session.due(following.piece.number), following.audible_at)
+            if now < due:
+                await self._sleep(min(due, out.ends_at or due) - now)
+                continue
+            current, following = following, None
+            yield await current.picture
+            shown = due if now < due + seconds else now
+            for sound in self._hear(current):
+                yield sound
+            speaking = current.piece.speaking and not current.piece.end
+
+    def _next(self, shown: float) -> "_Shown | None":
+        """Take the next piece. None if there is none yet, or it is left out.
+
+        Args:
+            shown: when the picture before it was due. After a delay, pieces in which nobody speaks
+                are left out until the others are on time again.
+        """
+        piece = self.session.take(0)
+        if piece is None:
+            if self.session.closed and not self._closed:
+                raise InputError("the session was closed, because its avatar was unloaded")
+            return None
+        self._taken(piece)
+        if not piece.speaking and self.session.due(piece.number) < shown + self._frame_seconds / 2:
+            return None
+        if not len(piece.frames) and self._last is None:
+            return None
+        return _Shown(piece, asyncio.ensure_future(self._picture(piece)))
+
+    def _hear(self, shown: "_Shown") -> list[rtc.AudioFrame]:
+        """Return the sound of a piece, once."""
+        if shown.heard:
+            return []
+        shown.heard = True
+        sounds, shown.audible_at = self._out.hear(shown.piece)
+        self._waiting = max(self._waiting - sum(s.samples_per_channel for s in sounds), 0)
+        self._changed.set()
+        return sounds
+
+    async def _picture(self, piece: Piece) -> rtc.VideoFrame:
+        """Return the picture of a piece, or the one before if it was skipped."""
+        if len(piece.frames):
+            rgb = piece.frames[0].cpu().numpy()
+            self._last = await asyncio.to_thread(i420, rgb)
+        assert self._last is not None
+        return self._last
+
+    @asynccontextmanager
+    async def _kept(self) -> AsyncIterator[None]:
+        """Keep the session alive while the runner publishes its tracks, which takes until somebody
+        subscribes to them. Speech is held meanwhile."""
+
+        async def drain() -> None:
+            while True:
+                await asyncio.sleep(self._frame_seconds)
+                while (piece := self.session.take(0)) is not None:
+                    self._taken(piece)
+
+        task = asyncio.create_task(drain())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def _start(self) -> None:
+        """Let the speech that was held go on."""
+        held, self._held = self._held or [], None
+        for samples in held:
+            if samples is None:
+                self.session.flush()
+            else:
+                self.session.push(samples)
+
+    async def _sleep(self, seconds: float) -> None:
+        """Sleep, but not on after an interruption."""
+        self._woken.clear()
+        timer = asyncio.get_running_loop().call_later(seconds, self._woken.set)
+        try:
+            await self._woken.wait()
+        finally:
+            timer.cancel()
+
+
+class _Shown:
+    """A piece that is about to be shown.
+
+    Attributes:
+        picture: is being converted.
+        heard: whether its sound was given.
+        audible_at: when that is heard; 0 if it was not given yet.
+    """
+
+    def __init__(self, piece: Piece, picture: "asyncio.Future[rtc.VideoFrame]"):
+        self.piece, self.picture, self.heard, self.audible_at = piece, picture, False, 0.0
+
+
+def i420(rgb: np.ndarray) -> rtc.VideoFrame:
+    """Return an (H, W, 3) uint8 RGB image as LiveKit's I420, BT.601 in limited range."""
+    height, width, _ = rgb.shape
+    frame = rtc.VideoFrame(width, height, rtc.VideoBufferType.RGB24, rgb.tobytes())
+    return frame.convert(rtc.VideoBufferType.I420)
