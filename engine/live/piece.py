@@ -59,6 +59,4 @@ class Counts:
 
 def piece_of(bound: BoundFrame, frames: Tensor, fps: Fraction) -> Piece:
     """Make the piece of a bound frame."""
-    return Piece(
-        bound.number, frames, bound.sound, fps, bound.speaking, bound.end, bound.spoken
-    )
+    return Piece(bound.number, frames, bound.sound, fps, bound.speaking, bound.end, bound.spoken)

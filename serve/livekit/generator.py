@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 
 import numpy as np
 from livekit import rtc
@@ -29,7 +29,7 @@ class VisemeGenerator(VideoGenerator):
     10 ms a frame later, so that an interruption can fade it out. All sound that was given will be
     heard, so that the runner reports the position that was really played.
 
-    The runner must begin to iterate within ten seconds. For an event loop; made in it.
+    For an event loop; made in it.
 
     Args:
         live: opens the session.
@@ -70,6 +70,8 @@ class VisemeGenerator(VideoGenerator):
         self._cut = self._closed = False
         self._last: rtc.VideoFrame | None = None
         self._changed, self._woken = asyncio.Event(), asyncio.Event()
+        self._newest: Piece | None = None
+        self._keeper = asyncio.create_task(self._keep())
 
     # --- speech in -------------------------------------------------------------------------------
 
@@ -117,6 +119,7 @@ class VisemeGenerator(VideoGenerator):
     def close(self) -> None:
         """End the session, and the iteration."""
         self._closed = True
+        self._keeper.cancel()
         self.session.close()
         self._changed.set()
         self._woken.set()
@@ -145,10 +148,14 @@ class VisemeGenerator(VideoGenerator):
         Raises:
             InputError, DeviceError: the session has ended.
         """
-        while (first := self._next(0.0)) is None:
+        while self._newest is None:
+            if self._closed:
+                return
+            if self._keeper.done():
+                self._keeper.result()  # raises why the session has ended, if it says so
+                self._check_open()
             await self._sleep(LOOK_SECONDS)
-        async with self._kept():
-            yield await first.picture
+        yield await self._picture(self._newest)  # the runner publishes its tracks before it
         self._start()
         out, seconds = self._out, self._frame_seconds
         shown = time.monotonic() + seconds / 2  # when the last picture was due
@@ -189,23 +196,23 @@ class VisemeGenerator(VideoGenerator):
             speaking = current.piece.speaking and not current.piece.end
 
     def _next(self, shown: float) -> "_Shown | None":
-        """Take the next piece. None if there is none yet, or it is left out.
+        """Take the next piece. None if there is none yet.
 
         Args:
             shown: when the picture before it was due. After a delay, pieces in which nobody speaks
                 are left out until the others are on time again.
         """
-        piece = self.session.take(0)
-        if piece is None:
-            if self.session.closed and not self._closed:
-                raise InputError("the session was closed, because its avatar was unloaded")
-            return None
-        self._taken(piece)
-        if not piece.speaking and self.session.due(piece.number) < shown + self._frame_seconds / 2:
-            return None
-        if not len(piece.frames) and self._last is None:
-            return None
-        return _Shown(piece, asyncio.ensure_future(self._picture(piece)))
+        while (piece := self.session.take(0)) is not None:
+            self._taken(piece)
+            due = self.session.due(piece.number)
+            if piece.speaking or due >= shown + self._frame_seconds / 2:
+                return _Shown(piece, asyncio.ensure_future(self._picture(piece)))
+        self._check_open()
+        return None
+
+    def _check_open(self) -> None:
+        if self.session.closed and not self._closed:
+            raise InputError("the session was closed, because its avatar was unloaded")
 
     def _hear(self, shown: "_Shown") -> list[rtc.AudioFrame]:
         """Return the sound of a piece, once."""
@@ -225,26 +232,18 @@ class VisemeGenerator(VideoGenerator):
         assert self._last is not None
         return self._last
 
-    @asynccontextmanager
-    async def _kept(self) -> AsyncIterator[None]:
-        """Keep the session alive while the runner publishes its tracks, which takes until somebody
-        subscribes to them. Speech is held meanwhile."""
-
-        async def drain() -> None:
-            while True:
-                await asyncio.sleep(self._frame_seconds)
-                while (piece := self.session.take(0)) is not None:
-                    self._taken(piece)
-
-        task = asyncio.create_task(drain())
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+    async def _keep(self) -> None:
+        """Keep the session alive until the runner has published its tracks, which takes until
+        somebody subscribes to them. Speech is held meanwhile."""
+        while not self.session.closed:
+            while (piece := self.session.take(0)) is not None:
+                self._taken(piece)
+                self._newest = piece if len(piece.frames) else self._newest
+            await asyncio.sleep(self._frame_seconds)
 
     def _start(self) -> None:
         """Let the speech that was held go on."""
+        self._keeper.cancel()
         held, self._held = self._held or [], None
         for samples in held:
             if samples is None:

@@ -18,6 +18,7 @@ from engine.media.encode import EncoderPool
 from ..errors import INTERNAL
 from .feed import Feed, Voice
 from .pictures import Pictures
+from .tally import Tally
 
 LEFT_SECONDS = 5.0  # that a session goes on which nobody holds
 
@@ -145,14 +146,7 @@ class WebSession:
         self._leaving: asyncio.TimerHandle | None = None
         self._closing = False
         self._reason: str | None = None
-        self._told = Counts()
-        name = served.name
-        self._frames = metrics.frames.labels(avatar=name, kind="live")
-        self._counters = {
-            "late": metrics.late.labels(avatar=name),
-            "skipped": metrics.skipped.labels(avatar=name),
-            "underruns": metrics.underruns.labels(avatar=name),
-        }
+        self._tally = Tally(metrics, served.name)
 
     @property
     def counts(self) -> Counts:
@@ -358,14 +352,8 @@ class WebSession:
         )
 
     def _count(self, piece: Piece) -> None:
-        self._frames.inc()
         self._feed.take(piece)
-        now, told = self._session.counts, self._told
-        for name, counter in self._counters.items():
-            total = getattr(now, name)
-            if more := total - getattr(told, name):
-                setattr(told, name, total)
-                counter.inc(more)
+        self._tally.count(self._session.counts)
 
     # --- the end ---------------------------------------------------------------------------------
 

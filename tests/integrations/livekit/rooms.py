@@ -78,7 +78,7 @@ class Room(rtc.EventEmitter):
     def __init__(self, network: "Network | None" = None, identity: str = "agent", kind=AGENT):
         super().__init__()
         self.network = network or Network()
-        self.name, self.subscribed, self.handlers = "room", asyncio.Event(), {}
+        self.name, self.subscribed, self.handlers = "lobby", asyncio.Event(), {}
         self.subscribed.set()
         self._connected = False
         self.local_participant = Participant(self, identity, kind)

@@ -5,11 +5,11 @@ import asyncio
 import numpy as np
 import pytest
 from livekit import rtc
-from livekit.agents.voice.avatar import AudioSegmentEnd, AvatarRunner, QueueAudioOutput
+from livekit.agents.voice.avatar import AvatarRunner, QueueAudioOutput
 
 from engine.live import Piece
 from serve.livekit.generator import VisemeGenerator, i420
-from tests.integrations.livekit.rooms import Published, Room, bright, samples_of, until
+from tests.integrations.livekit.rooms import Published, Room, bright, until
 
 RATE = 24000
 FRAME = RATE // 25
@@ -109,11 +109,12 @@ def test_speech_comes_out_with_its_pictures(live, monkeypatch):
     pictures = [bytes(i420(piece.frames[0].numpy()).data) for piece in spoken]
     assert len(set(pictures)) > 10
     for sound, before in zip(sounds, (0, len(sounds[0])), strict=True):
-        expected, pictures = pictures[: -(-len(sound) // FRAME)], pictures[-(-len(sound) // FRAME) :]
-        everything = [picture for picture, _ in shown]
-        (begin,) = (
-            n for n in range(len(shown)) if everything[n : n + len(expected)] == expected
+        expected, pictures = (
+            pictures[: -(-len(sound) // FRAME)],
+            pictures[-(-len(sound) // FRAME) :],
         )
+        everything = [picture for picture, _ in shown]
+        (begin,) = (n for n in range(len(shown)) if everything[n : n + len(expected)] == expected)
         for number in range(len(expected)):
             there = shown[begin + number][1] - before
             most = min((number + 2) * FRAME, len(sound))
