@@ -48,9 +48,12 @@ def livekit_origin(url: object) -> str | None:
 
 
 def livekit_fault(url: object) -> str | None:
-    """Return why a value is no address of a LiveKit server; None if it is one."""
+    """Return why a value is no address of a LiveKit server, without it where it may have a secret;
+    None if it is one."""
     if livekit_origin(url) is not None:
         return None
+    if isinstance(url, str) and "@" in url:
+        return "has a user or a password; expected none"
     return f'is {shortened(url)}; expected such as "wss://livekit.example.org"'
 
 

@@ -32,6 +32,18 @@ def live(tmp_path_factory):
         yield live
 
 
+@pytest.fixture
+def network(monkeypatch):
+    """A room of LiveKit's, in which are the rooms that a server makes."""
+    from livekit import rtc
+
+    from tests.integrations.livekit.rooms import Network, Room
+
+    there = Network()
+    monkeypatch.setattr(rtc, "Room", lambda: Room(there))
+    return there
+
+
 @pytest.fixture(autouse=True)
 def however_slow(monkeypatch):
     """However slow or busy this machine is, sessions are admitted, and frames that are late are made

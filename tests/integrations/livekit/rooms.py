@@ -11,6 +11,9 @@ from types import SimpleNamespace
 import numpy as np
 from livekit import rtc
 
+from tests.serve.web.site import serving
+
+URL, KEY, SECRET = "wss://livekit.example.org", "key", "secret" * 6
 AGENT = rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
 SECONDS = 30  # for whatever should happen at once
 
@@ -19,6 +22,12 @@ async def until(condition, seconds: float = SECONDS) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+def site(live, **config):
+    """Run a server that may join rooms of this LiveKit server."""
+    web = {"livekit_urls": (f"{URL}:443",), **config.pop("web", {})}
+    return serving(live, web=web, **config)
 
 
 class Published:
@@ -103,6 +112,12 @@ class Room(rtc.EventEmitter):
     def register_byte_stream_handler(self, topic, handler) -> None:
         self.handlers[topic] = handler
 
+    def unregister_byte_stream_handler(self, topic) -> None:
+        self.handlers.pop(topic, None)
+
+    register_text_stream_handler = register_byte_stream_handler
+    unregister_text_stream_handler = unregister_byte_stream_handler
+
     def join(self) -> "Room":
         self._connected = True
         for room in self.network.rooms:
@@ -143,7 +158,7 @@ class Network:
 
         if self.refuse:
             raise rtc.ConnectError(self.refuse)
-        claims = jwt.decode(token, "secret" * 6, algorithms=["HS256"])
+        claims = jwt.decode(token, SECRET, algorithms=["HS256"])
         room.name = claims["video"]["room"]
         me = room.local_participant
         me.identity, me.attributes = claims["sub"], dict(claims.get("attributes", {}))
@@ -153,7 +168,7 @@ class Participant:
     """A participant, for itself and for others."""
 
     def __init__(self, room: Room, identity: str, kind):
-        self._room, self.identity, self.kind = room, identity, kind
+        self._room, self.identity, self.kind, self.sid = room, identity, kind, identity
         self.attributes, self.track_publications = dict[str, str](), dict[str, Publication]()
         self._rpc_handlers = {}
         self.calls = list[tuple[str, str]]()
@@ -166,6 +181,17 @@ class Participant:
             if room is not self._room:
                 room.emit("track_published", publication, self)
         return publication
+
+    async def send_bytes(self, *_, **__) -> None:
+        """What an agent's session tells about itself is of no interest."""
+
+    publish_transcription = send_bytes
+
+    async def stream_text(self, **_) -> "Writer":
+        return Writer(Reader({}, "text"))
+
+    async def set_attributes(self, attributes) -> None:
+        self.attributes |= attributes
 
     def register_rpc_method(self, name, handler) -> None:
         self._rpc_handlers[name] = handler
@@ -209,10 +235,10 @@ class Writer:
     def __init__(self, reader: Reader):
         self._reader = reader
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | str) -> None:
         await asyncio.sleep(0)
         for first in range(0, len(data), 15_000):
             self._reader.chunks.put_nowait(data[first : first + 15_000])
 
-    async def aclose(self) -> None:
+    async def aclose(self, **_) -> None:
         self._reader.chunks.put_nowait(None)

@@ -12,25 +12,21 @@ from livekit.agents import AgentSession, APIStatusError
 from livekit.plugins import viseme
 
 from tests.conftest import ROOT
-from tests.integrations.livekit.rooms import Network, Published, Room, bright, until
-from tests.integrations.livekit.test_generator import FRAME, RATE, flashes, frames_of
-from tests.serve.web.site import TOKEN, http, run, serving
+from tests.integrations.livekit.rooms import (
+    KEY,
+    SECRET,
+    URL,
+    Network,
+    Published,
+    Room,
+    bright,
+    site,
+    until,
+)
+from tests.integrations.livekit.speech import FRAME, RATE, flashes, frames_of
+from tests.serve.web.site import TOKEN, http, run
 
-URL, KEY, SECRET = "wss://livekit.example.org", "key", "secret" * 6
 LIVEKIT = {"livekit_url": URL, "livekit_api_key": KEY, "livekit_api_secret": SECRET}
-
-
-@pytest.fixture
-def network(monkeypatch) -> Network:
-    """Rooms that the server makes are in this network."""
-    there = Network()
-    monkeypatch.setattr(rtc, "Room", lambda: Room(there))
-    return there
-
-
-def site(live, **config):
-    web = {"livekit_urls": (f"{URL}:443",), **config.pop("web", {})}
-    return serving(live, web=web, **config)
 
 
 def token_of(room: str = "lobby", kind: str = "agent", agent: str | None = "agent") -> str:
@@ -178,10 +174,12 @@ def test_refusals(live, network, monkeypatch):
             ) as refused:
                 await Agent(network, server, token=TOKEN).start()
             assert refused.value.status_code == 429
+            await agent.avatar.wait_for_join()
             # the room ends
             avatar = agent.room.remote_participants["viseme-avatar"]._room
             await avatar.disconnect("room was deleted")
             await server.until_free()
+            await agent.avatar.aclose()
 
     run(main())
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from contextlib import ExitStack
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +96,8 @@ class AvatarSession(BaseAvatarSession[Any]):
         """
         if self._url is None:
             await super().start(agent_session, room)
-            await self._start_local(agent_session, room)
+            async with self._closed_on_failure():
+                await self._start_local(agent_session, room)
             return
         url = livekit_url or os.environ.get("LIVEKIT_URL")
         key = livekit_api_key or os.environ.get("LIVEKIT_API_KEY")
@@ -116,7 +118,8 @@ class AvatarSession(BaseAvatarSession[Any]):
             .to_jwt()
         )
         await super().start(agent_session, room)
-        await self._ask(url, token, room.name)
+        async with self._closed_on_failure():
+            await self._ask(url, token, room.name)
         agent_session.output.audio = DataStreamAudioOutput(
             room,
             destination_identity=self._identity,
@@ -136,6 +139,14 @@ class AvatarSession(BaseAvatarSession[Any]):
             self._room = None
         await super().aclose()
         await asyncio.to_thread(self._local.close)
+
+    @asynccontextmanager
+    async def _closed_on_failure(self) -> AsyncIterator[None]:
+        try:
+            yield
+        except BaseException:
+            await self.aclose()
+            raise
 
     async def _start_local(self, agent_session: AgentSession, room: rtc.Room) -> None:
         from serve.livekit.generator import VisemeGenerator
