@@ -148,52 +148,58 @@ class VisemeGenerator(VideoGenerator):
         Raises:
             InputError, DeviceError: the session has ended.
         """
-        while self._newest is None:
-            if self._closed:
-                return
-            if self._keeper.done():
-                self._keeper.result()  # raises why the session has ended, if it says so
-                self._check_open()
-            await self._sleep(LOOK_SECONDS)
-        yield await self._picture(self._newest)  # the runner publishes its tracks before it
-        self._start()
-        out, seconds = self._out, self._frame_seconds
-        shown = time.monotonic() + seconds / 2  # when the last picture was due
-        speaking, following = False, None  # the last picture's, and the next one
-        while not self._closed:
-            if self._cut:
-                for sound in out.cut():
-                    yield sound
-                speaking, self._cut = False, False
-                self._changed.set()
-                continue
-            now = time.monotonic()
-            if out.ends_at is not None and out.ends_at <= now:
-                out.ends_at = None
-                generation = self._generation
-                yield AudioSegmentEnd()
-                if generation == self._generation:
-                    self._ends -= 1
-                    self._changed.set()
-                continue
-            if following is None:
-                following = self._next(shown)
-                if following is None:
-                    await self._sleep(LOOK_SECONDS)
-                elif speaking:
-                    for sound in self._hear(following):
+        following: _Shown | None = None
+        try:
+            while self._newest is None:
+                if self._closed:
+                    return
+                if self._keeper.done():
+                    self._keeper.result()  # raises why the session has ended, if it says so
+                    self._check_open()
+                await self._sleep(LOOK_SECONDS)
+            yield await self._picture(self._newest)  # the runner publishes its tracks before it
+            self._start()
+            out, seconds = self._out, self._frame_seconds
+            shown = time.monotonic() + seconds / 2  # when the last picture was due
+            speaking = False  # whether the sound of the last picture goes on
+            while not self._closed:
+                if self._cut:
+                    for sound in out.cut():
                         yield sound
-                continue
-            due = max(self.session.due(following.piece.number), following.audible_at)
-            if now < due:
-                await self._sleep(min(due, out.ends_at or due) - now)
-                continue
-            current, following = following, None
-            yield await current.picture
-            shown = due if now < due + seconds else now
-            for sound in self._hear(current):
-                yield sound
-            speaking = current.piece.speaking and not current.piece.end
+                    speaking, self._cut = False, False
+                    self._changed.set()
+                    continue
+                now = time.monotonic()
+                if out.ends_at is not None and out.ends_at <= now:
+                    out.ends_at = None
+                    generation = self._generation
+                    yield AudioSegmentEnd()
+                    if generation == self._generation:
+                        self._ends -= 1
+                        self._changed.set()
+                    continue
+                if following is None:
+                    following = self._next(shown)
+                    if following is None:
+                        await self._sleep(LOOK_SECONDS)
+                    elif speaking:
+                        for sound in self._hear(following):
+                            yield sound
+                    continue
+                due = max(self.session.due(following.piece.number), following.audible_at)
+                if now < due:
+                    await self._sleep(min(due, out.ends_at or due) - now)
+                    continue
+                current, following = following, None
+                yield await current.picture
+                shown = due if now < due + seconds else now
+                for sound in self._hear(current):
+                    yield sound
+                speaking = current.piece.speaking and not current.piece.end
+        finally:
+            self.close()
+            if following is not None:
+                following.picture.cancel()
 
     def _next(self, shown: float) -> "_Shown | None":
         """Take the next piece. None if there is none yet.
@@ -205,7 +211,7 @@ class VisemeGenerator(VideoGenerator):
         while (piece := self.session.take(0)) is not None:
             self._taken(piece)
             due = self.session.due(piece.number)
-            if piece.speaking or due >= shown + self._frame_seconds / 2:
+            if piece.speaking or piece.end or due >= shown + self._frame_seconds / 2:
                 return _Shown(piece, asyncio.ensure_future(self._picture(piece)))
         self._check_open()
         return None

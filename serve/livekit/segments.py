@@ -77,20 +77,20 @@ class SpeechOut:
         self.ends_at: float | None = None
 
     def hear(self, piece: Piece) -> tuple[list[rtc.AudioFrame], float]:
-        """Return the speech that a piece adds, and when its own first sample is heard. Pieces from
-        before an interruption add none."""
-        if not piece.speaking or piece.number < self._first:
+        """Return the speech that a piece adds, and when its own first sample is heard; 0 if it has
+        none. Pieces from before an interruption add nothing."""
+        if piece.number < self._first or not (piece.speaking or piece.end or len(self._rest)):
             return [], 0.0
         begin = max(self._played_at, time.monotonic()) + len(self._rest) / self._rate
         samples = np.concatenate([self._rest, piece.sound[0, : piece.spoken]])
         kept = round(FADE_SECONDS * self._rate)
-        if piece.end or piece.spoken < piece.sound.shape[1] or len(samples) <= kept:
+        if piece.end or piece.spoken < piece.sound.shape[1]:  # nothing follows at once
             kept = 0
         self._rest = samples[len(samples) - kept :].copy()
         frames = self._frames(samples[: len(samples) - kept])
         if piece.end:
             self.ends_at = self._played_at
-        return frames, begin
+        return frames, begin if piece.speaking else 0.0
 
     def drop_before(self, number: int) -> None:
         """Give no sound of pieces before this one any more, and no end of what was given."""

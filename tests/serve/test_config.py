@@ -634,6 +634,7 @@ def test_the_documentation_has_every_key_and_its_default():
     also = {"logging.level": "info", "gpus.enabled": True, "output.format": "jpeg"}
     also |= dict.fromkeys(("server.tokens_file", "audio_encoder", "models_root", "models"))
     shown = {True: "true", False: "false", None: "", (): ""}
+    shown[Web().livekit_urls] = ", ".join(Web().livekit_urls)
     assert documented() == {
         key: shown[value] if value in shown and type(value) is not int else str(value)
         for key, value in {**ours, **also}.items()
