@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
@@ -17,6 +18,7 @@ from .segments import SpeechIn, SpeechOut
 SAMPLE_RATE = 24000  # Hz, as most services speak
 WAITING_SECONDS = 60.0  # of speech in the session; what comes after waits with the sender
 LOOK_SECONDS = 0.005  # between two looks for a piece that is late
+LATE_FRAMES, MOST_LATE = 3, 25
 CUT_SECONDS = 0.25  # in which the runner asks for more after an interruption
 
 
@@ -71,6 +73,7 @@ class VisemeGenerator(VideoGenerator):
         self._last: rtc.VideoFrame | None = None
         self._changed, self._woken = asyncio.Event(), asyncio.Event()
         self._newest: Piece | None = None
+        self._late = deque[Piece]()  # that were taken after a delay, and are not shown yet
         self._keeper = asyncio.create_task(self._keep())
 
     # --- speech in -------------------------------------------------------------------------------
@@ -105,6 +108,7 @@ class VisemeGenerator(VideoGenerator):
         if self._held is not None:
             self._held.clear()
         elif not (self._closed or self.session.closed):
+            self._late.clear()
             self._out.drop_before(int(self.session.interrupt() * self.session.fps))
             self._cut = True
             self._woken.set()
@@ -208,13 +212,31 @@ class VisemeGenerator(VideoGenerator):
             shown: when the picture before it was due. After a delay, pieces in which nobody speaks
                 are left out until the others are on time again.
         """
-        while (piece := self.session.take(0)) is not None:
-            self._taken(piece)
+        while (piece := self._take()) is not None:
             due = self.session.due(piece.number)
             if piece.speaking or piece.end or due >= shown + self._frame_seconds / 2:
                 return _Shown(piece, asyncio.ensure_future(self._picture(piece)))
         self._check_open()
         return None
+
+    def _take(self) -> Piece | None:
+        """Take a piece. After a delay those that wait are taken too, because the session drops the
+        pictures of pieces that wait for long."""
+        piece = self._late.popleft() if self._late else self._take_one()
+        if piece is not None:
+            late = time.monotonic() - self.session.due(piece.number)
+            while late > LATE_FRAMES * self._frame_seconds and len(self._late) < MOST_LATE:
+                other = self._take_one()
+                if other is None:
+                    break
+                self._late.append(other)
+        return piece
+
+    def _take_one(self) -> Piece | None:
+        piece = self.session.take(0)
+        if piece is not None:
+            self._taken(piece)
+        return piece
 
     def _check_open(self) -> None:
         if self.session.closed and not self._closed:
@@ -242,8 +264,7 @@ class VisemeGenerator(VideoGenerator):
         """Keep the session alive until the runner has published its tracks, which takes until
         somebody subscribes to them. Speech is held meanwhile."""
         while not self.session.closed:
-            while (piece := self.session.take(0)) is not None:
-                self._taken(piece)
+            while (piece := self._take_one()) is not None:
                 self._newest = piece if len(piece.frames) else self._newest
             await asyncio.sleep(self._frame_seconds)
 

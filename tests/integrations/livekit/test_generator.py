@@ -233,7 +233,7 @@ def test_the_avatar_is_unloaded(live, monkeypatch, published):
 def test_a_stall_is_made_up(live, monkeypatch):
     """An event loop that stands still for half a second: sound and pictures go on in step, and are on
     time again in the next silence."""
-    sound = flashes("xo" * 20)
+    sound = flashes("xxoxooxxxo" * 4)
 
     async def main():
         async with Stage(live, monkeypatch) as stage:
@@ -244,8 +244,12 @@ def test_a_stall_is_made_up(live, monkeypatch):
             session = stage.generator.session
             # the last piece that was taken is shown next
             await until(lambda: session.due(stage.pieces[-1].number) > time.monotonic())
+            shown = len(stage.published.pictures)
+            await until(lambda: len(stage.published.pictures) > shown + 5)
             return stage
 
     stage = run(main())
     assert np.array_equal(stage.published.samples, sound)
     check_in_step(stage, [sound])
+    spoken = [piece for piece in stage.pieces if piece.speaking]
+    assert all(len(piece.frames) for piece in spoken[-10:])  # no pictures are lost afterwards
