@@ -83,8 +83,8 @@ class SpeechOut:
             return [], 0.0
         begin = max(self._played_at, time.monotonic()) + len(self._rest) / self._rate
         samples = np.concatenate([self._rest, piece.sound[0, : piece.spoken]])
-        kept = round(FADE_SECONDS * self._rate)
-        if piece.end or piece.spoken < piece.sound.shape[1]:  # nothing follows at once
+        kept = min(round(FADE_SECONDS * self._rate), len(samples))
+        if piece.end or not piece.speaking:  # nothing follows at once
             kept = 0
         self._rest = samples[len(samples) - kept :].copy()
         frames = self._frames(samples[: len(samples) - kept])
