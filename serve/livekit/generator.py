@@ -18,7 +18,7 @@ from .segments import SpeechIn, SpeechOut
 SAMPLE_RATE = 24000  # Hz, as most services speak
 WAITING_SECONDS = 60.0  # of speech in the session; what comes after waits with the sender
 LOOK_SECONDS = 0.005  # between two looks for a piece that is late
-LATE_FRAMES, MOST_LATE = 3, 25
+LATE_FRAMES, MOST_LATE = 3, 25  # a delay after which pieces are taken early, and how many
 CUT_SECONDS = 0.25  # in which the runner asks for more after an interruption
 
 

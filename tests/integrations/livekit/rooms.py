@@ -18,10 +18,11 @@ AGENT = rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
 SECONDS = 30  # for whatever should happen at once
 
 
-async def until(condition, seconds: float = SECONDS) -> None:
+async def until(condition, seconds: float = SECONDS, pause: float = 0.005) -> None:
+    """Wait until something holds that is looked at again and again."""
     async with asyncio.timeout(seconds):
         while not condition():
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(pause)
 
 
 def site(live, **config):
