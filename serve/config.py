@@ -161,6 +161,8 @@ class Web(Section):
         ice_servers: for the server's and the browsers' side of WebRTC.
         origins: web pages of these origins may use the server, such as "https://example.org", or
             "*" for all; the server's own page may anyway.
+        livekit_urls: LiveKit servers whose rooms avatars may join, such as
+            "wss://livekit.example.org"; unless given, one on this machine, at its usual port.
         recordings: folder for recordings of sessions. None: nothing is recorded.
         max_recording_mb: a recording ends when it is as large.
         bitrate_kbps: of a picture at most; it falls with what the network carries.
@@ -169,6 +171,9 @@ class Web(Section):
     voice: Voice | None = None
     ice_servers: tuple[IceServer, ...] = Field((), max_length=10)
     origins: tuple[str, ...] = Field((), max_length=100)
+    livekit_urls: tuple[str, ...] = Field(
+        ("ws://localhost:7880", "ws://127.0.0.1:7880"), max_length=100
+    )
     recordings: Path | None = None
     max_recording_mb: float = Field(1000, gt=0)
     bitrate_kbps: int = Field(4000, ge=100, le=100_000)

@@ -14,7 +14,7 @@ from engine.errors import InputError, shortened
 
 from . import go_keys
 from .tokens import unusable
-from .web_values import ice_fault, origin_fault, voice_fault
+from .web_values import ice_fault, livekit_fault, origin_fault, voice_fault
 from .yaml_file import Keys, read
 
 T = TypeVar("T", bound=BaseModel)
@@ -216,10 +216,11 @@ class ConfigFile:
                 at = ("web", "recordings")
                 raise self.error(at, f"web.recordings: {recordings} is no folder")
             web["recordings"] = recordings
-        if isinstance(origins := web.get("origins"), list):
-            web["origins"] = tuple(origins)
-            for number, origin in enumerate(origins):
-                self._usable((*web_keys, "origins", number), origin_fault(origin))
+        for key, fault in (("origins", origin_fault), ("livekit_urls", livekit_fault)):
+            if isinstance(values := web.get(key), list):
+                web[key] = tuple(values)
+                for number, value in enumerate(values):
+                    self._usable((*web_keys, key, number), fault(value))
         if isinstance(servers := web.get("ice_servers"), list):
             keys = (*web_keys, "ice_servers")
             web["ice_servers"] = tuple(

@@ -18,7 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .config import Config, Tls
 from .metrics import Metrics
-from .web import avatars, livetalking, pages, recording, whep
+from .web import avatars, livekit, livetalking, pages, recording, whep
 from .web import socket as web_socket
 from .web.gate import Gate
 from .web.peer import ice_servers
@@ -73,6 +73,7 @@ def web_routes(sessions: WebSessions, config: Config) -> list[BaseRoute]:
         *web_socket.routes(sessions, gate),
         *whep.routes(sessions, config, gate),
         *livetalking.routes(sessions, gate),
+        *livekit.routes(sessions, gate),
         *recording.routes(sessions.recordings, gate),
     ]
 

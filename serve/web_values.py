@@ -4,6 +4,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from engine.errors import shortened
 
+DEFAULT_PORTS = {"ws": 80, "wss": 443}
 ICE_SCHEMES = ("stun:", "stuns:", "turn:", "turns:")
 
 
@@ -29,6 +30,31 @@ def ice_fault(url: object) -> str | None:
     if isinstance(url, str) and url.startswith(ICE_SCHEMES) and url.partition(":")[2]:
         return None
     return f'is {shortened(url)}; expected such as "stun:stun.example.org:3478"'
+
+
+def livekit_origin(url: object) -> str | None:
+    """Return scheme, host and port of a LiveKit server's address; None if it is no such address."""
+    parts = _split(url) if isinstance(url, str) else None
+    if (
+        parts is None
+        or parts.scheme not in DEFAULT_PORTS
+        or not parts.hostname
+        or "@" in parts.netloc
+        or (parts.path.strip("/"), parts.query, parts.fragment) != ("", "", "")
+    ):
+        return None
+    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+    return f"{parts.scheme}://{host}:{parts.port or DEFAULT_PORTS[parts.scheme]}"
+
+
+def livekit_fault(url: object) -> str | None:
+    """Return why a value is no address of a LiveKit server, without it where it may have a secret;
+    None if it is one."""
+    if livekit_origin(url) is not None:
+        return None
+    if isinstance(url, str) and "@" in url:
+        return "has a user or a password; expected none"
+    return f'is {shortened(url)}; expected such as "wss://livekit.example.org"'
 
 
 def voice_fault(url: str) -> str | None:

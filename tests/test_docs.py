@@ -41,7 +41,14 @@ DOCUMENTED = {
     "train": "training.md",
 }
 # the pages with Python, which the tests below run
-WITH_PYTHON = {"README.md", "rendering.md", "kernels.md", "live.md", "clients.md"}
+WITH_PYTHON = {
+    "README.md",
+    "rendering.md",
+    "kernels.md",
+    "live.md",
+    "clients.md",
+    "integrations.md",
+}
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 

@@ -15,6 +15,7 @@ ROOMS = {
     "export",
     "engine",
     "serve",
+    "integrations",
     "train",
     "benchmarks",
     "examples",
@@ -27,8 +28,11 @@ MAY_IMPORT = {
     "engine": {"kernels"},
     "engine/runtime/torch.py": {"kernels", "models"},
     "serve": {"kernels", "engine"},
+    "integrations": {"engine", "serve"},
     "train": {"kernels", "models", "engine"},
 }
+# `integrations` are distributions of their own, which import of `serve` only these.
+FOR_INTEGRATIONS = ("serve.livekit",)
 # In `engine`, the folders do not import the modules built on them, and nothing imports the
 # commands.
 FOLDERS = {"avatar", "media", "device", "faces", "preparing", "runtime", "plans"}
@@ -107,6 +111,9 @@ def test_imports(path):
     modules = {name.rpartition(".")[0] for name in known} | known
     if room not in ("benchmarks", "examples", "tests"):
         assert not modules & COMMANDS
+    if room == "integrations":
+        ours = {name for name in known if name.split(".")[0] == "serve"}
+        assert all(name.startswith(FOR_INTEGRATIONS) for name in ours)
     if room == "engine" and inner.parts[1] in FOLDERS:
         assert not modules & ABOVE_FOLDERS
     if inner.parts[:2] == ("engine", "faces"):  # it knows pictures and points only
@@ -155,7 +162,11 @@ def test_every_package_is_installed():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     installed = set(project["tool"]["setuptools"]["packages"])
     found = {path.parent.relative_to(ROOT) for path in FILES if path.name == "__init__.py"}
-    packages = {".".join(folder.parts) for folder in found if folder.parts[0] in MAY_IMPORT}
+    packages = {
+        ".".join(folder.parts)
+        for folder in found
+        if folder.parts[0] in MAY_IMPORT.keys() - {"integrations"}
+    }
     assert packages == installed
 
 

@@ -21,6 +21,7 @@ class Piece:
         fps: frames a second.
         speaking: whether the frame plays samples of an utterance.
         end: whether it plays the last samples of an utterance.
+        spoken: how many samples of `sound`, from its beginning, are an utterance's.
     """
 
     number: int
@@ -29,6 +30,7 @@ class Piece:
     fps: Fraction
     speaking: bool
     end: bool
+    spoken: int = 0
 
     @property
     def time(self) -> Fraction:
@@ -57,4 +59,4 @@ class Counts:
 
 def piece_of(bound: BoundFrame, frames: Tensor, fps: Fraction) -> Piece:
     """Make the piece of a bound frame."""
-    return Piece(bound.number, frames, bound.sound, fps, bound.speaking, bound.end)
+    return Piece(bound.number, frames, bound.sound, fps, bound.speaking, bound.end, bound.spoken)

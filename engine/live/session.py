@@ -217,6 +217,16 @@ class Session:
         self._state.counts.underruns = self._state.stream.underruns
         return self._state.counts
 
+    @property
+    def closed(self) -> bool:
+        """Whether the session has ended."""
+        return self._state.closed
+
+    def due(self, number: int) -> float:
+        """Return the time, of `time.monotonic()`, at which a frame of a session in real time is to
+        be shown."""
+        return self._state.due(number)
+
     def push(self, sound: np.ndarray | Tensor) -> None:
         """Append speech to the utterance that has not ended, or begin one. No samples begin none.
 

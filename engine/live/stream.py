@@ -36,6 +36,7 @@ class BoundFrame(NamedTuple):
         speaking: whether the frame plays samples of an utterance.
         end: whether it plays the last samples of an utterance.
         underrun: whether an utterance ran dry in it before its end.
+        spoken: how many samples of `sound`, from its beginning, are an utterance's.
     """
 
     number: int
@@ -43,6 +44,7 @@ class BoundFrame(NamedTuple):
     speaking: bool
     end: bool
     underrun: bool
+    spoken: int
 
 
 class _Queue:
@@ -187,11 +189,12 @@ class SpeechStream:
         stop = frame_start(number + 1, self._rate, self._fps)
         needed = samples_needed(number, self._fps)
         self._place_next(number, needed)
-        speaking = end = underrun = False
+        end = underrun = False
+        spoken = 0
         while self._placed and self._placed[0].sound_end < stop:
             utterance = self._placed[0]
             self._play(utterance, stop)
-            speaking = speaking or utterance.sound_end > start
+            spoken = max(utterance.sound_end - start, spoken)
             if utterance.sound_end == stop and (utterance.sound.count or not utterance.ended):
                 break
             self._placed.popleft()
@@ -203,7 +206,7 @@ class SpeechStream:
         self.underruns += underrun
         self.frame += 1
         sound = np.ascontiguousarray(self._sound.read(start, stop).T)
-        return BoundFrame(number, sound, speaking, end, underrun)
+        return BoundFrame(number, sound, spoken > 0, end, underrun, spoken)
 
     def changed(self) -> int | None:
         """Return the first 16 kHz sample that changed since the last call, None if none did."""

@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar
 
 from engine.errors import InputError, shortened
 from engine.live.live import PREBUFFER
@@ -20,6 +21,8 @@ from .session import WebSession
 
 MOST_ID = 2**53 - 1  # exact in JavaScript
 END_SECONDS = 5.0  # for sessions that end; others are cancelled, and after as long left alone
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -86,8 +89,26 @@ class WebSessions:
             "start_frame": start_frame,
             "loop": loop,
         }
-        opened: asyncio.Future[WebSession] = asyncio.get_running_loop().create_future()
-        task = asyncio.create_task(self._run(avatar, options, opened))
+        return await self.run(avatar, partial(self._serve, options))
+
+    async def run(
+        self, avatar: str, serve: Callable[[Any, "asyncio.Future[T]"], Awaitable[None]]
+    ) -> T:
+        """Let a session of another kind run in a task, with a place and an avatar that is loaded.
+
+        Args:
+            avatar: its name.
+            serve: gets the avatar and a future. It sets its result when the session is there, and
+                returns when it has ended. It is cancelled when the server ends.
+
+        Returns:
+            The future's result.
+
+        Raises:
+            Refused: as `open`, or what `serve` has raised before.
+        """
+        opened: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(self._run(avatar, serve, opened))
         self._tasks.add(task)
         self._none.clear()
         task.add_done_callback(self._forget)
@@ -146,9 +167,12 @@ class WebSessions:
             await self.voice.close()
 
     async def _run(
-        self, avatar: str, options: dict[str, Any], opened: "asyncio.Future[WebSession]"
+        self,
+        avatar: str,
+        serve: Callable[[Any, "asyncio.Future[T]"], Awaitable[None]],
+        opened: "asyncio.Future[T]",
     ) -> None:
-        """Open a session, and hand out its pieces until it ends."""
+        """Open a session, and serve it until it ends."""
         try:
             if self.ending:
                 raise Ending("the server is ending")
@@ -156,12 +180,13 @@ class WebSessions:
                 async with self.registry.use(avatar, self.config.limits.load_seconds) as use:
                     if self.ending:
                         raise Ending("the server is ending")
-                    await self._serve(use.served, options, opened)
+                    if not opened.done():  # else the client has left
+                        await serve(use.served, opened)
         except asyncio.CancelledError:
             if not opened.done():
                 opened.set_exception(Ending("the server is ending"))
             raise
-        except InputError as error:
+        except (InputError, Refused) as error:
             if not opened.done():
                 opened.set_exception(error)
         except Exception as error:
@@ -170,10 +195,8 @@ class WebSessions:
                 opened.set_exception(Refused(500, INTERNAL))
 
     async def _serve(
-        self, served: Any, options: dict[str, Any], opened: "asyncio.Future[WebSession]"
+        self, options: dict[str, Any], served: Any, opened: "asyncio.Future[WebSession]"
     ) -> None:
-        if opened.done():  # the client has left
-            return
         session = WebSession(
             self._number(),
             served.live.open(**options),

@@ -520,6 +520,7 @@ def test_what_browsers_use(tmp_path, monkeypatch):
 voice: {url: "https://example.org/v1/audio/speech", voice: nova, key_variable: SPEECH_KEY}
 recordings: films
 origins: ["https://example.org", "http://localhost:3000"]
+livekit_urls: ["wss://livekit.example.org", "ws://10.0.0.7:7880"]
 ice_servers:
   - urls: stun:stun.example.org
   - {urls: ["turn:turn.example.org:3478?transport=udp"], username: anna, credential: hunter2}
@@ -533,6 +534,7 @@ bitrate_kbps: 900""",
         voice=voice,
         recordings=tmp_path / "films",
         origins=("https://example.org", "http://localhost:3000"),
+        livekit_urls=("wss://livekit.example.org", "ws://10.0.0.7:7880"),
         ice_servers=(
             IceServer(urls=("stun:stun.example.org",)),
             IceServer(
@@ -580,6 +582,8 @@ def test_voices(tmp_path, text, voice):
         ("origins: https://example.org", "2:3", "web.origins is 'https://example.org'; expected a list"),
         ("origins: ['https://example.org/']", "2:13", "web.origins[0] is 'https://example.org/'; expected"),
         ("origins: [7]", "2:13", "web.origins[0] is 7; expected"),
+        ("livekit_urls: ['https://h']", "2:18", "web.livekit_urls[0] is 'https://h'; expected such as"),
+        ("livekit_urls: [ws://u:hunter2@h]", "2:18", "web.livekit_urls[0] has a user or a password"),
         ("recordings: nowhere", "2:3", "web.recordings: nowhere is no folder"),
         ("recordings: 7", "2:3", "web.recordings is 7; expected a path"),
         ("ice_servers: [{urls: 'http://h'}]", "2:18", "web.ice_servers[0].urls is 'http://h'; expected"),
@@ -630,6 +634,7 @@ def test_the_documentation_has_every_key_and_its_default():
     also = {"logging.level": "info", "gpus.enabled": True, "output.format": "jpeg"}
     also |= dict.fromkeys(("server.tokens_file", "audio_encoder", "models_root", "models"))
     shown = {True: "true", False: "false", None: "", (): ""}
+    shown[Web().livekit_urls] = ", ".join(Web().livekit_urls)
     assert documented() == {
         key: shown[value] if value in shown and type(value) is not int else str(value)
         for key, value in {**ours, **also}.items()

@@ -68,6 +68,7 @@ def test_frames_come_in_real_time_and_little_before():
     assert len(seen) == pytest.approx(125, abs=1)
     for piece, time in seen:  # due 3 frames after the session was opened, and made up to 3 earlier
         assert -1e-6 <= time - float(piece.time) <= 0.12
+        assert session.due(piece.number) == pytest.approx(begin + float(piece.time) + 0.12)
     assert session.counts.late == 0
 
 
@@ -93,7 +94,7 @@ def test_speech_that_is_not_there_yet_is_waited_for_until_its_frame_is_due():
 def test_an_utterance_that_runs_dry():
     stage = Stage()
     session = stage.open(clock="wall")
-    session.push(voice(1, 16_000))
+    session.push(voice(1, 16_100))
     stage.advance(2.0)
     assert session.counts.underruns == 1
     session.push(voice(2, 16_000))
@@ -102,9 +103,12 @@ def test_an_utterance_that_runs_dry():
     pieces = stage.take(session, 200)
     sound = np.concatenate([piece.sound[0] for piece in pieces])
     (loud,) = np.nonzero(sound)
-    assert np.array_equal(sound[loud[0] : loud[0] + 16_000], voice(1, 16_000))
+    assert np.array_equal(sound[loud[0] : loud[0] + 16_100], voice(1, 16_100))
     assert [piece.end for piece in pieces].count(True) == 1
     assert session.counts.underruns == 1
+    spoken = np.concatenate([piece.sound[0, : piece.spoken] for piece in pieces])
+    assert np.array_equal(spoken, np.concatenate([voice(1, 16_100), voice(2, 16_000)]))
+    assert [bool(piece.spoken) for piece in pieces] == [piece.speaking for piece in pieces]
 
 
 @pytest.mark.parametrize("count", [16_000, 16_100])
@@ -395,7 +399,9 @@ def test_closing_ends_the_waiting(running):
     async def both():
         task = asyncio.ensure_future(waiting())
         await asyncio.sleep(0.05)
+        assert not session.closed
         session.close()
+        assert session.closed
         await asyncio.wait_for(task, 30)
 
     asyncio.run(both())

@@ -1,0 +1,1 @@
+"""LiveKit: an avatar's picture and sound for a room. Needs `livekit-agents`."""
