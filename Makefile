@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python -m
 DEMO := examples/demo
 SPEECH := $(DEMO)/speech.wav
 
-.PHONY: demo serve docs test lint bench bench-kernels bench-pipeline bench-live clean
+.PHONY: demo serve docs test lint pipecat bench bench-kernels bench-pipeline bench-live clean
 
 demo: $(VENV)/.ready ## render the demo avatar to out/demo.mp4
 	@mkdir -p out
@@ -45,8 +45,15 @@ bench-pipeline: $(VENV)/.ready ## speech to finished frames next to the CPU and 
 bench-live: $(VENV)/.ready ## live sessions in real time, their scheduler, an hour of one
 	$(RUN) benchmarks.live
 
+pipecat: $(VENV)-pipecat/.ready ## an environment with Pipecat, for the tests of integrations/pipecat
+
+$(VENV)-pipecat/.ready: integrations/pipecat/pyproject.toml
+	$(PYTHON) -m venv $(VENV)-pipecat
+	$(VENV)-pipecat/bin/python -m pip install --quiet --disable-pip-version-check -e integrations/pipecat
+	@touch $@
+
 clean:
-	rm -rf $(VENV) out build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-pipecat out build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	rm -f $(DEMO)/*.plan $(DEMO)/generator.json $(DEMO)/audio_encoder.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

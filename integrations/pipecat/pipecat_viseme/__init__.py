@@ -1,0 +1,5 @@
+"""Viseme's lip-synced avatars for Pipecat."""
+
+from .service import VisemeVideoService
+
+__all__ = ["VisemeVideoService"]

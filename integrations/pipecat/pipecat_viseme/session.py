@@ -1,0 +1,104 @@
+"""A live session of a Viseme server, over gRPC."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from . import viseme_pb2 as pb
+
+LIVE = "/viseme.v1.Viseme/Live"
+ANY_SIZE = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+MOST_SECONDS = 30  # of speech in a message; the server takes 60
+
+
+def channel(
+    address: str, *, tls: bool = False, certificates: bytes | None = None
+) -> grpc.aio.Channel:
+    """Return a channel to a server.
+
+    Args:
+        address: host and port.
+        tls: whether the server speaks TLS.
+        certificates: of the authorities that are trusted, in PEM format; the system's unless given.
+    """
+    if not tls and certificates is None:
+        return grpc.aio.insecure_channel(address, ANY_SIZE)
+    credentials = grpc.ssl_channel_credentials(certificates)
+    return grpc.aio.secure_channel(address, credentials, ANY_SIZE)
+
+
+class Session:
+    """A live session: speech in, events and pieces out.
+
+    Args:
+        to: channel to the server.
+        opening: what to open.
+        token: that the server wants; None for none.
+    """
+
+    def __init__(self, to: grpc.aio.Channel, opening: pb.OpenSession, token: str | None = None):
+        metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+        live = to.stream_stream(
+            LIVE,
+            request_serializer=pb.LiveRequest.SerializeToString,
+            response_deserializer=pb.LiveResponse.FromString,
+        )
+        self._opening = opening
+        self._requests: asyncio.Queue[pb.LiveRequest | None] = asyncio.Queue()
+        self._call = live(self._sent(), metadata=metadata)
+        self._bytes = 2 * MOST_SECONDS * opening.sample_rate
+
+    def push(self, samples: bytes) -> None:
+        """Send speech: int16, little-endian, one channel, at the session's rate."""
+        for begin in range(0, len(samples), self._bytes):
+            self._requests.put_nowait(pb.LiveRequest(pcm=samples[begin : begin + self._bytes]))
+
+    def flush(self) -> None:
+        """End the utterance. Without one, this only keeps the session."""
+        self._requests.put_nowait(pb.LiveRequest(flush=pb.Flush()))
+
+    def interrupt(self) -> None:
+        """Drop all speech that was not shown."""
+        self._requests.put_nowait(pb.LiveRequest(interrupt=pb.Interrupt()))
+
+    def finish(self) -> None:
+        """End the session when all speech is shown."""
+        self._requests.put_nowait(None)
+
+    def cancel(self) -> None:
+        """End the session at once."""
+        self._call.cancel()
+
+    async def responses(self) -> AsyncIterator[pb.LiveResponse]:
+        """Iterate over what the server sends, until the session ends.
+
+        Raises:
+            grpc.aio.AioRpcError: the server ended it, or was not reached.
+        """
+        async for response in self._call:
+            yield response
+
+    async def _sent(self) -> AsyncIterator[pb.LiveRequest]:
+        yield pb.LiveRequest(open=self._opening)
+        while (request := await self._requests.get()) is not None:
+            yield request
+
+
+def opening(
+    avatar: str, rate: int, picture: str, prebuffer: float | None, pictures: Sequence[str]
+) -> Any:
+    """Return the message that opens a session.
+
+    Raises:
+        ValueError: `picture` is none of `pictures`.
+    """
+    if picture not in pictures:
+        raise ValueError(f"picture is {picture!r}; expected one of: {', '.join(pictures)}")
+    kind = pb.PICTURE_RGB if picture == "rgb" else pb.PICTURE_JPEG
+    message = pb.OpenSession(avatar=avatar, sample_rate=rate, channels=1, picture=kind)
+    if prebuffer is not None:
+        message.prebuffer = prebuffer
+    return message
