@@ -67,9 +67,9 @@ def _narrow(
         project = tl.load(project + made[:, None] * E + channel[None, :])
         project_bias = tl.load(project_bias + made)[:, None]
 
-    # The groups of the last strip that lie beyond the image repeat the last one, and store nothing.
     ending = (out, project, project_bias, head)
 
+    # The groups of the last strip that lie beyond the image repeat the last one, and store nothing.
     start = (strip * P + tl.arange(0, P)) * (W * STRIDE) - 1
     if RAGGED:
         start = tl.minimum(start, WIDTH - W * STRIDE - 1)
@@ -85,11 +85,11 @@ def _narrow(
     end = tl.minimum(first + rows, HEIGHT)
     if STRIDE == 1:
         # The first two rows only begin the sums of rows that others store, or that do not exist.
-        start, stop = first - 1, end + 1
+        top, stop = first - 1, end + 1
         halves = repeat(tl.zeros((S, E // S, P), tl.float16), W)
         begun = halves
     else:
-        start, stop = first, end
+        top, stop = first, end
         halves = ()
         begun = repeat(tl.broadcast_to(taps[9], (S, E // S, P)), W)
         if first > 0:
@@ -97,7 +97,7 @@ def _narrow(
                 2 * first - 1, images, columns, product, taps, (), (), False, False, True,
                 C, LOW, H, WIDTH, W, STRIDE, PLANAR, ASM, SUMS,
             )  # fmt: skip
-    for row in tl.range(start, stop, num_stages=2, disable_licm=not HOIST):
+    for row in tl.range(top, stop, num_stages=2, disable_licm=not HOIST):
         halves, begun = make_row(
             row, row >= first + (2 - STRIDE), images, columns, product, taps, ending, strip,
             halves, begun,
@@ -155,6 +155,8 @@ def pack_narrow(
     outputs = block.project.shape[0]
     if planar != (channels == 6) or channels not in (6, 16, 32, 64):
         raise ValueError(f"the block has {channels} channels; expected 16, 32 or 64, or 6 planes")
+    if outputs not in (16, 32, 64):
+        raise ValueError(f"the block makes {outputs} channels; expected 16, 32 or 64")
     if lower not in (0, channels // 2):
         raise ValueError(f"lower is {lower}; expected 0 or {channels // 2}")
     if block.stride not in (1, 2) or (block.stride == 2 and (lower or planar or head)):
@@ -176,7 +178,8 @@ def pack_narrow(
         # The head is linear up to its sigmoid: head(project(d) + x) = (head project) d + head x.
         weight = head.weight.double()
         project, bias = weight @ project, weight @ bias + head.bias.double()
-        last = put(head.weight.t(), channels, made)
+        if block.residual:
+            last = put(head.weight.t(), channels, made)
     tensors = (
         put(block.expand[:, lower:], high, wide),
         put(block.expand[:, :lower], high, lower),
@@ -276,6 +279,8 @@ def narrow(x: Tensor, packed: Narrow, out: Tensor, lower: Tensor | None = None) 
     check_no_overlap(out, "x", x)
     if lower is not None:
         check_no_overlap(out, "lower", lower)
+    if n == 0:
+        return out
     strips, rows = _grid(packed, n, height // step, width // step, processors(x.device))
     groups, columns, warps = packed.tile
     wide, high, made = packed.padded

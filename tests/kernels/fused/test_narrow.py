@@ -205,6 +205,7 @@ def made(channels: int = 32, outputs: int = 32, stride: int = 1, residual: bool 
 @pytest.mark.parametrize("block, options, error", [
     (made(128), {}, "128 channels"),
     (made(32), {"planar": True}, "32 channels"),
+    (made(outputs=24), {}, "makes 24 channels"),
     (made(64), {"lower": 16}, "lower is 16; expected 0 or 32"),
     (made(stride=2), {"lower": 16}, "stride 2"),
     (made(outputs=16, residual=True), {}, "as many channels"),
