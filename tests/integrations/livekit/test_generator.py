@@ -202,6 +202,7 @@ def test_speech_that_runs_dry(live, monkeypatch):
                 for frame in frames_of(sound[begin:end]):
                     await stage.output.capture_frame(frame)
                 await until(lambda n=number: stage.generator.session.counts.underruns == n)
+                await until(lambda n=end: len(stage.published.samples) == n)
             assert not stage.ends
             stage.output.flush()
             await until(lambda: stage.ends)
