@@ -3,11 +3,11 @@
 from types import SimpleNamespace
 
 import httpx
-from serve.web.requests import Gate
 from starlette.applications import Starlette
 
 from serve.config import Config
 from serve.web import livekit
+from serve.web.gate import Gate
 
 
 async def ask(body: dict) -> None:
