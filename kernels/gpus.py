@@ -93,11 +93,12 @@ def wavefronts(instruction: str, lines: float = 1.0) -> float:
     """Return how many times 128 bytes an access by a warp moves through L1 or shared memory.
 
     Args:
-        instruction: "LDSM.16.M88.4" moves four 8 x 8 matrices; a copy to shared memory is read
-            and written.
+        instruction: "LDSM.16.M88.4" moves four 8 x 8 matrices; a copy to shared memory is
+            written to it, and read from L1 before if it does not bypass that.
         lines: of an access of 4 bytes or less a lane, see `kernels.work`.
     """
     if matrices := re.search(r"\.M88(?:\.([24]))?", instruction):
         return float(matrices[1] or 1)
     wide = 4.0 if ".128" in instruction else 2.0 if ".64" in instruction else lines
-    return 2 * wide if instruction.startswith("LDGSTS") else wide
+    through_l1 = instruction.startswith("LDGSTS") and ".BYPASS" not in instruction
+    return 2 * wide if through_l1 else wide

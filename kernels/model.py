@@ -18,7 +18,7 @@ from .fused.color import color_work
 from .fused.composite_work import composite_work
 from .fused.face_input import face_input_work
 from .generator.narrow_works import narrow_works
-from .generator.wide_cases import wide_works
+from .generator.wide_works import wide_works
 from .gpus import Gpu, cycles_of, pipe_of, wavefronts
 from .parts import read_parts
 from .sass import read_machine_code

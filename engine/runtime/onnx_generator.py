@@ -24,10 +24,9 @@ from .signature import GENERATOR
 
 MAX_BYTES = 256 << 20  # of a file; the generator in float32 has 49 MB
 _FLOATS = {
-    onnx.TensorProto.FLOAT: 4,
-    onnx.TensorProto.FLOAT16: 2,
-    onnx.TensorProto.DOUBLE: 8,
-}  # bytes of a value
+    int(kind)
+    for kind in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+}
 
 Convolutions = dict[str, tuple[Tensor, Tensor]]
 
@@ -248,8 +247,8 @@ class _Graph:
         tensor = self._constants.get(self._resolved(name))
         if tensor is None:
             raise _Unexpected(f"{name} is not a constant")
-        size = _FLOATS.get(tensor.data_type)
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or size is None:
+        external = tensor.data_location == onnx.TensorProto.EXTERNAL
+        if external or tensor.data_type not in _FLOATS:
             raise _Unexpected(f"{name} is not a tensor of floats in the file itself")
         if tuple(tensor.dims) != shape:
             raise _Unexpected(f"{name} is {tuple(tensor.dims)}; expected {shape}")

@@ -22,6 +22,7 @@ class Tile:
     warps: int
     resident: int  # programs that a multiprocessor holds
     stages: int = 1  # steps that it loads ahead
+    registers: int | None = None  # that a thread may have, where the compiler takes too few
 
     def programs(self, pixels: int, channels: int) -> int:
         """Return how many programs make so many pixels and channels."""

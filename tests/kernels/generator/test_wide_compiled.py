@@ -11,7 +11,8 @@ if triton.knobs.runtime.interpret:
     pytest.skip("TRITON_INTERPRET compiles nothing", allow_module_level=True)
 
 from kernels.compile import _recording  # noqa: E402
-from kernels.generator.wide_cases import BLOCKS, DENSES, run_block, run_dense, wide_cases  # noqa: E402
+from kernels.generator.network_cases import network_layers  # noqa: E402
+from kernels.generator.wide_works import BLOCKS, DENSES, run_block, run_dense  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +48,19 @@ def test_depthwise_works_on_pairs_of_channels(launched):
     assert not re.search(r"\b(HMUL2|HADD2(?!\.F32))\b", code)
 
 
-def test_every_shape_has_a_case():
-    names = {case.variant.split()[0] for case in wide_cases()}
-    shapes = {BLOCKS[name] if name in BLOCKS else DENSES[name] for name in names}
-    assert shapes == {*BLOCKS.values(), *DENSES.values()}
+def test_the_shapes_are_those_of_the_network():
+    for name, layer in network_layers().items():
+        shape = (BLOCKS | DENSES).get(name)
+        if shape is None:
+            assert layer.narrow
+            continue
+        assert (shape.side, shape.inputs) == (layer.x.side, layer.x.channels)
+        assert (shape.out_side, shape.outputs) == (layer.out.side, layer.out.channels)
+        assert shape.stride == layer.weights.stride
+        if name in DENSES:
+            assert shape.padding == layer.weights.padding
+            continue
+        assert shape.residual == layer.weights.residual
+        assert shape.expanded == len(layer.weights.expand)
+        others = (layer.lower, layer.beside)
+        assert (shape.lower, shape.beside) == tuple(o.channels if o else 0 for o in others)

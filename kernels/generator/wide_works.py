@@ -1,5 +1,5 @@
-"""The blocks of two kernels and the dense convolutions as the network runs them, for
-`kernels.compile` and `kernels.model`: with weights of zeros."""
+"""The work of the blocks of two and three kernels and of the dense convolutions, for
+`kernels.model`: launches with weights of zeros."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..compile_cases import Case
 from ..work import Work
 from .dense import dense, dense_work, pack_dense
+from .plan import NARROW
 from .product import product_work
 from .weights import Block, Dense
 from .wide import (
@@ -22,9 +22,6 @@ from .wide import (
     expand,
     pack_wide,
 )
-
-STAGE = "generator"
-BATCHES = 1, 25
 
 
 @dataclass(frozen=True)
@@ -90,21 +87,14 @@ DENSES = {
 }
 
 
-def wide_cases() -> Iterator[Case]:
-    """List the launches; those of several blocks of one shape once."""
-    for n in BATCHES:
-        seen: set[BlockShape] = set()
-        for name, shape in BLOCKS.items():
-            if shape not in seen:
-                yield Case(STAGE, f"{name} n={n}", partial(run_block, shape, n))
-            seen.add(shape)
-        for name, layer in DENSES.items():
-            yield Case(STAGE, f"{name} n={n}", partial(run_dense, layer, n))
-
-
 def wide_works(n: int, processors: int) -> Iterator[tuple[str, Callable[[], None], Work]]:
-    """List the launches with their names and work; a launch's last kernel is the one meant."""
+    """List the network's launches with their names and work, for `kernels.model`.
+
+    A launch's last kernel is the one meant.
+    """
     for name, shape in BLOCKS.items():
+        if name in NARROW:
+            continue
         side, made = shape.side, shape.expanded
         parts = {
             "expand": product_work(
