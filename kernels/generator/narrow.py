@@ -227,12 +227,12 @@ def _grid(packed: Narrow, n: int, height: int, width: int, processors: int) -> t
 def _hoists(packed: Narrow, device: torch.device) -> bool:
     """Return whether to keep what is the same in all rows in registers, rather than make it anew.
 
-    A block with a smaller image has none to spare for that on GPUs before Hopper, where the
+    A block with a smaller image has none to spare for that but on Hopper; on other GPUs the
     compiler would spill.
     """
     if triton.knobs.runtime.interpret:
         return True  # counts for nothing
-    return not packed.lower or torch.cuda.get_device_capability(device)[0] >= 9
+    return not packed.lower or torch.cuda.get_device_capability(device)[0] == 9
 
 
 def narrow(x: Tensor, packed: Narrow, out: Tensor, lower: Tensor | None = None) -> Tensor:
