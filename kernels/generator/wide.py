@@ -327,7 +327,7 @@ def depthwise_project_work(
     steps = programs * (channels // common_step(tile.step, channels))
     read = n * side**2 * channels + channels * made + (pixels * made if residual else 0)
     return Work(
-        runs={"_depthwise_project": programs, "_depthwise": steps, "_add_patches": steps},
+        runs={"_depthwise_project": programs, "_depthwise": steps},
         moved=2 * (read + pixels * made), made=2 * pixels * made, items=n,
     )  # fmt: skip
 
