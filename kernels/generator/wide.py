@@ -18,9 +18,8 @@ from .tiles import Tile, choose, common_step, processors, usual
 from .weights import Block
 
 PROJECT_TILES = (
-    Tile(128, 128, 64, 8, 1), Tile(128, 64, 64, 8, 2), Tile(128, 32, 64, 8, 2),
-    Tile(64, 128, 64, 8, 2), Tile(64, 64, 64, 4, 3), Tile(64, 64, 128, 8, 2),
-    Tile(64, 32, 64, 4, 4), Tile(32, 64, 128, 8, 3, registers=80),
+    Tile(128, 32, 64, 8, 2), Tile(64, 128, 64, 8, 2), Tile(64, 64, 64, 4, 3),
+    Tile(64, 64, 128, 8, 2), Tile(64, 32, 64, 4, 4), Tile(32, 64, 128, 8, 2, registers=96),
 )  # fmt: skip
 OVERHEAD = 190  # of the depthwise convolution beside a product, see `tiles.choose`
 # From this many output channels on, the depthwise convolution is a kernel of its own, that makes
@@ -328,7 +327,7 @@ def depthwise_project_work(
     steps = programs * (channels // common_step(tile.step, channels))
     read = n * side**2 * channels + channels * made + (pixels * made if residual else 0)
     return Work(
-        runs={"_depthwise_project": programs, "_depthwise": steps, "_add_patches": steps},
+        runs={"_depthwise_project": programs, "_depthwise": steps},
         moved=2 * (read + pixels * made), made=2 * pixels * made, items=n,
     )  # fmt: skip
 
