@@ -11,6 +11,7 @@ from kernels.fused import face_input
 from kernels.fused.color import color_work
 from kernels.fused.composite_work import composite_work
 from kernels.fused.face_input import face_input_work
+from kernels.fused.resize_work import resize_work
 from kernels.spec import CROP_SIZE, ROI_SIZE
 
 pytestmark = pytest.mark.skipif(
@@ -75,4 +76,16 @@ def test_convert_color(calls, source, target):
     shape = (n, rows, width) if source == "nv12" else (n, rows, width, 3)
     kernels.convert_color(torch.zeros(shape, dtype=torch.uint8), source, target)
     work = color_work(n, height, width, source, target)
+    assert {part: calls[part] for part in work.runs} == work.runs
+
+
+@pytest.mark.parametrize("mode, old, new", [
+    ("bilinear", (9, 20), (13, 36)),
+    ("bicubic", (40, 28), (11, 20)),
+    ("direct", (8, 22), (16, 24)),
+])  # fmt: skip
+def test_resize(calls, mode, old, new):
+    """One tile, of two images: enlarged, made smaller than its lines, rows that are not words."""
+    kernels.resize(torch.zeros(2, *old, 3, dtype=torch.uint8), new, mode=mode)
+    work = resize_work(2, old, new, mode, 3)
     assert {part: calls[part] for part in work.runs} == work.runs
