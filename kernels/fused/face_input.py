@@ -250,11 +250,11 @@ def tile_rows(n: int) -> int:
 def _registers(device: torch.device) -> int:
     """Return how many registers a thread may use.
 
-    For the newest GPUs the compiler needs a few more and would spill.
+    For the newest GPUs the compiler needs more and would spill.
     """
     if triton.knobs.runtime.interpret:
         return 128  # counts for nothing
-    return 128 if torch.cuda.get_device_capability(device)[0] < 10 else 144
+    return 128 if torch.cuda.get_device_capability(device)[0] < 10 else 232
 
 
 def face_input(
