@@ -17,12 +17,13 @@ from . import compile_cases as cases
 from .fused.color import color_work
 from .fused.composite_work import composite_work
 from .fused.face_input import face_input_work
+from .fused.resize_work import resize_work
 from .generator.narrow_works import narrow_works
 from .generator.wide_works import wide_works
 from .gpus import Gpu, cycles_of, pipe_of, wavefronts
 from .parts import read_parts
 from .sass import read_machine_code
-from .spec import ByteFormat, CompositeMode
+from .spec import CROP_SIZE, RESIZE_MODES, ByteFormat, CompositeMode
 from .work import Work
 
 BOX = (269, 549, 451, 731)  # of the face in the modelled frames, as in `compile_cases`
@@ -79,6 +80,12 @@ def model_cases() -> list[ModelCase]:
         launch = partial(cases._convert_color, source, target, half, *size)
         name = f"convert_color {source}->{target}"
         found.append(ModelCase(name, launch, color_work(n, *size, source, target)))
+    sizes = ((182, 182), (CROP_SIZE, CROP_SIZE)), ((1280, 720), (1920, 1080))
+    for how in RESIZE_MODES:
+        for old, new in (*sizes, sizes[1][::-1]):
+            launch = partial(cases._resize, how, old, new)
+            name = f"resize {how} {old[1]}x{old[0]}->{new[1]}x{new[0]}"
+            found.append(ModelCase(name, launch, resize_work(n, old, new, how, 3)))
     return found
 
 
@@ -126,14 +133,14 @@ def table(estimates: Sequence[Estimate], gpu: Gpu) -> str:
     """Return the table that `python -m kernels.compile --model` prints."""
     lines = [
         f"Modelled on {gpu.name}, us a frame or image:",
-        f"{'':28}{'registers':>10}{'blocks':>8}{'instr/B':>9}"
+        f"{'':40}{'registers':>10}{'blocks':>8}{'instr/B':>9}"
         + "".join(f"{name:>8}" for name in (*COLUMNS, "floor", "ratio"))
         + "  limit",
     ]
     for row in estimates:
         times = (*(row.pipes[pipe] * 1e6 for pipe in COLUMNS), row.floor * 1e6, row.ratio)
         lines.append(
-            f"{row.case.name:28}{row.registers:10}{row.blocks:8}{row.instructions:9.1f}"
+            f"{row.case.name:40}{row.registers:10}{row.blocks:8}{row.instructions:9.1f}"
             + "".join(f"{value:8.3f}" for value in times)
             + f"  {row.limit if row.ratio > 1 else 'memory'}"
         )

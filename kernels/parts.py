@@ -104,7 +104,10 @@ def _homes(
             if instruction.part(parts) == part:
                 places.setdefault(instruction.site(part), []).append(number)
     homes = [range(len(blocks))] if not places else []
+    most = max(map(len, places.values()), default=0)
     for numbers in places.values():
+        if len(numbers) * 10 < most:  # moved out of a loop, with the place lost
+            continue
         holding = (
             loop for loop in loops if sum(number in loop for number in numbers) > len(numbers) / 2
         )

@@ -13,7 +13,7 @@ from .pixel_formats import (
     convert_bytes,
     read_level,
 )
-from .quads import copy_yuv, load_quad, load_yuv, store_quad, store_yuv, units_at
+from .quads import BRIGHTEST, copy_yuv, load_quad, load_yuv, store_quad, store_yuv, units_at
 
 UNITS = 256  # of four pixels, that one program converts at once
 PARTS = 8  # that it converts one after the other
@@ -95,7 +95,7 @@ def _to_planes(
 
 @triton.jit
 def convert_quads(
-    first_row, first, per_row, share, images, row_stride, out, height, width,
+    first_row, first, per_row, share, images, row_stride, out, height, width, brightest,
     SOURCE: tl.constexpr, TARGET: tl.constexpr, UNITS: tl.constexpr,
 ):  # fmt: skip
     """Convert UNITS units of an image, from unit `first` on, counted from the first row's.
@@ -112,7 +112,7 @@ def convert_quads(
         copy_yuv(images, out, height, width, row, column, live, SOURCE, TARGET)
     else:
         if FROM_YUV:
-            upper, lower = load_yuv(images, height, width, row, column, live, SOURCE)
+            upper, lower = load_yuv(images, height, width, row, column, live, brightest, SOURCE)
         else:
             upper = load_quad(images, row_stride, height, row, column, live, SOURCE)
             if ROWS == 2:
@@ -125,9 +125,9 @@ def convert_quads(
                 store_quad(out, width, row + 1, column, lower, live, TARGET)
 
 
-@triton.jit(do_not_specialize=["image_stride", "out_stride", "height", "width"])
+@triton.jit(do_not_specialize=["image_stride", "out_stride", "height", "width", "brightest"])
 def _quads(
-    images, image_stride, row_stride, out, out_stride, height, width,
+    images, image_stride, row_stride, out, out_stride, height, width, brightest,
     SOURCE: tl.constexpr, TARGET: tl.constexpr, UNITS: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Convert images (axis 0) four pixels at a time; rows begin at multiples of 4 bytes."""
@@ -140,7 +140,7 @@ def _quads(
     for part in range(0, UNITS * PARTS, UNITS):
         convert_quads(
             row, place + part, per_row, share, images, row_stride, out, height, width,
-            SOURCE, TARGET, UNITS,
+            brightest, SOURCE, TARGET, UNITS,
         )  # fmt: skip
 
 
@@ -169,7 +169,7 @@ def convert_color(images: Tensor, source: ColorFormat, target: ColorFormat, out:
         rows = 2 if {source, target} & {*YUV_FORMATS} else 1
         tiles = triton.cdiv(height // rows * (width // 4), UNITS * PARTS)
         _quads[(n, tiles)](
-            images, image_stride, row_stride, out, out.stride(0), height, width,
+            images, image_stride, row_stride, out, out.stride(0), height, width, BRIGHTEST,
             SOURCE=source, TARGET=target, UNITS=UNITS, PARTS=PARTS, num_warps=8, num_stages=1,
         )  # fmt: skip
         return out

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ..spec import CROP_SIZE, MARGIN, MASK_COLUMNS, MASK_ROWS, ROI_SIZE
 from ..work import Work
+from .quad_lines import four, pixel_line, spread, window_line
 from .sampling import clamp_to_edge, load_box, to_level_bits
 
-LANES = 512  # for the 3 x 164 pairs of a crop row, rounded up to a power of two
+LANES = 32  # of four columns each, which one program makes
 
 _CROP_SIZE, _ROI_SIZE = tl.constexpr(CROP_SIZE), tl.constexpr(ROI_SIZE)
 _MARGIN = tl.constexpr(MARGIN)
-_PAIRS = tl.constexpr(CROP_SIZE // 2)
 _MASK_TOP, _MASK_BOTTOM = (tl.constexpr(row) for row in MASK_ROWS)
 _MASK_LEFT, _MASK_RIGHT = (tl.constexpr(column) for column in MASK_COLUMNS)
 
@@ -45,121 +45,104 @@ def _weights(table, part):
 
 
 @triton.jit
-def _spread(first, weights, base, edges):
-    """Give the weights of four taps to the five pixels from `base` on that the taps fall on.
-
-    Taps are clamped to the edges, where a pixel gets the weights of several.
-    """
-    low, high = edges
-    tap0 = tl.minimum(tl.maximum(first, low), high) - base
-    tap1 = tl.minimum(tl.maximum(first + 1, low), high) - base
-    tap2 = tl.minimum(tl.maximum(first + 2, low), high) - base
-    tap3 = tl.minimum(tl.maximum(first + 3, low), high) - base
-    spread = ()
-    for pixel in tl.static_range(5):
-        weight = tl.where(tap0 == pixel, weights[0], 0.0)
-        weight += tl.where(tap1 == pixel, weights[1], 0.0)
-        weight += tl.where(tap2 == pixel, weights[2], 0.0)
-        weight += tl.where(tap3 == pixel, weights[3], 0.0)
-        spread = spread + (weight,)  # noqa: RUF005 (Triton has no unpacking)
-    return spread
+def near_line(number, source, columns, ALIGNED: tl.constexpr):
+    """Resample a row of the box sideways, where seven pixels hold the taps of four columns."""
+    bases, weights = columns
+    return window_line(_start(number, source), bases[0], weights, 3, 4, 0, 0, ALIGNED)
 
 
 @triton.jit
-def first_pixel(tap, edges, width):
-    """Return the first of five pixels of a frame's row that hold four taps."""
-    pixel = tl.minimum(tl.maximum(tap, edges[0]), edges[1])
-    return tl.maximum(tl.minimum(pixel, width - 5), 0)
+def far_line(number, source, columns):
+    """Resample a row of the box sideways, with pixels of its own for each column."""
+    bases, weights = columns
+    return pixel_line(_start(number, source), bases, source[5], weights, 3, 4, 0, 0, True)
 
 
 @triton.jit
-def near_line(start, columns):
-    """Resample a row of the box sideways, where five pixels hold the taps of two columns."""
-    bases, left, right = columns
-    at = start + bases[0]
-    level = tl.load(at).to(tl.float32)
-    first, second = level * left[0], level * right[0]
-    for pixel in tl.static_range(1, 5):
-        level = tl.load(at + 3 * pixel).to(tl.float32)
-        first += level * left[pixel]
-        second += level * right[pixel]
-    return first, second
+def _start(number, source):
+    """Return the address of a row of the box."""
+    frame, row_stride, height, y0, box_height, _ = source
+    row = clamp_to_edge(y0 + clamp_to_edge(number, box_height), height)
+    return frame + row.to(tl.int64) * row_stride
 
 
 @triton.jit
-def far_line(start, columns):
-    """Resample a row of the box sideways, with five pixels for each of two columns."""
-    bases, left, right = columns
-    at, other = start + bases[0], start + bases[1]
-    first = tl.load(at).to(tl.float32) * left[0]
-    second = tl.load(other).to(tl.float32) * right[0]
-    for pixel in tl.static_range(1, 5):
-        first += tl.load(at + 3 * pixel).to(tl.float32) * left[pixel]
-        second += tl.load(other + 3 * pixel).to(tl.float32) * right[pixel]
-    return first, second
+def store_planes(planes, channels):
+    """Store R, G and B of four columns of a row of the ROI in three planes."""
+    red, green, blue = channels
+    planes, inner = planes
+    tl.store(planes + 2 * (_ROI_SIZE * _ROI_SIZE), red, mask=inner)
+    tl.store(planes + _ROI_SIZE * _ROI_SIZE, green, mask=inner)
+    tl.store(planes, blue, mask=inner)
 
 
 @triton.jit
-def store_plane(plane, first, second, scales, inner):
-    """Store levels of a row of the ROI, each times its scale, as values of a plane."""
-    values = tl.join(first * scales[0], second * scales[1])
-    tl.store(plane, values.to(plane.dtype.element_ty), mask=inner)
+def store_masked(planes, channels, keep):
+    """Store R, G and B of four columns as `store_planes`, 0 where the generator must not see."""
+    red, green, blue = channels
+    dtype = planes[0].dtype.element_ty
+    channels = (
+        (red * keep).to(dtype), (green * keep).to(dtype), (blue * keep).to(dtype),
+    )  # fmt: skip
+    store_planes(planes, channels)
 
 
 @triton.jit
-def make_row(row, crop, plane, newest, lines, source, columns, stores):
-    """Make one row of the crop and of the planes. Returns the lines, to be used again.
-
-    A line is a row of the box, resampled sideways; `newest` is the box row of the last one. In an
-    enlarged box, the next row needs few new lines, or none.
-    """
-    frame, row_stride, height, y0, box_height, far, table = source
-    live, inner, whole, masked = stores
+def make_row(row, part, lines, table, stores):
+    """Make one row of the crop and of the planes from four lines."""
     line0, line1, line2, line3 = lines
-    top, part = _place(row, box_height)
-    newest = tl.maximum(newest, top - 2)  # a box made smaller has rows that no crop row uses
-    while newest < top + 2:
-        newest += 1
-        line0, line1, line2 = line1, line2, line3
-        box_row = clamp_to_edge(newest, box_height)
-        start = frame + clamp_to_edge(y0 + box_row, height).to(tl.int64) * row_stride
-        if far:
-            left, right = far_line(start, columns)
-        else:
-            left, right = near_line(start, columns)
-        line3 = (left, right)
+    crops, live, inputs, inner, keep = stores
     weights = _weights(table, part)
-    first = line0[0] * weights[0] + line1[0] * weights[1]
-    first += line2[0] * weights[2]
-    first += line3[0] * weights[3]
-    second = line0[1] * weights[0] + line1[1] * weights[1]
-    second += line2[1] * weights[2]
-    second += line3[1] * weights[3]
-    first, first_bits = to_level_bits(first)
-    second, second_bits = to_level_bits(second)
-    tl.store(crop, first_bits.to(tl.uint8), mask=live)
-    tl.store(crop + 3, second_bits.to(tl.uint8), mask=live)
+    levels = ()
+    bits = ()
+    for number in tl.static_range(12):
+        value = line0[number] * weights[0] + line1[number] * weights[1]
+        value += line2[number] * weights[2]
+        value += line3[number] * weights[3]
+        level, low = to_level_bits(value)
+        levels = levels + (level * (1 / 255),)  # noqa: RUF005
+        bits = bits + (low.to(tl.uint8),)  # noqa: RUF005
+    crops += row * (3 * _CROP_SIZE)
+    # A pixel's channels are neighbours: R, G, B, R; G, B, R, G; B, R, G, B.
+    tl.store(crops, four(bits[0], bits[4], bits[8], bits[1]), mask=live)
+    tl.store(crops + 4, four(bits[5], bits[9], bits[2], bits[6]), mask=live)
+    tl.store(crops + 8, four(bits[10], bits[3], bits[7], bits[11]), mask=live)
     y = row - _MARGIN
     if (y >= 0) & (y < _ROI_SIZE):
-        store_plane(plane, first, second, whole, inner)
-        plane += 3 * _ROI_SIZE * _ROI_SIZE
+        inputs += y * _ROI_SIZE
+        red = four(levels[0], levels[1], levels[2], levels[3])
+        green = four(levels[4], levels[5], levels[6], levels[7])
+        blue = four(levels[8], levels[9], levels[10], levels[11])
+        dtype = inputs.dtype.element_ty
+        channels = red.to(dtype), green.to(dtype), blue.to(dtype)
+        store_planes((inputs, inner), channels)
+        inputs += 3 * _ROI_SIZE * _ROI_SIZE
         if (y < _MASK_TOP) | (y >= _MASK_BOTTOM):
-            store_plane(plane, first, second, whole, inner)
+            store_planes((inputs, inner), channels)
         else:
-            store_plane(plane, first, second, masked, inner)
-    return newest, (line0, line1, line2, line3)
+            store_masked((inputs, inner), (red, green, blue), keep)
 
 
-@triton.jit(do_not_specialize=["frame_stride", "row_stride", "height", "width"])
+@triton.jit
+def make_rows(row, end, place, newest, lines, box_height, table, stores):
+    """Make the rows whose last line is the newest one, if any. Returns the next row, its place."""
+    top, part = place
+    while (row < end) & (top + 2 <= newest):
+        make_row(row, part, lines, table, stores)
+        row += 1
+        top, part = _place(row, box_height)
+    return row, (top, part)
+
+
+@triton.jit(do_not_specialize=["height", "width"])
 def _face_input(
-    frames, frame_stride, row_stride, boxes, index, inputs, crops, height, width, table,
-    ROWS: tl.constexpr, LANES: tl.constexpr,
+    frames, frame_units, row_units, boxes, index, inputs, crops, height, width, table,
+    ALIGNED: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Make ROWS rows of one face crop, and of the six planes made of them.
-
-    A lane has one channel of two neighbouring columns.
-    """
-    tiles: tl.constexpr = (_CROP_SIZE + ROWS - 1) // ROWS
+    """Make ROWS rows of 4 LANES columns of one face crop, and of the six planes made of them."""
+    SIZE: tl.constexpr = 4 if ALIGNED else 1
+    across: tl.constexpr = (_CROP_SIZE + 4 * LANES - 1) // (4 * LANES)
+    tiles: tl.constexpr = (_CROP_SIZE + ROWS - 1) // ROWS * across
     program = tl.program_id(0)
     item = (program // tiles).to(tl.int64)
     number = tl.load(index + item).to(tl.int64)
@@ -167,49 +150,76 @@ def _face_input(
     crops += item * _CROP_SIZE * _CROP_SIZE * 3
     inputs += item * 6 * _ROI_SIZE * _ROI_SIZE
 
-    lane = tl.arange(0, LANES)
-    channel = tl.minimum(lane // _PAIRS, 2)  # R, G, B
-    column = 2 * (lane - channel * _PAIRS)
+    quad = program % across * LANES + tl.arange(0, LANES)
     box_width = x1 - x0
-    left, left_part = _place(tl.minimum(column, _CROP_SIZE - 1), box_width)
-    right, right_part = _place(tl.minimum(column + 1, _CROP_SIZE - 1), box_width)
     edges = (clamp_to_edge(x0, width), clamp_to_edge(x1 - 1, width))
-    far = box_width > _CROP_SIZE  # two columns may need more than five pixels
-    base = first_pixel(x0 + left - 1, edges, width)
-    other = tl.where(far, first_pixel(x0 + right - 1, edges, width), base)
-    columns = (
-        (3 * base + channel, 3 * other + channel),
-        _spread(x0 + left - 1, _weights(table, left_part), base, edges),
-        _spread(x0 + right - 1, _weights(table, right_part), other, edges),
-    )
-    frame = frames + number * frame_stride
-    source = (frame, row_stride, height, y0, y1 - y0, far, table)
+    # Four columns may need more than seven pixels, and no row follows the last one of a frame.
+    far = (box_width > _CROP_SIZE) | ((y1 >= height) & (x1 + 8 > width))
+    bases = ()
+    weights = ()
+    for column in tl.static_range(4):
+        left, part = _place(tl.minimum(4 * quad + column, _CROP_SIZE - 1), box_width)
+        tap = x0 + left - 1
+        base = tl.minimum(tl.maximum(tap, edges[0]), edges[1])
+        if column:
+            base = tl.where(far, base, bases[0])
+        bases = bases + (base,)  # noqa: RUF005
+        own = spread(tap, _weights(table, part), base, edges, column, 4, 0, 0)
+        weights = weights + (own,)  # noqa: RUF005
+    columns = (bases, weights)
+    columns = (bases, weights)
+    frame = frames + number * frame_units * SIZE
+    box_height = y1 - y0
+    source = (frame, row_units * SIZE, height, y0, box_height, width - 1)
 
-    live = column < _CROP_SIZE
-    to_crop = column * 3 + channel
-    x = column - _MARGIN
-    inner = (x >= 0) & (x < _ROI_SIZE)
-    scale = 1 / 255
-    masked = (
-        tl.where((x < _MASK_LEFT) | (x >= _MASK_RIGHT), scale, 0.0),
-        tl.where((x + 1 < _MASK_LEFT) | (x + 1 >= _MASK_RIGHT), scale, 0.0),
-    )
-    two = tl.arange(0, 2)[None, :]
-    to_plane = ((2 - channel) * (_ROI_SIZE * _ROI_SIZE) + x)[:, None] + two
-    stores = (live, inner[:, None] & (two >= 0), (scale, scale), masked)
+    one = tl.arange(0, 4)[None, :]
+    x = (quad * 4 - _MARGIN)[:, None] + one
+    stores = (
+        crops + ((quad * 12)[:, None] + one), (quad * 4 < _CROP_SIZE)[:, None] & (one >= 0),
+        inputs + x, (x >= 0) & (x < _ROI_SIZE),
+        tl.where((x < _MASK_LEFT) | (x >= _MASK_RIGHT), 1.0, 0.0),
+    )  # fmt: skip
 
-    newest = y0 * 0 - (1 << 30)
+    # A line is a row of the box, resampled sideways; `newest` is the box row of the last one.
+    row = program % tiles // across * ROWS
+    end = tl.minimum(row + ROWS, _CROP_SIZE)
+    place = _place(row, box_height)
+    newest = place[0] - 2
     none = tl.zeros((LANES,), tl.float32)
-    none = (none, none)
-    lines = (none, none, none, none)
-    begin = program % tiles * ROWS
-    # Two rows each time, which share what moves on from row to row.
-    for row in range(begin, tl.minimum(begin + ROWS, _CROP_SIZE), 2):
-        crop = crops + row * (3 * _CROP_SIZE) + to_crop
-        plane = inputs + (row - _MARGIN) * _ROI_SIZE + to_plane
-        newest, lines = make_row(row, crop, plane, newest, lines, source, columns, stores)
-        row, crop, plane = row + 1, crop + 3 * _CROP_SIZE, plane + _ROI_SIZE
-        newest, lines = make_row(row, crop, plane, newest, lines, source, columns, stores)
+    line0 = (none, none, none, none, none, none, none, none, none, none, none, none)
+    line1 = line0
+    line2 = line0
+    line3 = line0
+    if far:
+        while row < end:
+            # A box made smaller has rows that no crop row uses.
+            newest = tl.maximum(newest, place[0] - 2) + 1
+            line0, line1, line2 = line1, line2, line3
+            line3 = far_line(newest, source, columns)
+            lines = (line0, line1, line2, line3)
+            row, place = make_rows(row, end, place, newest, lines, box_height, table, stores)
+    else:
+        while row < end:
+            # Four lines each time, so that none has to move.
+            newest += 1
+            line0 = near_line(newest, source, columns, ALIGNED)
+            lines = (line1, line2, line3, line0)
+            row, place = make_rows(row, end, place, newest, lines, box_height, table, stores)
+            if row < end:
+                newest += 1
+                line1 = near_line(newest, source, columns, ALIGNED)
+                lines = (line2, line3, line0, line1)
+                row, place = make_rows(row, end, place, newest, lines, box_height, table, stores)
+            if row < end:
+                newest += 1
+                line2 = near_line(newest, source, columns, ALIGNED)
+                lines = (line3, line0, line1, line2)
+                row, place = make_rows(row, end, place, newest, lines, box_height, table, stores)
+            if row < end:
+                newest += 1
+                line3 = near_line(newest, source, columns, ALIGNED)
+                lines = (line0, line1, line2, line3)
+                row, place = make_rows(row, end, place, newest, lines, box_height, table, stores)
 
 
 @lru_cache
@@ -229,36 +239,40 @@ def _weight_table(device: torch.device) -> Tensor:
 
 
 def tile_rows(n: int) -> int:
-    """Return the rows of a crop that one program makes, of n crops: a multiple of 2.
+    """Return the rows of a crop that one program makes, of n crops.
 
     Each program first resamples three extra box rows, so programs make more rows once the batch
     alone fills the GPU.
     """
-    return 22 if n >= 16 else 8 if n >= 4 else 4
+    return 18 if n >= 16 else 8 if n >= 4 else 4
 
 
 def _registers(device: torch.device) -> int:
-    """Return how many registers a thread may use: 80 leave room for three blocks.
+    """Return how many registers a thread may use.
 
-    For the newest GPUs the compiler needs a few more and would spill.
+    For the newest GPUs the compiler needs more and would spill.
     """
     if triton.knobs.runtime.interpret:
-        return 80  # counts for nothing
-    return 80 if torch.cuda.get_device_capability(device)[0] < 10 else 88
+        return 128  # counts for nothing
+    return 128 if torch.cuda.get_device_capability(device)[0] < 10 else 232
 
 
 def face_input(
     frames: Tensor, boxes: Tensor, index: Tensor, inputs: Tensor, crops: Tensor
 ) -> tuple[Tensor, Tensor]:
     n, width = index.shape[0], frames.shape[2]
-    if width < 5:
-        frames = F.pad(frames, (0, 0, 0, 5 - width))  # the kernel reads five pixels of a row
+    if width < 8:
+        frames = F.pad(frames, (0, 0, 0, 8 - width))  # the kernel reads 24 bytes of a row
+    strides = frames.stride()[:2]
+    aligned = all(part % 4 == 0 for part in (*strides, frames.data_ptr()))
+    size = 4 if aligned else 1
     rows = tile_rows(n)
-    _face_input[(n * triton.cdiv(CROP_SIZE, rows),)](
-        frames, frames.stride(0), frames.stride(1), boxes.contiguous(), index.contiguous(),
+    programs = n * triton.cdiv(CROP_SIZE, rows) * triton.cdiv(CROP_SIZE, 4 * LANES)
+    _face_input[(programs,)](
+        frames, strides[0] // size, strides[1] // size, boxes.contiguous(), index.contiguous(),
         inputs, crops, frames.shape[1], width,
-        _weight_table(frames.device), ROWS=rows, LANES=LANES,
-        num_warps=8, maxnreg=_registers(frames.device), num_stages=1,
+        _weight_table(frames.device), ALIGNED=aligned, ROWS=rows, LANES=LANES,
+        num_warps=1, maxnreg=_registers(frames.device), num_stages=1,
     )  # fmt: skip
     return inputs, crops
 
@@ -278,20 +292,18 @@ def face_input_work(n: int, box: tuple[int, int, int, int], element: int) -> Wor
             newest = max(newest, last - 4)
             lines += max(last - newest, 0)
             newest = last
+    across = triton.cdiv(CROP_SIZE, 4 * LANES)
     far = x1 - x0 > CROP_SIZE
     runs = {
-        "_face_input": triton.cdiv(CROP_SIZE, rows), "make_row": CROP_SIZE,
-        "near_line": 0 if far else lines, "far_line": lines if far else 0,
-        "store_plane": 2 * ROI_SIZE,
+        "_face_input": across * triton.cdiv(CROP_SIZE, rows), "make_row": across * CROP_SIZE,
+        "near_line": 0 if far else across * lines, "far_line": across * lines if far else 0,
+        "store_planes": 2 * across * ROI_SIZE,
+        "store_masked": across * (MASK_ROWS[1] - MASK_ROWS[0]),
     }  # fmt: skip
     made = 3 * CROP_SIZE**2 + 6 * ROI_SIZE**2 * element
     return Work(
         runs={part: n * count for part, count in runs.items()},
         moved=n * (made + 3 * height * (x1 - x0)), made=n * made, items=n,
-        # Of a warp: 64 columns of one channel, in the box, in the crop and in a plane, where they
-        # begin 8 bytes before a line.
-        lines={
-            "near_line": 1 + 1.5 * (x1 - x0) / CROP_SIZE, "far_line": 4.0,
-            "make_row": 2.5, "store_plane": 2.0,
-        },
+        # Of a warp: 128 columns in the box and, 12 bytes apart, in the crop.
+        lines={"near_line": 1 + 3 * (x1 - x0) / CROP_SIZE, "far_line": 8.0, "make_row": 3.5},
     )  # fmt: skip

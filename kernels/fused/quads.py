@@ -11,7 +11,7 @@ from .. import spec
 from .pixel_formats import chroma, chroma_level, float_level, luma, luma_level
 
 _SHIFT, _HALF = tl.constexpr(spec.YUV_SHIFT), tl.constexpr(1 << (spec.YUV_SHIFT - 1))
-_BRIGHTEST = tl.constexpr((256 << spec.YUV_SHIFT) - 1)  # that `rgb_level` does not clip
+BRIGHTEST = (256 << spec.YUV_SHIFT) - 1  # that `rgb_level` does not clip
 _RGB_Y, _R_V, _B_U = tl.constexpr(spec.RGB_Y), tl.constexpr(spec.R_V), tl.constexpr(spec.B_U)
 _G_U, _G_V = tl.constexpr(spec.G_U), tl.constexpr(spec.G_V)
 
@@ -219,9 +219,13 @@ def chroma_shares(u, v):
 
 
 @triton.jit
-def rgb_level(total):
-    """Round the sum of the shares to a level."""
-    return tl.maximum(tl.minimum(total, _BRIGHTEST), 0) >> _SHIFT
+def rgb_level(total, brightest):
+    """Round the sum of the shares to a level.
+
+    `brightest` is BRIGHTEST as a number of run time: two bounds that the compiler knows are put in
+    an order for which GPUs from 9.0 on need two instructions, not one.
+    """
+    return tl.maximum(tl.minimum(total, brightest), 0) >> _SHIFT
 
 
 @triton.jit
@@ -240,22 +244,28 @@ def _chroma_words(images, height, width, row, column, mask, FORMAT: tl.constexpr
 
 
 @triton.jit
-def _rgb_row(word, reds, greens, blues):
-    """Return R, G and B of a word of Y and of what U and V add, for the left and right pairs."""
-    y0, y1 = luma_share(byte_of(word, 0)), luma_share(byte_of(word, 1))
-    y2, y3 = luma_share(byte_of(word, 2)), luma_share(byte_of(word, 3))
+def _rgb_levels(y0, y1, y2, y3, shares, brightest):
+    left, right = shares
     return (
-        (rgb_level(y0 + reds[0]), rgb_level(y1 + reds[0]),
-         rgb_level(y2 + reds[1]), rgb_level(y3 + reds[1])),
-        (rgb_level(y0 + greens[0]), rgb_level(y1 + greens[0]),
-         rgb_level(y2 + greens[1]), rgb_level(y3 + greens[1])),
-        (rgb_level(y0 + blues[0]), rgb_level(y1 + blues[0]),
-         rgb_level(y2 + blues[1]), rgb_level(y3 + blues[1])),
+        rgb_level(y0 + left, brightest), rgb_level(y1 + left, brightest),
+        rgb_level(y2 + right, brightest), rgb_level(y3 + right, brightest),
     )  # fmt: skip
 
 
 @triton.jit
-def load_yuv(images, height, width, row, column, mask, FORMAT: tl.constexpr):
+def _rgb_row(word, reds, greens, blues, brightest):
+    """Return R, G and B of a word of Y and of what U and V add, for the left and right pairs."""
+    y0, y1 = luma_share(byte_of(word, 0)), luma_share(byte_of(word, 1))
+    y2, y3 = luma_share(byte_of(word, 2)), luma_share(byte_of(word, 3))
+    return (
+        _rgb_levels(y0, y1, y2, y3, reds, brightest),
+        _rgb_levels(y0, y1, y2, y3, greens, brightest),
+        _rgb_levels(y0, y1, y2, y3, blues, brightest),
+    )
+
+
+@triton.jit
+def load_yuv(images, height, width, row, column, mask, brightest, FORMAT: tl.constexpr):
     """Load four columns of two rows of an NV12 or I420 image: R, G and B of each row."""
     at = images + (row * width + column)
     upper = tl.load(_words(at), mask=mask, other=0)
@@ -263,7 +273,10 @@ def load_yuv(images, height, width, row, column, mask, FORMAT: tl.constexpr):
     u0, u1, v0, v1 = _chroma_words(images, height, width, row, column, mask, FORMAT)
     left, right = chroma_shares(u0, v0), chroma_shares(u1, v1)
     reds, greens, blues = (left[0], right[0]), (left[1], right[1]), (left[2], right[2])
-    return _rgb_row(upper, reds, greens, blues), _rgb_row(lower, reds, greens, blues)
+    return (
+        _rgb_row(upper, reds, greens, blues, brightest),
+        _rgb_row(lower, reds, greens, blues, brightest),
+    )
 
 
 @triton.jit

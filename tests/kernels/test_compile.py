@@ -173,22 +173,32 @@ def test_masks_cost_little(modelled):
         assert masked["blocks"] >= plain["blocks"]
 
 
-def test_face_input_is_near_the_memory(modelled):
-    """Issuing its instructions takes 1.04 of the time in which memory moves the bytes."""
+def test_face_input_is_bound_by_memory(modelled):
+    """With Triton 3.8, issuing its instructions takes 0.75 of the time in which memory moves the
+    bytes."""
     row = modelled["face_input"]
-    assert all(0.3 * row["floor"] < time <= 1.15 * row["floor"] for time in row["pipes"].values())
+    assert all(0.2 * row["floor"] < time <= 0.8 * row["floor"] for time in row["pipes"].values())
     # What a box of 182 x 182, its crop and six float16 planes weigh, at 4.3 TB/s.
     assert 0.383e-6 < row["floor"] < 0.385e-6
-    assert row["registers"] <= 80 and row["blocks"] >= 3
+    # Of programs of one warp.
+    assert row["registers"] <= 128 and row["blocks"] >= 16
+
+
+def test_resize_is_near_the_memory(modelled):
+    """Memory moves a byte in the time of about ten instructions, and so many are needed."""
+    rows = {name: row for name, row in modelled.items() if name.startswith("resize")}
+    assert len(rows) == 9
+    for name, row in rows.items():
+        small = "182x182" in name  # which a GPU resizes in less time than a launch takes
+        most = {"bilinear": 1.3, "direct": 1.5, "bicubic": 1.9}[row["name"].split()[1]]
+        assert max(row["pipes"].values()) <= most * (2 if small else 1) * row["floor"]
 
 
 def test_convert_color_is_bound_by_memory(modelled):
     rows = [row for name, row in modelled.items() if name.startswith("convert_color")]
     assert len(rows) == 8
     for row in rows:
-        # To RGB, clipping and packing alone take 0.85: two instructions at half rate for a byte.
-        most = 0.9 if row["name"].endswith(("nv12->rgb", "i420->rgb")) else 0.8
-        assert all(time <= most * row["floor"] for time in row["pipes"].values())
+        assert all(time <= 0.8 * row["floor"] for time in row["pipes"].values())
 
 
 def test_every_case_compiles(everything):
@@ -210,9 +220,8 @@ def test_nothing_spills(everything):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_stores_are_wide(everything, arch):
-    """Frames are copied 16 bytes at a time; planes get two values of a lane at once, so that a warp
-    writes whole lines."""
-    for stage, widths in (("composite", {16}), ("face_input", {4, 8})):
+    """Frames are copied 16 bytes at a time; planes get four values of a lane at once."""
+    for stage, widths in (("composite", {16}), ("face_input", {8, 16})):
         rows = [
             row
             for row in everything["rows"]

@@ -90,6 +90,7 @@ def coarse_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     from kernels.fused import composite, face_input
 
     monkeypatch.setattr(face_input, "tile_rows", lambda n: 40)
+    monkeypatch.setattr(face_input, "LANES", 128)
     for name, value in {
         "PASTERS": 2,
         "GROUPS": 16,

@@ -68,6 +68,16 @@ SIZES = [
 ]  # fmt: skip
 
 
+def check_resized(images, got, want, mode):
+    if mode == "bilinear":  # few different weights, so many values are half way between two levels
+        exact = torch.nn.functional.interpolate(
+            images.permute(0, 3, 1, 2).double(), got.shape[1:3], mode="bilinear"
+        )
+        ties = ((exact % 1 - 0.5).abs() < 1e-4).permute(0, 2, 3, 1)
+        got, want = got[~ties], want[~ties]
+    assert_close(got, want, TOLERANCES["resize", U8, "reference"])
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("mode", kernels.RESIZE_MODES)
 @pytest.mark.parametrize(("source", "target"), SIZES)
@@ -78,13 +88,7 @@ def test_resize(device, poisoned, source, target, mode, channels):
     assert kernels.resize(images.to(device), target, mode=mode, out=out) is out
     want = reference.resize(images, mode, torch.empty(out.shape, dtype=torch.uint8))
     got = out.cpu()
-    if mode == "bilinear":  # few different weights, so many values are half way between two levels
-        exact = torch.nn.functional.interpolate(
-            images.permute(0, 3, 1, 2).double(), target, mode="bilinear"
-        )
-        ties = ((exact % 1 - 0.5).abs() < 1e-4).permute(0, 2, 3, 1)
-        got, want = got[~ties], want[~ties]
-    assert_close(got, want, TOLERANCES["resize", U8, "reference"])
+    check_resized(images, got, want, mode)
 
 
 @pytest.mark.parametrize("target", [(40, 40), (96, 96), (61, 130)])
@@ -101,3 +105,18 @@ def test_transposed_images(device):
     transposed = images.permute(0, 2, 1, 3).contiguous().permute(0, 2, 1, 3)
     want = kernels.resize(images, (7, 9))
     assert torch.equal(kernels.resize(transposed, (7, 9)), want)
+
+
+@pytest.mark.parametrize("mode", kernels.RESIZE_MODES)
+@pytest.mark.parametrize(("source", "target"), [((5, 70), (9, 132)), ((11, 150), (9, 124))])
+def test_resize_tile_edges(device, poisoned, source, target, mode):
+    """More than one tile across and down; one column of pixels more and less than a tile."""
+    generator = torch.Generator().manual_seed(5)
+    images = torch.randint(0, 256, (1, *source, 3), dtype=torch.uint8, generator=generator)
+    # At every alignment of a row.
+    moved = torch.cat([images.flatten()[:1], images.flatten()])[1:].view(images.shape)
+    for picture in (images, moved):
+        out = poisoned(1, *target, 3, dtype=torch.uint8)
+        kernels.resize(picture.to(device), target, mode=mode, out=out)
+        want = reference.resize(images, mode, torch.empty(out.shape, dtype=torch.uint8))
+        check_resized(images, out.cpu(), want, mode)

@@ -11,6 +11,7 @@ from kernels.fused import face_input
 from kernels.fused.color import color_work
 from kernels.fused.composite_work import composite_work
 from kernels.fused.face_input import face_input_work
+from kernels.fused.resize_work import resize_work
 from kernels.generator import narrow as narrow_kernel
 from kernels.generator.narrow import narrow, narrow_work, pack_narrow
 from kernels.generator.weights import Block
@@ -98,3 +99,15 @@ def test_narrow(calls, monkeypatch, stride, lower):
     assert {part: calls[part] for part in work.runs} == work.runs
     read = 2 * side**2 * (32 - lower) + 2 * (side // 2) ** 2 * lower
     assert work.moved == 2 * (read + 2 * made**2 * 16)
+
+
+@pytest.mark.parametrize("mode, old, new", [
+    ("bilinear", (9, 20), (13, 36)),
+    ("bicubic", (40, 28), (11, 20)),
+    ("direct", (8, 22), (16, 24)),
+])  # fmt: skip
+def test_resize(calls, mode, old, new):
+    """One tile, of two images: enlarged, made smaller than its lines, rows that are not words."""
+    kernels.resize(torch.zeros(2, *old, 3, dtype=torch.uint8), new, mode=mode)
+    work = resize_work(2, old, new, mode, 3)
+    assert {part: calls[part] for part in work.runs} == work.runs
