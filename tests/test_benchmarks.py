@@ -428,8 +428,9 @@ def test_a_quick_run_renders_with_every_provider(quick_pipeline):
         *((name, batch) for name in optional - without for batch in (1, main)),
     }, results["left out"]  # fmt: skip
     assert {row["provider"] for row in results["left out"]} == {
-        "GPU", "split design", "viseme, TensorRT", "viseme, PyTorch", *without,
-    }  # fmt: skip
+        *("GPU", "split design", "viseme, fused kernels", "viseme, TensorRT", "viseme, PyTorch"),
+        *without,
+    }
     assert results["mel on the CPU"] == "the reference stage"
     assert output.with_suffix(".txt").read_text().strip() in done.stdout
     if find_spec("matplotlib"):

@@ -330,7 +330,7 @@ def test_runtime_choices(networks):
         open_network(GENERATOR, networks["generator"], device=CPU, runtime="torch")
     with pytest.raises(
         InputError,
-        match="runtime is 'mxnet'; expected one of: tensorrt, onnxruntime, openvino, torch",
+        match="runtime is 'mxnet'; expected one of: fused, tensorrt, onnxruntime, openvino, torch",
     ):
         open_network(GENERATOR, networks["generator"], device=CPU, runtime="mxnet")
 
