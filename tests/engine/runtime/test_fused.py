@@ -94,11 +94,11 @@ def test_no_copies_at_the_edges(on_the_cpu, fp16_safe_checkpoints, native, speec
         seen["pasted"].add((args[4].data_ptr(), len(args[4])))
         return composite(*args, **options)
 
-    kernels_windows = kernels.feature_windows
+    kernels_windows = kernels.ring_feature_windows
     monkeypatch.setattr(generator, "_generator", fake)
     monkeypatch.setattr(kernels, "face_input", noted_input)
     monkeypatch.setattr(kernels, "composite", noted_composite)
-    monkeypatch.setattr(kernels, "feature_windows", noted_windows)
+    monkeypatch.setattr(kernels, "ring_feature_windows", noted_windows)
     assert sum(map(len, pipeline.render(speech[:4800]))) > 3
     assert seen["face_input"] and {(one, n) for one, _, n in seen["read"]} == seen["face_input"]
     assert seen["written"] == seen["pasted"]

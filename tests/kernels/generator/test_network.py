@@ -32,9 +32,7 @@ def test_accurate_with_the_kernels_rounding(demo_weights, samples):
     out = run(FusedGenerator(demo_weights, CPU, rounded_of), samples, torch.float16)
     for frame, expected in zip(out, samples.expected, strict=True):
         found = difference(frame[None], expected[None])
-        print(found)
-        print(found)
-    assert found.psnr >= 55 and found.largest <= 3e-2, found
+        assert found.psnr >= 55 and found.largest <= 3e-2, found
 
 
 def test_no_two_activations_that_are_needed_overlap(demo_weights):
