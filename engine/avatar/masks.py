@@ -46,8 +46,9 @@ class MaskFolder:
         return len(self._images)
 
     def check_count(self, used: int, frames: int, first_number: int) -> None:
-        """Check that there is a mask for each frame, and warn if there are more. Masks of frames that
-        are not used are left out from then on.
+        """Check that there is a mask for each frame, and warn if there are more.
+
+        Those of frames that are not used do not count from then on.
 
         Args:
             used: how many of the avatar's frames are used, of `frames`.
