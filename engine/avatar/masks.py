@@ -48,6 +48,8 @@ class MaskFolder:
     def check_count(self, used: int, frames: int, first_number: int) -> None:
         """Check that there is a mask for each frame, and warn if there are more.
 
+        Those of frames that are not used do not count from then on.
+
         Args:
             used: how many of the avatar's frames are used, of `frames`.
             first_number: number of the first one.
@@ -66,6 +68,8 @@ class MaskFolder:
                 f"the first {frames} are used",
                 stacklevel=3,
             )
+        if self._unseen is not None:
+            self._unseen &= set(range(used))
 
     def decode(self, number: int) -> Iterator[tuple[int, np.ndarray]]:
         for decoded, rgb in self._images.decode(number):

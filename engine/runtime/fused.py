@@ -22,7 +22,7 @@ from .torch import read_folded
 
 LEAST = 8, 0  # compute capability; older GPUs lack instructions of the kernels
 ALIGNMENT = 16  # bytes
-CHECKED = 1, 25  # batch sizes
+CHECKED = 1, 6, 25  # batch sizes: one of each of those in `kernels.generator.tiles.usual`
 # Buffers for each row of the largest batch: graphs of other sizes, captured before, have their own.
 GRAPHS = 3
 

@@ -57,7 +57,7 @@ def read_convolutions(path: Path, *, float32: bool = True) -> Convolutions:
         raise
     except Exception as error:  # protobuf's own
         raise InputError(f"{path} is not an ONNX file: {one_line(error)}") from error
-    weights = (tensor for tensor in model.graph.initializer if len(tensor.dims) == 4)
+    weights = (tensor for tensor in _constants(model.graph).values() if len(tensor.dims) == 4)
     if not float32 and any(tensor.data_type != onnx.TensorProto.FLOAT16 for tensor in weights):
         raise InputError(
             f"{path} is float32, but fused kernels compute in float16; --runtime fused allows that"
@@ -90,10 +90,7 @@ class _Graph:
 
     def __post_init__(self) -> None:
         self._makers = {name: node for node in self.graph.node for name in node.output if name}
-        self._constants = {tensor.name: tensor for tensor in self.graph.initializer}
-        for node in self.graph.node:
-            if node.op_type == "Constant" and _attributes(node).keys() == {"value"}:
-                self._constants[node.output[0]] = node.attribute[0].t
+        self._constants = _constants(self.graph)
         self._found: Convolutions = {}
 
     def generator(self) -> Convolutions:
@@ -258,6 +255,15 @@ class _Graph:
     def _expect(right: bool, fault: str) -> None:
         if not right:
             raise _Unexpected(fault)
+
+
+def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """Return the tensors that a graph holds, by name."""
+    found = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and _attributes(node).keys() == {"value"}:
+            found[node.output[0]] = node.attribute[0].t
+    return found
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:

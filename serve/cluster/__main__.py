@@ -118,6 +118,7 @@ def begin(config: Config, *, cpu: bool) -> list[str]:
     there = int(ray.cluster_resources().get("GPU", 0))
     gpus = there > 0 and not cpu and config.gpus.count != 0
     replicas = config.cluster.replicas or (there if gpus else 1)
+    replicas = min(replicas, config.cluster.max_replicas or replicas)
     server = config.server
     serve.start(
         http_options=HTTPOptions(host=server.host, port=server.http_port),

@@ -38,6 +38,20 @@ def older_export(source: Path, target: Path) -> Path:
     return target
 
 
+def weights_as_nodes(source: Path, target: Path) -> Path:
+    """Make Constant nodes of a network's weights."""
+    model = onnx.load(source)
+    nodes = [
+        helper.make_node("Constant", [], [tensor.name], value=tensor)
+        for tensor in model.graph.initializer
+    ]
+    del model.graph.initializer[:]
+    for node in reversed(nodes):
+        model.graph.node.insert(0, node)
+    onnx.save(model, target)
+    return target
+
+
 def baked_reshape(source: Path, target: Path) -> Path:
     """Make an audio encoder for one window, whose last step is a Reshape to [1, 512]."""
     model = onnx.load(fixed_batch(source, target))

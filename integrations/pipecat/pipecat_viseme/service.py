@@ -182,14 +182,14 @@ class VisemeVideoService(AIService):
                             failures = 0
                         await self._take(response)
                 except grpc.aio.AioRpcError as error:
-                    final = await self._failed(error, quiet=self._ending)
-                    if final or self._ending:
+                    if await self._failed(error, quiet=self._ending):
                         break
-                    await asyncio.sleep(AGAIN_SECONDS[min(failures, len(AGAIN_SECONDS) - 1)])
-                    failures += 1
                 finally:
                     self._session.cancel()
                     await self._forget()
+                if not self._ending:
+                    await asyncio.sleep(AGAIN_SECONDS[min(failures, len(AGAIN_SECONDS) - 1)])
+                    failures += 1
 
     async def _failed(self, error: grpc.aio.AioRpcError, *, quiet: bool) -> bool:
         """Say why a session has ended. Return whether that is for good."""

@@ -194,6 +194,8 @@ def test_masks_that_keep_nothing(root):
         avatar.masked_batch(list(range(7)))
     for number in range(7):
         cv2.imwrite(str(root / "parsing" / f"{number}.png"), blobs(number, COLORS[2:]))
+    with pytest.warns(UserWarning, match="no mask has a pixel"):  # of those that are used
+        Avatar.load(root, parsing=True, count=2).masked_batch([1, 0])
     avatar = Avatar.load(root, parsing=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -10,12 +10,15 @@ import torch
 
 import kernels
 from engine import Avatar, Pipeline
+from engine.device.batch_sizes import BATCH_SIZES
 from engine.errors import DeviceError, DeviceFull, InputError
 from engine.runtime import fused, open_network
 from engine.runtime.signature import AUDIO_ENCODER, GENERATOR
 from examples import network_files
 from kernels.generator import network
+from kernels.generator.tiles import usual
 from models import checkpoint
+from tests.engine import onnx_files
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 
@@ -94,15 +97,21 @@ def test_no_copies_at_the_edges(on_the_cpu, fp16_safe_checkpoints, native, speec
         seen["pasted"].add((args[4].data_ptr(), len(args[4])))
         return composite(*args, **options)
 
-    kernels_windows = kernels.feature_windows
+    kernels_windows = kernels.ring_feature_windows
     monkeypatch.setattr(generator, "_generator", fake)
     monkeypatch.setattr(kernels, "face_input", noted_input)
     monkeypatch.setattr(kernels, "composite", noted_composite)
-    monkeypatch.setattr(kernels, "feature_windows", noted_windows)
+    monkeypatch.setattr(kernels, "ring_feature_windows", noted_windows)
     assert sum(map(len, pipeline.render(speech[:4800]))) > 3
     assert seen["face_input"] and {(one, n) for one, _, n in seen["read"]} == seen["face_input"]
     assert seen["written"] == seen["pasted"]
     assert {audio for _, audio, _ in seen["read"]} == features
+
+
+def test_all_kernels_are_checked():
+    """Kernels differ by batch size; one of each kind is compared."""
+    sizes = range(1, BATCH_SIZES[-1] + 1)
+    assert [usual(n) for n in fused.CHECKED] == sorted({usual(n) for n in sizes})
 
 
 def test_large_batches_are_checked_too(on_the_cpu, monkeypatch):
@@ -150,11 +159,14 @@ def test_wrong_results_are_refused(on_the_cpu, monkeypatch, fault):
     assert "\n" not in str(caught.value)
 
 
-def test_float32_files_only_if_requested(on_the_cpu, networks, halves, monkeypatch):
-    """ONNX files compute in the precision they were exported in."""
+def test_float32_files_only_if_requested(on_the_cpu, networks, halves, tmp_path, monkeypatch):
+    """ONNX files compute in the precision they were exported in, wherever they have their
+    weights."""
     monkeypatch.setattr(fused, "check", lambda *_: None)
-    with pytest.raises(InputError, match="is float32, but fused kernels compute in float16"):
-        fused.FusedNetwork(GENERATOR, networks["generator"], CPU, requested=False)
+    nodes = onnx_files.weights_as_nodes(networks["generator"], tmp_path / "nodes.onnx")
+    for path in (networks["generator"], nodes):
+        with pytest.raises(InputError, match="is float32, but fused kernels compute in float16"):
+            fused.FusedNetwork(GENERATOR, path, CPU, requested=False)
     fused.FusedNetwork(GENERATOR, networks["generator"], CPU)
     fused.FusedNetwork(GENERATOR, halves["generator"], CPU, requested=False)
 

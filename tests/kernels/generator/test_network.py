@@ -32,9 +32,7 @@ def test_accurate_with_the_kernels_rounding(demo_weights, samples):
     out = run(FusedGenerator(demo_weights, CPU, rounded_of), samples, torch.float16)
     for frame, expected in zip(out, samples.expected, strict=True):
         found = difference(frame[None], expected[None])
-        print(found)
-        print(found)
-    assert found.psnr >= 55 and found.largest <= 3e-2, found
+        assert found.psnr >= 55 and found.largest <= 3e-2, found
 
 
 def test_no_two_activations_that_are_needed_overlap(demo_weights):
@@ -75,7 +73,6 @@ def test_the_buffer_is_no_larger_than_what_is_needed_at_one_time(demo_weights):
     ]
     assert all(place.begin % 128 == 0 for place in planned)  # for wide accesses
     network = FusedGenerator(demo_weights, CPU, reference_of)
-    print(f"{network.bytes(1)} bytes for a frame, {network.bytes(25)} for 25")
     assert network.bytes(1) == max(needed) < 13e6
     assert network.bytes(25) == 25 * network.bytes(1)
 
@@ -83,7 +80,6 @@ def test_the_buffer_is_no_larger_than_what_is_needed_at_one_time(demo_weights):
 def test_little_memory_traffic(demo_weights):
     """At most 110 MB a frame; layer by layer, the generator moves 358 MB."""
     network = FusedGenerator(demo_weights, CPU, reference_of)
-    print({name: f"{moved / 1e6:.2f} MB" for name, moved in network.traffic.items()})
     assert 60e6 < sum(network.traffic.values()) < 110e6
     # three planes of float16, and 32 channels of the same size
     assert network.traffic["inc"] == 2 * 320 * 320 * (3 + 32)

@@ -97,7 +97,6 @@ def test_any_variances(module, samples):
     network = FusedGenerator(generator_weights(convolutions), CPU, rounded_of)
     out = network(one[0].half(), one[1].half(), torch.empty(1, 3, 320, 320))
     found = measure("generator", [out.numpy()], [one[2].numpy()])
-    print(found)
     assert found.psnr >= 55 and found.largest <= 3e-2, found
 
 
