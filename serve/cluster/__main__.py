@@ -5,11 +5,13 @@ import contextlib
 import logging
 import os
 import queue
+import re
 import signal
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from engine.command import Parser, program, run
 from engine.errors import InputError, one_line, printable
@@ -31,6 +33,7 @@ try:
 
     from .. import log
     from ..config import Config, load
+    from ..server import listen
     from .deployment import NAME, deployment
 except ModuleNotFoundError as error:
     print(
@@ -40,6 +43,8 @@ except ModuleNotFoundError as error:
     sys.exit(2)
 
 SERVICES = "serve.cluster.services.add_services"
+ALL = "0.0.0.0"  # addresses: where Ray Serve's proxies take gRPC
+PROXIES = ("host", "port", "http_port", "max_message_size_mb")  # keys of their options
 
 _log = logging.getLogger("serve")
 
@@ -47,7 +52,7 @@ _log = logging.getLogger("serve")
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     log.configure()
-    return run(lambda: serve_cluster(options), interrupted="the cluster has ended")
+    return run(lambda: serve_cluster(options), interrupted="the replicas were not waited for")
 
 
 def serve_cluster(options: argparse.Namespace) -> None:
@@ -63,14 +68,15 @@ def serve_cluster(options: argparse.Namespace) -> None:
         try:
             for line in begin(config, cpu=options.device == "cpu"):
                 print(printable(line), flush=True)
-            if config.cluster.address is not None:
-                return
-            while signals.next() == signal.SIGHUP:
+            while config.cluster.address is None:
+                signals.wait_for_update()
                 try:
-                    begin(_configured(options), cpu=options.device == "cpu")
-                    _log.info("all replicas are new")
+                    _update(config, _configured(options), cpu=options.device == "cpu")
                 except InputError as error:
                     _log.error("not updated: %s", error)
+        except _End:
+            if config.cluster.address is not None:
+                raise KeyboardInterrupt from None
         finally:
             if config.cluster.address is None:
                 serve.shutdown()
@@ -95,12 +101,36 @@ def check(config: Config) -> None:
             "server.tls is set, but Ray Serve's proxies speak no TLS; expected a proxy with TLS in "
             "front of them, and no server.tls"
         )
+    for name in ("port", "http_port"):
+        if not getattr(config.server, name):
+            raise InputError(
+                f"server.{name} is 0; expected the port of Ray Serve's proxies, on all nodes"
+            )
     most = config.cluster.max_replicas
     if most is not None and config.cluster.replicas is not None and most < config.cluster.replicas:
         raise InputError(
             f"cluster.max_replicas is {most}; expected at least {config.cluster.replicas} "
             "(cluster.replicas)"
         )
+
+
+def _update(first: Config, config: Config, *, cpu: bool) -> None:
+    """Replace all replicas.
+
+    Args:
+        first: the configuration with which the proxies were started.
+
+    Raises:
+        InputError: the proxies would have to be others, or the replicas do not start.
+    """
+    for name in PROXIES:
+        old, new = getattr(first.server, name), getattr(config.server, name)
+        if old != new:
+            raise InputError(
+                f"server.{name} is {new}; expected {old}, as long as this command runs"
+            )
+    begin(config, cpu=cpu)
+    _log.info("all replicas are new")
 
 
 def begin(config: Config, *, cpu: bool) -> list[str]:
@@ -117,7 +147,8 @@ def begin(config: Config, *, cpu: bool) -> list[str]:
     """
     there = int(ray.cluster_resources().get("GPU", 0))
     gpus = there > 0 and not cpu and config.gpus.count != 0
-    replicas = config.cluster.replicas or (there if gpus else 1)
+    most = config.cluster.max_replicas or there
+    replicas = config.cluster.replicas or (min(there, most) if gpus else 1)
     server = config.server
     serve.start(
         http_options=HTTPOptions(host=server.host, port=server.http_port),
@@ -127,7 +158,7 @@ def begin(config: Config, *, cpu: bool) -> list[str]:
         app = deployment(config, replicas, gpus=gpus, update=time.time_ns())
         serve.run(app, name=NAME, route_prefix="/")
     except RuntimeError as error:
-        raise InputError(f"the replicas do not start: {one_line(error)}") from None
+        raise InputError(f"the replicas do not start: {_reason(error)}") from None
     host = f"[{server.host}]" if ":" in server.host else server.host
     reached = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
     names = ", ".join(config.models)
@@ -138,13 +169,28 @@ def begin(config: Config, *, cpu: bool) -> list[str]:
     ]
 
 
+def _reason(error: RuntimeError) -> str:
+    """Return why replicas do not start: the line of an error of ours, which Ray Serve has in a
+    traceback in its status."""
+    texts = [
+        one.message
+        for application in serve.status().applications.values()
+        for one in application.deployments.values()
+    ]
+    found = re.findall(r"^\S*InputError: (.+)$", "\n".join(texts), re.MULTILINE)
+    return one_line(found[-1] if found else error)
+
+
 def _connect(config: Config) -> None:
     """Connect to a Ray cluster, or start one, whose processes have this one's environment.
 
     Raises:
-        InputError: there is none at the address.
+        InputError: there is none at the address, or a port of this machine is in use.
     """
-    cluster, local = config.cluster, config.cluster.address is None
+    cluster, server, local = config.cluster, config.server, config.cluster.address is None
+    if local:  # Ray's proxies would share ports with others, and clients with them
+        listen(server.host, server.http_port).close()
+        listen(ALL, server.port).close()
     size = str(config.server.max_message_size_mb << 20)
     os.environ.setdefault("RAY_SERVE_GRPC_MAX_MESSAGE_SIZE", size)
     try:
@@ -161,25 +207,40 @@ def _connect(config: Config) -> None:
         ) from None
 
 
+class _End(BaseException):
+    """SIGTERM or SIGINT came."""
+
+
 class _Signals:
-    """SIGTERM, SIGINT and SIGHUP, in the order in which they come."""
+    """SIGTERM and SIGINT raise `_End` wherever the main thread is: it may wait for replicas that
+    never start. SIGHUP waits until it is asked for.
+    """
 
     def __init__(self) -> None:
-        self._came: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._updates: queue.SimpleQueue[None] = queue.SimpleQueue()
 
-    def next(self) -> int:
-        """Wait for a signal."""
-        return self._came.get()
+    def wait_for_update(self) -> None:
+        """Wait for SIGHUP. Several that came meanwhile are one."""
+        self._updates.get()
+        while not self._updates.empty():
+            self._updates.get()
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        before = {n: signal.signal(n, lambda number, _: self._came.put(number)) for n in numbers}
+        handlers = {signal.SIGTERM: _end, signal.SIGINT: _end, signal.SIGHUP: self._update}
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _update(self, *_: object) -> None:
+        self._updates.put(None)
+
+
+def _end(*_: object) -> NoReturn:
+    raise _End
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
