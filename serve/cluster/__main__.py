@@ -43,6 +43,7 @@ except ModuleNotFoundError as error:
     sys.exit(2)
 
 SERVICES = "serve.cluster.services.add_services"
+MOST_GPUS = 10_000  # all that there are
 ALL = "0.0.0.0"  # addresses: where Ray Serve's proxies take gRPC
 PROXIES = ("host", "port", "http_port", "max_message_size_mb")  # keys of their options
 
@@ -66,12 +67,12 @@ def serve_cluster(options: argparse.Namespace) -> None:
     signals = _Signals()
     with signals.handled():  # after Ray, which has set handlers of its own
         try:
-            for line in begin(config, cpu=options.device == "cpu"):
+            for line in begin(config, options.device):
                 print(printable(line), flush=True)
             while config.cluster.address is None:
                 signals.wait_for_update()
                 try:
-                    _update(config, _configured(options), cpu=options.device == "cpu")
+                    _update(config, _configured(options), options.device)
                 except InputError as error:
                     _log.error("not updated: %s", error)
         except _End:
@@ -84,7 +85,8 @@ def serve_cluster(options: argparse.Namespace) -> None:
 
 
 def _configured(options: argparse.Namespace) -> Config:
-    config = load(options.config, avatars=options.avatar, device=options.device)
+    # How many GPUs the cluster has is known later; this machine may have none of them.
+    config = load(options.config, avatars=options.avatar, device=options.device, gpus=MOST_GPUS)
     log.set_level(config.log_level)
     check(config)
     return config
@@ -114,7 +116,7 @@ def check(config: Config) -> None:
         )
 
 
-def _update(first: Config, config: Config, *, cpu: bool) -> None:
+def _update(first: Config, config: Config, device: str | None) -> None:
     """Replace all replicas.
 
     Args:
@@ -129,33 +131,32 @@ def _update(first: Config, config: Config, *, cpu: bool) -> None:
             raise InputError(
                 f"server.{name} is {new}; expected {old}, as long as this command runs"
             )
-    begin(config, cpu=cpu)
+    begin(config, device)
     _log.info("all replicas are new")
 
 
-def begin(config: Config, *, cpu: bool) -> list[str]:
+def begin(config: Config, device: str | None) -> list[str]:
     """Start the proxies, and run or update the deployment. Returns when replicas are ready.
 
     Args:
-        cpu: whether GPUs of the cluster are left alone.
+        device: the option.
 
     Returns:
         What is served and where, a line each.
 
     Raises:
-        InputError: the replicas do not start.
+        InputError: the replicas do not start, or there are too few GPUs.
     """
-    there = int(ray.cluster_resources().get("GPU", 0))
-    gpus = there > 0 and not cpu and config.gpus.count != 0
-    most = config.cluster.max_replicas or there
-    replicas = config.cluster.replicas or (min(there, most) if gpus else 1)
+    gpus = gpus_of(config, device, int(ray.cluster_resources().get("GPU", 0)))
+    most = config.cluster.max_replicas or gpus
+    replicas = config.cluster.replicas or max(min(gpus, most), 1)
     server = config.server
     serve.start(
         http_options=HTTPOptions(host=server.host, port=server.http_port),
         grpc_options=gRPCOptions(port=server.port, grpc_servicer_functions=[SERVICES]),
     )
     try:
-        app = deployment(config, replicas, gpus=gpus, update=time.time_ns())
+        app = deployment(config, replicas, gpus=gpus > 0, update=time.time_ns())
         serve.run(app, name=NAME, route_prefix="/")
     except RuntimeError as error:
         raise InputError(f"the replicas do not start: {_reason(error)}") from None
@@ -167,6 +168,27 @@ def begin(config: Config, *, cpu: bool) -> list[str]:
         f"gRPC at {reached}:{server.port}, on all addresses of each node",
         f"page at http://{reached}:{server.http_port}/",
     ]
+
+
+def gpus_of(config: Config, device: str | None, there: int) -> int:
+    """Return how many GPUs to use; 0 for the CPU.
+
+    Args:
+        device: the option.
+        there: GPUs of the cluster.
+
+    Raises:
+        InputError: there are too few.
+    """
+    if device == "cuda" and not there:
+        raise InputError("--device is cuda, but the Ray cluster has no GPU; expected --device cpu")
+    count = config.gpus.count or 0
+    if there < count < MOST_GPUS:
+        raise InputError(
+            f"gpus.count is {count}, but the Ray cluster has {there}; expected at most that, "
+            "0 or --device cpu for the CPU"
+        )
+    return min(count, there)
 
 
 def _reason(error: RuntimeError) -> str:

@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 from google.protobuf.message import DecodeError
 from grpc import StatusCode, aio
 
+from ..rpc.calls import WRITE_SECONDS
+
 _END = object()
 # The last message of a call that ends with another status than OK: no protobuf, and no client's,
 # because `services` takes it out. Ray Serve takes statuses with messages only, or logs a traceback.
 STATUS = b"\x00status"
+UNREAD_SECONDS = WRITE_SECONDS + 2  # until then, the handler says that nothing is read
 
 
 class Details(NamedTuple):
@@ -72,8 +75,14 @@ class Call:
             await self.abort(StatusCode.INTERNAL, "a message cannot be read")
 
     async def write(self, message: Any) -> None:
-        """Send a message, when the one before it is on its way."""
-        await self._answers.put(Message(self._serialize(message)))
+        """Send a message, when the one before it is on its way.
+
+        Raises:
+            TimeoutError: the client reads nothing. Ray Serve's proxies do not ask whether it is
+                still there, and its place is for others.
+        """
+        async with asyncio.timeout(UNREAD_SECONDS):
+            await self._answers.put(Message(self._serialize(message)))
 
     async def abort(self, code: Any, details: str = "", trailing_metadata: Any = ()) -> None:
         """End the call with a status that is not OK.

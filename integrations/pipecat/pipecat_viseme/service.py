@@ -50,8 +50,10 @@ class VisemeVideoService(AIService):
     real time. `TTSStoppedFrame` is pushed on when the last of its sound was. An `InterruptionFrame`
     drops all speech that was not shown. At an `EndFrame`, all speech is shown first.
 
-    A session that the server ends is opened anew. Each reason is an `ErrorFrame`; what no new
-    session mends, such as an unknown avatar, is the last one.
+    A session that the server ends, or from which nothing comes for 10 s, is opened anew. The reason
+    is an `ErrorFrame` if speech is lost with it, and so is speech that comes while there is no
+    session: one frame until a session is open. What no new session mends, such as an unknown
+    avatar, is the last one.
 
     Args:
         address: host and port of the server's gRPC.
@@ -226,7 +228,9 @@ class VisemeVideoService(AIService):
         usual = isinstance(error, Silent) or code in USUAL
         if usual and self._size != NONE and not self._open and not self._stopped:
             logger.info(f"{self.name}: {self._line(line)}; another session is opened")
-        elif not self._ending:
+        elif self._ending:
+            logger.warning(f"{self.name}: {self._line(line)}; what was not shown is lost")
+        else:
             await self._say(line, error)
         return code in FINAL or not (code or usual)
 
@@ -242,6 +246,7 @@ class VisemeVideoService(AIService):
     async def _forget(self) -> None:
         """Give up what was to be shown."""
         self._session, self._size, self._open, self._unanswered = None, NONE, False, 0
+        self._forget_sound()
         while self._stopped:
             frame = self._stopped.popleft()
             if not self._ending:
@@ -302,7 +307,8 @@ async def _decoded(jpeg: bytes) -> bytes:
 def _mono(samples: bytes, channels: int) -> bytes:
     """Average channels of int16."""
     values = np.frombuffer(samples, "<i2").reshape(-1, channels).astype(np.int32)
-    return (values.sum(1) // channels).astype("<i2").tobytes()
+    means: np.ndarray = values.sum(1) // channels
+    return means.astype("<i2").tobytes()
 
 
 def _resampler() -> Any:

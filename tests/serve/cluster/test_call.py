@@ -120,6 +120,29 @@ def test_a_client_that_leaves_ends_its_handler():
     asyncio.run(run())
 
 
+def test_a_client_that_reads_nothing_keeps_no_handler(monkeypatch):
+    monkeypatch.setattr("serve.cluster.call.UNREAD_SECONDS", 0.01)
+
+    async def run():
+        one, _ = call()
+        over = asyncio.Event()
+
+        async def work():
+            try:
+                while True:
+                    await one.write(b"1")
+            except TimeoutError:
+                over.set()
+                await one.abort(grpc.StatusCode.ABORTED, "nothing was read")
+
+        answers = one.answers(work())
+        await anext(answers)
+        await asyncio.wait_for(over.wait(), 30)
+        assert await collected(answers) == [b"1", STATUS]
+
+    asyncio.run(run())
+
+
 def test_who_has_nothing_to_send():
     async def run():
         one, _ = call()
