@@ -207,7 +207,8 @@ def _connect(config: Config) -> None:
     """Connect to a Ray cluster, or start one, whose processes have this one's environment.
 
     Raises:
-        InputError: there is none at the address, or a port of this machine is in use.
+        InputError: there is none at the address, or it cannot be used; or a port of this machine is
+            in use.
     """
     cluster, server, local = config.cluster, config.server, config.cluster.address is None
     if local:  # Ray's proxies would share ports with others, and clients with them
@@ -222,7 +223,9 @@ def _connect(config: Config) -> None:
             logging_level=logging.WARNING,
             include_dashboard=False if local else None,
         )
-    except (ConnectionError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError) as error:  # such as another release of Ray
+        if local:
+            raise InputError(f"Ray does not start: {one_line(error)}") from None
         raise InputError(
             f"cluster.address is {cluster.address!r}: {one_line(error)}; expected that of a Ray "
             "cluster that runs"

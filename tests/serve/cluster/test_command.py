@@ -33,9 +33,18 @@ def serve(folder, **sections):
         ({"cluster": {"address": "nonsense"}}, "cluster.address is 'nonsense': .*; expected that"),
     ],
 )
-def test_what_cannot_be(tmp_path, monkeypatch, sections, line):
+def test_what_cannot_be(tmp_path, sections, line):
     with pytest.raises(InputError, match=line):
         serve(tmp_path, **sections)
+
+
+def test_a_ray_cluster_that_cannot_be_used(tmp_path, monkeypatch):
+    def other(**_):
+        raise RuntimeError("Version mismatch:\n\tRay 2.1")
+
+    monkeypatch.setattr(command.ray, "init", other)
+    with pytest.raises(InputError, match="cluster.address is 'auto': Version mismatch: Ray 2.1;"):
+        serve(tmp_path, cluster={"address": "auto"})
 
 
 def test_gpus_are_those_of_the_cluster(tmp_path):
