@@ -7,6 +7,7 @@ import os
 import queue
 import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -43,6 +44,7 @@ except ModuleNotFoundError as error:
     sys.exit(2)
 
 SERVICES = "serve.cluster.services.add_services"
+CONNECT_SECONDS = 10.0
 MOST_GPUS = 10_000  # all that there are
 ALL = "0.0.0.0"  # addresses: where Ray Serve's proxies take gRPC
 PROXIES = ("host", "port", "http_port", "max_message_size_mb")  # keys of their options
@@ -214,6 +216,8 @@ def _connect(config: Config) -> None:
     if local:  # Ray's proxies would share ports with others, and clients with them
         listen(server.host, server.http_port).close()
         listen(ALL, server.port).close()
+    else:
+        _reach(str(cluster.address))
     size = str(config.server.max_message_size_mb << 20)
     os.environ.setdefault("RAY_SERVE_GRPC_MAX_MESSAGE_SIZE", size)
     try:
@@ -229,6 +233,24 @@ def _connect(config: Config) -> None:
         raise InputError(
             f"cluster.address is {cluster.address!r}: {one_line(error)}; expected that of a Ray "
             "cluster that runs"
+        ) from None
+
+
+def _reach(address: str) -> None:
+    """Refuse an address at which nothing listens: Ray would try for minutes, and hear no signal.
+
+    Raises:
+        InputError: it is HOST:PORT, and cannot be reached.
+    """
+    host, _, port = address.rpartition(":")
+    if "://" in address or not (port.isascii() and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        why = one_line(getattr(error, "strerror", None) or error)
+        raise InputError(
+            f"cluster.address is {address!r}: {why}; expected that of a Ray cluster that runs"
         ) from None
 
 

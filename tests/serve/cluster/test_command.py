@@ -30,6 +30,10 @@ def serve(folder, **sections):
         ({"server": FREE | {"port": 0}}, r"server.port is 0; expected the port of Ray Serve's"),
         ({"server": FREE | {"http_port": 0}}, "server.http_port is 0; expected the port"),
         ({"cluster": {"replicas": 3, "max_replicas": 2}}, "max_replicas is 2; expected at least 3"),
+        (
+            {"cluster": {"address": "127.0.0.1:1"}},
+            "'127.0.0.1:1': Connection refused; expected that",
+        ),
         ({"cluster": {"address": "nonsense"}}, "cluster.address is 'nonsense': .*; expected that"),
     ],
 )
