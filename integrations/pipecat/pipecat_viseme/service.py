@@ -139,8 +139,7 @@ class VisemeVideoService(AIService):
             await self._speak(frame)
             return
         if isinstance(frame, TTSStoppedFrame) and direction is FrameDirection.DOWNSTREAM:
-            if self._open and self._session is not None:
-                await self._end_utterance(self._session)
+            if self._session is not None and await self._end_utterance(self._session):
                 self._stopped.append(frame)
                 return
         elif isinstance(frame, InterruptionFrame):
@@ -166,13 +165,17 @@ class VisemeVideoService(AIService):
             self._open = True
             self._session.push(samples)
 
-    async def _end_utterance(self, session: Session) -> None:
+    async def _end_utterance(self, session: Session) -> bool:
+        """End the utterance, with what the resampler still has. Return whether there was one."""
         rest = await self._resampler.flush()
+        self._forget_sound()
         if rest:
             session.push(rest)
-        self._forget_sound()
+        elif not self._open:
+            return False
         self._open = False
         session.flush()
+        return True
 
     def _forget_sound(self) -> None:
         """Forget what is left of the sound that came."""
