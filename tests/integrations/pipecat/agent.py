@@ -155,7 +155,7 @@ async def cancelled(worker: PipelineWorker, sink: Sink) -> None:
 
 async def goodbye(worker: PipelineWorker, sink: Sink) -> None:
     """Interrupt the last speech, after the end of the pipeline was asked for."""
-    await say(worker, tone(60, 1))
+    await say(worker, tone(150, 1))  # longer than the test waits
     await worker.queue_frame(EndFrame())
     await sink.until("SpeechOutputAudioRawFrame", 5)
     await sink.push_frame(InterruptionFrame(), FrameDirection.UPSTREAM)

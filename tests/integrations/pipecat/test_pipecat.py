@@ -188,7 +188,7 @@ def test_who_leaves_in_the_middle(server):
 def test_an_interruption_of_the_last_speech(server):
     seen = run("goodbye", server)
     assert kinds(seen)[-1] == "EndFrame" and "ErrorFrame" not in kinds(seen)
-    assert len(sound(seen)) < 30 * RATE  # of 60 s
+    assert len(sound(seen)) < 30 * RATE  # of 150 s
 
 
 def test_a_server_from_which_nothing_comes(server):
