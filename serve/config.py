@@ -273,6 +273,7 @@ def load(
     port: int | None = None,
     http_port: int | None = None,
     device: str | None = None,
+    gpus: int | None = None,
 ) -> Config:
     """Read a configuration, and apply a command's options.
 
@@ -284,6 +285,7 @@ def load(
         host, port, http_port: instead of the file's.
         device: "cpu", or "cuda" for the GPUs that the file names, or all. None: as in the file, or
             the GPUs that there are, or the CPU.
+        gpus: GPUs that there are at most; None for those of this machine.
 
     Returns:
         The configuration, with the number of GPUs and absolute paths of files that exist.
@@ -308,13 +310,13 @@ def load(
         models["demo"] = Model(avatar=DEMO, preload=True)
     if not models:
         raise InputError("there is no avatar to serve; expected --avatar NAME=DIR, or CONFIG.yaml")
-    count = _gpus(config.gpus.count, device, file)
-    gpus = config.gpus.model_copy(update={"count": count})
+    there = torch.cuda.device_count() if gpus is None else gpus
+    used = config.gpus.model_copy(update={"count": _gpus(config.gpus.count, device, file, there)})
     options = {"host": host, "port": port, "http_port": http_port}
     given = {key: value for key, value in options.items() if value is not None}
     server = validated(Server, {**config.server.model_dump(), **given}, _option_error)
     server = server.model_copy(update={"tokens": _tokens(server, file)})
-    return config.model_copy(update={"server": server, "gpus": gpus, "models": models})
+    return config.model_copy(update={"server": server, "gpus": used, "models": models})
 
 
 def _avatar(option: str) -> tuple[str, Model]:
@@ -329,11 +331,10 @@ def _avatar(option: str) -> tuple[str, Model]:
     return name, Model(avatar=path, preload=True)
 
 
-def _gpus(configured: int | None, device: str | None, file: ConfigFile | None) -> int:
+def _gpus(configured: int | None, device: str | None, file: ConfigFile | None, there: int) -> int:
     """Return how many GPUs to use; 0 for the CPU."""
     if device == "cpu":
         return 0
-    there = torch.cuda.device_count()
     if device == "cuda":
         if not there:
             raise InputError("--device is cuda, but PyTorch finds no GPU; expected --device cpu")

@@ -200,7 +200,7 @@ class Server:
     async def _start(self) -> None:
         server = self.config.server
         credentials = None if server.tls is None else _credentials(server.tls)
-        web = _listen(server.host, server.http_port)
+        web = listen(server.host, server.http_port)
         self.http_port = web.getsockname()[1]
         try:
             self._avatars = self._make_avatars(self.config, self.metrics)
@@ -361,7 +361,12 @@ def _credentials(tls: Tls) -> Any:
     return grpc.ssl_server_credentials([pair])
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens.
+
+    Raises:
+        InputError: the address cannot be listened at.
+    """
     try:
         return http.listen(host, port)
     except (OSError, UnicodeError, OverflowError) as error:
@@ -375,7 +380,7 @@ def _add_port(server: Any, host: str, port: int, credentials: Any) -> int:
             return int(server.add_insecure_port(address))
         return int(server.add_secure_port(address, credentials))
     except RuntimeError as error:  # does not say why
-        _listen(host, port).close()
+        listen(host, port).close()
         raise _cannot_listen(host, port, error) from None
 
 

@@ -5,11 +5,14 @@ import contextlib
 import logging
 import os
 import queue
+import re
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from engine.command import Parser, program, run
 from engine.errors import InputError, one_line, printable
@@ -31,6 +34,7 @@ try:
 
     from .. import log
     from ..config import Config, load
+    from ..server import listen
     from .deployment import NAME, deployment
 except ModuleNotFoundError as error:
     print(
@@ -40,6 +44,10 @@ except ModuleNotFoundError as error:
     sys.exit(2)
 
 SERVICES = "serve.cluster.services.add_services"
+CONNECT_SECONDS = 10.0
+MOST_GPUS = 10_000  # all that there are
+ALL = "0.0.0.0"  # addresses: where Ray Serve's proxies take gRPC
+PROXIES = ("host", "port", "http_port", "max_message_size_mb")  # keys of their options
 
 _log = logging.getLogger("serve")
 
@@ -47,7 +55,7 @@ _log = logging.getLogger("serve")
 def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     log.configure()
-    return run(lambda: serve_cluster(options), interrupted="the cluster has ended")
+    return run(lambda: serve_cluster(options), interrupted="the replicas were not waited for")
 
 
 def serve_cluster(options: argparse.Namespace) -> None:
@@ -61,16 +69,17 @@ def serve_cluster(options: argparse.Namespace) -> None:
     signals = _Signals()
     with signals.handled():  # after Ray, which has set handlers of its own
         try:
-            for line in begin(config, cpu=options.device == "cpu"):
+            for line in begin(config, options.device):
                 print(printable(line), flush=True)
-            if config.cluster.address is not None:
-                return
-            while signals.next() == signal.SIGHUP:
+            while config.cluster.address is None:
+                signals.wait_for_update()
                 try:
-                    begin(_configured(options), cpu=options.device == "cpu")
-                    _log.info("all replicas are new")
+                    _update(config, _configured(options), options.device)
                 except InputError as error:
                     _log.error("not updated: %s", error)
+        except _End:
+            if config.cluster.address is not None:
+                raise KeyboardInterrupt from None
         finally:
             if config.cluster.address is None:
                 serve.shutdown()
@@ -78,7 +87,8 @@ def serve_cluster(options: argparse.Namespace) -> None:
 
 
 def _configured(options: argparse.Namespace) -> Config:
-    config = load(options.config, avatars=options.avatar, device=options.device)
+    # How many GPUs the cluster has is known later; this machine may have none of them.
+    config = load(options.config, avatars=options.avatar, device=options.device, gpus=MOST_GPUS)
     log.set_level(config.log_level)
     check(config)
     return config
@@ -95,6 +105,11 @@ def check(config: Config) -> None:
             "server.tls is set, but Ray Serve's proxies speak no TLS; expected a proxy with TLS in "
             "front of them, and no server.tls"
         )
+    for name in ("port", "http_port"):
+        if not getattr(config.server, name):
+            raise InputError(
+                f"server.{name} is 0; expected the port of Ray Serve's proxies, on all nodes"
+            )
     most = config.cluster.max_replicas
     if most is not None and config.cluster.replicas is not None and most < config.cluster.replicas:
         raise InputError(
@@ -103,32 +118,50 @@ def check(config: Config) -> None:
         )
 
 
-def begin(config: Config, *, cpu: bool) -> list[str]:
+def _update(first: Config, config: Config, device: str | None) -> None:
+    """Replace all replicas.
+
+    Args:
+        first: the configuration with which the proxies were started.
+
+    Raises:
+        InputError: the proxies would have to be others, or the replicas do not start.
+    """
+    for name in PROXIES:
+        old, new = getattr(first.server, name), getattr(config.server, name)
+        if old != new:
+            raise InputError(
+                f"server.{name} is {new}; expected {old}, as long as this command runs"
+            )
+    begin(config, device)
+    _log.info("all replicas are new")
+
+
+def begin(config: Config, device: str | None) -> list[str]:
     """Start the proxies, and run or update the deployment. Returns when replicas are ready.
 
     Args:
-        cpu: whether GPUs of the cluster are left alone.
+        device: the option.
 
     Returns:
         What is served and where, a line each.
 
     Raises:
-        InputError: the replicas do not start.
+        InputError: the replicas do not start, or there are too few GPUs.
     """
-    there = int(ray.cluster_resources().get("GPU", 0))
-    gpus = there > 0 and not cpu and config.gpus.count != 0
-    replicas = config.cluster.replicas or (there if gpus else 1)
-    replicas = min(replicas, config.cluster.max_replicas or replicas)
+    gpus = gpus_of(config, device, int(ray.cluster_resources().get("GPU", 0)))
+    most = config.cluster.max_replicas or gpus
+    replicas = config.cluster.replicas or max(min(gpus, most), 1)
     server = config.server
     serve.start(
         http_options=HTTPOptions(host=server.host, port=server.http_port),
         grpc_options=gRPCOptions(port=server.port, grpc_servicer_functions=[SERVICES]),
     )
     try:
-        app = deployment(config, replicas, gpus=gpus, update=time.time_ns())
+        app = deployment(config, replicas, gpus=gpus > 0, update=time.time_ns())
         serve.run(app, name=NAME, route_prefix="/")
     except RuntimeError as error:
-        raise InputError(f"the replicas do not start: {one_line(error)}") from None
+        raise InputError(f"the replicas do not start: {_reason(error)}") from None
     host = f"[{server.host}]" if ":" in server.host else server.host
     reached = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
     names = ", ".join(config.models)
@@ -139,13 +172,52 @@ def begin(config: Config, *, cpu: bool) -> list[str]:
     ]
 
 
+def gpus_of(config: Config, device: str | None, there: int) -> int:
+    """Return how many GPUs to use; 0 for the CPU.
+
+    Args:
+        device: the option.
+        there: GPUs of the cluster.
+
+    Raises:
+        InputError: there are too few.
+    """
+    if device == "cuda" and not there:
+        raise InputError("--device is cuda, but the Ray cluster has no GPU; expected --device cpu")
+    count = config.gpus.count or 0
+    if there < count < MOST_GPUS:
+        raise InputError(
+            f"gpus.count is {count}, but the Ray cluster has {there}; expected at most that, "
+            "0 or --device cpu for the CPU"
+        )
+    return min(count, there)
+
+
+def _reason(error: RuntimeError) -> str:
+    """Return why replicas do not start: the line of an error of ours, which Ray Serve has in a
+    traceback in its status."""
+    texts = [
+        one.message
+        for application in serve.status().applications.values()
+        for one in application.deployments.values()
+    ]
+    found = re.findall(r"^\S*InputError: (.+)$", "\n".join(texts), re.MULTILINE)
+    return one_line(found[-1] if found else error)
+
+
 def _connect(config: Config) -> None:
     """Connect to a Ray cluster, or start one, whose processes have this one's environment.
 
     Raises:
-        InputError: there is none at the address.
+        InputError: there is none at the address, or it cannot be used; or a port of this machine is
+            in use.
     """
-    cluster, local = config.cluster, config.cluster.address is None
+    cluster, server, local = config.cluster, config.server, config.cluster.address is None
+    if local:  # Ray's proxies would share ports with others, and clients with them
+        listen(server.host, server.http_port).close()
+        listen(ALL, server.port).close()
+    else:
+        _reach(str(cluster.address))
     size = str(config.server.max_message_size_mb << 20)
     os.environ.setdefault("RAY_SERVE_GRPC_MAX_MESSAGE_SIZE", size)
     try:
@@ -155,32 +227,67 @@ def _connect(config: Config) -> None:
             logging_level=logging.WARNING,
             include_dashboard=False if local else None,
         )
-    except (ConnectionError, ValueError) as error:
+    except (ConnectionError, RuntimeError, ValueError) as error:  # such as another release of Ray
+        if local:
+            raise InputError(f"Ray does not start: {one_line(error)}") from None
         raise InputError(
             f"cluster.address is {cluster.address!r}: {one_line(error)}; expected that of a Ray "
             "cluster that runs"
         ) from None
 
 
+def _reach(address: str) -> None:
+    """Refuse an address at which nothing listens: Ray would try for minutes, and hear no signal.
+
+    Raises:
+        InputError: it is HOST:PORT, and cannot be reached.
+    """
+    host, _, port = address.rpartition(":")
+    if "://" in address or not (port.isascii() and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        why = one_line(getattr(error, "strerror", None) or error)
+        raise InputError(
+            f"cluster.address is {address!r}: {why}; expected that of a Ray cluster that runs"
+        ) from None
+
+
+class _End(BaseException):
+    """SIGTERM or SIGINT came."""
+
+
 class _Signals:
-    """SIGTERM, SIGINT and SIGHUP, in the order in which they come."""
+    """SIGTERM and SIGINT raise `_End` wherever the main thread is: it may wait for replicas that
+    never start. SIGHUP waits until it is asked for.
+    """
 
     def __init__(self) -> None:
-        self._came: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._updates: queue.SimpleQueue[None] = queue.SimpleQueue()
 
-    def next(self) -> int:
-        """Wait for a signal."""
-        return self._came.get()
+    def wait_for_update(self) -> None:
+        """Wait for SIGHUP. Several that came meanwhile are one."""
+        self._updates.get()
+        while not self._updates.empty():
+            self._updates.get()
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
-        numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        before = {n: signal.signal(n, lambda number, _: self._came.put(number)) for n in numbers}
+        handlers = {signal.SIGTERM: _end, signal.SIGINT: _end, signal.SIGHUP: self._update}
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _update(self, *_: object) -> None:
+        self._updates.put(None)
+
+
+def _end(*_: object) -> NoReturn:
+    raise _End
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -7,10 +7,13 @@ from typing import Any, NamedTuple
 from google.protobuf.message import DecodeError
 from grpc import StatusCode, aio
 
+from ..rpc.calls import WRITE_SECONDS
+
 _END = object()
 # The last message of a call that ends with another status than OK: no protobuf, and no client's,
 # because `services` takes it out. Ray Serve takes statuses with messages only, or logs a traceback.
 STATUS = b"\x00status"
+UNREAD_SECONDS = WRITE_SECONDS + 2  # until then, the handler says that nothing is read
 
 
 class Details(NamedTuple):
@@ -72,8 +75,14 @@ class Call:
             await self.abort(StatusCode.INTERNAL, "a message cannot be read")
 
     async def write(self, message: Any) -> None:
-        """Send a message, when the one before it is on its way."""
-        await self._answers.put(Message(self._serialize(message)))
+        """Send a message, when the one before it is on its way.
+
+        Raises:
+            TimeoutError: the client reads nothing. Ray Serve's proxies do not ask whether it is
+                still there, and its place is for others.
+        """
+        async with asyncio.timeout(UNREAD_SECONDS):
+            await self._answers.put(Message(self._serialize(message)))
 
     async def abort(self, code: Any, details: str = "", trailing_metadata: Any = ()) -> None:
         """End the call with a status that is not OK.
@@ -121,32 +130,34 @@ class Call:
         Raises:
             Exception: what else the handler raises.
         """
-        task = asyncio.ensure_future(self._run(work))
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(self._wake)
         try:
-            while (answer := await self._answers.get()) is not _END:
-                yield answer
-            if await self.ended(task):
+            while not (task.done() and self._answers.empty()):
+                if (answer := await self._answers.get()) is not _END:
+                    yield answer
+            if self._has_status(task):
                 yield Message(STATUS)
         finally:
             task.cancel()
             await asyncio.wait([task])
 
-    async def ended(self, work: Any) -> bool:
-        """Wait for a handler's end. Return whether it has ended the call with a status."""
+    def _has_status(self, task: Any) -> bool:
+        """Return whether a handler that is over has ended the call with a status."""
+        if task.cancelled():  # by the service's end, which waits for nobody
+            self.set_code(StatusCode.UNAVAILABLE)
+            self.set_details("the server is ending")
+            return True
         try:
-            await work
+            task.result()
         except aio.AbortError:
             return True
         return False
 
-    async def _run(self, work: Any) -> None:
-        try:
-            await work
-        finally:
-            # After a cancellation nobody reads.
-            task = asyncio.current_task()
-            if task is None or not task.cancelling():
-                await self._answers.put(_END)
+    def _wake(self, _: Any) -> None:
+        """Let the iteration see that the handler is over."""
+        if self._answers.empty():
+            self._answers.put_nowait(_END)
 
 
 class Handlers:

@@ -35,7 +35,8 @@ class SessionRouter(ConsistentHashRouter):  # type: ignore[misc]  # Ray has no t
             return [candidate_replicas] if candidate_replicas else []
         session = pending_request.metadata.session_id or _number_in_path(pending_request)
         if session:
-            owner = [one for one in candidate_replicas if _tag_of(one) == tag_of(session)]
+            tag = tag_of(session)
+            owner = [one for one in candidate_replicas if tag is not None and _tag_of(one) == tag]
             if owner:
                 return [owner]
             return list(await super().choose_replicas(candidate_replicas, pending_request))
@@ -60,7 +61,10 @@ class SessionRouter(ConsistentHashRouter):  # type: ignore[misc]  # Ray has no t
         super().on_request_routed(pending_request, replica_id, result)
 
     def on_request_completed(self, replica_id: Any, internal_request_id: str) -> None:
-        self._running.pop(internal_request_id, None)
+        noted = self._running.get(internal_request_id)
+        # Not if that replica was full, and another one is asked meanwhile.
+        if noted is not None and _chosen(*noted) == replica_id:
+            del self._running[internal_request_id]
         super().on_request_completed(replica_id, internal_request_id)
 
     def _note(self, pending_request: Any, replica_id: Any) -> None:
@@ -93,6 +97,20 @@ def session_number(tag: int) -> int:
     33 bits of it cannot be guessed.
     """
     return (random.SystemRandom().randrange(1, 2 ** (53 - TAG_BITS)) << TAG_BITS) | tag
+
+
+def _chosen(replica_id: Any, choice: Any) -> Any:
+    """Return the replica that a request was sent to, or None if it waits for another one.
+
+    Args:
+        replica_id: the one that it was meant for.
+        choice: the future of the replica that Ray Serve gives it, which may be another one.
+    """
+    if not choice.done():
+        return None
+    if choice.cancelled() or choice.exception() is not None:
+        return replica_id
+    return choice.result().replica_id
 
 
 def _tag_of(replica: Any) -> int | None:

@@ -2,11 +2,11 @@
 
 import asyncio
 import io
-from array import array
 from collections import deque
 from typing import Any
 
 import grpc
+import numpy as np
 from loguru import logger
 from PIL import Image
 from pipecat.audio.utils import create_stream_resampler
@@ -25,7 +25,7 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessorSet
 from pipecat.services.ai_service import AIService
 
 from . import viseme_pb2 as pb
-from .session import Session, channel, opening
+from .session import Session, Silent, channel, opening
 
 PICTURES = ("jpeg", "rgb")
 KEEP_SECONDS = 15.0  # after which the server hears that the agent is still there
@@ -50,8 +50,10 @@ class VisemeVideoService(AIService):
     real time. `TTSStoppedFrame` is pushed on when the last of its sound was. An `InterruptionFrame`
     drops all speech that was not shown. At an `EndFrame`, all speech is shown first.
 
-    A session that the server ends is opened anew. Each reason is an `ErrorFrame`; what no new
-    session mends, such as an unknown avatar, is the last one.
+    A session that the server ends, or from which nothing comes for 10 s, is opened anew. The reason
+    is an `ErrorFrame` if speech is lost with it, and so is speech that comes while there is no
+    session: one frame until a session is open. What no new session mends, such as an unknown
+    avatar, is the last one.
 
     Args:
         address: host and port of the server's gRPC.
@@ -89,7 +91,9 @@ class VisemeVideoService(AIService):
         self._session: Session | None = None
         self._task: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self._resampler = create_stream_resampler()
+        self._resampler = _resampler()
+        self._source = (0, 0)  # rate and channels of the utterance's sound
+        self._cut = b""  # the begin of a sample whose end has not come yet
         self._open = False  # whether an utterance has begun that has not ended
         self._unanswered = 0  # interruptions that the server has not answered yet
         self._stopped: deque[TTSStoppedFrame] = deque()  # of utterances that are being shown
@@ -135,9 +139,7 @@ class VisemeVideoService(AIService):
             await self._speak(frame)
             return
         if isinstance(frame, TTSStoppedFrame) and direction is FrameDirection.DOWNSTREAM:
-            if self._open and self._session is not None:
-                self._open = False
-                self._session.flush()
+            if self._session is not None and await self._end_utterance(self._session):
                 self._stopped.append(frame)
                 return
         elif isinstance(frame, InterruptionFrame):
@@ -148,22 +150,48 @@ class VisemeVideoService(AIService):
 
     async def _speak(self, frame: TTSAudioRawFrame) -> None:
         if self._session is None:
-            return  # an ErrorFrame has said why
-        samples = frame.audio
-        if frame.num_channels == 2:
-            samples = _mono(samples)
+            await self._say("there is no session, and what is spoken is lost", None)
+            return
+        if self._source != (frame.sample_rate, frame.num_channels):
+            self._forget_sound()
+            self._source = frame.sample_rate, frame.num_channels
+        sound = self._cut + frame.audio
+        whole = len(sound) - len(sound) % (2 * frame.num_channels)
+        samples, self._cut = sound[:whole], sound[whole:]
+        if frame.num_channels > 1:
+            samples = _mono(samples, frame.num_channels)
         samples = await self._resampler.resample(samples, frame.sample_rate, self._rate)
         if samples and self._session is not None:
             self._open = True
             self._session.push(samples)
 
+    async def _end_utterance(self, session: Session) -> bool:
+        """End the utterance, with what the resampler still has. Return whether there was one."""
+        rest = await self._resampler.flush()
+        self._forget_sound()
+        if rest:
+            session.push(rest)
+        elif not self._open:
+            return False
+        self._open = False
+        session.flush()
+        return True
+
+    def _forget_sound(self) -> None:
+        """Forget what is left of the sound that came."""
+        self._resampler, self._source, self._cut = _resampler(), (0, 0), b""
+
     def _interrupt(self) -> None:
         self._open = False
         self._stopped.clear()
-        self._resampler = create_stream_resampler()  # without the end of what it was given
-        if self._session is not None:
-            self._unanswered += 1
-            self._session.interrupt()
+        self._forget_sound()
+        if self._session is None:
+            return
+        if self._ending:  # the server hears nothing more
+            self._session.cancel()
+            return
+        self._unanswered += 1
+        self._session.interrupt()
 
     # --- the session -----------------------------------------------------------------------------
 
@@ -175,37 +203,53 @@ class VisemeVideoService(AIService):
                 request = opening(
                     self._avatar, self._rate, self._picture, self._prebuffer, PICTURES
                 )
-                self._session = Session(server, request, self._token)
+                final = False
                 try:
+                    self._session = Session(server, request, self._token)
                     async for response in self._session.responses():
                         if response.HasField("opened"):
                             failures = 0
                         await self._take(response)
-                except grpc.aio.AioRpcError as error:
-                    if await self._failed(error, quiet=self._ending):
-                        break
+                except Exception as error:  # what cannot be sent or shown ends no pipeline
+                    final = await self._failed(error)
                 finally:
-                    self._session.cancel()
+                    if self._session is not None:
+                        self._session.cancel()
                     await self._forget()
+                if final:
+                    break
                 if not self._ending:
                     await asyncio.sleep(AGAIN_SECONDS[min(failures, len(AGAIN_SECONDS) - 1)])
                     failures += 1
 
-    async def _failed(self, error: grpc.aio.AioRpcError, *, quiet: bool) -> bool:
+    async def _failed(self, error: Exception) -> bool:
         """Say why a session has ended. Return whether that is for good."""
-        code, final = error.code(), error.code() in FINAL
-        line = f"Viseme at {self._address}: {code.name}: {error.details()}"
-        usual = code in USUAL and self._size != NONE and not self._open and not self._stopped
-        if usual:
-            logger.info(f"{self.name}: {line}; another session is opened")
-        elif not quiet and not self._told:
-            await self.push_error(error_msg=line, exception=error)
+        if isinstance(error, grpc.aio.AioRpcError):
+            code, line = error.code(), f"{error.code().name}: {error.details()}"
+        else:
+            code, line = None, f"{type(error).__name__}: {error}"
+        usual = isinstance(error, Silent) or code in USUAL
+        if usual and self._size != NONE and not self._open and not self._stopped:
+            logger.info(f"{self.name}: {self._line(line)}; another session is opened")
+        elif self._ending:
+            logger.warning(f"{self.name}: {self._line(line)}; what was not shown is lost")
+        else:
+            await self._say(line, error)
+        return code in FINAL or not (code or usual)
+
+    async def _say(self, line: str, error: Exception | None) -> None:
+        """Push an error, the first one since a session was open."""
+        if not self._told:
             self._told = True
-        return final
+            await self.push_error(error_msg=self._line(line), exception=error)
+
+    def _line(self, line: str) -> str:
+        return f"Viseme at {self._address}: {line}"
 
     async def _forget(self) -> None:
         """Give up what was to be shown."""
         self._session, self._size, self._open, self._unanswered = None, NONE, False, 0
+        self._forget_sound()
         while self._stopped:
             frame = self._stopped.popleft()
             if not self._ending:
@@ -263,8 +307,13 @@ async def _decoded(jpeg: bytes) -> bytes:
     return await asyncio.to_thread(decode)
 
 
-def _mono(samples: bytes) -> bytes:
-    """Average two channels of int16."""
-    pairs = memoryview(samples).cast("h")
-    means = ((left + right) // 2 for left, right in zip(pairs[::2], pairs[1::2], strict=True))
-    return array("h", means).tobytes()
+def _mono(samples: bytes, channels: int) -> bytes:
+    """Average channels of int16."""
+    values = np.frombuffer(samples, "<i2").reshape(-1, channels).astype(np.int32)
+    means: np.ndarray = values.sum(1) // channels
+    return means.astype("<i2").tobytes()
+
+
+def _resampler() -> Any:
+    """Return a resampler that keeps what it was given over pauses of the TTS service."""
+    return create_stream_resampler(clear_after_secs=None)

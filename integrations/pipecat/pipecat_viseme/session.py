@@ -10,8 +10,20 @@ import grpc.aio
 from . import viseme_pb2 as pb
 
 LIVE = "/viseme.v1.Viseme/Live"
-ANY_SIZE = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+OPTIONS = (
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    # A server that is back is found soon; gRPC would wait for up to 2 minutes.
+    ("grpc.initial_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
 MOST_SECONDS = 30  # of speech in a message; the server takes 60
+OPEN_SECONDS = 180.0  # in which a session opens: the server may have to load the avatar
+SILENT_SECONDS = 10.0  # in which something comes of an open session: it has frames without end
+
+
+class Silent(Exception):
+    """Nothing comes from the server any more: the network, or its machine, is gone."""
 
 
 def channel(
@@ -25,9 +37,9 @@ def channel(
         certificates: of the authorities that are trusted, in PEM format; the system's unless given.
     """
     if not tls and certificates is None:
-        return grpc.aio.insecure_channel(address, ANY_SIZE)
+        return grpc.aio.insecure_channel(address, OPTIONS)
     credentials = grpc.ssl_channel_credentials(certificates)
-    return grpc.aio.secure_channel(address, credentials, ANY_SIZE)
+    return grpc.aio.secure_channel(address, credentials, OPTIONS)
 
 
 class Session:
@@ -77,8 +89,18 @@ class Session:
 
         Raises:
             grpc.aio.AioRpcError: the server ended it, or was not reached.
+            Silent: nothing came for too long.
         """
-        async for response in self._call:
+        responses, seconds = aiter(self._call), OPEN_SECONDS
+        while True:
+            try:
+                async with asyncio.timeout(seconds):
+                    response = await anext(responses, None)
+            except TimeoutError:
+                raise Silent(f"nothing came for {seconds:g} s") from None
+            if response is None:
+                return
+            seconds = SILENT_SECONDS
             yield response
 
     async def _sent(self) -> AsyncIterator[pb.LiveRequest]:

@@ -91,10 +91,17 @@ def tone(seconds: float, step: int) -> bytes:
     )
 
 
-async def say(worker: PipelineWorker, sound: bytes, *, rate: int = RATE, channels: int = 1) -> None:
+async def say(
+    worker: PipelineWorker,
+    sound: bytes,
+    *,
+    rate: int = RATE,
+    channels: int = 1,
+    size: int = 2 * STEP,
+) -> None:
     await worker.queue_frame(TTSStartedFrame())
-    for begin in range(0, len(sound), 2 * STEP):
-        part = sound[begin : begin + 2 * STEP]
+    for begin in range(0, len(sound), size):
+        part = sound[begin : begin + size]
         await worker.queue_frame(
             TTSAudioRawFrame(audio=part, sample_rate=rate, num_channels=channels)
         )
@@ -111,9 +118,10 @@ async def speak(worker: PipelineWorker, sink: Sink) -> None:
 
 
 async def stereo(worker: PipelineWorker, sink: Sink) -> None:
-    """Say something in stereo at 24 kHz."""
+    """Say something in stereo at 24 kHz, in frames that cut samples, and then in mono."""
     sound = (1000).to_bytes(2, "little") + (3000).to_bytes(2, "little")
-    await say(worker, sound * 12000, rate=24000, channels=2)
+    await say(worker, sound * 12000, rate=24000, channels=2, size=2 * STEP + 1)
+    await say(worker, tone(0.5, 3), size=2 * STEP + 1)
     await worker.queue_frame(EndFrame())
 
 
@@ -145,6 +153,25 @@ async def cancelled(worker: PipelineWorker, sink: Sink) -> None:
     await worker.cancel()
 
 
+async def goodbye(worker: PipelineWorker, sink: Sink) -> None:
+    """Interrupt the last speech, after the end of the pipeline was asked for."""
+    await say(worker, tone(150, 1))  # longer than the test waits
+    await worker.queue_frame(EndFrame())
+    await sink.until("SpeechOutputAudioRawFrame", 5)
+    await sink.push_frame(InterruptionFrame(), FrameDirection.UPSTREAM)
+
+
+async def silent(worker: PipelineWorker, sink: Sink) -> None:
+    """Speak to a server that is stopped, and goes on later."""
+    await say(worker, tone(20, 1))
+    await sink.until("SpeechOutputAudioRawFrame", 2)
+    sink.note({"kind": "now"})
+    await sink.until("ErrorFrame")
+    sink.note({"kind": "now"})
+    await sink.until("OutputImageRawFrame", 3)
+    await worker.queue_frame(EndFrame())
+
+
 async def unknown(worker: PipelineWorker, sink: Sink) -> None:
     """Ask for an avatar that there is not, and speak all the same."""
     await sink.until("ErrorFrame")
@@ -174,6 +201,8 @@ SCENARIOS = {
     "interrupt": (interrupt, {}),
     "hundred": (hundred, {}),
     "cancelled": (cancelled, {}),
+    "goodbye": (goodbye, {}),
+    "silent": (silent, {}),
     "unknown": (unknown, {"avatar": "nobody"}),
     "restarted": (restarted, {}),
     "docs": (docs, {}),

@@ -148,9 +148,12 @@ def test_what_is_said_is_shown(server):
 
 
 def test_other_sound_is_converted(server):
-    said = sound(run("stereo", server)).astype(float)
-    assert abs(len(np.trim_zeros(said)) - RATE / 2) < RATE * 0.02
+    seen = run("stereo", server)
+    first = kinds(seen).index("TTSStoppedFrame") + 1
+    said = np.trim_zeros(sound(seen[:first])).astype(float)
+    assert abs(len(said) - RATE / 2) < RATE * 0.002  # nothing is left in the resampler
     assert abs(np.median(said) - 2000) <= 1  # the mean of both channels
+    np.testing.assert_array_equal(np.trim_zeros(sound(seen[first:])), tone(0.5, 3))
 
 
 def test_an_interruption(server):
@@ -180,6 +183,29 @@ def test_a_hundred_interruptions_leave_nothing(server):
 def test_who_leaves_in_the_middle(server):
     names = kinds(run("cancelled", server))
     assert names[-1] == "CancelFrame" and "ErrorFrame" not in names
+
+
+def test_an_interruption_of_the_last_speech(server):
+    seen = run("goodbye", server)
+    assert kinds(seen)[-1] == "EndFrame" and "ErrorFrame" not in kinds(seen)
+    assert len(sound(seen)) < 30 * RATE  # of 150 s
+
+
+def test_a_server_from_which_nothing_comes(server):
+    """As if the network were gone: the connection stays."""
+    process = start("silent", server.port)
+    assert process.stdout is not None
+    lines = []
+    for stop in (signal.SIGSTOP, signal.SIGCONT):
+        while not lines or json.loads(lines[-1])["kind"] != "now":
+            lines.append(process.stdout.readline())
+        os.kill(server.process.pid, stop)
+        lines[-1] = json.dumps({"kind": "then"})
+    out, _ = process.communicate(timeout=SECONDS)
+    seen = finished("".join(f"{line.rstrip()}\n" for line in lines) + out, server)
+    errors = [note["line"] for note in seen if note["kind"] == "ErrorFrame"]
+    assert errors == [f"Viseme at 127.0.0.1:{server.port}: Silent: nothing came for 10 s"]
+    assert kinds(seen)[-1] == "EndFrame"
 
 
 def test_an_avatar_that_is_not_there(server):

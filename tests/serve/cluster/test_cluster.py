@@ -256,6 +256,24 @@ async def _frames(cluster) -> float:
     return most
 
 
+def test_an_update_that_cannot_be_changes_nothing(cluster):
+    path, there = cluster.log.parent / "config.yaml", cluster.replicas()
+    good = path.read_text()
+    other = json.loads(good)
+    other["server"]["http_port"] -= 1
+    try:
+        for text, line in (
+            ("{nonsense: 1}", "nonsense is not known"),
+            (json.dumps(other), f"expected {cluster.http_port}, as long as this command runs"),
+        ):
+            path.write_text(text)
+            cluster.process.send_signal(signal.SIGHUP)
+            until(lambda line=line: line in cluster.log.read_text())
+    finally:
+        path.write_text(good)
+    assert cluster.replicas() == there
+
+
 def test_an_update_refuses_nobody(cluster):
     async def update():
         old = cluster.replicas()

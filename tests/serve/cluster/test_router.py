@@ -38,6 +38,11 @@ def request(id: str, *, session="", model="", path=None):
     )
 
 
+def send(asked, name: str) -> None:
+    """Do as Ray Serve when a request goes to a replica."""
+    asked.future.set_result(replica(name))
+
+
 class Router(SessionRouter):
     """Chooses among replicas that it is given, without Ray's part."""
 
@@ -67,7 +72,9 @@ def test_what_runs_is_spread(order, count):
             else:
                 before = Counter({r.replica_id: 0 for r in chooser.replicas})
                 before.update(running.values())
-                running[f"q{number}"] = await chooser.first(request(f"q{number}"))
+                asked = request(f"q{number}")
+                running[f"q{number}"] = await chooser.first(asked)
+                send(asked, running[f"q{number}"])
                 assert before[running[f"q{number}"]] == min(before.values())
         for id, where in running.items():
             chooser.on_request_completed(where, id)
@@ -90,6 +97,41 @@ def test_a_client_that_leaves_before_it_is_served_takes_no_place():
         assert len(chooser._running) == 2
 
     asyncio.run(leave())
+
+
+def test_a_full_replica_that_hands_a_request_on():
+    """Ray Serve may say that the first replica is done with it when the second one has it."""
+
+    async def hand_on():
+        chooser = Router([replica("one"), replica("two")])
+        asked = request("a")
+        first = await chooser.first(asked)
+        send(asked, first)
+        asked.future = asyncio.Future()
+        second = await chooser.first(asked)
+        chooser.on_request_completed(first, "a")
+        assert len(chooser._running) == 1
+        send(asked, second)
+        chooser.on_request_completed(second, "a")
+        assert not chooser._running
+
+    asyncio.run(hand_on())
+
+
+def test_a_replica_of_which_nothing_is_known_yet(monkeypatch):
+    """A text that is no number is not for it, but for the one that Ray Serve's hash says."""
+
+    async def by_hash(self, replicas, asked):
+        return [[replicas[1]]]
+
+    monkeypatch.setattr(router.ConsistentHashRouter, "choose_replicas", by_hash)
+
+    async def go():
+        chooser = Router([replica("new"), replica("one", tag=5)])
+        chooser.replicas[0].replica_metadata = {}
+        assert await chooser.first(request("a", session="text")) == "one"
+
+    asyncio.run(go())
 
 
 def test_who_goes_where():
