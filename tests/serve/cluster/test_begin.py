@@ -27,5 +27,7 @@ def test_how_many_replicas(monkeypatch, section, gpus, cpu, expected):
     monkeypatch.setattr(
         cluster, "deployment", lambda config, replicas, **options: begun.append(replicas)
     )
-    (line, *_) = cluster.begin(Config.model_validate({"cluster": section}), "cpu" if cpu else None)
+    (line, *_) = cluster.begin(
+        Config.model_validate({"cluster": section, "gpus": {"count": gpus}}), "cpu" if cpu else None
+    )
     assert begun == [expected] and line.startswith(f"{expected} replicas on ")
