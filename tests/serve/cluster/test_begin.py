@@ -28,6 +28,7 @@ def test_how_many_replicas(monkeypatch, section, gpus, cpu, expected):
         cluster, "deployment", lambda config, replicas, **options: begun.append(replicas)
     )
     (line, *_) = cluster.begin(
-        Config.model_validate({"cluster": section, "gpus": {"count": gpus}}), "cpu" if cpu else None
+        Config.model_validate({"cluster": section, "gpus": {"count": 0 if cpu else gpus}}),
+        "cpu" if cpu else None,
     )
     assert begun == [expected] and line.startswith(f"{expected} replicas on ")
