@@ -23,7 +23,6 @@ test: $(VENV)/.ready ## everything that runs without a GPU; the GPU tests skip
 	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile --max-worker-restart 0; tests=$$?; \
 	wait $$interpreter; interpreted=$$?; cat $$log; \
 	exit $$((tests ? tests : interpreted))
-	$(RUN) kernels.compile --arch 89,90 --part stages
 
 lint: $(VENV)/.ready
 	$(RUN) ruff check .

@@ -91,7 +91,7 @@ def test_sizes(device, poisoned, person, size):
 # 328 is the crop's size (a copy), 320 the ROI's; 656 is twice the crop (ties); 700 has more than two
 # rows for each row of the crop, as the box far larger than its frame below, which stands for it in
 # the interpreter. The frame shows only a part of these boxes.
-@pytest.mark.parametrize("size", [182, 328, 656] if INTERPRETED else [182, 320, 328, 656, 700])
+@pytest.mark.parametrize("size", [328, 656] if INTERPRETED else [182, 320, 328, 656, 700])
 def test_large_sizes(device, poisoned, person, size):
     part = {"height": 96, "width": 112}
     top = -(size // 3)
@@ -121,8 +121,10 @@ def test_tiles_of_every_batch_size(device, poisoned, person, monkeypatch, n):
     check_input(frames, boxes, index, poisoned, torch.float16)
 
 
-def test_as_launched(device, poisoned, person):
+def test_as_launched(device, poisoned, person, monkeypatch):
     """A face of a usual size with the programs that a GPU gets: many tiles, many pasters."""
+    if INTERPRETED:  # rows are tried above
+        monkeypatch.setattr(face_input, "tile_rows", lambda n: 82)
     part = {"height": 110, "width": 124}
     check(device, poisoned, person, [[30, 15, 127, 112]], [0], torch.float16, part)
 
