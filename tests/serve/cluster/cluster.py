@@ -73,7 +73,8 @@ def running(folder: Path):
     (folder / "config.yaml").write_text(json.dumps(config))
     command = [sys.executable, "-m", "serve.cluster", folder / "config.yaml", "--device", "cpu"]
     environment = {
-        **os.environ,
+        # without what a command of another test has set in this process for Ray
+        **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "VISEME_TEST_PORT": str(port),
