@@ -95,9 +95,14 @@ def program(main: Callable[[], int]) -> NoReturn:
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see `engine/__init__.py`
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        sys.exit(main())
+        code = main()
     except KeyboardInterrupt:  # before or after the command's work
-        sys.exit(130)
+        code = 130
+    # If a KeyboardInterrupt has left exec() of a text, as in `dataclass` or PyTorch's exporter,
+    # CPython ends by SIGINT instead of with the exit code, even if the exception was caught. The
+    # next exec() of a text clears that.
+    exec("")
+    sys.exit(code)
 
 
 def _end(number: int, _: object) -> NoReturn:

@@ -100,6 +100,23 @@ def test_streams_that_are_closed(monkeypatch):
         program(lambda: 0)
 
 
+INTERRUPTED_IN_EXEC = """
+from engine.command import program, run
+def work():
+    exec("raise KeyboardInterrupt")
+program(lambda: run(work, interrupted="nothing was written"))
+"""
+
+
+def test_ctrl_c_while_a_library_executes_a_text(tmp_path):
+    """CPython would end `python -m` by SIGINT, without the exit code of the command."""
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED_IN_EXEC)
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    command = [sys.executable, "-m", "interrupted"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stderr) == (130, "interrupted: nothing was written\n")
+
+
 @pytest.fixture(scope="module")
 def ascii_only() -> dict[str, str]:
     """The environment of a process with an ASCII stdout and arbitrary bytes in file names."""
