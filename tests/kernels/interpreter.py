@@ -65,6 +65,18 @@ def _cache_types() -> None:
             blocks[key] = vars(self).copy()
         vars(self).update(blocks[key], element_ty=element_ty)
 
+    check_types = TritonSemantic.binary_op_type_checking_impl
+
+    def check_unless_equal(self, left: Any, right: Any, *rules: Any, **more: Any) -> Any:
+        # Only quotients, which have a fourth rule, may have another type than both operands.
+        tensors = isinstance(left, core.tensor) and isinstance(right, core.tensor)
+        if tensors and len(rules) < 4 and not more:
+            blocks = left.type.is_block() and right.type.is_block()
+            same = left.dtype is right.dtype and not left.dtype.is_ptr()
+            if blocks and same and left.type.shape.values == right.type.shape.values:
+                return left, right
+        return check_types(self, left, right, *rules, **more)
+
     broadcast = TritonSemantic.broadcast_impl_value
 
     def broadcast_unless_equal(self, left: Any, right: Any) -> tuple[Any, Any]:
@@ -79,6 +91,7 @@ def _cache_types() -> None:
     core._unwrap_if_constexpr = unwrap_usual
     core.tensor.__init__ = new_tensor
     core.block_type.__init__ = new_block_type
+    TritonSemantic.binary_op_type_checking_impl = check_unless_equal
     TritonSemantic.broadcast_impl_value = broadcast_unless_equal
 
 
