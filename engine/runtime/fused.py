@@ -46,6 +46,7 @@ class FusedNetwork:
     """
 
     reason = ""  # set by `open_network`
+    assumes_mask = True
     capturable, stream = True, None  # memory allocated during a capture belongs to the graph
 
     def __init__(

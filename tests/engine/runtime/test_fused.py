@@ -49,6 +49,7 @@ def test_runs_checkpoints_and_onnx_files(on_the_cpu, fp16_safe_checkpoints, halv
     for path in (fp16_safe_checkpoints["generator"], halves["generator"]):
         found = fused.FusedNetwork(GENERATOR, path, CPU)
         assert found.dtype == torch.float16 and found.capturable and found.stream is None
+        assert found.assumes_mask
         assert (
             found.graph_bytes == 3 * 12_902_400
             and "fused kernels, Triton 3.8.0" in found.description
