@@ -27,7 +27,7 @@ from triton.compiler import CompiledKernel
 from .compile_cases import Case, pipeline_cases
 from .generator.network_cases import network_cases, traffic_line
 from .gpus import GPUS, Gpu
-from .model import Estimate, ModelCase, estimate, generator_cases, model_cases
+from .model import Estimate, ModelCase, estimate, generator_cases, generator_table, model_cases
 from .model import table as model_table
 from .sass import MachineCode, read_machine_code
 
@@ -71,8 +71,12 @@ class Row:
 
 
 @contextmanager
-def _recording(arch: int) -> Iterator[list[CompiledKernel]]:
-    """Compile for `arch` the kernels that are launched inside, and launch none of them."""
+def _recording(arch: int, processors: int | None = None) -> Iterator[list[CompiledKernel]]:
+    """Compile for `arch` the kernels that are launched inside, and launch none of them.
+
+    Args:
+        processors: of the GPU; of the largest one of `arch` if None.
+    """
     launched: list[CompiledKernel] = []
     run = triton.JITFunction.run
 
@@ -87,6 +91,7 @@ def _recording(arch: int) -> Iterator[list[CompiledKernel]]:
         return kernel
 
     count, shared = ARCHITECTURES[arch]
+    count = processors or count
     properties = SimpleNamespace(multi_processor_count=count, shared_memory_per_block_optin=shared)
     shown = {"multiprocessor_count": count, "max_shared_mem": shared}
     driver = SimpleNamespace(
@@ -232,10 +237,10 @@ def table(rows: Sequence[Row]) -> str:
 def estimate_all(gpu: Gpu, cases: Sequence[ModelCase] | None = None) -> list[Estimate]:
     """Compile kernels for a GPU and estimate their times: those of `model_cases()` if None."""
     estimates = []
-    with _recording(gpu.arch) as launched:
+    with _recording(gpu.arch, gpu.processors) as launched:
         for case in model_cases() if cases is None else cases:
             case.launch()
-            estimates.append(estimate(case, launched[-1], gpu))
+            estimates.append(estimate(case, launched[case.kernel], gpu))
     return estimates
 
 
@@ -247,11 +252,13 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] | None = 
     parts = {"stages": pipeline_cases, "generator": network_cases}
     text = f"which of: {', '.join(parts)}; default both"
     parser.add_argument("--part", choices=parts, help=text)
-    parser.add_argument("--model", help=f"GPU whose times are modelled: {', '.join(GPUS)}")
+    parser.add_argument("--model", help=f"GPUs whose times are modelled: some of {','.join(GPUS)}")
     options = parser.parse_args(arguments)
-    if options.model is not None and options.model not in GPUS:
-        expected = ", ".join(GPUS)
-        print(f"error: --model is {options.model!r}; expected one of: {expected}", file=sys.stderr)
+    gpus = [] if options.model is None else options.model.split(",")
+    unknown = [name for name in gpus if name not in GPUS]
+    if unknown:
+        expected = ",".join(GPUS)
+        print(f"error: --model is {unknown[0]!r}; expected some of: {expected}", file=sys.stderr)
         return 2
     asked = options.arch or ("" if options.model else every)
     names = asked.split(",") if asked else []
@@ -268,15 +275,19 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] | None = 
     rows = compile_all(list(dict.fromkeys(map(int, names))), cases) if names else []
     if names:
         print(table(rows))
-    if options.model:
-        gpu = GPUS[options.model]
-        modelled = {"stages": model_cases(), "generator": generator_cases(gpu)}
-        wanted = [case for part in chosen for case in modelled[part]]
-        print(model_table(estimate_all(gpu, wanted), gpu))
+    for gpu in map(GPUS.__getitem__, dict.fromkeys(gpus)):
+        modelled = {
+            "stages": model_cases() if "stages" in chosen else [],
+            "generator": generator_cases(gpu) if "generator" in chosen else [],
+        }
+        estimates = estimate_all(gpu, [case for part in chosen for case in modelled[part]])
+        print(model_table(estimates, gpu), end="\n\n")
+        if "generator" in chosen:
+            print(generator_table(estimates, gpu), end="\n\n")
     bad = [row for row in rows if row.fault]
     for row in bad:
         print(f"error: sm_{row.arch} {row.kernel} {row.variant}: {row.fault}", file=sys.stderr)
-    if options.model:
+    if gpus and "generator" in chosen:
         print(traffic_line())
     return 1 if bad else 0
 

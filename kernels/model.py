@@ -2,7 +2,9 @@
 
 Each pipe's time is that of its instructions with every part of every multiprocessor busy in every
 cycle, so it is a lower bound; latencies, tails and bank conflicts are not in it. The memory's floor
-is the time in which a large copy moves the bytes that must move.
+is the time in which a large copy moves the bytes that must move. For the generator there is also an
+expected time: pipes and memory reach only the shares of these rates in `REACHED`, and each launch
+takes `LAUNCH`.
 """
 
 from collections import Counter
@@ -18,8 +20,8 @@ from .fused.color import color_work
 from .fused.composite_work import composite_work
 from .fused.face_input import face_input_work
 from .fused.resize_work import resize_work
-from .generator.narrow_works import narrow_works
-from .generator.wide_works import wide_works
+from .generator.network_cases import network_layers
+from .generator.works import generator_works
 from .gpus import Gpu, cycles_of, pipe_of, wavefronts
 from .parts import read_parts
 from .sass import read_machine_code
@@ -28,6 +30,14 @@ from .work import Work
 
 BOX = (269, 549, 451, 731)  # of the face in the modelled frames, as in `compile_cases`
 COLUMNS = ("issue", "fma", "alu", "xu", "l1", "tensor")
+GENERATOR = "generator "  # before the names of its launches
+FRAMES = 25
+# Assumed, not measured: what a well-written kernel reaches of each rate, and seconds between the
+# end of a launch in a CUDA graph and the next one.
+REACHED = {
+    "issue": 0.65, "fma": 0.8, "alu": 0.8, "xu": 0.8, "l1": 0.85, "tensor": 0.8, "memory": 0.85,
+}  # fmt: skip
+LAUNCH = 1.2e-6
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ class ModelCase:
     name: str
     launch: Callable[[], object]
     work: Work
+    kernel: int = -1  # which of those that are launched
 
 
 @dataclass(frozen=True)
@@ -60,10 +71,22 @@ class Estimate:
         """That pipe's time over the floor."""
         return self.pipes[self.limit] / self.floor
 
+    @property
+    def least(self) -> float:
+        """The time if nothing waits."""
+        return max(self.pipes[self.limit], self.floor)
+
+    @property
+    def expected(self) -> float:
+        """The time with what is `REACHED`, and the launch."""
+        times = self.pipes | {"memory": self.floor}
+        slowest = max(time / REACHED[name] for name, time in times.items())
+        return slowest + LAUNCH / self.case.work.items
+
 
 def model_cases() -> list[ModelCase]:
     """List the launches that are modelled: 25 frames of 720 x 1280 with a 182-pixel face."""
-    half, n, size = torch.float16, 25, (1280, 720)
+    half, n, size = torch.float16, FRAMES, (1280, 720)
     found = []
     pastes: tuple[tuple[CompositeMode, ByteFormat, bool], ...] = (
         ("crop", "rgb", False), ("direct", "rgb", False), ("crop", "nv12", False),
@@ -91,8 +114,11 @@ def model_cases() -> list[ModelCase]:
 
 def generator_cases(gpu: Gpu) -> list[ModelCase]:
     """List the launches of the generator, with 25 frames."""
-    works = (*narrow_works(25, gpu.processors), *wide_works(25, gpu.processors))
-    return [ModelCase(f"generator {name}", launch, work) for name, launch, work in works]
+    return [
+        ModelCase(f"{GENERATOR}{name} {part}".rstrip(), launch, work, number - len(works))
+        for name, launch, works in generator_works(FRAMES, gpu.processors)
+        for number, (part, work) in enumerate(works.items())
+    ]
 
 
 def estimate(case: ModelCase, kernel: CompiledKernel, gpu: Gpu) -> Estimate:
@@ -145,3 +171,34 @@ def table(estimates: Sequence[Estimate], gpu: Gpu) -> str:
             + f"  {row.limit if row.ratio > 1 else 'memory'}"
         )
     return "\n".join(lines)
+
+
+def generator_table(estimates: Sequence[Estimate], gpu: Gpu) -> str:
+    """Return the sums of the generator's layers, and of all of it."""
+    rows: dict[str, list[Estimate]] = {}
+    for estimated in estimates:
+        if estimated.case.name.startswith(GENERATOR):
+            rows.setdefault(estimated.case.name.split()[1], []).append(estimated)
+    lines = [
+        f"The generator on {gpu.name}, a frame of {FRAMES}:",
+        f"{'':12}{'kernels':>9}{'MB':>8}{'least us':>10}{'expected us':>13}",
+    ]
+    total = [0.0, 0.0, 0.0, 0.0]
+    moved = {name: layer.traffic / 1e6 for name, layer in network_layers().items()}
+    for name, parts in rows.items():
+        least, expected = (
+            sum(getattr(part, time) for part in parts) * 1e6 for time in ("least", "expected")
+        )
+        figures = len(parts), moved[name], least, expected
+        total = [one + other for one, other in zip(total, figures, strict=True)]
+        lines.append(_sums(name, *figures))
+    least, expected = total[2:]
+    lines += [
+        _sums("sum", *total),
+        f"Frames a second: {1e6 / expected:,.0f} expected, {1e6 / least:,.0f} if nothing waits.",
+    ]
+    return "\n".join(lines)
+
+
+def _sums(name: str, kernels: float, moved: float, least: float, expected: float) -> str:
+    return f"{name:12}{kernels:9.0f}{moved:8.2f}{least:10.2f}{expected:13.2f}"

@@ -108,9 +108,9 @@ class SharedBatches:
         are checked here, in about half a millisecond for each frame with faces.
 
         Raises:
-            InputError: the request cannot be used, or this is closed. The future has an InputError
-                if a network returns NaN or infinity, an avatar's frame cannot be decoded, or this
-                was closed before.
+            InputError: the request cannot be used, this is closed, or the generator's runtime does
+                not read such masked ROIs. The future has an InputError if a network returns NaN or
+                infinity, an avatar's frame cannot be decoded, or this was closed before.
         """
         check_fork()
         check_request(request)

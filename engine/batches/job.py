@@ -12,6 +12,7 @@ import kernels
 from ..errors import InputError
 from ..pipeline import Pipeline
 from .audio import FeatureRows, feature_rows
+from .mask import check_masked
 from .request import BatchRequest, BatchResult
 
 
@@ -22,7 +23,10 @@ class Job:
 
     Args:
         request: checked.
-        pipeline: for the checks of the networks' outputs.
+        pipeline: for the checks of the networks' outputs, and of what its generator reads.
+
+    Raises:
+        InputError: the client's masked ROIs are not what the generator takes them for.
 
     Attributes:
         count, start: of the request, as Python's integers.
@@ -43,6 +47,10 @@ class Job:
             self.feature_rows = feature_rows(request.speech.size, self.count, int(request.context))
         self.features: Tensor | None = None
         self._references = self._masked = np.empty(0, np.float32)
+        self._unchecked: set[bool] = set()  # layouts whose masked ROIs have to be checked: planar?
+        if request.faces is not None and pipeline.generator.assumes_mask:
+            self._unchecked = {False, True}
+            self._check_masks()
         features = self.feature_rows.stop - self.feature_rows.first
         self._encoder_check, self._generator_check = pipeline.checks(self.count, features)
         self._lock = threading.Lock()
@@ -63,13 +71,39 @@ class Job:
             return not self._over and self._set_running()
 
     def lay_out(self, planar: bool) -> None:
-        """Note how the client's pictures lie in memory."""
+        """Note how the client's pictures lie in memory.
+
+        Raises:
+            InputError: the masked ROIs are not what the generator takes them for.
+        """
+        self._references, self._masked = self._parts(planar)
+        if planar in self._unchecked:
+            check_masked(self._references, self._masked)
+
+    def _parts(self, planar: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Return the client's ROIs and masked ROIs, (n, 3, 320, 320) each."""
         assert self.request.faces is not None
         blocks = self.request.faces.reshape(2 * self.count, 3, *self.request.faces.shape[2:])
         if planar:
-            self._references, self._masked = blocks[: self.count], blocks[self.count :]
-        else:
-            self._references, self._masked = blocks[::2], blocks[1::2]
+            return blocks[: self.count], blocks[self.count :]
+        return blocks[::2], blocks[1::2]
+
+    def _check_masks(self) -> None:
+        """Check the masked ROIs in the thread of the client. How they lie may not be known yet:
+        then those of one layout must be right, and `lay_out` checks the other one if it is that."""
+        layouts = [self.request.layout == "planar"]
+        if self.request.layout == "auto" and self.count > 1:
+            layouts.append(True)
+        errors: list[InputError] = []
+        for planar in layouts:
+            try:
+                check_masked(*self._parts(planar))
+            except InputError as error:
+                errors.append(error)
+            else:
+                self._unchecked.remove(planar)
+                return
+        raise errors[0]
 
     def copy_faces(self, first: int, out: np.ndarray) -> None:
         """Write the client's pictures of the frames from this one on into (n, 6, 320, 320)."""

@@ -32,9 +32,9 @@ class BatchRequest:
         context: frames of speech before the first frame.
         audio: (32, 16, 16) float32, a feature window for all frames; used without `speech`.
         faces: (count, 6, 320, 320) float32 in [0, 1], planes B, G, R: the generator's pictures,
-            whose result is pasted with mode "direct". Fused kernels read no masked ROIs, but set
-            the mouth in the ROIs to 0. None: cut from the avatar's own frames, and pasted with mode
-            "crop".
+            whose result is pasted with mode "direct". Fused kernels need masked ROIs that are the
+            ROIs with the mouth set to 0, and refuse others. None: cut from the avatar's own frames,
+            and pasted with mode "crop".
         layout: of `faces`, as they lie in memory: each frame's ROI and masked ROI in turn
             ("interleaved"), or all ROIs and then all masked ones ("planar"). "auto" compares them
             with the avatar's own.

@@ -165,6 +165,7 @@ class CompiledKernels:
         # Reentrant: the garbage collector may close it in a thread that holds one of them.
         self._lock, self._writing = threading.RLock(), threading.RLock()
         self._newest: bytes | None = None
+        self._written: bytes | None = None
         self._busy = False
 
     def save(self) -> None:
@@ -188,11 +189,14 @@ class CompiledKernels:
         while True:
             with self._writing:
                 with self._lock:
-                    data, self._newest = self._newest, None
-                    if data is None:
+                    data = self._newest
+                    if data is None or data is self._written:
                         self._busy = False
                         return
+                # If the garbage collector calls `close` in here, newer ones are written and then
+                # replaced by these. They are written again.
                 _save(self._path, data)
+                self._written = data
 
 
 EDITIONS = {

@@ -15,6 +15,7 @@ from ..device.cuda_graphs import whole_device_lock
 from ..errors import DeviceError, DeviceFull, InputError, one_line
 from ..plans.comparison import measure, random_inputs
 from .batching import run_in_chunks
+from .fused_check import check_in_process
 from .onnx_generator import read_convolutions
 from .sharing import SharedCache
 from .signature import CHECKPOINT_SUFFIXES, Signature
@@ -34,7 +35,7 @@ class FusedNetwork:
     """A generator's checkpoint or ONNX file in float16.
 
     When it is opened, its result is compared with PyTorch's in float32, because compilers and GPUs
-    differ.
+    differ. The first time on a machine, another process does this before, see `fused_check`.
 
     Args:
         requested: whether it is to run in float16 even if it is an ONNX file of float32.
@@ -45,6 +46,7 @@ class FusedNetwork:
     """
 
     reason = ""  # set by `open_network`
+    assumes_mask = True
     capturable, stream = True, None  # memory allocated during a capture belongs to the graph
 
     def __init__(
@@ -54,8 +56,9 @@ class FusedNetwork:
             raise InputError(f"fused kernels run generators; {path} is for an {signature.title}")
         version = check_device(device)
         self.dtype = torch.float16
+        float32 = requested or path.suffix.lower() in CHECKPOINT_SUFFIXES
         self._generator = _generators.get(
-            path, str(device), requested, make=lambda: _new_generator(path, device, requested)
+            path, str(device), float32, make=lambda: _new_generator(path, device, float32)
         )
         self.graph_bytes = GRAPHS * self._generator.row_bytes
         self.description = f"fused kernels, Triton {version}, {device}, {self.dtype}"
@@ -117,21 +120,37 @@ def read_weights(path: Path, *, float32: bool = True) -> GeneratorWeights:
         raise InputError(f"{path}: {error}") from error
 
 
-def _new_generator(path: Path, device: torch.device, requested: bool) -> FusedGenerator:
-    weights = read_weights(path, float32=requested)
+def _new_generator(path: Path, device: torch.device, float32: bool) -> FusedGenerator:
+    weights = read_weights(path, float32=float32)
+    check_in_process(path, device, float32=float32)
+    return checked_generator(weights, device)
+
+
+def checked_generator(weights: GeneratorWeights, device: torch.device) -> FusedGenerator:
+    """Return the generator on a device, compared with PyTorch.
+
+    Raises:
+        DeviceError: the device cannot run it, or the result is wrong.
+    """
     try:
         # The host waits for the result, and kernels are loaded, which must not break a capture.
         with whole_device_lock:
             generator = FusedGenerator(weights, device)
             check(generator, weights, device)
-    except torch.OutOfMemoryError as error:
-        raise DeviceFull(f"the fused generator does not fit {device}") from error
-    except DeviceError:
-        raise
     except Exception as error:  # compilers and drivers may raise anything
-        said = one_line(f"{type(error).__name__}: {error}")
-        raise DeviceError(f"fused kernels do not run on {device}: {said}") from error
+        raise device_error(error, device) from error
     return generator
+
+
+def device_error(error: Exception, device: torch.device) -> DeviceError:
+    """Return what to raise because of any error on a device."""
+    if isinstance(error, DeviceError):
+        return error
+    said = one_line(f"{type(error).__name__}: {error}")
+    # of PyTorch's allocator, or of the driver, for kernels or the context
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in said.lower():
+        return DeviceFull(f"the fused generator does not fit {device}")
+    return DeviceError(f"fused kernels do not run on {device}: {said}")
 
 
 @torch.inference_mode()

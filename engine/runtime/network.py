@@ -19,12 +19,16 @@ class Network(Protocol):
             calls share one scratch buffer; None if replays may run concurrently.
         graph_bytes: GPU memory for each row of a batch that a captured call allocates, and keeps as
             long as its graph; 0 if it allocates none.
+        assumes_mask: whether a generator does not read the masked ROIs, channels 3-5 of its
+            pictures, but takes them for channels 0-2 with the mouth (`kernels.MASK_ROWS`,
+            `kernels.MASK_COLUMNS`) set to 0. Whoever calls it with others gets other pictures.
     """
 
     dtype: torch.dtype
     description: str
     reason: str
     graph_bytes: int
+    assumes_mask: bool
 
     @property
     def capturable(self) -> bool: ...

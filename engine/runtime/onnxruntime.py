@@ -35,6 +35,7 @@ class OnnxNetwork:
     """
 
     reason = ""  # set by `open_network`
+    assumes_mask = False
     graph_bytes = 0
     capturable, stream = False, None  # a call may allocate
 

@@ -38,6 +38,7 @@ class OpenVinoNetwork:
     """
 
     reason = ""  # set by `open_network`
+    assumes_mask = False
     graph_bytes = 0
     capturable, stream = False, None
     dtype = torch.float32

@@ -43,6 +43,7 @@ class TensorRTNetwork:
     """
 
     reason = ""  # set by `open_network`
+    assumes_mask = False
     graph_bytes = 0
 
     def __init__(self, signature: Signature, path: Path, device: torch.device):

@@ -45,6 +45,7 @@ class TorchNetwork:
     """
 
     reason = ""  # set by `open_network`
+    assumes_mask = False
     capturable, stream = True, None  # memory allocated during a capture belongs to the graph
 
     def __init__(self, signature: Signature, path: Path, device: torch.device):

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..work import Work
+from .plan import SEPARATE
 from .product import product
 from .tiles import Tile, choose, common_step, processors, usual
 from .weights import Block
@@ -22,9 +23,8 @@ PROJECT_TILES = (
     Tile(64, 64, 128, 8, 2), Tile(64, 32, 64, 4, 4), Tile(32, 64, 128, 8, 2, registers=96),
 )  # fmt: skip
 OVERHEAD = 190  # of the depthwise convolution beside a product, see `tiles.choose`
-# From this many output channels on, the depthwise convolution is a kernel of its own, that makes
-# so many patches and channels in a program.
-SEPARATE, PATCHES, CHANNELS = 256, 16, 64
+# What a program makes where the depthwise convolution is a kernel of its own.
+PATCHES, CHANNELS = 16, 64
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def enlarge_programs() -> None:
         fitting = (tile for tile in some if channels % tile.channels == 0)
         return max(fitting, key=lambda tile: (tile.pixels * tile.channels, tile.step))
 
-    narrow._tile, narrow.band_rows = whole_rows, lambda n, height: height
+    narrow._tile, narrow.band_rows = whole_rows, lambda strips, height, *others: height
     for module in (wide, product, dense):
         module.choose = largest
 

@@ -238,7 +238,7 @@ def test_an_export_that_does_not_end(source, cache, monkeypatch):
 
 def test_an_export_ended_by_the_system(source, cache, monkeypatch):
     done = SimpleNamespace(returncode=-signal.SIGKILL, stderr="loading a.pth\n")
-    monkeypatch.setattr(limited.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(limited, "run_module", lambda *_, **__: done)
     with pytest.raises(InputError, match=r"ended by SIGKILL, perhaps because of too little memory"):
         exported(AUDIO_ENCODER, source, "fp32")
     assert list(cache.iterdir()) == []
@@ -262,14 +262,14 @@ def test_the_export_ends_with_its_parent(package):
     start = (
         "import os, subprocess, sys\n"
         f"subprocess.run([sys.executable, '-P', {limited_process.__file__!r}, str(os.getpid()), "
-        "'export', 'generator'])"
+        f"'{limited.MAX_BYTES}', 'export', 'generator'])"
     )
     environment = {**os.environ, "PYTHONPATH": str(package)}
     parent = subprocess.Popen(
         [sys.executable, "-c", start], env=environment, stdout=subprocess.PIPE, text=True
     )
     child, limit, argument = parent.stdout.readline().split()
-    assert (int(limit), argument) == (limited_process.MAX_BYTES, "generator")
+    assert (int(limit), argument) == (limited.MAX_BYTES, "generator")
     assert Path(f"/proc/{child}").exists()
     parent.kill()
     parent.wait()
@@ -286,7 +286,7 @@ def test_the_export_ends_with_its_parent(package):
 def test_an_export_without_its_parent(package):
     """The parent ended before the export could ask to be told."""
     done = subprocess.run(
-        [sys.executable, "-P", limited_process.__file__, "1", "export", "generator"],
+        [sys.executable, "-P", limited_process.__file__, "1", "0", "export", "generator"],
         env={**os.environ, "PYTHONPATH": str(package)},
         capture_output=True,
         timeout=30,

@@ -37,10 +37,11 @@ def on_the_cpu(monkeypatch):
     """Take the CPU for a GPU that runs kernels."""
     monkeypatch.setattr(fused, "check_device", lambda device: "3.8.0")
     monkeypatch.setattr(fused, "CHECKED", (1,))
+    monkeypatch.setattr(fused, "check_in_process", lambda *_, **__: None)
     monkeypatch.setattr(network, "kernels_of", network.reference_of)
 
 
-def test_runs_checkpoints_and_onnx_files(on_the_cpu, fp16_safe_checkpoints, halves):
+def test_runs_checkpoints_and_onnx_files(on_the_cpu, fp16_safe_checkpoints, halves, monkeypatch):
     """Any batch, inputs and outputs of any dtype; both files give one result."""
     inputs = [torch.from_numpy(value) for value in fused.random_inputs("generator", 2)]
     with torch.inference_mode():
@@ -48,6 +49,7 @@ def test_runs_checkpoints_and_onnx_files(on_the_cpu, fp16_safe_checkpoints, halv
     for path in (fp16_safe_checkpoints["generator"], halves["generator"]):
         found = fused.FusedNetwork(GENERATOR, path, CPU)
         assert found.dtype == torch.float16 and found.capturable and found.stream is None
+        assert found.assumes_mask
         assert (
             found.graph_bytes == 3 * 12_902_400
             and "fused kernels, Triton 3.8.0" in found.description
@@ -58,6 +60,10 @@ def test_runs_checkpoints_and_onnx_files(on_the_cpu, fp16_safe_checkpoints, halv
         assert found(*(t[:0] for t in inputs), out=out[:0]).shape[0] == 0
     again = fused.FusedNetwork(GENERATOR, path, CPU)
     assert again._generator is found._generator  # packed and checked once
+    monkeypatch.setattr(fused, "check", lambda *_: None)
+    path = fp16_safe_checkpoints["generator"]
+    asked = [fused.FusedNetwork(GENERATOR, path, CPU, requested=r) for r in (True, False)]
+    assert asked[0]._generator is asked[1]._generator
 
 
 def test_no_copies_at_the_edges(on_the_cpu, fp16_safe_checkpoints, native, speech, monkeypatch):

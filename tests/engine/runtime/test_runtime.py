@@ -216,7 +216,7 @@ def test_the_export_runs_no_code_of_the_working_folder(tmp_path, monkeypatch, se
 def test_an_export_without_a_file(tmp_path, monkeypatch):
     (tmp_path / "a.pth").write_bytes(b"weights")
     done = SimpleNamespace(returncode=0, stderr="loading a.pth\nexporting to fp32\n")
-    monkeypatch.setattr("engine.runtime.limited.subprocess.run", lambda *_, **__: done)
+    monkeypatch.setattr("engine.runtime.limited.run_module", lambda *_, **__: done)
     with pytest.raises(InputError, match="a.pth was not exported to ONNX: exporting"):
         exported(GENERATOR, tmp_path / "a.pth", "fp32")
 

@@ -7,6 +7,7 @@ Triton decides between the two when it is imported, so a run deselects the tests
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -76,6 +77,45 @@ def poisoned(device: torch.device) -> Callable[..., torch.Tensor]:
     for whole, start, size in made:
         band = torch.cat([whole[:start], whole[start + size :]])
         assert (band == 77).all() if whole.dtype == torch.uint8 else band.isnan().all()
+
+
+@pytest.fixture(scope="session")
+def demo() -> SimpleNamespace:
+    """The demo's generator in float32, its layers' weights for the kernels, and what its modules
+    read of a frame; both by the names of the modules."""
+    from engine.plans.comparison import random_inputs
+    from engine.runtime.fused import read_weights
+    from examples import network_files
+    from kernels.generator.weights import SHAPES
+    from models import checkpoint
+
+    path = network_files()["generator"]
+    module = checkpoint.load(path, "generator").requires_grad_(False)
+    read: dict[str, tuple[torch.Tensor, ...]] = {}
+    hooks = [
+        module.get_submodule(name).register_forward_pre_hook(
+            lambda _, inputs, name=name: read.__setitem__(name, inputs)
+        )
+        for name in (*SHAPES, *(f"up{number}" for number in range(1, 6)))
+    ]
+    module(*(torch.from_numpy(value) for value in random_inputs("generator", 1)))
+    for hook in hooks:
+        hook.remove()
+    weights = read_weights(path)
+    layers = (
+        weights.inc, *sum(weights.downs, ()), *weights.fuse, *sum(weights.ups, ()), *weights.audio
+    )  # fmt: skip
+    return SimpleNamespace(
+        module=module, read=read, layers=dict(zip(SHAPES, layers, strict=True)), head=weights.head
+    )
+
+
+def crops(image: torch.Tensor, n: int, height: int, width: int) -> torch.Tensor:
+    """Cut n different parts out of (1, c, h, w), as float16 has them."""
+    down, across = image.shape[2] - height, image.shape[3] - width
+    starts = [(down * i // max(n - 1, 1), across * (i * 2 % 3) // 2) for i in range(n)]
+    parts = [image[0, :, y : y + height, x : x + width] for y, x in starts]
+    return torch.stack(parts).half().float()
 
 
 @pytest.fixture(autouse=INTERPRETED)

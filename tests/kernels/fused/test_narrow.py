@@ -15,7 +15,7 @@ from kernels.generator.weights import Block
 from kernels.spec import MASK_COLUMNS, MASK_ROWS
 from tests.tolerances import F16, F32, TOLERANCES, assert_close
 
-from .conftest import INTERPRETED
+from .conftest import INTERPRETED, crops
 
 BLOCK, HEAD = TOLERANCES["narrow block", F16, "PyTorch"], TOLERANCES["generator", F16, "PyTorch"]
 PLANES = TOLERANCES["narrow block of planes", F16, "PyTorch"]
@@ -25,32 +25,6 @@ UP = [f"up{n}.conv.double_conv.{half}" for n in (4, 5) for half in (0, 1)]
 Make = Callable[..., torch.Tensor]
 
 
-@pytest.fixture(scope="module")
-def demo() -> SimpleNamespace:
-    """The demo's generator in float32, its weights for the kernels, and what its modules read."""
-    from engine.plans.comparison import random_inputs
-    from engine.runtime.fused import read_weights
-    from examples import network_files
-    from models import checkpoint
-
-    path = network_files()["generator"]
-    module = checkpoint.load(path, "generator").requires_grad_(False)
-    read: dict[str, tuple[torch.Tensor, ...]] = {}
-    hooks = [
-        module.get_submodule(name).register_forward_pre_hook(
-            lambda _, inputs, name=name: read.__setitem__(name, inputs)
-        )
-        for name in (INC, *DOWN, "up4", "up5", *UP)
-    ]
-    module(*(torch.from_numpy(value) for value in random_inputs("generator", 1)))
-    for hook in hooks:
-        hook.remove()
-    weights = read_weights(path)
-    pairs = (*weights.downs[0], *weights.ups[3], *weights.ups[4])
-    blocks = {INC: weights.inc} | dict(zip((*DOWN, *UP), pairs, strict=True))
-    return SimpleNamespace(module=module, read=read, blocks=blocks, head=weights.head)
-
-
 @pytest.fixture(autouse=INTERPRETED)
 def low_bands(request, monkeypatch) -> None:
     """Make bands of four rows, of which one image of a few rows has several."""
@@ -58,20 +32,12 @@ def low_bands(request, monkeypatch) -> None:
         monkeypatch.setattr(kernel, "band_rows", lambda *_: 4)
 
 
-def crops(image: torch.Tensor, n: int, height: int, width: int) -> torch.Tensor:
-    """Cut n different parts out of (1, c, h, w), as float16 has them."""
-    down, across = image.shape[2] - height, image.shape[3] - width
-    starts = [(down * i // max(n - 1, 1), across * (i * 2 % 3) // 2) for i in range(n)]
-    parts = [image[0, :, y : y + height, x : x + width] for y, x in starts]
-    return torch.stack(parts).half().float()
-
-
 def run(
     demo: SimpleNamespace, name: str, poisoned: Make, x: torch.Tensor, lower=None,
     read=torch.float16, made=torch.float16,
 ) -> torch.Tensor:  # fmt: skip
     """Run a block's kernel on planes that lie between guard bands of NaN. Returns planes."""
-    block, planar = demo.blocks[name], name == INC
+    block, planar = demo.layers[name], name == INC
     head = demo.head if name == TOP else None
     packed = pack_narrow(
         block, poisoned(1).device, lower=0 if lower is None else lower.shape[1], planar=planar,

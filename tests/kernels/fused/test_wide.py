@@ -1,7 +1,6 @@
 """Blocks as two kernels, and dense convolutions: Triton against PyTorch, with the demo's weights."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from kernels.generator.tiles import Tile, choose
 from kernels.generator.wide import depthwise_project, expand, pack_wide
 from tests.tolerances import F16, TOLERANCES, assert_close
 
-from .conftest import INTERPRETED
+from .conftest import INTERPRETED, crops
 
 BLOCK, DENSE, ITSELF = (
     TOLERANCES["wide block", F16, "PyTorch"],
@@ -28,49 +27,6 @@ FUSE = [f"fuse_conv.{pair}.double_conv.{half}" for pair in (0, 1) for half in (0
 DOWN = [f"down{n}.maxpool_conv.0.double_conv.{half}" for n in (2, 3, 4, 5) for half in (0, 1)]
 UP = [f"up{n}.conv.double_conv.{half}" for n in (1, 2, 3) for half in (0, 1)]
 Make = Callable[..., torch.Tensor]
-
-
-@pytest.fixture(scope="session")
-def demo() -> SimpleNamespace:
-    """The demo's generator in float32, its weights for the kernels, and what its modules read."""
-    from engine.plans.comparison import random_inputs
-    from engine.runtime.fused import read_weights
-    from examples import network_files
-    from models import checkpoint
-
-    path = network_files()["generator"]
-    module = checkpoint.load(path, "generator").requires_grad_(False)
-    inputs: dict[str, tuple[torch.Tensor, ...]] = {}
-    modules = {
-        *AUDIO,
-        "audio_model.conv3",
-        "audio_model.conv5",
-        *FUSE,
-        *DOWN,
-        *UP,
-        "up1",
-        "up2",
-        "up3",
-    }
-    hooks = [
-        module.get_submodule(name).register_forward_pre_hook(
-            lambda _, read, name=name: inputs.__setitem__(name, read)
-        )
-        for name in modules
-    ]
-    module(*(torch.from_numpy(value) for value in random_inputs("generator", 1)))
-    for hook in hooks:
-        hook.remove()
-    weights = read_weights(path)
-    audio = [layer for number, layer in enumerate(weights.audio, 1) if number not in (3, 5)]
-    blocks = (
-        dict(zip(AUDIO, audio, strict=True))
-        | dict(zip(FUSE, weights.fuse, strict=True))
-        | dict(zip(DOWN, [b for pair in weights.downs[1:] for b in pair], strict=True))
-        | dict(zip(UP, [b for pair in weights.ups[:3] for b in pair], strict=True))
-    )
-    denses = {"audio_model.conv3": weights.audio[2], "audio_model.conv5": weights.audio[4]}
-    return SimpleNamespace(module=module, inputs=inputs, blocks=blocks, denses=denses)
 
 
 @pytest.fixture(autouse=INTERPRETED)
@@ -91,14 +47,6 @@ def large_tiles(request, monkeypatch) -> None:
     for module in (products, wide, dense_kernels):
         monkeypatch.setattr(module, "choose", halves)
     monkeypatch.setattr(wide, "CHANNELS", 512)
-
-
-def crops(image: torch.Tensor, n: int, height: int, width: int) -> torch.Tensor:
-    """Cut n different parts out of (1, c, h, w)."""
-    most = image.shape[2] - height, image.shape[3] - width
-    starts = [(most[0] * i // max(n - 1, 1), most[1] * (i * 2 % 3) // 2) for i in range(n)]
-    parts = [image[0, :, y : y + height, x : x + width] for y, x in starts]
-    return torch.stack(parts).half().float()
 
 
 def in_memory(planes: torch.Tensor, poisoned: Make) -> torch.Tensor:
@@ -136,27 +84,27 @@ def test_block(demo, device, poisoned, name):
     lower = beside = None
     up, first = name.split(".")[0], name.endswith(".0")
     if up.startswith("up") and first:
-        small, skip = demo.inputs[up]
+        small, skip = demo.read[up]
         lower, x = crops(small, 3, 3, 4), crops(skip, 3, 6, 8)
         larger = F.interpolate(lower, scale_factor=2, mode="bilinear", align_corners=True)
         whole = torch.cat((larger, x), dim=1)
     else:
-        whole = x = crops(*demo.inputs[name], 3, 7, 5)
+        whole = x = crops(*demo.read[name], 3, 7, 5)
         if name == FUSE[0]:
             x, beside = whole[:, :512], whole[:, 512:]
     want = demo.module.get_submodule(name)(whole)
-    got = run(demo.blocks[name], poisoned, device, x, lower, beside)
+    got = run(demo.layers[name], poisoned, device, x, lower, beside)
     assert_close(got, want, BLOCK)
 
 
 @pytest.mark.parametrize("name", ["audio_model.conv3", "audio_model.conv5"])
 def test_dense(demo, device, poisoned, name):
-    x = crops(*demo.inputs[name], 3, 7, 5)
+    x = crops(*demo.read[name], 3, 7, 5)
     number = name[-1]
     norm = demo.module.get_submodule(f"audio_model.bn{number}")
     want = norm(demo.module.get_submodule(name)(x)).relu()
     out = poisoned(3, *want.shape[2:], want.shape[1], dtype=torch.float16)
-    packed = pack_dense(demo.denses[name], device)
+    packed = pack_dense(demo.layers[name], device)
     assert dense(in_memory(x, poisoned), packed, out) is out
     assert_close(out.permute(0, 3, 1, 2), want, DENSE)
 
@@ -168,16 +116,16 @@ SMALL = DOWN[0]  # 32 -> 64 channels, stride 2
 def test_project_tiles_as_launched(demo, device, poisoned, monkeypatch, tile):
     monkeypatch.setattr(wide, "PROJECT_TILES", (tile,))
     name = DOWN[2] if tile.channels == 128 else SMALL  # 128 output channels
-    x = crops(*demo.inputs[name], 3, 9, 11)
+    x = crops(*demo.read[name], 3, 9, 11)
     want = demo.module.get_submodule(name)(x)
-    assert_close(run(demo.blocks[name], poisoned, device, x), want, BLOCK)
+    assert_close(run(demo.layers[name], poisoned, device, x), want, BLOCK)
 
 
 @pytest.mark.parametrize("tile", products.TILES, ids=str)
 def test_product_tiles_as_launched(demo, device, poisoned, monkeypatch, tile):
     """Of 128 to 256 channels, with an image beside or a smaller one before."""
     monkeypatch.setattr(products, "TILES", (tile,))
-    block = demo.blocks[DOWN[5]]  # made of 256 channels
+    block = demo.layers[DOWN[5]]  # made of 256 channels
     for kind in ("beside", "lower"):
         x, other = torch.rand(2, 3 * 32, 4, 6).half(), torch.rand(2, 160, 4, 6).half()
         if kind == "lower":
@@ -211,8 +159,8 @@ def test_dense_tiles_as_launched(device, poisoned, monkeypatch, tile):
 
 @pytest.mark.parametrize("name", [SMALL, FUSE[3]])  # one kernel behind the expand, and two
 def test_neighbours_in_a_batch_change_nothing(demo, device, poisoned, name):
-    block = demo.blocks[name]
-    x = crops(*demo.inputs[name], 5, 7, 5)
+    block = demo.layers[name]
+    x = crops(*demo.read[name], 5, 7, 5)
     together = run(block, poisoned, device, x)
     for i in (0, 4):
         assert_close(together[i : i + 1], run(block, poisoned, device, x[i : i + 1]), ITSELF)
@@ -222,14 +170,14 @@ def test_neighbours_in_a_batch_change_nothing(demo, device, poisoned, name):
 
 
 def test_channels_that_do_not_fit_as_launched(demo):
-    block = demo.blocks[SMALL]
+    block = demo.layers[SMALL]
     with pytest.raises(
         ValueError, match="the block has 8 lower channels; expected a multiple of 32"
     ):
         pack_wide(block, torch.device("cpu"), lower=8)
     with pytest.raises(ValueError, match="the block has 0 input channels"):
         pack_wide(block, torch.device("cpu"), beside=32)
-    weights = demo.denses["audio_model.conv3"]
+    weights = demo.layers["audio_model.conv3"]
     weights = type(weights)(weights.weight[:, :40], weights.bias)
     with pytest.raises(ValueError, match="the convolution has 40 input channels"):
         pack_dense(weights, torch.device("cpu"))

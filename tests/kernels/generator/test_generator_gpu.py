@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from engine.plans.comparison import measure, random_inputs
-from kernels.generator import plan
 from kernels.generator.network import FusedGenerator, kernels_of
 from kernels.generator.plan import layers
 
@@ -14,9 +13,6 @@ CUDA = torch.device("cuda")
 
 def test_each_layer_has_kernels(demo_weights):
     """Packing checks what the kernels support, on the CPU too."""
-    from kernels.generator import wide
-
-    assert plan.SEPARATE == wide.SEPARATE
     for layer in layers(demo_weights):
         kernels_of(layer, torch.device("cpu"))
 

@@ -11,17 +11,16 @@ if triton.knobs.runtime.interpret:
     pytest.skip("TRITON_INTERPRET compiles nothing", allow_module_level=True)
 
 from kernels.compile import _recording  # noqa: E402
-from kernels.generator.network_cases import network_layers  # noqa: E402
-from kernels.generator.wide_works import BLOCKS, DENSES, run_block, run_dense  # noqa: E402
+from kernels.generator.network_cases import launch  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def launched():
     """Kernels of a block of two kernels, of one of three with a second image, and a dense one."""
     with _recording(90) as kernels:
-        run_block(BLOCKS["down3.1"], 25)
-        run_block(BLOCKS["fuse.3"], 25)
-        run_dense(DENSES["audio3"], 1)
+        launch("down3.1", 25)
+        launch("fuse.3", 25)
+        launch("audio3", 1)
     return {kernel.name: kernel for kernel in kernels}
 
 
@@ -46,21 +45,3 @@ def test_depthwise_works_on_pairs_of_channels(launched):
     assert fused == 9 * most > 0
     assert moved <= most  # for ReLU's second operand
     assert not re.search(r"\b(HMUL2|HADD2(?!\.F32))\b", code)
-
-
-def test_the_shapes_are_those_of_the_network():
-    for name, layer in network_layers().items():
-        shape = (BLOCKS | DENSES).get(name)
-        if shape is None:
-            assert layer.narrow
-            continue
-        assert (shape.side, shape.inputs) == (layer.x.side, layer.x.channels)
-        assert (shape.out_side, shape.outputs) == (layer.out.side, layer.out.channels)
-        assert shape.stride == layer.weights.stride
-        if name in DENSES:
-            assert shape.padding == layer.weights.padding
-            continue
-        assert shape.residual == layer.weights.residual
-        assert shape.expanded == len(layer.weights.expand)
-        others = (layer.lower, layer.beside)
-        assert (shape.lower, shape.beside) == tuple(o.channels if o else 0 for o in others)
