@@ -7,6 +7,8 @@ from torch import Tensor
 from ..spec import ResizeMode
 from .pixel_formats import access_width
 from .quad_lines import four, pixel_line, spread, window_line
+from .resize_linear import resize_linear
+from .resize_plan import linear_plan
 from .sampling import clamp_to_edge, cubic_weight, floor_quotient, half_pixel, to_level
 
 TILE_ROWS = 8
@@ -332,19 +334,25 @@ def quad_tile(n: int, height: int, width: int) -> int:
     return rows
 
 
-def _fits_quads(images: Tensor, mode: ResizeMode, out: Tensor) -> bool:
-    """Whether rows of the result are whole words, columns near, and numbers small enough."""
-    _, height, width, channels = out.shape
+def _fits_quads(images: Tensor, out: Tensor) -> bool:
+    """Whether rows of the result are whole words, and the taps of four columns near."""
+    _, _, width, channels = out.shape
     return (
         out.data_ptr() % 4 == width % 4 == 0 and channels <= 4 and images.shape[2] * channels >= 48
-        and images.shape[2] <= 2 * width and (mode != "direct" or 255 * height * width < 1 << 31)
+        and images.shape[2] <= 2 * width
     )  # fmt: skip
 
 
 def resize(images: Tensor, mode: ResizeMode, out: Tensor) -> Tensor:
     images = images.contiguous()
     n, height, width, channels = out.shape
-    if _fits_quads(images, mode, out):
+    fits = _fits_quads(images, out)
+    if fits and mode != "bicubic":
+        old = images.shape[1], images.shape[2]
+        if plan := linear_plan(n, old, (height, width), mode, channels):
+            resize_linear(images, mode, out, plan)
+            return out
+    if fits and (mode != "direct" or 255 * height * width < 1 << 31):
         rows = quad_tile(n, height, width)
         tiles = triton.cdiv(width, 4 * LANES) * triton.cdiv(height, rows)
         # x // (height * width), of x below 2**31, is x * magic >> (32 + shift).

@@ -5,13 +5,31 @@ import triton
 from ..spec import ResizeMode
 from ..work import Work
 from .resize import LANES, TAPS, quad_tile
+from .resize_plan import LinearPlan, linear_plan
 
 
 def resize_work(
     n: int, old: tuple[int, int], new: tuple[int, int], mode: ResizeMode, channels: int
 ) -> Work:
-    """Return the work of n images that `_resize_quads` resizes, from heights and widths."""
-    (source_height, source_width), (height, width) = old, new
+    """Return the work of n images that are resized four columns at a time, from heights, widths."""
+    plan = None if mode == "bicubic" else linear_plan(n, old, new, mode, channels)
+    runs = _linear_runs(plan, n, old, new) if plan else _quad_runs(n, old, new, mode)
+    made, read = n * new[0] * new[1] * channels, n * old[0] * old[1] * channels
+    # Of a warp: 128 columns of the source, and words that are `channels` words apart.
+    span, spread = channels * old[1] / new[1], channels + 0.5
+    return Work(
+        runs=runs, moved=made + read, made=made, items=n,
+        lines={
+            "quad_line": 1 + span, "last_line": 1 + span, "quad_row": spread,
+            "linear_line": 1 + span, "linear_last_line": 1 + span, "linear_row": spread,
+        },
+    )  # fmt: skip
+
+
+def _quad_runs(
+    n: int, old: tuple[int, int], new: tuple[int, int], mode: ResizeMode
+) -> dict[str, int]:
+    (source_height, _), (height, width) = old, new
     rows, taps = quad_tile(n, height, width), TAPS[mode]
     across = triton.cdiv(width, 4 * LANES)
 
@@ -22,21 +40,46 @@ def resize_work(
 
     lines = last = 0
     for begin in range(0, height, rows):
-        newest, last = top(begin) - taps // 2, 0
-        for row in range(begin, min(begin + rows, height)):
-            newest = max(newest, top(row) - taps // 2)
-            last += max(top(row) + taps // 2 - newest, 0)
-            newest = max(newest, top(row) + taps // 2)
+        last = _lines([top(row) for row in range(begin, min(begin + rows, height))], taps)
         lines += last
     # The tile in the last corner of the last image is made with care.
-    runs = {
+    return {
         "_resize_quads": n * across * triton.cdiv(height, rows), "quad_row": n * across * height,
         "quad_line": n * across * lines - last, "last_line": last,
     }  # fmt: skip
-    made, read = n * height * width * channels, n * source_height * source_width * channels
-    # Of a warp: 128 columns of the source, and words that are `channels` words apart.
-    span = 128 * channels * source_width / width / 128
-    return Work(
-        runs=runs, moved=made + read, made=made, items=n,
-        lines={"quad_line": 1 + span, "last_line": 1 + span, "quad_row": channels + 0.5},
-    )  # fmt: skip
+
+
+def _linear_runs(
+    plan: LinearPlan, n: int, old: tuple[int, int], new: tuple[int, int]
+) -> dict[str, int]:
+    height, quads = new[0], new[1] // 4
+    across = triton.cdiv(n * quads, LANES)
+    # Programs of which the last lane, in the last image, may read over the end of a row.
+    careful = 0
+    for program in range(across):
+        furthest = min((program + 1) * LANES, n * quads) - 1 - (n - 1) * quads
+        careful += furthest >= 0 and plan.columns.place(4 * furthest) >= plan.danger
+    lines = last = 0
+    for begin in range(0, height, plan.tile):
+        rows = range(begin, min(begin + plan.tile, height))
+        tops = [plan.rows.place(row) // plan.rows.parts for row in rows]
+        count = _lines(tops, 2)
+        lines += count
+        # In half pixels, places are one more.
+        behind = 1 if plan.begin > 1 << 23 else 0
+        if tops[-1] - behind >= old[0] - 2:
+            last += count
+    return {
+        "_resize_linear": across * triton.cdiv(height, plan.tile), "linear_row": across * height,
+        "linear_line": across * lines - careful * last, "linear_last_line": careful * last,
+    }  # fmt: skip
+
+
+def _lines(tops: list[int], taps: int) -> int:
+    """Return how many lines a program makes for rows, from the pixels before them."""
+    newest, count = tops[0] - taps // 2, 0
+    for top in tops:
+        newest = max(newest, top - taps // 2)
+        count += max(top + taps // 2 - newest, 0)
+        newest = max(newest, top + taps // 2)
+    return count

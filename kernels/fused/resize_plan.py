@@ -1,0 +1,80 @@
+"""The numbers of a resize between two pixels each way, see `resize_linear`."""
+
+from functools import lru_cache
+from math import gcd
+from typing import NamedTuple
+
+import triton
+
+from ..spec import ResizeMode
+
+LANES = 32  # of four columns each, which one program makes
+_LOWEST = 1 << 23  # the smallest float32 of which the last bit counts 1
+
+
+class Along(NamedTuple):
+    """Places in the source: of target pixel x, ((whole * parts + rest) * x + begin) / parts.
+
+    In half pixels it is one pixel more, so that it is not negative.
+    """
+
+    whole: int
+    rest: int
+    parts: int
+    begin: int
+
+    def place(self, pixel: int) -> int:
+        """Return the place of a target pixel, not yet divided by the parts."""
+        return (self.whole * self.parts + self.rest) * pixel + self.begin
+
+
+class LinearPlan(NamedTuple):
+    columns: Along
+    rows: Along
+    total: int  # of a pair of columns' weights
+    scale: int  # a weight is so many times the parts after a pixel
+    start: int  # the bits at which sums begin
+    begin: float  # 2**23 or 1.5 * 2**23, without what the sums begin at
+    pixels: int  # of the window that holds all taps of four columns
+    danger: int  # place, not yet divided, from which on words may reach over the end of a row
+    tile: int  # rows of a program: fewer where there is little to do
+
+
+def _along(source: int, target: int, mode: ResizeMode) -> Along:
+    if mode == "direct":
+        step, begin, parts = source, 0, target
+    else:
+        step, begin, parts = 2 * source, source + target, 2 * target
+    common = gcd(step, begin, parts)
+    parts //= common
+    return Along(*divmod(step // common, parts), parts, begin // common)
+
+
+@lru_cache
+def linear_plan(
+    n: int, old: tuple[int, int], new: tuple[int, int], mode: ResizeMode, channels: int
+) -> LinearPlan | None:
+    """Plan a resize, from heights and widths. Returns None if numbers would be too large."""
+    rows, columns = (_along(*sizes, mode) for sizes in zip(old, new, strict=True))
+    if mode == "direct":
+        total = rows.parts * columns.parts
+        start, begin = _LOWEST, float(_LOWEST)
+        if 255 * total >= _LOWEST:
+            return None
+    else:
+        # As fine as 16 bits allow, and as 2**23 + 256 times the total < 2**24 does.
+        total = (1 << 15) // columns.parts * columns.parts
+        whole = -(-_LOWEST // total)
+        start, begin = whole * total, 1.5 * _LOWEST - whole
+    pixels = max(3 * columns.whole - (-3 * columns.rest // columns.parts) + 2, 4)
+    # The first pixel from which on a window, 7 bytes before or after it included, is too long.
+    width = old[1] * channels
+    base = (width - pixels * channels - 7) // channels + 1
+    danger = (base + (0 if mode == "direct" else 1)) * columns.parts
+    tile, across = 64, triton.cdiv(n * (new[1] // 4), LANES)
+    while tile > 8 and across * triton.cdiv(new[0], tile) < 1024:
+        tile //= 2
+    return LinearPlan(
+        columns, rows, total, total // columns.parts, 0x4B000000 + start - _LOWEST, begin,
+        pixels, danger, tile,
+    )  # fmt: skip
