@@ -349,7 +349,7 @@ def resize(images: Tensor, mode: ResizeMode, out: Tensor) -> Tensor:
     fits = _fits_quads(images, out)
     if fits and mode != "bicubic":
         old = images.shape[1], images.shape[2]
-        if plan := linear_plan(n, old, (height, width), mode, channels):
+        if plan := linear_plan(n, old, (height, width), mode):
             resize_linear(images, mode, out, plan)
             return out
     if fits and (mode != "direct" or 255 * height * width < 1 << 31):

@@ -19,6 +19,8 @@ most 2**-24 of itself, which moves a number below 2**23 by less than 0.5, and on
 less than 0.25: never over a multiple of the total.
 """
 
+import struct
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -26,6 +28,9 @@ from torch import Tensor
 from ..spec import ResizeMode
 from .resize_plan import LANES, LinearPlan
 from .sampling import clamp_to_edge
+
+# The interpreter knows no instructions of a GPU; there, loads of single bytes take their place.
+INSTRUCTIONS = not triton.knobs.runtime.interpret
 
 
 @triton.jit
@@ -84,9 +89,10 @@ def _level(value, share, start, MODE: tl.constexpr, ASM: tl.constexpr):
             dtype=tl.int32, is_pure=True, pack=1,
         )  # fmt: skip
     else:
-        shape: tl.constexpr = value.shape
-        bits = tl.fma(value, tl.broadcast_to(share, shape), tl.broadcast_to(start, shape))
-        bits = bits.to(tl.int32, bitcast=True)
+        bits = tl.inline_asm_elementwise(
+            "fma.rn.f32 $0, $1, $2, $3;", "=r,r,r,r", [value, share, start],
+            dtype=tl.int32, is_pure=True, pack=1,
+        )  # fmt: skip
     return bits
 
 
@@ -151,13 +157,14 @@ def _load_words(row, shift, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, ALIGNE
     word = tl.load(at)
     words = ()
     for number in tl.static_range((BYTES + 3) // 4):
-        after = tl.load(at + (number + 1)) if number < LAST else word
-        if WHOLE:
-            words = words + (word,)  # noqa: RUF005
-            word = after
-        else:
-            words = words + (_join(word, after, shift),)  # noqa: RUF005
-            word = after
+        after = word
+        if number + 1 == LAST and not WHOLE and BYTES <= 4 * LAST:
+            # It may be after the row, which may be the last one, if no byte of it is needed.
+            after = tl.load(at + LAST, mask=shift > (4 * LAST - BYTES) * 8, other=0)
+        elif number < LAST:
+            after = tl.load(at + (number + 1))
+        words = words + (word if WHOLE else _join(word, after, shift),)  # noqa: RUF005
+        word = after
     return words
 
 
@@ -198,44 +205,38 @@ def _kept(line, MODE: tl.constexpr):
 
 
 @triton.jit
-def linear_last_line(number, picture, columns, MODE: tl.constexpr, CHANNELS: tl.constexpr):
-    """Resample a row sideways, and read nothing after it."""
-    return _kept(_byte_line(number, picture, columns, CHANNELS), MODE)
-
-
-@triton.jit
 def linear_line(
-    number, picture, columns, MODE: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
-    ALIGNED: tl.constexpr, ASM: tl.constexpr,
+    number, before, picture, columns, MODE: tl.constexpr, PIXELS: tl.constexpr,
+    CHANNELS: tl.constexpr, ALIGNED: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Resample a row sideways: four columns of the first channel, then of the next one."""
-    if not ASM:
-        return _kept(_byte_line(number, picture, columns, CHANNELS), MODE)
-    byte, row, shift, picks, weights, start = columns
-    at = (row if ALIGNED else byte) + _row_start(number, picture)
-    words = _load_words(at, shift, PIXELS, CHANNELS, ALIGNED)
+    """Resample a row sideways: four columns of the first channel, then of the next one.
+
+    Returns the line, and what it is more than the line before.
+    """
     line = ()
-    for channel in tl.static_range(CHANNELS):
-        near = _plane(words, channel, 0, PIXELS, CHANNELS)
-        far = near
-        if PIXELS > 4:
-            far = _plane(words, channel, 4, PIXELS, CHANNELS)
-        for half in tl.static_range(2):
-            pixels = _pick(near, far, picks[half])
-            first = _dot(weights[2 * half], pixels, start, False)
-            second = _dot(weights[2 * half + 1], pixels, start, True)
-            line = line + (  # noqa: RUF005
-                first.to(tl.float32, bitcast=True), second.to(tl.float32, bitcast=True),
-            )  # fmt: skip
-    return _kept(line, MODE)
-
-
-@triton.jit
-def _differences(after, before):
-    found = ()
-    for number in tl.static_range(len(after)):
-        found = found + (after[number] - before[number],)  # noqa: RUF005
-    return found
+    if ASM:
+        byte, row, shift, picks, weights, start = columns
+        at = (row if ALIGNED else byte) + _row_start(number, picture)
+        words = _load_words(at, shift, PIXELS, CHANNELS, ALIGNED)
+        for channel in tl.static_range(CHANNELS):
+            near = _plane(words, channel, 0, PIXELS, CHANNELS)
+            far = near
+            if PIXELS > 4:
+                far = _plane(words, channel, 4, PIXELS, CHANNELS)
+            for half in tl.static_range(2):
+                pixels = _pick(near, far, picks[half])
+                first = _dot(weights[2 * half], pixels, start, False)
+                second = _dot(weights[2 * half + 1], pixels, start, True)
+                line = line + (  # noqa: RUF005
+                    first.to(tl.float32, bitcast=True), second.to(tl.float32, bitcast=True),
+                )  # fmt: skip
+    else:
+        line = _byte_line(number, picture, columns, CHANNELS)
+    line = _kept(line, MODE)
+    differences = ()
+    for place in tl.static_range(4 * CHANNELS):
+        differences = differences + (line[place] - before[place],)  # noqa: RUF005
+    return line, differences
 
 
 @triton.jit
@@ -256,14 +257,10 @@ def linear_row(
     MODE: tl.constexpr, CHANNELS: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Make four columns of a row that is `part` / `rows[2]` after a line."""
-    _, _, parts, parts_share, _ = rows
+    _, _, parts, share, rest_share, _ = rows
+    y = part.to(tl.float32)  # and then the quotient, rounded as a division does
+    y = tl.fma(y, share, y * rest_share) if ASM else tl.div_rn(y, parts.to(tl.float32))
     share, begin = levels
-    numerator, denominator = part.to(tl.float32), parts.to(tl.float32)
-    if ASM:  # a quotient without a division: the correction rounds it as one does
-        y = numerator * parts_share
-        y = tl.fma(tl.fma(-y, denominator, numerator), parts_share, y)
-    else:
-        y = tl.div_rn(numerator, denominator)
     bits = ()
     for number in tl.static_range(4 * CHANNELS):
         value = _multiply_add(differences[number], y, line[number], ASM)
@@ -288,7 +285,7 @@ def _linear_rows(
 
     A place is how many rows are left, the line before the row, and how many parts after that it is.
     """
-    whole, rest, parts, _, row_words = rows
+    whole, rest, parts, _, _, row_words = rows
     left, top, part = place
     while (left > 0) & (top < newest):
         linear_row(part, line, differences, rows, levels, out, live, MODE, CHANNELS, ASM)
@@ -313,17 +310,17 @@ def _spot(number, whole, rest, parts, begin):
     do_not_specialize=[
         "items", "quads", "source_height", "source_width", "row_units", "height",
         "whole_x", "rest_x", "parts_x", "begin_x", "whole_y", "rest_y", "parts_y", "begin_y",
-        "scale", "total", "start", "danger",
+        "scale", "total", "start", "tile",
     ]
 )  # fmt: skip
 def _resize_linear(
     images, out, items, quads, source_height, source_width, row_units, height,
-    whole_x, rest_x, parts_x, begin_x, whole_y, rest_y, parts_y, begin_y, parts_share,
-    scale, total, start, share, begin, danger,
+    whole_x, rest_x, parts_x, begin_x, whole_y, rest_y, parts_y, begin_y, share_y, rest_share_y,
+    scale, total, start, share, begin, tile,
     CHANNELS: tl.constexpr, MODE: tl.constexpr, PIXELS: tl.constexpr, ALIGNED: tl.constexpr,
-    ROWS: tl.constexpr, LANES: tl.constexpr, ASM: tl.constexpr,
+    LANES: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Resize (n, h, w, c) to (n, height, width, c): ROWS rows of LANES `items`.
+    """Resize (n, h, w, c) to (n, height, width, c): `tile` rows of LANES `items`.
 
     An item is four columns of an image; an image has `quads`. See `resize_plan` for the other
     numbers. Rows of the source have `row_units` words if ALIGNED, else as many bytes.
@@ -339,76 +336,66 @@ def _resize_linear(
 
     left, part = _spot(column, whole_x, rest_x, parts_x, begin_x)
     left -= BEHIND
-    last = source_width - 1
     base = tl.minimum(clamp_to_edge(left, source_width), source_width - PIXELS)
-    nibbles = ()
+    picks = ()
     weights = ()
-    for _ in tl.static_range(4):
-        near, far = tl.maximum(left, 0), tl.minimum(left + 1, last)
-        nibbles = nibbles + ((near - base) | ((far - base) << 4),)  # noqa: RUF005
-        after = part * scale
-        weights = weights + (((total - after) | (after << 16)).to(tl.uint32),)  # noqa: RUF005
-        part += rest_x
-        over = part >= parts_x
-        left += tl.where(over, whole_x + 1, whole_x)
-        part = tl.where(over, part - parts_x, part)
-    picks = (
-        (nibbles[0] | (nibbles[1] << 8)).to(tl.uint32),
-        (nibbles[2] | (nibbles[3] << 8)).to(tl.uint32),
-    )
+    for _ in tl.static_range(2):
+        numbers = base * -0x1111  # of the pixels before and after each column, in the window
+        for shift in tl.static_range(0, 16, 8):
+            numbers += tl.maximum(left, 0) << shift
+            numbers += tl.minimum(left + 1, source_width - 1) << (shift + 4)
+            # total - part * scale, and part * scale in the higher half
+            weights = weights + ((total + part * scale).to(tl.uint32),)  # noqa: RUF005
+            part += rest_x
+            over = part >= parts_x
+            left += tl.where(over, whole_x + 1, whole_x)
+            part = tl.where(over, part - parts_x, part)
+        picks = picks + (numbers.to(tl.uint32),)  # noqa: RUF005
     byte = images + image.to(tl.int64) * source_height * row_bytes + base * CHANNELS
     before = (base * CHANNELS) & 3
     columns = (byte, byte - before, (before * 8).to(tl.uint32), picks, weights, start.to(tl.uint32))
     picture = (source_height, row_bytes)
 
-    row = tl.program_id(1) * ROWS
-    end = tl.minimum(row + ROWS, height)
+    row = tl.program_id(1) * tile
+    end = tl.minimum(row + tile, height)
     row_words = quads * CHANNELS
     out = out.to(tl.pointer_type(tl.uint32))
     out += image.to(tl.int64) * height * row_words + row * row_words + column // 4 * CHANNELS
     top, part = _spot(row, whole_y, rest_y, parts_y, begin_y)
     top -= BEHIND
-    rows = (whole_y, rest_y, parts_y, parts_share, row_words)
+    rows = (whole_y, rest_y, parts_y, share_y, rest_share_y, row_words)
     levels = (share, begin)
     place = (end - row, top, part)
-    # Words of a window may reach over the end of a row, which no row follows at the end of the
-    # last image. The program's last lane reaches furthest.
-    furthest = tl.minimum(first + LANES, items) - 1 - (items - quads)
-    careful = (furthest >= 0) & (4 * furthest * (whole_x * parts_x + rest_x) + begin_x >= danger)
-    lowest = (end - 1) * (whole_y * parts_y + rest_y) + begin_y
-    careful = careful & (lowest >= (source_height - 2 + BEHIND) * parts_y)
     none = tl.zeros((LANES,), tl.float32)
     line0 = (none,)
     for _ in tl.static_range(4 * CHANNELS - 1):
         line0 = line0 + (none,)  # noqa: RUF005
     line1 = line0
     newest = top - 1
-    if careful:
-        while place[0] > 0:
-            # An image made smaller has rows that no row uses.
+    while place[0] > 0:
+        # Two lines each time, so that none has to move. An image made smaller has rows that no
+        # row uses.
+        newest = tl.maximum(newest, place[1] - 1) + 1
+        line0, differences = linear_line(
+            newest, line1, picture, columns, MODE, PIXELS, CHANNELS, ALIGNED, ASM
+        )
+        place, out = _linear_rows(
+            place, newest, line1, differences, rows, levels, out, live, MODE, CHANNELS, ASM
+        )
+        if place[0] > 0:
             newest = tl.maximum(newest, place[1] - 1) + 1
-            line0 = line1
-            line1 = linear_last_line(newest, picture, columns, MODE, CHANNELS)
-            differences = _differences(line1, line0)
+            line1, differences = linear_line(
+                newest, line0, picture, columns, MODE, PIXELS, CHANNELS, ALIGNED, ASM
+            )
             place, out = _linear_rows(
                 place, newest, line0, differences, rows, levels, out, live, MODE, CHANNELS, ASM
             )
-    else:
-        while place[0] > 0:
-            # Two lines each time, so that none has to move.
-            newest = tl.maximum(newest, place[1] - 1) + 1
-            line0 = linear_line(newest, picture, columns, MODE, PIXELS, CHANNELS, ALIGNED, ASM)
-            differences = _differences(line0, line1)
-            place, out = _linear_rows(
-                place, newest, line1, differences, rows, levels, out, live, MODE, CHANNELS, ASM
-            )
-            if place[0] > 0:
-                newest = tl.maximum(newest, place[1] - 1) + 1
-                line1 = linear_line(newest, picture, columns, MODE, PIXELS, CHANNELS, ALIGNED, ASM)
-                differences = _differences(line1, line0)
-                place, out = _linear_rows(
-                    place, newest, line0, differences, rows, levels, out, live, MODE, CHANNELS, ASM
-                )
+
+
+def _reciprocal(number: int) -> tuple[float, float]:
+    """Return 1 / number as a float32, and what that lacks."""
+    rounded = struct.unpack("f", struct.pack("f", 1 / number))[0]
+    return rounded, 1 / number - rounded
 
 
 def resize_linear(images: Tensor, mode: ResizeMode, out: Tensor, plan: LinearPlan) -> None:
@@ -420,9 +407,9 @@ def resize_linear(images: Tensor, mode: ResizeMode, out: Tensor, plan: LinearPla
     _resize_linear[(triton.cdiv(items, LANES), triton.cdiv(height, plan.tile))](
         images, out, items, width // 4, images.shape[1], images.shape[2],
         row_bytes // (4 if aligned else 1), height,
-        *plan.columns, *plan.rows, 1 / plan.rows.parts,
-        plan.scale, plan.total, plan.start, 1 / plan.total, plan.begin, plan.danger,
-        CHANNELS=channels, MODE=mode, PIXELS=plan.pixels, ALIGNED=aligned, ROWS=plan.tile,
-        LANES=LANES, ASM=not triton.knobs.runtime.interpret,
+        *plan.columns, *plan.rows, *_reciprocal(plan.rows.parts),
+        plan.scale, plan.total, plan.start, 1 / plan.total, plan.begin, plan.tile,
+        CHANNELS=channels, MODE=mode, PIXELS=plan.pixels, ALIGNED=aligned,
+        LANES=LANES, ASM=INSTRUCTIONS,
         num_warps=1, maxnreg=128, num_stages=1,
     )  # fmt: skip

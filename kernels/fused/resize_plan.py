@@ -32,11 +32,10 @@ class LinearPlan(NamedTuple):
     columns: Along
     rows: Along
     total: int  # of a pair of columns' weights
-    scale: int  # a weight is so many times the parts after a pixel
+    scale: int  # what a part changes a pair: its lower half by -total / parts, the higher by + that
     start: int  # the bits at which sums begin
     begin: float  # 2**23 or 1.5 * 2**23, without what the sums begin at
     pixels: int  # of the window that holds all taps of four columns
-    danger: int  # place, not yet divided, from which on words may reach over the end of a row
     tile: int  # rows of a program: fewer where there is little to do
 
 
@@ -52,7 +51,7 @@ def _along(source: int, target: int, mode: ResizeMode) -> Along:
 
 @lru_cache
 def linear_plan(
-    n: int, old: tuple[int, int], new: tuple[int, int], mode: ResizeMode, channels: int
+    n: int, old: tuple[int, int], new: tuple[int, int], mode: ResizeMode
 ) -> LinearPlan | None:
     """Plan a resize, from heights and widths. Returns None if numbers would be too large."""
     rows, columns = (_along(*sizes, mode) for sizes in zip(old, new, strict=True))
@@ -67,14 +66,10 @@ def linear_plan(
         whole = -(-_LOWEST // total)
         start, begin = whole * total, 1.5 * _LOWEST - whole
     pixels = max(3 * columns.whole - (-3 * columns.rest // columns.parts) + 2, 4)
-    # The first pixel from which on a window, 7 bytes before or after it included, is too long.
-    width = old[1] * channels
-    base = (width - pixels * channels - 7) // channels + 1
-    danger = (base + (0 if mode == "direct" else 1)) * columns.parts
-    tile, across = 64, triton.cdiv(n * (new[1] // 4), LANES)
-    while tile > 8 and across * triton.cdiv(new[0], tile) < 1024:
-        tile //= 2
+    # Enough programs for a GPU, of 8 to 64 rows, as even as they can be.
+    bands = triton.cdiv(1024, triton.cdiv(n * (new[1] // 4), LANES))
+    tile = min(max(triton.cdiv(new[0], bands), 8), 64)
     return LinearPlan(
-        columns, rows, total, total // columns.parts, 0x4B000000 + start - _LOWEST, begin,
-        pixels, danger, tile,
+        columns, rows, total, total // columns.parts * 0xFFFF, 0x4B000000 + start - _LOWEST, begin,
+        pixels, tile,
     )  # fmt: skip

@@ -12,8 +12,8 @@ def resize_work(
     n: int, old: tuple[int, int], new: tuple[int, int], mode: ResizeMode, channels: int
 ) -> Work:
     """Return the work of n images that are resized four columns at a time, from heights, widths."""
-    plan = None if mode == "bicubic" else linear_plan(n, old, new, mode, channels)
-    runs = _linear_runs(plan, n, old, new) if plan else _quad_runs(n, old, new, mode)
+    plan = None if mode == "bicubic" else linear_plan(n, old, new, mode)
+    runs = _linear_runs(plan, n, new) if plan else _quad_runs(n, old, new, mode)
     made, read = n * new[0] * new[1] * channels, n * old[0] * old[1] * channels
     # Of a warp: 128 columns of the source, and words that are `channels` words apart.
     span, spread = channels * old[1] / new[1], channels + 0.5
@@ -21,7 +21,7 @@ def resize_work(
         runs=runs, moved=made + read, made=made, items=n,
         lines={
             "quad_line": 1 + span, "last_line": 1 + span, "quad_row": spread,
-            "linear_line": 1 + span, "linear_last_line": 1 + span, "linear_row": spread,
+            "linear_line": 1 + span, "linear_row": spread,
         },
     )  # fmt: skip
 
@@ -49,29 +49,15 @@ def _quad_runs(
     }  # fmt: skip
 
 
-def _linear_runs(
-    plan: LinearPlan, n: int, old: tuple[int, int], new: tuple[int, int]
-) -> dict[str, int]:
-    height, quads = new[0], new[1] // 4
-    across = triton.cdiv(n * quads, LANES)
-    # Programs of which the last lane, in the last image, may read over the end of a row.
-    careful = 0
-    for program in range(across):
-        furthest = min((program + 1) * LANES, n * quads) - 1 - (n - 1) * quads
-        careful += furthest >= 0 and plan.columns.place(4 * furthest) >= plan.danger
-    lines = last = 0
+def _linear_runs(plan: LinearPlan, n: int, new: tuple[int, int]) -> dict[str, int]:
+    (height, width), lines = new, 0
+    across = triton.cdiv(n * (width // 4), LANES)
     for begin in range(0, height, plan.tile):
         rows = range(begin, min(begin + plan.tile, height))
-        tops = [plan.rows.place(row) // plan.rows.parts for row in rows]
-        count = _lines(tops, 2)
-        lines += count
-        # In half pixels, places are one more.
-        behind = 1 if plan.begin > 1 << 23 else 0
-        if tops[-1] - behind >= old[0] - 2:
-            last += count
+        lines += _lines([plan.rows.place(row) // plan.rows.parts for row in rows], 2)
     return {
         "_resize_linear": across * triton.cdiv(height, plan.tile), "linear_row": across * height,
-        "linear_line": across * lines - careful * last, "linear_last_line": careful * last,
+        "linear_line": across * lines,
     }  # fmt: skip
 
 
