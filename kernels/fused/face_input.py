@@ -48,7 +48,7 @@ def _weights(table, part):
 def near_line(number, source, columns, ALIGNED: tl.constexpr):
     """Resample a row of the box sideways, where seven pixels hold the taps of four columns."""
     bases, weights = columns
-    return window_line(_start(number, source), bases[0], weights, 3, 4, 0, 0, ALIGNED)
+    return window_line(_start(number, source), bases[0] * 3, weights, 3, 4, 0, 0, ALIGNED)
 
 
 @triton.jit

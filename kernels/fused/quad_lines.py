@@ -55,14 +55,13 @@ def spread(
 
 
 @triton.jit
-def load_window(row, base, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, ALIGNED: tl.constexpr):
-    """Load PIXELS pixels of a row from pixel `base` on, as float32, channel after channel.
+def load_window(row, byte, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, ALIGNED: tl.constexpr):
+    """Load PIXELS pixels of a row from byte `byte` on, as float32, channel after channel.
 
     The 4-byte words that hold them are loaded, and one more, so up to 3 bytes before them and up to
     7 after them. ALIGNED rows begin at multiples of 4 bytes.
     """
     BYTES: tl.constexpr = PIXELS * CHANNELS
-    byte = base * CHANNELS
     if not ALIGNED:
         address = row.to(tl.uint64)
         before = (address & 3).to(tl.int32)
@@ -106,16 +105,18 @@ def _window_value(
 
 @triton.jit
 def window_line(
-    row, base, weights, CHANNELS: tl.constexpr, TAPS: tl.constexpr,
+    row, byte, weights, CHANNELS: tl.constexpr, TAPS: tl.constexpr,
     STEP: tl.constexpr, SLACK: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Resample a row sideways, where one window holds the taps of all four columns.
+
+    The window begins at byte `byte` of the row.
 
     Returns:
         Four columns of the first channel, then of the next one.
     """
     PIXELS: tl.constexpr = 3 * (STEP + 1) + TAPS
-    levels = load_window(row, base, CHANNELS, PIXELS, ALIGNED)
+    levels = load_window(row, byte, CHANNELS, PIXELS, ALIGNED)
     line = ()
     for channel in tl.static_range(CHANNELS):
         for column in tl.static_range(4):

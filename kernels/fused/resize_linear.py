@@ -19,86 +19,20 @@ most 2**-24 of itself, which moves a number below 2**23 by less than 0.5, and on
 less than 0.25: never over a multiple of the total.
 """
 
-import struct
-
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..spec import ResizeMode
-from .resize_plan import LANES, LinearPlan
+from . import instructions
+from .instructions import dot, join, level, multiply_add, pick, store_levels
+from .resize_plan import LANES, LinearPlan, reciprocal
 from .sampling import clamp_to_edge
-
-# The interpreter knows no instructions of a GPU; there, loads of single bytes take their place.
-INSTRUCTIONS = not triton.knobs.runtime.interpret
-
-
-@triton.jit
-def _pick(low, high, numbers):
-    """Return four of the eight bytes of two words, by the lowest four nibbles of `numbers`."""
-    return tl.inline_asm_elementwise(
-        "prmt.b32 $0, $1, $2, $3;", "=r,r,r,r", [low, high, numbers],
-        dtype=tl.uint32, is_pure=True, pack=1,
-    )  # fmt: skip
-
-
-@triton.jit
-def _join(low, high, shift):
-    """Return the word that begins `shift` bits, 0 to 24, after the beginning of the lower word."""
-    return tl.inline_asm_elementwise(
-        "shf.r.wrap.b32 $0, $1, $2, $3;", "=r,r,r,r", [low, high, shift],
-        dtype=tl.uint32, is_pure=True, pack=1,
-    )  # fmt: skip
-
-
-@triton.jit
-def _dot(weights, word, start, HIGH: tl.constexpr):
-    """Return start + two bytes of a word, the lower or the higher ones, times two weights."""
-    if HIGH:
-        total = tl.inline_asm_elementwise(
-            "dp2a.hi.u32.u32 $0, $1, $2, $3;", "=r,r,r,r", [weights, word, start],
-            dtype=tl.uint32, is_pure=True, pack=1,
-        )  # fmt: skip
-    else:
-        total = tl.inline_asm_elementwise(
-            "dp2a.lo.u32.u32 $0, $1, $2, $3;", "=r,r,r,r", [weights, word, start],
-            dtype=tl.uint32, is_pure=True, pack=1,
-        )  # fmt: skip
-    return total
-
-
-@triton.jit
-def _multiply_add(x, y, z, ASM: tl.constexpr):
-    """Return x * y + z, float32, rounded once."""
-    if ASM:
-        total = tl.fma(x, tl.broadcast_to(y, x.shape), z)
-    else:  # the interpreter rounds the product too
-        total = (x.to(tl.float64) * y.to(tl.float64) + z.to(tl.float64)).to(tl.float32)
-    return total
-
-
-@triton.jit
-def _level(value, share, start, MODE: tl.constexpr, ASM: tl.constexpr):
-    """Return int32 of which the lowest byte is value * share + start, rounded or truncated."""
-    if not ASM:  # the interpreter would round the product, and its constants are float64
-        exact = value.to(tl.float64) * share + start
-        bits = (exact if MODE == "direct" else exact.to(tl.float32)).to(tl.int32)
-    elif MODE == "direct":
-        bits = tl.inline_asm_elementwise(
-            "fma.rz.f32 $0, $1, $2, $3;", "=r,r,r,r", [value, share, start],
-            dtype=tl.int32, is_pure=True, pack=1,
-        )  # fmt: skip
-    else:
-        bits = tl.inline_asm_elementwise(
-            "fma.rn.f32 $0, $1, $2, $3;", "=r,r,r,r", [value, share, start],
-            dtype=tl.int32, is_pure=True, pack=1,
-        )  # fmt: skip
-    return bits
 
 
 @triton.constexpr_function
 def _numbers(places, word, first):
-    """Return what `_pick` takes to add the bytes of a word to those of the words before it.
+    """Return what `pick` takes to add the bytes of a word to those of the words before it.
 
     Args:
         places: of up to four bytes in consecutive words, ascending.
@@ -136,9 +70,9 @@ def _plane(words, CHANNEL: tl.constexpr, FIRST: tl.constexpr, PIXELS: tl.constex
     STOP: tl.constexpr = _word_of(PLACES, -1)
     plane = words[START]
     if STOP == START and CHANNELS > 1:
-        plane = _pick(plane, plane, _numbers(PLACES, START, START))
+        plane = pick(plane, plane, _numbers(PLACES, START, START))
     for number in tl.static_range(START + 1, STOP + 1):
-        plane = _pick(plane, words[number], _numbers(PLACES, number, START))
+        plane = pick(plane, words[number], _numbers(PLACES, number, START))
     return plane
 
 
@@ -163,7 +97,7 @@ def _load_words(row, shift, PIXELS: tl.constexpr, CHANNELS: tl.constexpr, ALIGNE
             after = tl.load(at + LAST, mask=shift > (4 * LAST - BYTES) * 8, other=0)
         elif number < LAST:
             after = tl.load(at + (number + 1))
-        words = words + (word if WHOLE else _join(word, after, shift),)  # noqa: RUF005
+        words = words + (word if WHOLE else join(word, after, shift),)  # noqa: RUF005
         word = after
     return words
 
@@ -224,9 +158,9 @@ def linear_line(
             if PIXELS > 4:
                 far = _plane(words, channel, 4, PIXELS, CHANNELS)
             for half in tl.static_range(2):
-                pixels = _pick(near, far, picks[half])
-                first = _dot(weights[2 * half], pixels, start, False)
-                second = _dot(weights[2 * half + 1], pixels, start, True)
+                pixels = pick(near, far, picks[half])
+                first = dot(weights[2 * half], pixels, start, False)
+                second = dot(weights[2 * half + 1], pixels, start, True)
                 line = line + (  # noqa: RUF005
                     first.to(tl.float32, bitcast=True), second.to(tl.float32, bitcast=True),
                 )  # fmt: skip
@@ -237,18 +171,6 @@ def linear_line(
     for place in tl.static_range(4 * CHANNELS):
         differences = differences + (line[place] - before[place],)  # noqa: RUF005
     return line, differences
-
-
-@triton.jit
-def _word(byte0, byte1, byte2, byte3, ASM: tl.constexpr):
-    """Return words of the lowest bytes of int32."""
-    b0, b1 = byte0.to(tl.uint32, bitcast=True), byte1.to(tl.uint32, bitcast=True)
-    b2, b3 = byte2.to(tl.uint32, bitcast=True), byte3.to(tl.uint32, bitcast=True)
-    if ASM:
-        word = _pick(_pick(b0, b1, 0x0040), _pick(b2, b3, 0x0040), 0x5410)
-    else:
-        word = (b0 & 255) | ((b1 & 255) << 8) | ((b2 & 255) << 16) | (b3 << 24)
-    return word
 
 
 @triton.jit
@@ -263,17 +185,9 @@ def linear_row(
     share, begin = levels
     bits = ()
     for number in tl.static_range(4 * CHANNELS):
-        value = _multiply_add(differences[number], y, line[number], ASM)
-        bits = bits + (_level(value, share, begin, MODE, ASM),)  # noqa: RUF005
-    for word in tl.static_range(CHANNELS):
-        joined = _word(
-            bits[(4 * word) % CHANNELS * 4 + (4 * word) // CHANNELS],
-            bits[(4 * word + 1) % CHANNELS * 4 + (4 * word + 1) // CHANNELS],
-            bits[(4 * word + 2) % CHANNELS * 4 + (4 * word + 2) // CHANNELS],
-            bits[(4 * word + 3) % CHANNELS * 4 + (4 * word + 3) // CHANNELS],
-            ASM,
-        )
-        tl.store(out + word, joined, mask=live)
+        value = multiply_add(differences[number], y, line[number], ASM)
+        bits = bits + (level(value, share, begin, MODE, ASM),)  # noqa: RUF005
+    store_levels(out, bits, live, CHANNELS, ASM)
 
 
 @triton.jit
@@ -299,7 +213,7 @@ def _linear_rows(
 
 
 @triton.jit
-def _spot(number, whole, rest, parts, begin):
+def spot(number, whole, rest, parts, begin):
     """Return the pixel before a place, from 1 on in half pixels, and the parts after it."""
     numerator = (number * (whole * parts + rest) + begin).to(tl.uint32)
     whole = numerator // parts.to(tl.uint32)
@@ -334,7 +248,7 @@ def _resize_linear(
     image = (item.to(tl.uint32) // quads.to(tl.uint32)).to(tl.int32)
     column = 4 * (item - image * quads)
 
-    left, part = _spot(column, whole_x, rest_x, parts_x, begin_x)
+    left, part = spot(column, whole_x, rest_x, parts_x, begin_x)
     left -= BEHIND
     base = tl.minimum(clamp_to_edge(left, source_width), source_width - PIXELS)
     picks = ()
@@ -361,7 +275,7 @@ def _resize_linear(
     row_words = quads * CHANNELS
     out = out.to(tl.pointer_type(tl.uint32))
     out += image.to(tl.int64) * height * row_words + row * row_words + column // 4 * CHANNELS
-    top, part = _spot(row, whole_y, rest_y, parts_y, begin_y)
+    top, part = spot(row, whole_y, rest_y, parts_y, begin_y)
     top -= BEHIND
     rows = (whole_y, rest_y, parts_y, share_y, rest_share_y, row_words)
     levels = (share, begin)
@@ -392,12 +306,6 @@ def _resize_linear(
             )
 
 
-def _reciprocal(number: int) -> tuple[float, float]:
-    """Return 1 / number as a float32, and what that lacks."""
-    rounded = struct.unpack("f", struct.pack("f", 1 / number))[0]
-    return rounded, 1 / number - rounded
-
-
 def resize_linear(images: Tensor, mode: ResizeMode, out: Tensor, plan: LinearPlan) -> None:
     """Resize contiguous images as planned."""
     n, height, width, channels = out.shape
@@ -407,9 +315,9 @@ def resize_linear(images: Tensor, mode: ResizeMode, out: Tensor, plan: LinearPla
     _resize_linear[(triton.cdiv(items, LANES), triton.cdiv(height, plan.tile))](
         images, out, items, width // 4, images.shape[1], images.shape[2],
         row_bytes // (4 if aligned else 1), height,
-        *plan.columns, *plan.rows, *_reciprocal(plan.rows.parts),
+        *plan.columns, *plan.rows, *reciprocal(plan.rows.parts),
         plan.scale, plan.total, plan.start, 1 / plan.total, plan.begin, plan.tile,
         CHANNELS=channels, MODE=mode, PIXELS=plan.pixels, ALIGNED=aligned,
-        LANES=LANES, ASM=INSTRUCTIONS,
+        LANES=LANES, ASM=instructions.INSTRUCTIONS,
         num_warps=1, maxnreg=128, num_stages=1,
     )  # fmt: skip

@@ -1,10 +1,9 @@
-"""The numbers of a resize between two pixels each way, see `resize_linear`."""
+"""The numbers of a resize, four columns at a time."""
 
+import struct
 from functools import lru_cache
 from math import gcd
 from typing import NamedTuple
-
-import triton
 
 from ..spec import ResizeMode
 
@@ -29,6 +28,8 @@ class Along(NamedTuple):
 
 
 class LinearPlan(NamedTuple):
+    """Between two pixels each way, see `resize_linear`."""
+
     columns: Along
     rows: Along
     total: int  # of a pair of columns' weights
@@ -39,7 +40,7 @@ class LinearPlan(NamedTuple):
     tile: int  # rows of a program: fewer where there is little to do
 
 
-def _along(source: int, target: int, mode: ResizeMode) -> Along:
+def along(source: int, target: int, mode: ResizeMode) -> Along:
     if mode == "direct":
         step, begin, parts = source, 0, target
     else:
@@ -49,12 +50,19 @@ def _along(source: int, target: int, mode: ResizeMode) -> Along:
     return Along(*divmod(step // common, parts), parts, begin // common)
 
 
+def tile_rows(n: int, new: tuple[int, int]) -> int:
+    """Return 8 to 64 rows for a program, so that a GPU gets enough programs, and even ones."""
+    across = -(-n * (new[1] // 4) // LANES)
+    bands = -(-1024 // across)
+    return min(max(-(-new[0] // bands), 8), 64)
+
+
 @lru_cache
 def linear_plan(
     n: int, old: tuple[int, int], new: tuple[int, int], mode: ResizeMode
 ) -> LinearPlan | None:
     """Plan a resize, from heights and widths. Returns None if numbers would be too large."""
-    rows, columns = (_along(*sizes, mode) for sizes in zip(old, new, strict=True))
+    rows, columns = (along(*sizes, mode) for sizes in zip(old, new, strict=True))
     if mode == "direct":
         total = rows.parts * columns.parts
         start, begin = _LOWEST, float(_LOWEST)
@@ -66,10 +74,13 @@ def linear_plan(
         whole = -(-_LOWEST // total)
         start, begin = whole * total, 1.5 * _LOWEST - whole
     pixels = max(3 * columns.whole - (-3 * columns.rest // columns.parts) + 2, 4)
-    # Enough programs for a GPU, of 8 to 64 rows, as even as they can be.
-    bands = triton.cdiv(1024, triton.cdiv(n * (new[1] // 4), LANES))
-    tile = min(max(triton.cdiv(new[0], bands), 8), 64)
     return LinearPlan(
         columns, rows, total, total // columns.parts * 0xFFFF, 0x4B000000 + start - _LOWEST, begin,
-        pixels, tile,
+        pixels, tile_rows(n, new),
     )  # fmt: skip
+
+
+def reciprocal(number: int) -> tuple[float, float]:
+    """Return 1 / number as a float32, and what that lacks."""
+    rounded = struct.unpack("f", struct.pack("f", 1 / number))[0]
+    return rounded, 1 / number - rounded

@@ -4,8 +4,8 @@ import triton
 
 from ..spec import ResizeMode
 from ..work import Work
-from .resize import LANES, TAPS, quad_tile
-from .resize_plan import LinearPlan, linear_plan
+from .resize import TAPS, quad_danger
+from .resize_plan import LANES, LinearPlan, along, linear_plan, tile_rows
 
 
 def resize_work(
@@ -13,7 +13,7 @@ def resize_work(
 ) -> Work:
     """Return the work of n images that are resized four columns at a time, from heights, widths."""
     plan = None if mode == "bicubic" else linear_plan(n, old, new, mode)
-    runs = _linear_runs(plan, n, new) if plan else _quad_runs(n, old, new, mode)
+    runs = _linear_runs(plan, n, new) if plan else _quad_runs(n, old, new, mode, channels)
     made, read = n * new[0] * new[1] * channels, n * old[0] * old[1] * channels
     # Of a warp: 128 columns of the source, and words that are `channels` words apart.
     span, spread = channels * old[1] / new[1], channels + 0.5
@@ -27,25 +27,31 @@ def resize_work(
 
 
 def _quad_runs(
-    n: int, old: tuple[int, int], new: tuple[int, int], mode: ResizeMode
+    n: int, old: tuple[int, int], new: tuple[int, int], mode: ResizeMode, channels: int
 ) -> dict[str, int]:
-    (source_height, _), (height, width) = old, new
-    rows, taps = quad_tile(n, height, width), TAPS[mode]
-    across = triton.cdiv(width, 4 * LANES)
-
-    def top(row: int) -> int:
-        if mode == "direct":
-            return row * source_height // height
-        return ((2 * row + 1) * source_height + height) // (2 * height) - 1
-
+    (height, width), tile, taps = new, tile_rows(n, new), TAPS[mode]
+    rows, columns = (along(*sizes, mode) for sizes in zip(old, new, strict=True))
+    behind = 0 if mode == "direct" else 1
+    items, quads = n * (width // 4), width // 4
+    across = triton.cdiv(items, LANES)
+    # Programs whose last lane, in the last image, may read over the end of a row.
+    furthest = (
+        min((program + 1) * LANES, items) - 1 - (items - quads) for program in range(across)
+    )
+    danger = quad_danger(old[1], new[1], mode, channels, columns)
+    careful = sum(lane >= 0 and columns.place(4 * lane) >= danger for lane in furthest)
     lines = last = 0
-    for begin in range(0, height, rows):
-        last = _lines([top(row) for row in range(begin, min(begin + rows, height))], taps)
-        lines += last
-    # The tile in the last corner of the last image is made with care.
+    for begin in range(0, height, tile):
+        tops = [
+            rows.place(row) // rows.parts - behind
+            for row in range(begin, min(begin + tile, height))
+        ]
+        count = _lines(tops, taps)
+        lines += count
+        last += count if tops[-1] >= old[0] - 1 - taps // 2 else 0
     return {
-        "_resize_quads": n * across * triton.cdiv(height, rows), "quad_row": n * across * height,
-        "quad_line": n * across * lines - last, "last_line": last,
+        "_resize_quads": across * triton.cdiv(height, tile), "quad_row": across * height,
+        "quad_line": across * lines - careful * last, "last_line": careful * last,
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from triton.runtime.interpreter import TensorHandle, _get_np_dtype
 
 import kernels
 from kernels import reference
-from kernels.fused import resize_linear
+from kernels.fused import instructions
 
 from .test_images import check_resized
 
@@ -95,7 +95,7 @@ def addresses(monkeypatch) -> list[np.ndarray]:
     monkeypatch.setattr(builder, "create_inline_asm", create_inline_asm)
     monkeypatch.setattr(builder, "create_fma", create_fma)
     monkeypatch.setattr(builder, "create_masked_load", create_masked_load)
-    monkeypatch.setattr(resize_linear, "INSTRUCTIONS", True)
+    monkeypatch.setattr(instructions, "INSTRUCTIONS", True)
     return loaded
 
 
