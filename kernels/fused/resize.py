@@ -8,9 +8,9 @@ from ..spec import ResizeMode
 from . import instructions
 from .instructions import store_levels
 from .pixel_formats import access_width
-from .quad_lines import pixel_line, spread, window_line
+from .quad_lines import Reach, pixel_line, reaches, spread, window_line
 from .resize_linear import resize_linear, spot
-from .resize_plan import LANES, Along, along, linear_plan, reciprocal, tile_rows
+from .resize_plan import LANES, along, linear_plan, reciprocal, tile_rows
 from .sampling import clamp_to_edge, cubic_weight, floor_quotient, half_pixel, to_level
 
 TILE_ROWS = 8
@@ -108,29 +108,34 @@ def _kept(line, MODE: tl.constexpr):
 @triton.jit
 def quad_line(
     number, picture, columns,
-    MODE: tl.constexpr, CHANNELS: tl.constexpr, STEP: tl.constexpr, ALIGNED: tl.constexpr,
+    MODE: tl.constexpr, CHANNELS: tl.constexpr, FIRST: tl.constexpr, REACH: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Resample a row of an image sideways, four columns from one window."""
     TAPS: tl.constexpr = 4 if MODE == "bicubic" else 2
-    SLACK: tl.constexpr = 1 if MODE == "bicubic" and STEP else 0
     _, window, byte, weights = columns
     line = window_line(
-        window + _row_start(number, picture), byte, weights, CHANNELS, TAPS, STEP, SLACK, ALIGNED
+        window + _row_start(number, picture), byte, weights, CHANNELS, TAPS, FIRST, REACH, ALIGNED
     )
     return _kept(line, MODE)
 
 
 @triton.jit
 def last_line(
-    number, picture, columns, MODE: tl.constexpr, CHANNELS: tl.constexpr, STEP: tl.constexpr
+    number,
+    picture,
+    columns,
+    MODE: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    FIRST: tl.constexpr,
+    REACH: tl.constexpr,
 ):
     """Resample a row of an image sideways, and read nothing after it."""
     TAPS: tl.constexpr = 4 if MODE == "bicubic" else 2
-    SLACK: tl.constexpr = 1 if MODE == "bicubic" and STEP else 0
     (image, base), _, _, weights = columns
     bases = (base, base, base, base)
     start = image + _row_start(number, picture)
-    line = pixel_line(start, bases, picture[2] - 1, weights, CHANNELS, TAPS, STEP, SLACK, False)
+    line = pixel_line(start, bases, picture[2] - 1, weights, CHANNELS, TAPS, FIRST, REACH, False)
     return _kept(line, MODE)
 
 
@@ -195,8 +200,8 @@ def _resize_quads(
     images, out, items, quads, source_height, source_width, row_units, height,
     whole_x, rest_x, parts_x, begin_x, whole_y, rest_y, parts_y, begin_y, share_y, rest_share_y,
     danger, tile, magic, shift, white,
-    CHANNELS: tl.constexpr, MODE: tl.constexpr, STEP: tl.constexpr, ALIGNED: tl.constexpr,
-    LANES: tl.constexpr, ASM: tl.constexpr,
+    CHANNELS: tl.constexpr, MODE: tl.constexpr, FIRST: tl.constexpr, REACH: tl.constexpr,
+    ALIGNED: tl.constexpr, LANES: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Resize (n, h, w, c) to (n, height, width, c): `tile` rows of LANES `items`.
 
@@ -204,7 +209,6 @@ def _resize_quads(
     numbers. Rows of the source have `row_units` words if ALIGNED, else as many bytes.
     """
     TAPS: tl.constexpr = 4 if MODE == "bicubic" else 2
-    SLACK: tl.constexpr = 1 if MODE == "bicubic" and STEP else 0
     BEFORE: tl.constexpr = TAPS // 2 - 1
     BEHIND: tl.constexpr = 0 if MODE == "direct" else 1
     row_bytes = row_units * (4 if ALIGNED else 1)
@@ -223,7 +227,9 @@ def _resize_quads(
     base = clamp_to_edge(tap, source_width)
     weights = ()
     for number in tl.static_range(4):
-        own = spread(tap, _tap_weights(part, parts_x, MODE), base, edges, number, TAPS, STEP, SLACK)
+        own = spread(
+            tap, _tap_weights(part, parts_x, MODE), base, edges, number, TAPS, FIRST, REACH
+        )
         weights = weights + (own,)  # noqa: RUF005
         part += rest_x
         over = part >= parts_x
@@ -261,36 +267,40 @@ def _resize_quads(
             newest = tl.maximum(newest, place[1] - BEFORE - 1) + 1
             if TAPS == 4:
                 line0, line1, line2 = line1, line2, line3
-                line3 = last_line(newest, picture, columns, MODE, CHANNELS, STEP)
+                line3 = last_line(newest, picture, columns, MODE, CHANNELS, FIRST, REACH)
                 lines = (line0, line1, line2, line3)
             else:
                 line0 = line1
-                line1 = last_line(newest, picture, columns, MODE, CHANNELS, STEP)
+                line1 = last_line(newest, picture, columns, MODE, CHANNELS, FIRST, REACH)
                 lines = (line0, line1)
             place, out = _quad_rows(place, newest, lines, rows, out, live, MODE, CHANNELS, ASM)
     else:
         while place[0] > 0:
             # Two or four lines each time, so that none has to move.
             newest = tl.maximum(newest, place[1] - BEFORE - 1) + 1
-            line0 = quad_line(newest, picture, columns, MODE, CHANNELS, STEP, ALIGNED)
+            line0 = quad_line(newest, picture, columns, MODE, CHANNELS, FIRST, REACH, ALIGNED)
             lines = (line1, line2, line3, line0) if TAPS == 4 else (line1, line0)
             place, out = _quad_rows(place, newest, lines, rows, out, live, MODE, CHANNELS, ASM)
             if place[0] > 0:
                 newest = tl.maximum(newest, place[1] - BEFORE - 1) + 1
-                line1 = quad_line(newest, picture, columns, MODE, CHANNELS, STEP, ALIGNED)
+                line1 = quad_line(newest, picture, columns, MODE, CHANNELS, FIRST, REACH, ALIGNED)
                 lines = (line2, line3, line0, line1) if TAPS == 4 else (line0, line1)
                 place, out = _quad_rows(place, newest, lines, rows, out, live, MODE, CHANNELS, ASM)
             if TAPS == 4:
                 if place[0] > 0:
                     newest = tl.maximum(newest, place[1] - BEFORE - 1) + 1
-                    line2 = quad_line(newest, picture, columns, MODE, CHANNELS, STEP, ALIGNED)
+                    line2 = quad_line(
+                        newest, picture, columns, MODE, CHANNELS, FIRST, REACH, ALIGNED
+                    )
                     lines = (line3, line0, line1, line2)
                     place, out = _quad_rows(
                         place, newest, lines, rows, out, live, MODE, CHANNELS, ASM
                     )
                 if place[0] > 0:
                     newest = tl.maximum(newest, place[1] - BEFORE - 1) + 1
-                    line3 = quad_line(newest, picture, columns, MODE, CHANNELS, STEP, ALIGNED)
+                    line3 = quad_line(
+                        newest, picture, columns, MODE, CHANNELS, FIRST, REACH, ALIGNED
+                    )
                     lines = (line0, line1, line2, line3)
                     place, out = _quad_rows(
                         place, newest, lines, rows, out, live, MODE, CHANNELS, ASM
@@ -306,13 +316,21 @@ def _fits_quads(images: Tensor, out: Tensor) -> bool:
     )  # fmt: skip
 
 
-def quad_danger(source: int, target: int, mode: ResizeMode, channels: int, columns: Along) -> int:
-    """Return the first place, not yet divided, whose words may reach over the end of a row."""
-    pixels = 3 * (int(source > target) + 1) + TAPS[mode]
-    before = TAPS[mode] // 2 - 1 + (0 if mode == "direct" else 1)
+def quad_windows(
+    source: int, target: int, mode: ResizeMode, channels: int
+) -> tuple[Reach, Reach, int]:
+    """Return where four columns' taps begin in a window, at least and at most, see `reaches`.
+
+    The last number is the first place, not yet divided, whose words may reach over a row's end.
+    """
+    behind = 0 if mode == "direct" else 1
+    before = TAPS[mode] // 2 - 1 + behind
+    # The first pixel is in the image, or half a pixel before it.
+    slack = before if source < target else before - behind
+    first, reach = reaches(source, target, slack)
     # A window begins up to 3 bytes after its first word, and one more word is loaded.
-    first = (source * channels - pixels * channels - 7) // channels + 1
-    return (first + before) * columns.parts
+    pixel = (source * channels - (reach[3] + TAPS[mode]) * channels - 7) // channels + 1
+    return first, reach, (pixel + before) * along(source, target, mode).parts
 
 
 def _resize_fours(images: Tensor, mode: ResizeMode, out: Tensor) -> bool:
@@ -325,8 +343,7 @@ def _resize_fours(images: Tensor, mode: ResizeMode, out: Tensor) -> bool:
     # x // total, of x below 2**31, is x * magic >> (32 + shift).
     bits = (total - 1).bit_length()
     magic, shift = (1 << (31 + bits)) // total + 1, bits - 1
-    step = int(images.shape[2] > width)
-    danger = quad_danger(images.shape[2], width, mode, channels, columns)
+    first, reach, danger = quad_windows(images.shape[2], width, mode, channels)
     row_bytes = images.shape[2] * channels
     aligned = images.data_ptr() % 4 == row_bytes % 4 == 0
     items, tile = n * (width // 4), tile_rows(n, (height, width))
@@ -334,7 +351,7 @@ def _resize_fours(images: Tensor, mode: ResizeMode, out: Tensor) -> bool:
         images, out, items, width // 4, images.shape[1], images.shape[2],
         row_bytes // (4 if aligned else 1), height, *columns, *rows, *reciprocal(rows.parts),
         danger, tile, magic - (1 << 32 if magic >= 1 << 31 else 0), max(shift, 0), 255,
-        CHANNELS=channels, MODE=mode, STEP=step, ALIGNED=aligned, LANES=LANES,
+        CHANNELS=channels, MODE=mode, FIRST=first, REACH=reach, ALIGNED=aligned, LANES=LANES,
         ASM=instructions.INSTRUCTIONS, num_warps=1, maxnreg=168, num_stages=1,
     )  # fmt: skip
     return True

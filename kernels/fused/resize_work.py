@@ -4,7 +4,7 @@ import triton
 
 from ..spec import ResizeMode
 from ..work import Work
-from .resize import TAPS, quad_danger
+from .resize import TAPS, quad_windows
 from .resize_plan import LANES, LinearPlan, along, linear_plan, tile_rows
 
 
@@ -38,7 +38,7 @@ def _quad_runs(
     furthest = (
         min((program + 1) * LANES, items) - 1 - (items - quads) for program in range(across)
     )
-    danger = quad_danger(old[1], new[1], mode, channels, columns)
+    _, _, danger = quad_windows(old[1], new[1], mode, channels)
     careful = sum(lane >= 0 and columns.place(4 * lane) >= danger for lane in furthest)
     lines = last = 0
     for begin in range(0, height, tile):
