@@ -1,4 +1,4 @@
-"""resize between two pixels each way, by the instructions that a GPU gets.
+"""resize, by the instructions that a GPU gets.
 
 The interpreter knows none of them, so they are written down here, as the PTX ISA defines them.
 """
@@ -12,6 +12,7 @@ from triton.runtime.interpreter import TensorHandle, _get_np_dtype
 import kernels
 from kernels import reference
 from kernels.fused import instructions
+from kernels.fused import resize as quads
 
 from .test_images import check_resized
 
@@ -106,19 +107,43 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("mode", ["bilinear", "direct"])
-@pytest.mark.parametrize(("source", "target", "channels"), CASES)
-def test_instructions(addresses, mode, source, target, channels):
+def check(images: torch.Tensor, target: tuple[int, int], mode: str) -> None:
+    got = kernels.resize(images, target, mode=mode)
+    want = reference.resize(images, mode, torch.empty_like(got))
+    check_resized(images, got, want, mode)
+
+
+def pictures(source: tuple[int, int], channels: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(source[1])
     shape = (2, *source, channels)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     images[0, :, : source[1] // 2] = 255
-    got = kernels.resize(images, target, mode=mode)
-    want = reference.resize(images, mode, torch.empty_like(got))
-    check_resized(images, got, want, mode)
-    assert addresses
+    return images
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "direct"])
+@pytest.mark.parametrize(("source", "target", "channels"), CASES)
+def test_instructions(addresses, mode, source, target, channels):
+    images = pictures(source, channels)
+    check(images, target, mode)
     # Words that hold a byte of an image, and no others.
     first = images.data_ptr() // 4 * 4
     last = (images.data_ptr() + images.numel() - 1) // 4 * 4
     loaded = np.concatenate(addresses)
     assert loaded.min() >= first and loaded.max() <= last and (loaded % 4 == 0).all()
+
+
+@pytest.mark.parametrize(("source", "target", "channels"), [CASES[0], CASES[3], CASES[7]])
+def test_four_taps(addresses, source, target, channels):
+    images = pictures(source, channels)
+    check(images, target, "bicubic")
+    last = (images.data_ptr() + images.numel() - 1) // 4 * 4 + 3
+    loaded = np.concatenate(addresses)
+    assert loaded.min() >= images.data_ptr() // 4 * 4 and loaded.max() <= last
+
+
+@pytest.mark.parametrize(("source", "target", "channels"), [CASES[1], CASES[4]])
+def test_large_sums(addresses, monkeypatch, source, target, channels):
+    """What has no plan for `resize_linear`."""
+    monkeypatch.setattr(quads, "linear_plan", lambda *_: None)
+    check(pictures(source, channels), target, "direct")
