@@ -147,3 +147,12 @@ def test_large_sums(addresses, monkeypatch, source, target, channels):
     """What has no plan for `resize_linear`."""
     monkeypatch.setattr(quads, "linear_plan", lambda *_: None)
     check(pictures(source, channels), target, "direct")
+
+
+def test_fine_weights(addresses):
+    """Every level is that of float64, except where that is within 1e-4 of a tie."""
+    images = pictures((50, 73), 3)
+    planes = images.permute(0, 3, 1, 2).double()
+    exact = torch.nn.functional.interpolate(planes, (70, 128), mode="bilinear")
+    got = kernels.resize(images, (70, 128)).permute(0, 3, 1, 2)
+    assert ((exact - got).abs() < 0.5 + 1e-4).all()
