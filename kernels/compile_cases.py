@@ -82,7 +82,9 @@ def pipeline_cases() -> Iterator[Case]:
         yield Case("composite", f"{paste} {format} float16 720x1280 n=25 masked", launch)
 
     for mode in RESIZE_MODES:
-        for old, new in (((182, 182), (CROP_SIZE, CROP_SIZE)), (SIZES[0], SIZES[2])):
+        # With 181, the sums of "direct" are too large for `resize_linear`.
+        face = 181 if mode == "direct" else 182
+        for old, new in (((face, face), (CROP_SIZE, CROP_SIZE)), (SIZES[0], SIZES[2])):
             variant = f"{mode} {old[1]}x{old[0]}->{new[1]}x{new[0]}"
             yield Case("resize", variant, partial(_resize, mode, old, new))
     planes: tuple[tuple[ColorFormat, ColorFormat], ...] = (

@@ -81,6 +81,8 @@ def read_parts(kernel: CompiledKernel, parts: Collection[str]) -> dict[str, Part
                 sites[found].add(instruction.site(found))
         if votes:
             part = votes.most_common(1)[0][0]
+            if len(homes[part][0]) == len(blocks):  # not in a loop, or moved there with no place
+                part = _looping(number, part, homes, loops)
             counts[part].update(instruction.name for instruction in block.instructions)
     known = {name for block in blocks for code in block.instructions for name, _ in code.frames}
     if missing := [part for part in parts if part not in known]:
@@ -92,6 +94,12 @@ def read_parts(kernel: CompiledKernel, parts: Collection[str]) -> dict[str, Part
         looped = all(len(home) < len(blocks) for home in homes[part])
         found_parts[part] = Part(each, copies, looped)
     return found_parts
+
+
+def _looping(number: int, part: str, homes: dict[str, list[range]], loops: Sequence[range]) -> str:
+    """Return the part that the innermost loop around a block is the home of; else `part`."""
+    around = min((loop for loop in loops if number in loop), key=len, default=None)
+    return next((name for name, home in homes.items() if around in home), part)
 
 
 def _homes(
@@ -159,7 +167,8 @@ def _blocks(listing: str) -> list[Block]:
             if complete:
                 chain = []
             line_number = int(source[2])
-            chain.append((_function(Path(source[1]).name, line_number), line_number))
+            if line_number:  # the compiler's own code is of no line
+                chain.append((_function(Path(source[1]).name, line_number), line_number))
             complete = "inlined at" not in source[3]
         elif code := re.match(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@\S+ +)?([A-Z]\S*)\s*(.*);", line):
             current.append(Instruction(code[1].rstrip(";"), code[2], tuple(chain)))

@@ -23,7 +23,7 @@ class Quick:
     """A network whose output depends on its input, and costs nothing."""
 
     dtype, description, reason = torch.float32, "quick", "a test"
-    capturable, stream = True, None
+    capturable, stream, assumes_mask = True, None, False
     graph_bytes = 0
 
     def __call__(self, *inputs: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,8 @@ LANES = 32  # of four columns each, which one program makes
 
 _CROP_SIZE, _ROI_SIZE = tl.constexpr(CROP_SIZE), tl.constexpr(ROI_SIZE)
 _MARGIN = tl.constexpr(MARGIN)
+# Of four columns of a box that is not larger than the crop.
+_FIRST, _REACH = tl.constexpr((0, 0, 0, 0)), tl.constexpr((0, 1, 2, 3))
 _MASK_TOP, _MASK_BOTTOM = (tl.constexpr(row) for row in MASK_ROWS)
 _MASK_LEFT, _MASK_RIGHT = (tl.constexpr(column) for column in MASK_COLUMNS)
 
@@ -48,14 +50,14 @@ def _weights(table, part):
 def near_line(number, source, columns, ALIGNED: tl.constexpr):
     """Resample a row of the box sideways, where seven pixels hold the taps of four columns."""
     bases, weights = columns
-    return window_line(_start(number, source), bases[0], weights, 3, 4, 0, 0, ALIGNED)
+    return window_line(_start(number, source), bases[0] * 3, weights, 3, 4, _FIRST, _REACH, ALIGNED)
 
 
 @triton.jit
 def far_line(number, source, columns):
     """Resample a row of the box sideways, with pixels of its own for each column."""
     bases, weights = columns
-    return pixel_line(_start(number, source), bases, source[5], weights, 3, 4, 0, 0, True)
+    return pixel_line(_start(number, source), bases, source[5], weights, 3, 4, _FIRST, _REACH, True)
 
 
 @triton.jit
@@ -164,7 +166,7 @@ def _face_input(
         if column:
             base = tl.where(far, base, bases[0])
         bases = bases + (base,)  # noqa: RUF005
-        own = spread(tap, _weights(table, part), base, edges, column, 4, 0, 0)
+        own = spread(tap, _weights(table, part), base, edges, column, 4, _FIRST, _REACH)
         weights = weights + (own,)  # noqa: RUF005
     columns = (bases, weights)
     columns = (bases, weights)

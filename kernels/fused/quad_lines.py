@@ -4,9 +4,8 @@ The taps of four columns lie in a window of a few pixels, which is loaded and co
 column has a weight for each pixel of the window that any of its taps may fall on, whatever the box
 or the size; most of these weights are zero in one lane or another.
 
-In a window, the taps of column k begin STEP k to (STEP + 1) k pixels after those of the first,
-where source / target is in (STEP, STEP + 1]. A first tap may be clamped to the edge, and then they
-begin up to SLACK pixels before that.
+In a window, the taps of column k begin FIRST[k] to REACH[k] pixels after those of the first, see
+`reaches`.
 """
 
 import triton
@@ -14,23 +13,32 @@ import triton.language as tl
 
 from .quads import byte_of
 
+Reach = tuple[int, int, int, int]  # of each of four columns
+
+
+def reaches(source: int, target: int, slack: int) -> tuple[Reach, Reach]:
+    """Return the pixels from a column's taps to those of the 0 to 3 next ones: at least, at most.
+
+    Args:
+        slack: by how many pixels the taps of the first column may be moved to be in the image.
+    """
+    least = (max(column * source // target - slack, 0) for column in range(4))
+    most = (-(-column * source // target) for column in range(4))
+    first0, first1, first2, first3 = least
+    reach0, reach1, reach2, reach3 = most
+    return (first0, first1, first2, first3), (reach0, reach1, reach2, reach3)
+
 
 @triton.constexpr_function
-def window_first(column, STEP, SLACK):
-    """Return the first pixel of the window that may have a tap of a column, 0 to 3."""
-    return max(STEP * column - SLACK, 0)
-
-
-@triton.constexpr_function
-def window_count(column, TAPS, STEP, SLACK):
+def window_count(column, TAPS, FIRST, REACH):
     """Return how many pixels of the window may have a tap of a column."""
-    return (STEP + 1) * column + TAPS - max(STEP * column - SLACK, 0)
+    return REACH[column] + TAPS - FIRST[column]
 
 
 @triton.jit
 def spread(
     tap, weights, base, edges,
-    COLUMN: tl.constexpr, TAPS: tl.constexpr, STEP: tl.constexpr, SLACK: tl.constexpr,
+    COLUMN: tl.constexpr, TAPS: tl.constexpr, FIRST: tl.constexpr, REACH: tl.constexpr,
 ):  # fmt: skip
     """Give the weights of a column's taps to the pixels of the window that they may fall on.
 
@@ -38,31 +46,30 @@ def spread(
     weights of several. The window begins at pixel `base`.
     """
     low, high = edges
-    base += window_first(COLUMN, STEP, SLACK)
+    base += FIRST[COLUMN]
     places = ()
     for number in tl.static_range(TAPS):
         place = tl.minimum(tl.maximum(tap + number, low), high) - base
         places = places + (place,)  # noqa: RUF005 (Triton has no unpacking)
     result = ()
-    for pixel in tl.static_range(window_count(COLUMN, TAPS, STEP, SLACK)):
+    for pixel in tl.static_range(window_count(COLUMN, TAPS, FIRST, REACH)):
         # The last tap may be on any pixel, the first one on none of the last ones.
         weight = tl.where(places[TAPS - 1] == pixel, weights[TAPS - 1], 0.0)
         for number in tl.static_range(TAPS - 1):
-            if pixel <= window_count(COLUMN, TAPS, STEP, SLACK) - TAPS + number:
+            if pixel <= window_count(COLUMN, TAPS, FIRST, REACH) - TAPS + number:
                 weight += tl.where(places[number] == pixel, weights[number], 0.0)
         result = result + (weight,)  # noqa: RUF005
     return result
 
 
 @triton.jit
-def load_window(row, base, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, ALIGNED: tl.constexpr):
-    """Load PIXELS pixels of a row from pixel `base` on, as float32, channel after channel.
+def load_window(row, byte, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, ALIGNED: tl.constexpr):
+    """Load PIXELS pixels of a row from byte `byte` on, as float32, channel after channel.
 
     The 4-byte words that hold them are loaded, and one more, so up to 3 bytes before them and up to
     7 after them. ALIGNED rows begin at multiples of 4 bytes.
     """
     BYTES: tl.constexpr = PIXELS * CHANNELS
-    byte = base * CHANNELS
     if not ALIGNED:
         address = row.to(tl.uint64)
         before = (address & 3).to(tl.int32)
@@ -95,32 +102,34 @@ def load_window(row, base, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, ALIGNED
 @triton.jit
 def _window_value(
     levels, weights, CHANNEL: tl.constexpr, COLUMN: tl.constexpr,
-    CHANNELS: tl.constexpr, TAPS: tl.constexpr, STEP: tl.constexpr, SLACK: tl.constexpr,
+    CHANNELS: tl.constexpr, TAPS: tl.constexpr, FIRST: tl.constexpr, REACH: tl.constexpr,
 ):  # fmt: skip
-    FIRST: tl.constexpr = window_first(COLUMN, STEP, SLACK) * CHANNELS + CHANNEL
-    value = levels[FIRST] * weights[0]
-    for pixel in tl.static_range(1, window_count(COLUMN, TAPS, STEP, SLACK)):
-        value += levels[FIRST + pixel * CHANNELS] * weights[pixel]
+    START: tl.constexpr = FIRST[COLUMN] * CHANNELS + CHANNEL
+    value = levels[START] * weights[0]
+    for pixel in tl.static_range(1, window_count(COLUMN, TAPS, FIRST, REACH)):
+        value += levels[START + pixel * CHANNELS] * weights[pixel]
     return value
 
 
 @triton.jit
 def window_line(
-    row, base, weights, CHANNELS: tl.constexpr, TAPS: tl.constexpr,
-    STEP: tl.constexpr, SLACK: tl.constexpr, ALIGNED: tl.constexpr,
+    row, byte, weights, CHANNELS: tl.constexpr, TAPS: tl.constexpr,
+    FIRST: tl.constexpr, REACH: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Resample a row sideways, where one window holds the taps of all four columns.
+
+    The window begins at byte `byte` of the row.
 
     Returns:
         Four columns of the first channel, then of the next one.
     """
-    PIXELS: tl.constexpr = 3 * (STEP + 1) + TAPS
-    levels = load_window(row, base, CHANNELS, PIXELS, ALIGNED)
+    PIXELS: tl.constexpr = REACH[3] + TAPS
+    levels = load_window(row, byte, CHANNELS, PIXELS, ALIGNED)
     line = ()
     for channel in tl.static_range(CHANNELS):
         for column in tl.static_range(4):
             value = _window_value(
-                levels, weights[column], channel, column, CHANNELS, TAPS, STEP, SLACK
+                levels, weights[column], channel, column, CHANNELS, TAPS, FIRST, REACH
             )
             line = line + (value,)  # noqa: RUF005
     return line
@@ -129,7 +138,7 @@ def window_line(
 @triton.jit
 def pixel_line(
     row, bases, last, weights, CHANNELS: tl.constexpr, TAPS: tl.constexpr,
-    STEP: tl.constexpr, SLACK: tl.constexpr, APART: tl.constexpr,
+    FIRST: tl.constexpr, REACH: tl.constexpr, APART: tl.constexpr,
 ):  # fmt: skip
     """Resample a row sideways, each column from a base of its own, up to pixel `last`.
 
@@ -139,10 +148,10 @@ def pixel_line(
     line = ()
     for channel in tl.static_range(CHANNELS):
         for column in tl.static_range(4):
-            base = bases[column] + (0 if APART else window_first(column, STEP, SLACK))
+            base = bases[column] + (0 if APART else FIRST[column])
             value = tl.load(row + (base * CHANNELS + channel)).to(tl.float32) * weights[column][0]
             for pixel in tl.static_range(
-                1, TAPS if APART else window_count(column, TAPS, STEP, SLACK)
+                1, TAPS if APART else window_count(column, TAPS, FIRST, REACH)
             ):
                 at = tl.minimum(base + pixel, last) * CHANNELS + channel
                 value += tl.load(row + at).to(tl.float32) * weights[column][pixel]

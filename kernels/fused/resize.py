@@ -5,13 +5,16 @@ import triton.language as tl
 from torch import Tensor
 
 from ..spec import ResizeMode
+from . import instructions
+from .instructions import store_levels
 from .pixel_formats import access_width
-from .quad_lines import four, pixel_line, spread, window_line
+from .quad_lines import Reach, pixel_line, reaches, spread, window_line
+from .resize_linear import resize_linear, spot
+from .resize_plan import LANES, along, linear_plan, reciprocal, tile_rows
 from .sampling import clamp_to_edge, cubic_weight, floor_quotient, half_pixel, to_level
 
 TILE_ROWS = 8
 TILE_BYTES = 256
-LANES = 32  # of four columns each, which one program of `_resize_quads` makes
 TAPS: dict[str, int] = {"bicubic": 4, "bilinear": 2, "direct": 2}
 
 
@@ -64,36 +67,12 @@ def _resize(
 
 
 @triton.jit
-def _place(number, source, target, MODE: tl.constexpr):
-    """Locate target rows or columns in the source: floor(src), and src - floor(src).
-
-    The second is a numerator (int32); its denominator is target, or 2 target in half pixels.
-    """
+def _tap_weights(part, parts, MODE: tl.constexpr):
+    """Return the weights of the taps around a place, for "direct" times the parts."""
     if MODE == "direct":
-        whole = number * source // target
-        return whole, number * source - whole * target
+        return (parts - part).to(tl.float32), part.to(tl.float32)
     else:
-        numerator = (2 * number + 1) * source + target
-        whole = numerator // (2 * target)
-        return whole - 1, numerator - whole * (2 * target)
-
-
-@triton.jit
-def _next_place(place, step):
-    """Return the place of the next row; `step` is how far it is, whole and part, and what is 1."""
-    whole, rest, one = step
-    part = place[1] + rest
-    over = part >= one
-    return place[0] + tl.where(over, whole + 1, whole), tl.where(over, part - one, part)
-
-
-@triton.jit
-def _tap_weights(part, target, MODE: tl.constexpr):
-    """Return the weights of the taps around a place, for "direct" times the target's size."""
-    if MODE == "direct":
-        return (target - part).to(tl.float32), part.to(tl.float32)
-    else:
-        x = tl.div_rn(part.to(tl.float32), (part * 0 + 2 * target).to(tl.float32))
+        x = tl.div_rn(part.to(tl.float32), (part * 0 + parts).to(tl.float32))
         return _fractions(x, MODE)
 
 
@@ -108,8 +87,9 @@ def _fractions(x, MODE: tl.constexpr):
 
 @triton.jit
 def _row_start(number, picture):
-    image, row_bytes, height, _ = picture
-    return image + clamp_to_edge(number, height).to(tl.int64) * row_bytes
+    """Return where a row begins, in bytes from the beginning of its image."""
+    row_bytes, height, _ = picture
+    return clamp_to_edge(number, height) * row_bytes
 
 
 @triton.jit
@@ -128,145 +108,152 @@ def _kept(line, MODE: tl.constexpr):
 @triton.jit
 def quad_line(
     number, picture, columns,
-    MODE: tl.constexpr, CHANNELS: tl.constexpr, STEP: tl.constexpr, ALIGNED: tl.constexpr,
+    MODE: tl.constexpr, CHANNELS: tl.constexpr, FIRST: tl.constexpr, REACH: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Resample a row of an image sideways, four columns from one window."""
     TAPS: tl.constexpr = 4 if MODE == "bicubic" else 2
-    SLACK: tl.constexpr = 1 if MODE == "bicubic" and STEP else 0
-    base, weights = columns
+    _, window, byte, weights = columns
     line = window_line(
-        _row_start(number, picture), base, weights, CHANNELS, TAPS, STEP, SLACK, ALIGNED
+        window + _row_start(number, picture), byte, weights, CHANNELS, TAPS, FIRST, REACH, ALIGNED
     )
     return _kept(line, MODE)
 
 
 @triton.jit
 def last_line(
-    number, picture, columns, MODE: tl.constexpr, CHANNELS: tl.constexpr, STEP: tl.constexpr
+    number,
+    picture,
+    columns,
+    MODE: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    FIRST: tl.constexpr,
+    REACH: tl.constexpr,
 ):
     """Resample a row of an image sideways, and read nothing after it."""
     TAPS: tl.constexpr = 4 if MODE == "bicubic" else 2
-    SLACK: tl.constexpr = 1 if MODE == "bicubic" and STEP else 0
-    base, weights = columns
+    (image, base), _, _, weights = columns
     bases = (base, base, base, base)
-    start = _row_start(number, picture)
-    last = picture[3] - 1
-    line = pixel_line(start, bases, last, weights, CHANNELS, TAPS, STEP, SLACK, False)
+    start = image + _row_start(number, picture)
+    line = pixel_line(start, bases, picture[2] - 1, weights, CHANNELS, TAPS, FIRST, REACH, False)
     return _kept(line, MODE)
 
 
 @triton.jit
 def quad_row(
-    row, part, lines, shape, out, live, MODE: tl.constexpr, CHANNELS: tl.constexpr
+    part, lines, rows, out, live, MODE: tl.constexpr, CHANNELS: tl.constexpr, ASM: tl.constexpr
 ):  # fmt: skip
     """Make four columns of a row from the lines of its taps."""
-    height, width, share, white, magic, shift = shape
+    _, _, parts, share, rest_share, _, magic, shift, white = rows
     bits = ()
     if MODE == "direct":
         for number in tl.static_range(4 * CHANNELS):
-            total = lines[0][number] * (height - part) + lines[1][number] * part
+            total = lines[0][number] * (parts - part) + lines[1][number] * part
             level = tl.umulhi(total.to(tl.uint32), magic.to(tl.uint32)) >> shift.to(tl.uint32)
-            bits = bits + (level.to(tl.uint8),)  # noqa: RUF005
+            bits = bits + (level.to(tl.int32, bitcast=True),)  # noqa: RUF005
     else:
-        # A quotient without a division: the correction rounds it as one does.
-        numerator, denominator = part.to(tl.float32), (2 * height).to(tl.float32)
-        y = numerator * share
-        y += (numerator - y * denominator) * share
+        y = part.to(tl.float32)  # and then the quotient, rounded as a division does
+        y = tl.fma(y, share, y * rest_share) if ASM else tl.div_rn(y, parts.to(tl.float32))
         weights = _fractions(y, MODE)
         for number in tl.static_range(4 * CHANNELS):
             value = lines[0][number] * weights[0] + lines[1][number] * weights[1]
-            if MODE == "bicubic":
-                value += lines[2][number] * weights[2]
-                value += lines[3][number] * weights[3]
+            value += lines[2][number] * weights[2]
+            value += lines[3][number] * weights[3]
             # Without a fraction, the integer is in the lowest bits of the sum, see `to_level`.
             level = (value + 12582912.0).to(tl.int32, bitcast=True)
-            if MODE == "bicubic":  # two taps of weights from 0 to 1 stay in the range
-                level = tl.maximum(tl.minimum(level - 0x4B400000, white), 0)
-            bits = bits + (level.to(tl.uint8),)  # noqa: RUF005
-    out += row * (width * CHANNELS)
-    for word in tl.static_range(CHANNELS):
-        joined = four(
-            bits[(4 * word) % CHANNELS * 4 + (4 * word) // CHANNELS],
-            bits[(4 * word + 1) % CHANNELS * 4 + (4 * word + 1) // CHANNELS],
-            bits[(4 * word + 2) % CHANNELS * 4 + (4 * word + 2) // CHANNELS],
-            bits[(4 * word + 3) % CHANNELS * 4 + (4 * word + 3) // CHANNELS],
-        )
-        tl.store(out + 4 * word, joined, mask=live)
+            level = tl.maximum(tl.minimum(level - 0x4B400000, white), 0)
+            bits = bits + (level,)  # noqa: RUF005
+    store_levels(out, bits, live, CHANNELS, ASM)
 
 
 @triton.jit
 def _quad_rows(
-    row, end, place, step, newest, lines, shape, out, live,
-    MODE: tl.constexpr, CHANNELS: tl.constexpr,
+    place, newest, lines, rows, out, live,
+    MODE: tl.constexpr, CHANNELS: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Make the rows whose last line is the newest one, if any. Returns the next row, its place."""
+    """Make the rows whose last line is the newest one. Returns the next row's place, and `out`.
+
+    A place is how many rows are left, the pixel before the row, and the parts after that.
+    """
     AFTER: tl.constexpr = 2 if MODE == "bicubic" else 1
-    while (row < end) & (place[0] + AFTER <= newest):
-        quad_row(row, place[1], lines, shape, out, live, MODE, CHANNELS)
-        row += 1
-        place = _next_place(place, step)
-    return row, place
+    whole, rest, parts, _, _, row_words, _, _, _ = rows
+    left, top, part = place
+    while (left > 0) & (top + AFTER <= newest):
+        quad_row(part, lines, rows, out, live, MODE, CHANNELS, ASM)
+        out += row_words
+        left -= 1
+        part += rest
+        over = part >= parts
+        top += tl.where(over, whole + 1, whole)
+        part = tl.where(over, part - parts, part)
+    return (left, top, part), out
 
 
 @triton.jit(
     do_not_specialize=[
-        "n", "source_height", "row_units", "height", "quads", "white", "magic", "shift",
+        "items", "quads", "source_height", "source_width", "row_units", "height",
+        "whole_x", "rest_x", "parts_x", "begin_x", "whole_y", "rest_y", "parts_y", "begin_y",
+        "danger", "tile", "magic", "shift", "white",
     ]
 )  # fmt: skip
 def _resize_quads(
-    images, out, n, source_height, source_width, row_units, height, quads,
-    white, magic, shift,
-    CHANNELS: tl.constexpr, MODE: tl.constexpr, STEP: tl.constexpr, ALIGNED: tl.constexpr,
-    ROWS: tl.constexpr, LANES: tl.constexpr,
+    images, out, items, quads, source_height, source_width, row_units, height,
+    whole_x, rest_x, parts_x, begin_x, whole_y, rest_y, parts_y, begin_y, share_y, rest_share_y,
+    danger, tile, magic, shift, white,
+    CHANNELS: tl.constexpr, MODE: tl.constexpr, FIRST: tl.constexpr, REACH: tl.constexpr,
+    ALIGNED: tl.constexpr, LANES: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Resize (n, h, w, c) to (n, height, width, c): ROWS rows of 4 LANES columns of an image each.
+    """Resize (n, h, w, c) to (n, height, width, c): `tile` rows of LANES `items`.
 
-    Rows have `quads` times four pixels, and those of the source `row_units` words if ALIGNED, else
-    as many bytes.
+    An item is four columns of an image; an image has `quads`. See `resize_plan` for the other
+    numbers. Rows of the source have `row_units` words if ALIGNED, else as many bytes.
     """
-    SIZE: tl.constexpr = 4 if ALIGNED else 1
     TAPS: tl.constexpr = 4 if MODE == "bicubic" else 2
-    SLACK: tl.constexpr = 1 if MODE == "bicubic" and STEP else 0
     BEFORE: tl.constexpr = TAPS // 2 - 1
-    across, down = tl.cdiv(quads, LANES), tl.cdiv(height, ROWS)
-    tile = tl.program_id(0)
-    number = tile // (across * down)
-    width = quads * 4
-    picture = (
-        images + number.to(tl.int64) * source_height * (row_units * SIZE), row_units * SIZE,
-        source_height, source_width,
-    )  # fmt: skip
-    quad = tile % across * LANES + tl.arange(0, LANES)
-    edges = (0, source_width - 1)
-    base = tl.zeros((LANES,), tl.int32)
-    weights = ()
-    for column in tl.static_range(4):
-        pixel = tl.minimum(4 * quad + column, width - 1)
-        left, part = _place(pixel, source_width, width, MODE)
-        tap = left - BEFORE
-        if column == 0:
-            base = clamp_to_edge(tap, source_width)
-        own = spread(tap, _tap_weights(part, width, MODE), base, edges, column, TAPS, STEP, SLACK)
-        weights = weights + (own,)  # noqa: RUF005
-    columns = (base, weights)
-    one = tl.arange(0, 4)[None, :]
-    out += number.to(tl.int64) * height * (width * CHANNELS)
-    out += (quad * (4 * CHANNELS))[:, None] + one
-    live = (quad < quads)[:, None] & (one >= 0)
-    share = tl.div_rn(1.0, (2 * height).to(tl.float32))
-    shape = (height, width, share, white, magic, shift)
+    BEHIND: tl.constexpr = 0 if MODE == "direct" else 1
+    row_bytes = row_units * (4 if ALIGNED else 1)
+    first = tl.program_id(0) * LANES
+    item = first + tl.arange(0, LANES)
+    live = item < items
+    item = tl.minimum(item, items - 1)
+    image = (item.to(tl.uint32) // quads.to(tl.uint32)).to(tl.int32)
+    column = 4 * (item - image * quads)
+    images += image.to(tl.int64) * source_height * row_bytes
+    picture = (row_bytes, source_height, source_width)
 
-    row = tile // across % down * ROWS
-    end = tl.minimum(row + ROWS, height)
-    place = _place(row, source_height, height, MODE)
-    whole = source_height // height
-    rest = source_height - whole * height
-    step = (whole, rest, height) if MODE == "direct" else (whole, 2 * rest, 2 * height)
-    newest = place[0] - BEFORE - 1
+    edges = (0, source_width - 1)
+    left, part = spot(column, whole_x, rest_x, parts_x, begin_x)
+    tap = left - BEHIND - BEFORE
+    base = clamp_to_edge(tap, source_width)
+    weights = ()
+    for number in tl.static_range(4):
+        own = spread(
+            tap, _tap_weights(part, parts_x, MODE), base, edges, number, TAPS, FIRST, REACH
+        )
+        weights = weights + (own,)  # noqa: RUF005
+        part += rest_x
+        over = part >= parts_x
+        tap += tl.where(over, whole_x + 1, whole_x)
+        part = tl.where(over, part - parts_x, part)
+    byte = (base * CHANNELS) & 3 if ALIGNED else base * 0
+    columns = ((images, base), images + (base * CHANNELS - byte), byte, weights)
+
+    row = tl.program_id(1) * tile
+    end = tl.minimum(row + tile, height)
+    row_words = quads * CHANNELS
+    out = out.to(tl.pointer_type(tl.uint32))
+    out += image.to(tl.int64) * height * row_words + row * row_words + column // 4 * CHANNELS
+    top, part = spot(row, whole_y, rest_y, parts_y, begin_y)
+    top -= BEHIND
+    place = (end - row, top, part)
+    rows = (whole_y, rest_y, parts_y, share_y, rest_share_y, row_words, magic, shift, white)
+    newest = top - BEFORE - 1
     # Windows may reach over the end of a row, which no row follows at the end of the last image.
-    final, _ = _place(end - 1, source_height, height, MODE)
-    careful = (number == n - 1) & (final + TAPS // 2 >= source_height - 1)
-    careful = careful & (tile % across == across - 1)
+    # The last lane reaches furthest.
+    furthest = tl.minimum(first + LANES, items) - 1 - (items - quads)
+    careful = (furthest >= 0) & (4 * furthest * (whole_x * parts_x + rest_x) + begin_x >= danger)
+    final = (end - 1) * (whole_y * parts_y + rest_y) + begin_y
+    careful = careful & (final >= (source_height - 1 - TAPS // 2 + BEHIND) * parts_y)
     none = tl.zeros((LANES,), tl.int32 if MODE == "direct" else tl.float32)
     line0 = (none,)
     for _ in tl.static_range(4 * CHANNELS - 1):
@@ -275,91 +262,111 @@ def _resize_quads(
     line2 = line0
     line3 = line0
     if careful:
-        while row < end:
+        while place[0] > 0:
             # An image made smaller has rows that no row uses.
-            newest = tl.maximum(newest, place[0] - BEFORE - 1) + 1
+            newest = tl.maximum(newest, place[1] - BEFORE - 1) + 1
             if TAPS == 4:
                 line0, line1, line2 = line1, line2, line3
-                line3 = last_line(newest, picture, columns, MODE, CHANNELS, STEP)
+                line3 = last_line(newest, picture, columns, MODE, CHANNELS, FIRST, REACH)
                 lines = (line0, line1, line2, line3)
             else:
                 line0 = line1
-                line1 = last_line(newest, picture, columns, MODE, CHANNELS, STEP)
+                line1 = last_line(newest, picture, columns, MODE, CHANNELS, FIRST, REACH)
                 lines = (line0, line1)
-            row, place = _quad_rows(
-                row, end, place, step, newest, lines, shape, out, live, MODE, CHANNELS
-            )
+            place, out = _quad_rows(place, newest, lines, rows, out, live, MODE, CHANNELS, ASM)
     else:
-        while row < end:
+        while place[0] > 0:
             # Two or four lines each time, so that none has to move.
-            newest = tl.maximum(newest, place[0] - BEFORE - 1) + 1
-            line0 = quad_line(newest, picture, columns, MODE, CHANNELS, STEP, ALIGNED)
+            newest = tl.maximum(newest, place[1] - BEFORE - 1) + 1
+            line0 = quad_line(newest, picture, columns, MODE, CHANNELS, FIRST, REACH, ALIGNED)
             lines = (line1, line2, line3, line0) if TAPS == 4 else (line1, line0)
-            row, place = _quad_rows(
-                row, end, place, step, newest, lines, shape, out, live, MODE, CHANNELS
-            )
-            if row < end:
-                newest = tl.maximum(newest, place[0] - BEFORE - 1) + 1
-                line1 = quad_line(newest, picture, columns, MODE, CHANNELS, STEP, ALIGNED)
+            place, out = _quad_rows(place, newest, lines, rows, out, live, MODE, CHANNELS, ASM)
+            if place[0] > 0:
+                newest = tl.maximum(newest, place[1] - BEFORE - 1) + 1
+                line1 = quad_line(newest, picture, columns, MODE, CHANNELS, FIRST, REACH, ALIGNED)
                 lines = (line2, line3, line0, line1) if TAPS == 4 else (line0, line1)
-                row, place = _quad_rows(
-                    row, end, place, step, newest, lines, shape, out, live, MODE, CHANNELS
-                )
+                place, out = _quad_rows(place, newest, lines, rows, out, live, MODE, CHANNELS, ASM)
             if TAPS == 4:
-                if row < end:
-                    newest = tl.maximum(newest, place[0] - BEFORE - 1) + 1
-                    line2 = quad_line(newest, picture, columns, MODE, CHANNELS, STEP, ALIGNED)
+                if place[0] > 0:
+                    newest = tl.maximum(newest, place[1] - BEFORE - 1) + 1
+                    line2 = quad_line(
+                        newest, picture, columns, MODE, CHANNELS, FIRST, REACH, ALIGNED
+                    )
                     lines = (line3, line0, line1, line2)
-                    row, place = _quad_rows(
-                        row, end, place, step, newest, lines, shape, out, live, MODE,
-                        CHANNELS,
-                    )  # fmt: skip
-                if row < end:
-                    newest = tl.maximum(newest, place[0] - BEFORE - 1) + 1
-                    line3 = quad_line(newest, picture, columns, MODE, CHANNELS, STEP, ALIGNED)
+                    place, out = _quad_rows(
+                        place, newest, lines, rows, out, live, MODE, CHANNELS, ASM
+                    )
+                if place[0] > 0:
+                    newest = tl.maximum(newest, place[1] - BEFORE - 1) + 1
+                    line3 = quad_line(
+                        newest, picture, columns, MODE, CHANNELS, FIRST, REACH, ALIGNED
+                    )
                     lines = (line0, line1, line2, line3)
-                    row, place = _quad_rows(
-                        row, end, place, step, newest, lines, shape, out, live, MODE,
-                        CHANNELS,
-                    )  # fmt: skip
+                    place, out = _quad_rows(
+                        place, newest, lines, rows, out, live, MODE, CHANNELS, ASM
+                    )
 
 
-def quad_tile(n: int, height: int, width: int) -> int:
-    """Return the rows of a tile of `_resize_quads`: fewer where there is little to do."""
-    rows = 64
-    while rows > 8 and n * triton.cdiv(width, 4 * LANES) * triton.cdiv(height, rows) < 2048:
-        rows //= 2
-    return rows
-
-
-def _fits_quads(images: Tensor, mode: ResizeMode, out: Tensor) -> bool:
-    """Whether rows of the result are whole words, columns near, and numbers small enough."""
-    _, height, width, channels = out.shape
+def _fits_quads(images: Tensor, out: Tensor) -> bool:
+    """Whether rows of the result are whole words, and the taps of four columns near."""
+    _, _, width, channels = out.shape
     return (
         out.data_ptr() % 4 == width % 4 == 0 and channels <= 4 and images.shape[2] * channels >= 48
-        and images.shape[2] <= 2 * width and (mode != "direct" or 255 * height * width < 1 << 31)
+        and images.shape[2] <= 2 * width
     )  # fmt: skip
+
+
+def quad_windows(
+    source: int, target: int, mode: ResizeMode, channels: int
+) -> tuple[Reach, Reach, int]:
+    """Return where four columns' taps begin in a window, at least and at most, see `reaches`.
+
+    The last number is the first place, not yet divided, whose words may reach over a row's end.
+    """
+    behind = 0 if mode == "direct" else 1
+    before = TAPS[mode] // 2 - 1 + behind
+    # The first pixel is in the image, or half a pixel before it.
+    slack = before if source < target else before - behind
+    first, reach = reaches(source, target, slack)
+    # A window begins up to 3 bytes after its first word, and one more word is loaded.
+    pixel = (source * channels - (reach[3] + TAPS[mode]) * channels - 7) // channels + 1
+    return first, reach, (pixel + before) * along(source, target, mode).parts
+
+
+def _resize_fours(images: Tensor, mode: ResizeMode, out: Tensor) -> bool:
+    """Resize with `_resize_quads`, if numbers are small enough. Returns whether they are."""
+    n, height, width, channels = out.shape
+    columns, rows = along(images.shape[2], width, mode), along(images.shape[1], height, mode)
+    total = columns.parts * rows.parts if mode == "direct" else 1
+    if 255 * total >= 1 << 31:
+        return False
+    # x // total, of x below 2**31, is x * magic >> (32 + shift).
+    bits = (total - 1).bit_length()
+    magic, shift = (1 << (31 + bits)) // total + 1, bits - 1
+    first, reach, danger = quad_windows(images.shape[2], width, mode, channels)
+    row_bytes = images.shape[2] * channels
+    aligned = images.data_ptr() % 4 == row_bytes % 4 == 0
+    items, tile = n * (width // 4), tile_rows(n, (height, width))
+    _resize_quads[(triton.cdiv(items, LANES), triton.cdiv(height, tile))](
+        images, out, items, width // 4, images.shape[1], images.shape[2],
+        row_bytes // (4 if aligned else 1), height, *columns, *rows, *reciprocal(rows.parts),
+        danger, tile, magic - (1 << 32 if magic >= 1 << 31 else 0), max(shift, 0), 255,
+        CHANNELS=channels, MODE=mode, FIRST=first, REACH=reach, ALIGNED=aligned, LANES=LANES,
+        ASM=instructions.INSTRUCTIONS, num_warps=1, maxnreg=168, num_stages=1,
+    )  # fmt: skip
+    return True
 
 
 def resize(images: Tensor, mode: ResizeMode, out: Tensor) -> Tensor:
     images = images.contiguous()
     n, height, width, channels = out.shape
-    if _fits_quads(images, mode, out):
-        rows = quad_tile(n, height, width)
-        tiles = triton.cdiv(width, 4 * LANES) * triton.cdiv(height, rows)
-        # x // (height * width), of x below 2**31, is x * magic >> (32 + shift).
-        bits = (height * width - 1).bit_length()
-        magic, shift = (1 << (31 + bits)) // (height * width) + 1, bits - 1
-        if magic >= 1 << 31:
-            magic -= 1 << 32
-        row_bytes = images.shape[2] * channels
-        aligned = images.data_ptr() % 4 == row_bytes % 4 == 0
-        _resize_quads[(n * tiles,)](
-            images, out, n, images.shape[1], images.shape[2], row_bytes // (4 if aligned else 1),
-            height, width // 4, 255, magic, shift,
-            CHANNELS=channels, MODE=mode, STEP=int(images.shape[2] > width), ALIGNED=aligned,
-            ROWS=rows, LANES=LANES, num_warps=1, maxnreg=168, num_stages=1,
-        )  # fmt: skip
+    fits = _fits_quads(images, out)
+    if fits and mode != "bicubic":
+        old = images.shape[1], images.shape[2]
+        if plan := linear_plan(n, old, (height, width), mode):
+            resize_linear(images, mode, out, plan)
+            return out
+    if fits and _resize_fours(images, mode, out):
         return out
     row_bytes = width * channels
     wide = access_width(row_bytes)

@@ -174,7 +174,7 @@ def test_masks_cost_little(modelled):
 
 
 def test_face_input_is_bound_by_memory(modelled):
-    """With Triton 3.8, issuing its instructions takes 0.75 of the time in which memory moves the
+    """With Triton 3.8, issuing its instructions takes 0.78 of the time in which memory moves the
     bytes."""
     row = modelled["face_input"]
     assert all(0.2 * row["floor"] < time <= 0.8 * row["floor"] for time in row["pipes"].values())
@@ -185,13 +185,17 @@ def test_face_input_is_bound_by_memory(modelled):
 
 
 def test_resize_is_near_the_memory(modelled):
-    """Memory moves a byte in the time of about ten instructions, and so many are needed."""
+    """Memory moves a byte in the time of about ten instructions; bicubic needs more."""
     rows = {name: row for name, row in modelled.items() if name.startswith("resize")}
     assert len(rows) == 9
+    # 182 x 182 -> 328 x 328, where programs make few rows; to 1080 x 1920; and back.
+    most = {
+        "bilinear": (0.88, 0.76, 0.82), "direct": (0.94, 0.81, 0.82), "bicubic": (1.92, 1.54, 1.1),
+    }  # fmt: skip
     for name, row in rows.items():
-        small = "182x182" in name  # which a GPU resizes in less time than a launch takes
-        most = {"bilinear": 1.3, "direct": 1.5, "bicubic": 1.9}[row["name"].split()[1]]
-        assert max(row["pipes"].values()) <= most * (2 if small else 1) * row["floor"]
+        _, mode, sizes = name.split()
+        place = ("182x182->328x328", "720x1280->1080x1920", "1080x1920->720x1280").index(sizes)
+        assert max(row["pipes"].values()) <= most[mode][place] * row["floor"], name
 
 
 def test_convert_color_is_bound_by_memory(modelled):
