@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pickle
 import re
 import signal
 from collections import Counter
@@ -121,7 +122,19 @@ def test_one_more_is_refused_with_a_time_to_come_back(cluster):
     asyncio.run(overload())
 
 
-def test_what_is_asked_wrongly_has_the_status_that_it_has_without_a_cluster(cluster):
+class Code:
+    """Writes a file if it is unpickled."""
+
+    def __init__(self, mark):
+        self._mark = mark
+
+    def __reduce__(self):
+        return (open, (str(self._mark), "w"))
+
+
+def test_what_is_asked_wrongly_has_the_status_that_it_has_without_a_cluster(cluster, tmp_path):
+    mark = tmp_path / "mark"
+
     async def ask():
         async with cluster.channel() as channel:
             cases = [
@@ -136,13 +149,16 @@ def test_what_is_asked_wrongly_has_the_status_that_it_has_without_a_cluster(clus
                 await asyncio.wait_for(session.task, SECONDS)
                 assert session.status[0] == code and line in session.status[1]
             method = "/viseme.v1.Viseme/"
-            torn = channel.unary_stream(method + "Render")(b"\xff", metadata=METADATA)
+            torn = channel.unary_stream(method + "Render")(
+                pickle.dumps(Code(mark), 0), metadata=METADATA
+            )
             assert await torn.code() == grpc.StatusCode.INTERNAL
             assert await torn.details() == "a message cannot be read"
             large = channel.unary_unary(method + "ListAvatars")(bytes(2 << 20), metadata=METADATA)
             assert await large.code() == grpc.StatusCode.RESOURCE_EXHAUSTED  # over 1 MiB
 
     asyncio.run(ask())
+    assert not mark.exists()  # nobody unpickles what a client sends
     assert "Traceback" not in cluster.log.read_text()
 
 
