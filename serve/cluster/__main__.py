@@ -216,8 +216,11 @@ def _connect(config: Config) -> None:
     if local:  # Ray's proxies would share ports with others, and clients with them
         listen(server.host, server.http_port).close()
         listen(ALL, server.port).close()
+        if cluster.metrics_port is not None:
+            listen(ALL, cluster.metrics_port).close()
     else:
         _reach(str(cluster.address))
+    options = {"include_dashboard": False, "_metrics_export_port": cluster.metrics_port}
     size = str(config.server.max_message_size_mb << 20)
     os.environ.setdefault("RAY_SERVE_GRPC_MAX_MESSAGE_SIZE", size)
     try:
@@ -225,7 +228,7 @@ def _connect(config: Config) -> None:
             address="local" if local else cluster.address,
             namespace=NAME,
             logging_level=logging.WARNING,
-            include_dashboard=False if local else None,
+            **(options if local else {}),
         )
     except (ConnectionError, RuntimeError, ValueError) as error:  # such as another release of Ray
         if local:

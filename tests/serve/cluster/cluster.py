@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from serve.rpc.protos import viseme_pb2 as pb
 from serve.rpc.protos import viseme_pb2_grpc
 from tests.conftest import ROOT
 from tests.engine.tiny import write_avatar
+from tests.ports import free_port
 
 SECONDS = 60  # for whatever should happen soon
 TOKEN = "correct-horse-battery-staple"
@@ -27,9 +27,10 @@ HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 class Cluster:
     """A cluster that runs."""
 
-    def __init__(self, process: subprocess.Popen, port: int, http_port: int, log: Path):
-        self.process, self.port, self.http_port, self.log = process, port, http_port, log
-        self.url = f"http://127.0.0.1:{http_port}"
+    def __init__(self, process: subprocess.Popen, ports: list[int], log: Path):
+        self.process, self.log = process, log
+        self.port, self.http_port, self.metrics_port = ports
+        self.url = f"http://127.0.0.1:{self.http_port}"
 
     def channel(self):
         return grpc.aio.insecure_channel(f"127.0.0.1:{self.port}")
@@ -78,13 +79,14 @@ def running(folder: Path):
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "VISEME_TEST_PORT": str(port),
+        "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "1",  # not three tries of what cannot start
     }
     log = folder / "log"
     with log.open("w") as file:
         process = subprocess.Popen(
             command, env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT
         )
-    cluster = Cluster(process, port, http_port, log)
+    cluster = Cluster(process, ports, log)
     try:
         until(lambda: "page at" in log.read_text() or process.poll() is not None, 180)
         assert process.poll() is None, log.read_text()
