@@ -35,7 +35,7 @@ try:
     from .. import log
     from ..config import Config, load
     from ..server import listen
-    from .deployment import NAME, deployment
+    from .deployment import NAME, deploy_again, deployed, deployment
 except ModuleNotFoundError as error:
     print(
         f"error: {error.name} is not installed: pip install 'viseme[serve,cluster]'",
@@ -140,6 +140,9 @@ def _update(first: Config, config: Config, device: str | None) -> None:
 def begin(config: Config, device: str | None) -> list[str]:
     """Start the proxies, and run or update the deployment. Returns when replicas are ready.
 
+    If new replicas do not start, those that were there go on, and are what is wanted again: Ray
+    Serve would not replace one of them that dies.
+
     Args:
         device: the option.
 
@@ -157,11 +160,18 @@ def begin(config: Config, device: str | None) -> list[str]:
         http_options=HTTPOptions(host=server.host, port=server.http_port),
         grpc_options=gRPCOptions(port=server.port, grpc_servicer_functions=[SERVICES]),
     )
+    before = deployed()
     try:
         app = deployment(config, replicas, gpus=gpus > 0, update=time.time_ns())
         serve.run(app, name=NAME, route_prefix="/")
     except RuntimeError as error:
-        raise InputError(f"the replicas do not start: {_reason(error)}") from None
+        reason = _reason(error)
+        if before is None:
+            raise InputError(f"the replicas do not start: {reason}") from None
+        deploy_again(before)
+        raise InputError(
+            f"the new replicas do not start, and the old ones go on: {reason}"
+        ) from None
     host = f"[{server.host}]" if ":" in server.host else server.host
     reached = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
     names = ", ".join(config.models)

@@ -58,13 +58,13 @@ def running(folder: Path):
         path = write_avatar(folder / name) / "avatar.json"
         # at 2 frames a second, any machine has time for all of the tests' sessions
         path.write_text(json.dumps(json.loads(path.read_text()) | {"fps": 2}))
-    port, http_port = _free_port(), _free_port()
+    ports = port, http_port, metrics_port = [free_port() for _ in range(3)]
     config = {
         "server": {
             "port": port, "http_port": http_port, "drain_seconds": 1, "tokens": [TOKEN],
             "max_message_size_mb": 1,
         },
-        "cluster": {"replicas": 2, "cpus": 0.1},
+        "cluster": {"replicas": 2, "cpus": 0.1, "metrics_port": metrics_port},
         "limits": {"max_sessions": 12},
         "models": {
             "anna": {"avatar": "anna", "preload": True},
@@ -150,9 +150,3 @@ class Session:
         finally:
             self._sent.set()
             self.began.set()
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]

@@ -23,6 +23,7 @@ def test_how_many_replicas(monkeypatch, section, gpus, cpu, expected):
     begun = []
     monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"GPU": gpus})
     monkeypatch.setattr(cluster.serve, "start", lambda **_: None)
+    monkeypatch.setattr(cluster, "deployed", lambda: None)
     monkeypatch.setattr(cluster.serve, "run", lambda *_, **__: None)
     monkeypatch.setattr(
         cluster, "deployment", lambda config, replicas, **options: begun.append(replicas)

@@ -308,24 +308,6 @@ async def _frames(cluster) -> float:
     return most
 
 
-def test_an_update_that_cannot_be_changes_nothing(cluster):
-    path, there = cluster.log.parent / "config.yaml", cluster.replicas()
-    good = path.read_text()
-    other = json.loads(good)
-    other["server"]["http_port"] -= 1
-    try:
-        for text, line in (
-            ("{nonsense: 1}", "nonsense is not known"),
-            (json.dumps(other), f"expected {cluster.http_port}, as long as this command runs"),
-        ):
-            path.write_text(text)
-            cluster.process.send_signal(signal.SIGHUP)
-            until(lambda line=line: line in cluster.log.read_text())
-    finally:
-        path.write_text(good)
-    assert cluster.replicas() == there
-
-
 def test_an_update_refuses_nobody(cluster):
     async def update():
         old = cluster.replicas()
@@ -346,6 +328,35 @@ def test_an_update_refuses_nobody(cluster):
                 assert session.status == (grpc.StatusCode.UNAVAILABLE, "the server is ending")
 
     asyncio.run(update())
+
+
+def test_an_update_that_cannot_be_changes_nothing(cluster):
+    """The next test shows that the replicas are still those that are wanted: one that is lost has a
+    successor."""
+    folder, there = cluster.log.parent, cluster.replicas()
+    path = folder / "config.yaml"
+    good = path.read_text()
+    other, broken = json.loads(good), json.loads(good)
+    other["server"]["http_port"] -= 1
+    write_avatar(folder / "broken")
+    (folder / "broken" / "boxes.json").write_text("[")
+    broken["models"]["anna"]["avatar"] = "broken"
+    try:
+        for text, line in (
+            ("{nonsense: 1}", "not updated: .*nonsense is not known"),
+            (json.dumps(other), f"expected {cluster.http_port}, as long as this command runs"),
+            (
+                json.dumps(broken),
+                "not updated: the new replicas do not start, and the old ones go on: "
+                "model anna cannot be loaded: .*boxes.json cannot be read",
+            ),
+        ):
+            path.write_text(text)
+            cluster.process.send_signal(signal.SIGHUP)
+            until(lambda line=line: re.search(line, cluster.log.read_text()), 2 * SECONDS)
+    finally:
+        path.write_text(good)
+    until(lambda: cluster.replicas() == there)
 
 
 async def _closed(socket) -> int | None:
