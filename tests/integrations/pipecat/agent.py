@@ -162,13 +162,21 @@ async def goodbye(worker: PipelineWorker, sink: Sink) -> None:
 
 
 async def silent(worker: PipelineWorker, sink: Sink) -> None:
-    """Speak to a server that is stopped, and goes on later."""
-    await say(worker, tone(20, 1))
+    """Speak to a server that is stopped, until nothing more is taken, and interrupt that. The server
+    goes on later."""
+    sound = tone(20, 1)
+    await say(worker, sound)
     await sink.until("SpeechOutputAudioRawFrame", 2)
     sink.note({"kind": "now"})
     await sink.until("ErrorFrame")
+    while sink.count("ErrorFrame") < 2:
+        await say(worker, sound, size=len(sound))
+        await asyncio.sleep(0.1)
+    await worker.queue_frame(InterruptionFrame())
+    await sink.until("InterruptionFrame")
+    await say(worker, tone(0.5, 3))
     sink.note({"kind": "now"})
-    await sink.until("OutputImageRawFrame", 3)
+    await sink.until("TTSStoppedFrame")
     await worker.queue_frame(EndFrame())
 
 
