@@ -123,6 +123,7 @@ def test_an_agent_with_an_avatar_of_the_server(live, network, monkeypatch):
     [
         ({"livekit_url": "http://h"}, 400, "livekit_url is 'http://h'; expected such as wss://HOST"),
         ({"livekit_url": "wss://u:p@h"}, 400, "expected such as wss://HOST"),
+        ({"livekit_url": URL + ":0"}, 400, "expected such as wss://HOST"),
         ({"livekit_url": "ws://10.0.0.7:7880"}, 403, "'ws://10.0.0.7:7880'; expected one of web.livekit_urls"),
         ({"livekit_url": "ws://livekit.example.org"}, 403, "expected one of web.livekit_urls"),
         ({"livekit_url": 7}, 400, "livekit_url"),
