@@ -175,8 +175,9 @@ def begin(config: Config, device: str | None) -> list[str]:
     host = f"[{server.host}]" if ":" in server.host else server.host
     reached = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
     names = ", ".join(config.models)
+    count = "1 replica" if replicas == 1 else f"{replicas} replicas"
     return [
-        f"{replicas} replicas on {'GPUs' if gpus else 'the CPU'} serve {names}",
+        f"{count} on {'GPUs' if gpus else 'the CPU'}: {names}",
         f"gRPC at {reached}:{server.port}, on all addresses of each node",
         f"page at http://{reached}:{server.http_port}/",
     ]

@@ -32,4 +32,7 @@ def test_how_many_replicas(monkeypatch, section, gpus, cpu, expected):
         Config.model_validate({"cluster": section, "gpus": {"count": 0 if cpu else gpus}}),
         "cpu" if cpu else None,
     )
-    assert begun == [expected] and line.startswith(f"{expected} replicas on ")
+    count = f"{expected} replica{'s' * (expected > 1)}"
+    assert (
+        begun == [expected] and line == f"{count} on {'the CPU' if cpu or not gpus else 'GPUs'}: "
+    )
