@@ -72,6 +72,7 @@ def test_an_agent_with_an_avatar_of_the_server(live, network, monkeypatch):
             agent = await Agent(network, server, "tiny", token=TOKEN).start()
             (avatar,) = agent.room.remote_participants.values()
             assert avatar._room.connected_to[0] == URL
+            assert not avatar._room.options.auto_subscribe  # it sees and hears nobody
             assert avatar.identity == agent.avatar.avatar_identity == "viseme-avatar"
             assert avatar.attributes == {"lk.publish_on_behalf": "agent"}
             await agent.avatar.wait_for_join()
@@ -92,6 +93,7 @@ def test_an_agent_with_an_avatar_of_the_server(live, network, monkeypatch):
             await until(lambda: len(published.pictures) >= before + 12)
             assert not any(map(bright, published.pictures[before + 4 :]))
             cut = len(published.samples)
+            await Room(network, "somebody else").join().disconnect()
             await agent.say(said[2])
             await until(lambda: len(agent.events) == 6)
             assert server.places.sessions() == {"tiny": 1}
@@ -184,6 +186,27 @@ def test_refusals(live, network, monkeypatch):
             await agent.avatar.aclose()
 
     run(main())
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_sessions_that_end_by_themselves(live, network, monkeypatch, caplog, there):
+    """The agent does not come; or the session was as long as it may be."""
+    monkeypatch.setattr("serve.livekit.room.AGENT_SECONDS", 0.1)
+    caplog.set_level("INFO")
+
+    async def main():
+        async with site(live, limits={"max_session_seconds": 1}) as server, http(server) as asked:
+            if there:
+                Room(network, "agent").join()
+            body = {"livekit_url": URL, "livekit_token": token_of(), "room_name": "lobby"}
+            answer = await asked.post("/livekit/sessions", json=body)
+            assert answer.status_code == 201
+            await server.until_free()
+            assert [room.local_participant.identity for room in network.rooms] == ["agent"] * there
+            return answer.json()["session_id"]
+
+    why = "it was 1 s long, the most" if there else "the agent did not come within 0.1 s"
+    assert f"LiveKit session {run(main())} ended: {why}" in caplog.messages
 
 
 def test_without_the_package():
