@@ -1,5 +1,6 @@
 """`POST /livekit/sessions`, with a room in this process instead of LiveKit's server."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -164,6 +165,8 @@ def test_refusals(live, network, monkeypatch):
             with pytest.raises(APIStatusError, match="the request has no token") as refused:
                 await Agent(network, server).start()
             assert refused.value.status_code == 401
+            left = [repr(task.get_coro()) for task in asyncio.all_tasks()]
+            assert not any("_wait_avatar_join" in one for one in left)
             network.refuse = "invalid token"
             with pytest.raises(
                 APIStatusError, match="room cannot be joined: invalid token"

@@ -25,7 +25,7 @@ from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.workers.runner import WorkerRunner
-from pipecat_viseme import VisemeVideoService
+from pipecat_viseme import VisemeVideoService, viseme_pb2
 
 RATE = 16000
 TOKEN = "correct-horse-battery-staple"
@@ -267,6 +267,8 @@ async def main(name: str, address: str) -> None:
         for one in nothing:
             one.process_frame = passing(one)
         await spaces["talk"](Transport(sink), *nothing)
+        messages = base64.b64encode(viseme_pb2.DESCRIPTOR.serialized_pb).decode()
+        sink.note({"kind": "messages", "messages": messages})
     else:
         runner = WorkerRunner(handle_sigint=False)
         service = VisemeVideoService(**options)
