@@ -1,5 +1,7 @@
 """The Python of docs/integrations.md, as an agent's worker runs it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from livekit.agents import APIConnectOptions, cli, tts
@@ -72,6 +74,16 @@ def test_an_agent_with_an_avatar(live, network, where, tmp_path, monkeypatch):
         load(self, *args, **options)
 
     monkeypatch.setattr(Live, "__init__", loading)
+    removed = list[str]()  # from the room, at the end
+
+    async def remove(who):
+        removed.append(who.identity)
+
+    job = SimpleNamespace(
+        add_shutdown_callback=lambda _: None,
+        api=SimpleNamespace(room=SimpleNamespace(remove_participant=remove)),
+    )
+    monkeypatch.setattr("livekit.agents.voice.avatar._types.get_job_context", lambda **_: job)
 
     async def speak(code: str) -> None:
         names = {"__name__": "__main__", "stt": None, "llm": None, "tts": voice}
@@ -109,3 +121,4 @@ def test_an_agent_with_an_avatar(live, network, where, tmp_path, monkeypatch):
     assert voice.texts == ["Hello, it is nice to see you."]
     assert np.array_equal(published.samples[: len(SAID)], SAID)
     assert not published.samples[len(SAID) :].any()  # which the agent adds
+    assert removed == ([] if where == "local" else ["viseme-avatar"])  # and never the agent

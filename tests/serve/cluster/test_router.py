@@ -171,7 +171,7 @@ def test_who_goes_where():
         assert await chooser.first(request("a")) == "one"
         assert await chooser.first(request("b", path="/page.js")) == "one"
         assert await chooser.first(request("c", model="ben")) == "two"
-        chooser.replicas[1].max_ongoing_requests = 3
+        chooser.replicas[1].max_ongoing_requests = 4
         assert await chooser.first(request("d", model="ben")) == "one"  # "two" is full
 
     asyncio.run(go())
