@@ -173,6 +173,10 @@ def test_who_goes_where():
         assert await chooser.first(request("c", model="ben")) == "two"
         chooser.replicas[1].max_ongoing_requests = 4
         assert await chooser.first(request("d", model="ben")) == "one"  # "two" is full
+        # Of those with as many of this proxy's requests, the one with the fewest of the others'.
+        counts = {"one": 5, "two": 2, "three": 9}
+        chooser = Router([replica(name, running=count) for name, count in counts.items()])
+        assert await chooser.first(request("e")) == "two"
 
     asyncio.run(go())
 
