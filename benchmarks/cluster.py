@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from engine.live import Live
 from serve.rpc.protos import viseme_pb2 as pb
 from serve.rpc.protos import viseme_pb2_grpc
 from tests.engine.tiny import write_avatar
+from tests.ports import free_port
 
 HEIGHT, WIDTH, RATE = 360, 640, 16000
 PICTURES = {"none": pb.PICTURE_NONE, "rgb": pb.PICTURE_RGB}
@@ -75,7 +75,7 @@ def server(
     module: str, avatar: Path, folder: Path
 ) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     """Run a server with one avatar until the block ends."""
-    port, http_port = _free_port(), _free_port()
+    port, http_port = free_port(), free_port()
     config = {
         "server": {"port": port, "http_port": http_port},
         "cluster": {"replicas": 1, "cpus": 0.1},
@@ -179,12 +179,6 @@ def report(found: dict[str, Any]) -> str:
         more = found[f"cluster, {kind}"]["core_ms"] - found[f"serve, {kind}"]["core_ms"]
         lines.append(f"the proxy adds {more:.2f} ms of a core a frame ({kind})")
     return "\n".join(lines)
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def main() -> int:

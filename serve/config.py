@@ -213,6 +213,8 @@ class Cluster(Section):
         cpus: cores of a node that a replica takes.
         surge_percent: replicas that an update may start, in percent of all, before it stops old
             ones; they need GPUs that are free. 0: old ones stop first.
+        metrics_port: where Ray exports the metrics of all replicas of this machine, for a cluster
+            that is started here; None for any. Of another cluster, `ray start` says it.
     """
 
     address: str | None = None
@@ -222,6 +224,7 @@ class Cluster(Section):
     max_queued: int = Field(64, ge=1)
     cpus: float = Field(1, ge=0)
     surge_percent: int = Field(100, ge=0, le=100)
+    metrics_port: int | None = Field(None, ge=1, le=65_535)
 
 
 class Model(Section):

@@ -1,10 +1,11 @@
 """What is counted, for Prometheus."""
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import Metric as Family
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 LOAD_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -83,6 +84,15 @@ class Metrics:
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
+        self._set_gauges()
+        return generate_latest(self.registry)
+
+    def collect(self) -> Iterable[Family]:
+        """Return all metrics with their samples."""
+        self._set_gauges()
+        return self.registry.collect()
+
+    def _set_gauges(self) -> None:
         if self._watched is not None:
             avatars, sessions = self._watched
             self.loaded.set(sum(entry.loaded for entry in avatars.entries()))
@@ -92,7 +102,6 @@ class Metrics:
             self._talked_to |= open_now.keys()
             for avatar in self._talked_to:
                 self.sessions.labels(avatar).set(open_now.get(avatar, 0))
-        return generate_latest(self.registry)
 
     def live_frames(self) -> tuple[int, int]:
         """Return how many live frames were made, and how many of them were late."""

@@ -71,7 +71,7 @@ def voice_fault(url: str) -> str | None:
 def _split(url: str) -> SplitResult | None:
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018  # raises an error if it is no number
+        port = parts.port  # raises an error if it is no number
     except ValueError:
         return None
-    return parts if url.isprintable() and " " not in url else None
+    return parts if port != 0 and url.isprintable() and " " not in url else None

@@ -35,7 +35,7 @@ try:
     from .. import log
     from ..config import Config, load
     from ..server import listen
-    from .deployment import NAME, deployment
+    from .deployment import NAME, deploy_again, deployed, deployment
 except ModuleNotFoundError as error:
     print(
         f"error: {error.name} is not installed: pip install 'viseme[serve,cluster]'",
@@ -140,6 +140,9 @@ def _update(first: Config, config: Config, device: str | None) -> None:
 def begin(config: Config, device: str | None) -> list[str]:
     """Start the proxies, and run or update the deployment. Returns when replicas are ready.
 
+    If new replicas do not start, those that were there go on, and are what is wanted again: Ray
+    Serve would not replace one of them that dies.
+
     Args:
         device: the option.
 
@@ -157,16 +160,24 @@ def begin(config: Config, device: str | None) -> list[str]:
         http_options=HTTPOptions(host=server.host, port=server.http_port),
         grpc_options=gRPCOptions(port=server.port, grpc_servicer_functions=[SERVICES]),
     )
+    before = deployed()
     try:
         app = deployment(config, replicas, gpus=gpus > 0, update=time.time_ns())
         serve.run(app, name=NAME, route_prefix="/")
     except RuntimeError as error:
-        raise InputError(f"the replicas do not start: {_reason(error)}") from None
+        reason = _reason(error)
+        if before is None:
+            raise InputError(f"the replicas do not start: {reason}") from None
+        deploy_again(before)
+        raise InputError(
+            f"the new replicas do not start, and the old ones go on: {reason}"
+        ) from None
     host = f"[{server.host}]" if ":" in server.host else server.host
     reached = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
     names = ", ".join(config.models)
+    count = "1 replica" if replicas == 1 else f"{replicas} replicas"
     return [
-        f"{replicas} replicas on {'GPUs' if gpus else 'the CPU'} serve {names}",
+        f"{count} on {'GPUs' if gpus else 'the CPU'}: {names}",
         f"gRPC at {reached}:{server.port}, on all addresses of each node",
         f"page at http://{reached}:{server.http_port}/",
     ]
@@ -216,8 +227,11 @@ def _connect(config: Config) -> None:
     if local:  # Ray's proxies would share ports with others, and clients with them
         listen(server.host, server.http_port).close()
         listen(ALL, server.port).close()
+        if cluster.metrics_port is not None:
+            listen(ALL, cluster.metrics_port).close()
     else:
         _reach(str(cluster.address))
+    options = {"include_dashboard": False, "_metrics_export_port": cluster.metrics_port}
     size = str(config.server.max_message_size_mb << 20)
     os.environ.setdefault("RAY_SERVE_GRPC_MAX_MESSAGE_SIZE", size)
     try:
@@ -225,7 +239,7 @@ def _connect(config: Config) -> None:
             address="local" if local else cluster.address,
             namespace=NAME,
             logging_level=logging.WARNING,
-            include_dashboard=False if local else None,
+            **(options if local else {}),
         )
     except (ConnectionError, RuntimeError, ValueError) as error:  # such as another release of Ray
         if local:

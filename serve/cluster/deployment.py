@@ -4,9 +4,12 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
+import ray
 from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
-from ray.serve.schema import LoggingConfig
+from ray.serve.context import _get_global_client
+from ray.serve.generated.serve_pb2 import ApplicationArgs, DeploymentArgs, DeploymentRoute
+from ray.serve.schema import ApplicationStatus, LoggingConfig
 
 from engine.errors import InputError
 
@@ -69,6 +72,36 @@ def deployment(config: Config, replicas: int, *, gpus: bool, update: int) -> Any
             **options,
         )
         .bind(each, update)
+    )
+
+
+def deployed() -> DeploymentArgs | None:
+    """Return the deployment that there is, for `deploy_again`; None if there is none, or if its own
+    replicas did not start."""
+    application = serve.status().applications.get(NAME)
+    if application is None or application.status == ApplicationStatus.DEPLOY_FAILED:
+        return None
+    controller = _get_global_client()._controller
+    route = ray.get(controller.get_deployment_info.remote(NAME, NAME))
+    info = DeploymentRoute.FromString(route).deployment_info
+    return DeploymentArgs(
+        deployment_name=NAME,
+        deployment_config=info.deployment_config.SerializeToString(),
+        replica_config=info.replica_config.SerializeToString(),
+        deployer_job_id=ray.get_runtime_context().get_job_id(),
+        route_prefix="/",
+        ingress=True,
+        uses_multiplexing=True,
+    )
+
+
+def deploy_again(before: DeploymentArgs) -> None:
+    """Go back to a deployment, in the version that it had: replicas of it that still run go on, and
+    those that are missing are started. Does not wait for them."""
+    ray.get(
+        _get_global_client()._controller.deploy_applications.remote(
+            {NAME: [before.SerializeToString()]}, {NAME: ApplicationArgs().SerializeToString()}
+        )
     )
 
 

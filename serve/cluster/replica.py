@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from itertools import count
 from typing import Any
 
 import grpc
@@ -21,6 +22,7 @@ from ..server import Services, avatars, services
 from ..web.gate import cross_origin
 from ..web.hosts import own_hosts
 from .call import STATUS, Call, Handlers, Message, function_of, parser, serializer
+from .exported import Exported
 from .router import new_tag, session_number
 
 # The methods of all services, by their kinds.
@@ -31,6 +33,7 @@ UNARY = (
 STREAMS = ("Render", "Live")
 
 SAMPLE_SECONDS = 1.0
+EXPORT_SAMPLES = 5  # Ray exports every 10 s
 NEWS_SECONDS = 2.0  # in which all proxies hear that a replica stops
 
 _log = logging.getLogger("serve")
@@ -86,6 +89,7 @@ class Replica:
         assert web is not None
         web.number = lambda: session_number(self._tag)
         self._lateness = metrics.Lateness(self._metrics)
+        self._exported = Exported(self._metrics)
         self._sockets = 0
         self._application = http.app(
             self._metrics,
@@ -118,9 +122,13 @@ class Replica:
             raise InputError(f"model {wanted[0]} cannot be loaded: {failures[wanted[0]]}")
 
     async def _sample(self) -> None:
-        while not is_stopping():
+        for number in count():
+            if number % EXPORT_SAMPLES == 0:
+                self._exported.export()
             await asyncio.sleep(SAMPLE_SECONDS)
             self._lateness.sample()
+            if is_stopping():
+                break
         await self._drain()
 
     async def _drain(self) -> None:

@@ -1,11 +1,13 @@
 """Which replica serves a request."""
 
+import io
 import pickle
 import random
 import re
 from collections import Counter
 from typing import Any
 
+from ray.serve._private.common import StreamingHTTPRequest
 from ray.serve.experimental.consistent_hash_router import ConsistentHashRouter
 
 TAG_BITS = 20  # of a session's number, which say where it is
@@ -118,12 +120,23 @@ def _tag_of(replica: Any) -> int | None:
     return None if tag is None else int(tag)
 
 
+class _Scopes(pickle.Unpickler):
+    """Reads a request as a proxy's HTTP server hands it on: texts, numbers, and lists of them.
+    Anything else is refused, so that reading it never runs code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == (StreamingHTTPRequest.__module__, StreamingHTTPRequest.__qualname__):
+            return StreamingHTTPRequest
+        raise pickle.UnpicklingError(f"{module}.{name} is no part of a request over HTTP")
+
+
 def _number_in_path(pending_request: Any) -> str:
-    """Return the session's number in the path of an HTTP request; empty if there is none."""
-    arguments = pending_request.args
-    if not arguments or not isinstance(arguments[0], bytes):
+    """Return the session's number in the path of a request over HTTP; empty if there is none.
+
+    Those of gRPC, whose messages are a client's, are not read at all.
+    """
+    if not pending_request.metadata.is_http_request:
         return ""
-    request = pickle.loads(arguments[0])  # made by this proxy
-    scope = getattr(request, "_asgi_scope", None) or {}
-    found = NUMBER.match(scope.get("path", ""))
+    request = _Scopes(io.BytesIO(pending_request.args[0])).load()
+    found = NUMBER.match(request.asgi_scope.get("path", ""))
     return found[1] if found else ""

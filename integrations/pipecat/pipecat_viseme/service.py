@@ -53,7 +53,11 @@ class VisemeVideoService(AIService):
     A session that the server ends, or from which nothing comes for 10 s, is opened anew. The reason
     is an `ErrorFrame` if speech is lost with it, and so is speech that comes while there is no
     session: one frame until a session is open. What no new session mends, such as an unknown
-    avatar, is the last one.
+    avatar, is the last one. While a session opens, up to 300 s of speech wait for it; more is lost,
+    which is an `ErrorFrame`, too.
+
+    All other frames are pushed on at once: a `TTSTextFrame` comes before its sound. If it has a
+    time (`pts`), the output transport waits for that.
 
     Args:
         address: host and port of the server's gRPC.
@@ -99,6 +103,7 @@ class VisemeVideoService(AIService):
         self._stopped: deque[TTSStoppedFrame] = deque()  # of utterances that are being shown
         self._ending = False
         self._told = False  # whether it is known why there is no session
+        self._full: Session | None = None  # the one of which it is known that it was full
 
     # --- the pipeline ----------------------------------------------------------------------------
 
@@ -161,9 +166,15 @@ class VisemeVideoService(AIService):
         if frame.num_channels > 1:
             samples = _mono(samples, frame.num_channels)
         samples = await self._resampler.resample(samples, frame.sample_rate, self._rate)
-        if samples and self._session is not None:
+        session = self._session  # it may be another one by now
+        if samples and session is not None:
+            if (why := session.full) is not None:
+                if session is not self._full:
+                    self._full = session
+                    await self.push_error(error_msg=self._line(why))
+                return
             self._open = True
-            self._session.push(samples)
+            session.push(samples)
 
     async def _end_utterance(self, session: Session) -> bool:
         """End the utterance, with what the resampler still has. Return whether there was one."""
@@ -249,6 +260,7 @@ class VisemeVideoService(AIService):
     async def _forget(self) -> None:
         """Give up what was to be shown."""
         self._session, self._size, self._open, self._unanswered = None, NONE, False, 0
+        self._full = None
         self._forget_sound()
         while self._stopped:
             frame = self._stopped.popleft()

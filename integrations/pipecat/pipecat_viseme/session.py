@@ -1,6 +1,7 @@
 """A live session of a Viseme server, over gRPC."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ OPTIONS = (
 )
 MOST_SECONDS = 30  # of speech in a message; the server takes 60
 OPEN_SECONDS = 180.0  # in which a session opens: the server may have to load the avatar
+WAITING_SECONDS = 300.0  # of speech that waits to be sent, such as while a session opens
 SILENT_SECONDS = 10.0  # in which something comes of an open session: it has frames without end
 
 
@@ -59,26 +61,39 @@ class Session:
             response_deserializer=pb.LiveResponse.FromString,
         )
         self._opening = opening
-        self._requests: asyncio.Queue[pb.LiveRequest | None] = asyncio.Queue()
+        self._requests: deque[pb.LiveRequest | None] = deque()  # None: the end
+        self._stirred = asyncio.Event()  # by a request
+        self._second = 2 * opening.sample_rate  # bytes
+        self._waiting = 0  # bytes of speech among the requests
         self._call = live(self._sent(), metadata=metadata)
-        self._bytes = 2 * MOST_SECONDS * opening.sample_rate
+
+    @property
+    def full(self) -> str | None:
+        """Why no more speech is taken; None if it is."""
+        if self._waiting < WAITING_SECONDS * self._second:
+            return None
+        return f"{WAITING_SECONDS:g} s of speech wait to be sent; more is lost"
 
     def push(self, samples: bytes) -> None:
         """Send speech: int16, little-endian, one channel, at the session's rate."""
-        for begin in range(0, len(samples), self._bytes):
-            self._requests.put_nowait(pb.LiveRequest(pcm=samples[begin : begin + self._bytes]))
+        most = MOST_SECONDS * self._second
+        for begin in range(0, len(samples), most):
+            self._send(pb.LiveRequest(pcm=samples[begin : begin + most]))
+        self._waiting += len(samples)
 
     def flush(self) -> None:
         """End the utterance. Without one, this only keeps the session."""
-        self._requests.put_nowait(pb.LiveRequest(flush=pb.Flush()))
+        self._send(pb.LiveRequest(flush=pb.Flush()))
 
     def interrupt(self) -> None:
-        """Drop all speech that was not shown."""
-        self._requests.put_nowait(pb.LiveRequest(interrupt=pb.Interrupt()))
+        """Drop all speech that was not shown, and that which was not sent."""
+        kept = [one for one in self._requests if one is None or one.HasField("interrupt")]
+        self._requests, self._waiting = deque(kept), 0
+        self._send(pb.LiveRequest(interrupt=pb.Interrupt()))
 
     def finish(self) -> None:
         """End the session when all speech is shown."""
-        self._requests.put_nowait(None)
+        self._send(None)
 
     def cancel(self) -> None:
         """End the session at once."""
@@ -103,9 +118,20 @@ class Session:
             seconds = SILENT_SECONDS
             yield response
 
+    def _send(self, request: pb.LiveRequest | None) -> None:
+        self._requests.append(request)
+        self._stirred.set()
+
     async def _sent(self) -> AsyncIterator[pb.LiveRequest]:
         yield pb.LiveRequest(open=self._opening)
-        while (request := await self._requests.get()) is not None:
+        while True:
+            while not self._requests:
+                self._stirred.clear()
+                await self._stirred.wait()
+            request = self._requests.popleft()
+            if request is None:
+                return
+            self._waiting -= len(request.pcm)
             yield request
 
 

@@ -1,5 +1,6 @@
 """Which frames are chosen, which repeat another, and how lips and sound are compared."""
 
+import wave
 from fractions import Fraction
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.signal import correlate
 
+from engine.preparing import sound
 from engine.preparing.lips import FEWEST, compare_lips
 from engine.preparing.measures import find_repeated
 from engine.preparing.selection import choose_frames, time_errors
@@ -57,6 +59,22 @@ def test_frames_have_all_samples():
     fps = Fraction(30000, 1001)
     assert [sample_of(n, fps) for n in range(4)] == [0, 534, 1068, 1602]
     assert sample_of(30000, fps) == 1001 * 16000
+
+
+def test_speech_is_as_long_as_the_frames_that_are_kept(tmp_path, monkeypatch):
+    """At a rate whose frames have 533 or 534 samples, also if all with 533 are cut out."""
+    fps = Fraction(30000, 1001)
+    first = np.array([sample_of(number, fps) for number in range(301)])
+    samples = np.arange(first[-1]) % 30000 / 32767
+    monkeypatch.setattr(sound, "_pieces", lambda *_: np.array_split(samples, 7))
+    kept = np.diff(first) == 534
+    sound.write_speech(tmp_path / "aud.wav", "film", None, zero=None, fps=fps, kept=kept)
+    with wave.open(str(tmp_path / "aud.wav")) as file:
+        written = np.frombuffer(file.readframes(first[-1]), "<i2")
+    assert len(written) == sample_of(kept.sum(), fps) < 534 * kept.sum()
+    number = kept.sum() - 1  # the last one begins where its picture does
+    begin, there = sample_of(number, fps), first[:-1][kept][number] % 30000
+    assert written[begin] == there
 
 
 def test_repeated_frames():

@@ -1,9 +1,10 @@
 """A small avatar for LiveKit rooms."""
 
-import math
 from importlib.util import find_spec
 
 import pytest
+
+from tests.engine.live.patience import however_slow  # noqa: F401
 
 NEEDED = ("livekit", "livekit.agents", "livekit.rtc", "aiohttp", "grpc", "uvicorn", "httpx")
 
@@ -42,12 +43,3 @@ def network(monkeypatch):
     there = Network()
     monkeypatch.setattr(rtc, "Room", lambda: Room(there))
     return there
-
-
-@pytest.fixture(autouse=True)
-def however_slow(monkeypatch):
-    """However slow or busy this machine is, sessions are admitted, and frames that are late are made
-    all the same."""
-    monkeypatch.setattr("engine.live.live.Live._admit", lambda self: None)
-    patience = property(lambda state: math.inf, lambda state, seconds: None)
-    monkeypatch.setattr("engine.live.session.SessionState.patience", patience, raising=False)

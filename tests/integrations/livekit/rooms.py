@@ -129,7 +129,7 @@ class Room(rtc.EventEmitter):
         return self
 
     async def connect(self, url, token, options=None) -> None:
-        self.connected_to = url, token
+        self.connected_to, self.options = (url, token), options
         self.network.grant(self, url, token)
         self.join()
 

@@ -1,9 +1,13 @@
 """The Python of docs/integrations.md, as an agent's worker runs it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from livekit.agents import APIConnectOptions, cli, tts
 
+from engine.errors import InputError
+from engine.live import Live
 from tests.conftest import ROOT
 from tests.integrations.livekit.rooms import KEY, SECRET, URL, Published, Room, site, until
 from tests.integrations.livekit.speech import RATE, flashes
@@ -62,7 +66,24 @@ def test_an_agent_with_an_avatar(live, network, where, tmp_path, monkeypatch):
     for name, value in {"URL": URL, "API_KEY": KEY, "API_SECRET": SECRET}.items():
         monkeypatch.setenv(f"LIVEKIT_{name}", value)
     monkeypatch.chdir(tmp_path)
-    made = []
+    made, lives = [], list[Live]()
+    load = Live.__init__
+
+    def loading(self, *args, **options):
+        lives.append(self)
+        load(self, *args, **options)
+
+    monkeypatch.setattr(Live, "__init__", loading)
+    removed = list[str]()  # from the room, at the end
+
+    async def remove(who):
+        removed.append(who.identity)
+
+    job = SimpleNamespace(
+        add_shutdown_callback=lambda _: None,
+        api=SimpleNamespace(room=SimpleNamespace(remove_participant=remove)),
+    )
+    monkeypatch.setattr("livekit.agents.voice.avatar._types.get_job_context", lambda **_: job)
 
     async def speak(code: str) -> None:
         names = {"__name__": "__main__", "stt": None, "llm": None, "tts": voice}
@@ -88,6 +109,9 @@ def test_an_agent_with_an_avatar(live, network, where, tmp_path, monkeypatch):
         if where == "local":
             write_flashing(tmp_path / "examples" / "demo")
             await speak(code)
+            (loaded,) = lives
+            with pytest.raises(InputError, match="live sessions are closed"):
+                loaded.open()
         else:
             async with site(live) as server:
                 wanted = remote.replace("http://gpu-host:8010", server.url).replace("demo", "tiny")
@@ -97,3 +121,4 @@ def test_an_agent_with_an_avatar(live, network, where, tmp_path, monkeypatch):
     assert voice.texts == ["Hello, it is nice to see you."]
     assert np.array_equal(published.samples[: len(SAID)], SAID)
     assert not published.samples[len(SAID) :].any()  # which the agent adds
+    assert removed == ([] if where == "local" else ["viseme-avatar"])  # and never the agent

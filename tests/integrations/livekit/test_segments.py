@@ -42,6 +42,17 @@ def test_segments_of_the_same_format():
     assert np.array_equal(speech.end(), [0.0])
 
 
+def test_nothing_is_left_of_an_interrupted_segment():
+    """Not even in the resampler."""
+    interrupted, fresh = SpeechIn(24000), SpeechIn(24000)
+    interrupted.push(frame(tone(48000, 0.1)[:, None], 48000))
+    interrupted.clear()
+    assert not interrupted.open
+    next_one = frame(tone(48000, 0.1)[:, None] / 2, 48000)
+    parts = [[speech.push(next_one), speech.end()] for speech in (interrupted, fresh)]
+    assert np.array_equal(*map(np.concatenate, parts))
+
+
 def test_the_rate_changes_within_a_segment():
     speech, parts = SpeechIn(24000), []
     for rate in (48000, 24000, 16000):

@@ -1,5 +1,6 @@
 """`POST /livekit/sessions`, with a room in this process instead of LiveKit's server."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -72,6 +73,7 @@ def test_an_agent_with_an_avatar_of_the_server(live, network, monkeypatch):
             agent = await Agent(network, server, "tiny", token=TOKEN).start()
             (avatar,) = agent.room.remote_participants.values()
             assert avatar._room.connected_to[0] == URL
+            assert not avatar._room.options.auto_subscribe  # it sees and hears nobody
             assert avatar.identity == agent.avatar.avatar_identity == "viseme-avatar"
             assert avatar.attributes == {"lk.publish_on_behalf": "agent"}
             await agent.avatar.wait_for_join()
@@ -92,6 +94,7 @@ def test_an_agent_with_an_avatar_of_the_server(live, network, monkeypatch):
             await until(lambda: len(published.pictures) >= before + 12)
             assert not any(map(bright, published.pictures[before + 4 :]))
             cut = len(published.samples)
+            await Room(network, "somebody else").join().disconnect()
             await agent.say(said[2])
             await until(lambda: len(agent.events) == 6)
             assert server.places.sessions() == {"tiny": 1}
@@ -123,6 +126,7 @@ def test_an_agent_with_an_avatar_of_the_server(live, network, monkeypatch):
     [
         ({"livekit_url": "http://h"}, 400, "livekit_url is 'http://h'; expected such as wss://HOST"),
         ({"livekit_url": "wss://u:p@h"}, 400, "expected such as wss://HOST"),
+        ({"livekit_url": URL + ":0"}, 400, "expected such as wss://HOST"),
         ({"livekit_url": "ws://10.0.0.7:7880"}, 403, "'ws://10.0.0.7:7880'; expected one of web.livekit_urls"),
         ({"livekit_url": "ws://livekit.example.org"}, 403, "expected one of web.livekit_urls"),
         ({"livekit_url": 7}, 400, "livekit_url"),
@@ -161,6 +165,8 @@ def test_refusals(live, network, monkeypatch):
             with pytest.raises(APIStatusError, match="the request has no token") as refused:
                 await Agent(network, server).start()
             assert refused.value.status_code == 401
+            left = [repr(task.get_coro()) for task in asyncio.all_tasks()]
+            assert not any("_wait_avatar_join" in one for one in left)
             network.refuse = "invalid token"
             with pytest.raises(
                 APIStatusError, match="room cannot be joined: invalid token"
@@ -183,6 +189,27 @@ def test_refusals(live, network, monkeypatch):
             await agent.avatar.aclose()
 
     run(main())
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_sessions_that_end_by_themselves(live, network, monkeypatch, caplog, there):
+    """The agent does not come; or the session was as long as it may be."""
+    monkeypatch.setattr("serve.livekit.room.AGENT_SECONDS", 0.1)
+    caplog.set_level("INFO")
+
+    async def main():
+        async with site(live, limits={"max_session_seconds": 1}) as server, http(server) as asked:
+            if there:
+                Room(network, "agent").join()
+            body = {"livekit_url": URL, "livekit_token": token_of(), "room_name": "lobby"}
+            answer = await asked.post("/livekit/sessions", json=body)
+            assert answer.status_code == 201
+            await server.until_free()
+            assert [room.local_participant.identity for room in network.rooms] == ["agent"] * there
+            return answer.json()["session_id"]
+
+    why = "it was 1 s long, the most" if there else "the agent did not come within 0.1 s"
+    assert f"LiveKit session {run(main())} ended: {why}" in caplog.messages
 
 
 def test_without_the_package():

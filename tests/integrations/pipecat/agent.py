@@ -25,7 +25,7 @@ from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
 from pipecat.workers.runner import WorkerRunner
-from pipecat_viseme import VisemeVideoService
+from pipecat_viseme import VisemeVideoService, viseme_pb2
 
 RATE = 16000
 TOKEN = "correct-horse-battery-staple"
@@ -162,13 +162,21 @@ async def goodbye(worker: PipelineWorker, sink: Sink) -> None:
 
 
 async def silent(worker: PipelineWorker, sink: Sink) -> None:
-    """Speak to a server that is stopped, and goes on later."""
-    await say(worker, tone(20, 1))
+    """Speak to a server that is stopped, until nothing more is taken, and interrupt that. The server
+    goes on later."""
+    sound = tone(20, 1)
+    await say(worker, sound)
     await sink.until("SpeechOutputAudioRawFrame", 2)
     sink.note({"kind": "now"})
     await sink.until("ErrorFrame")
+    while sink.count("ErrorFrame") < 2:
+        await say(worker, sound, size=len(sound))
+        await asyncio.sleep(0.1)
+    await worker.queue_frame(InterruptionFrame())
+    await sink.until("InterruptionFrame")
+    await say(worker, tone(0.5, 3))
     sink.note({"kind": "now"})
-    await sink.until("OutputImageRawFrame", 3)
+    await sink.until("TTSStoppedFrame")
     await worker.queue_frame(EndFrame())
 
 
@@ -259,6 +267,8 @@ async def main(name: str, address: str) -> None:
         for one in nothing:
             one.process_frame = passing(one)
         await spaces["talk"](Transport(sink), *nothing)
+        messages = base64.b64encode(viseme_pb2.DESCRIPTOR.serialized_pb).decode()
+        sink.note({"kind": "messages", "messages": messages})
     else:
         runner = WorkerRunner(handle_sigint=False)
         service = VisemeVideoService(**options)

@@ -2,10 +2,10 @@
 its own."""
 
 import base64
+import itertools
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +17,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.engine.tiny import ENVIRONMENT, write_avatar
+from tests.ports import free_port
 from tests.test_docs import blocks
 
 PACKAGE = ROOT / "integrations" / "pipecat"
@@ -35,7 +36,7 @@ class Server:
     """`python -m serve` with a tiny avatar."""
 
     def __init__(self, folder: Path, port: int = 0):
-        self.folder, self.port = folder, port or _free_port()
+        self.folder, self.port = folder, port or free_port()
         self.log = folder / f"log{time.monotonic_ns()}"
         options = ["--avatar", f"tiny={folder / 'tiny'}", "--device", "cpu"]
         options += ["--port", str(self.port), "--http-port", "0"]
@@ -132,15 +133,18 @@ def test_what_is_said_is_shown(server):
     begin = np.flatnonzero(said)[0]
     np.testing.assert_array_equal(np.trim_zeros(said), wanted)  # not a sample more or less
     assert len(said) - begin - len(wanted) < RATE / 25
-    for number, note in enumerate(seen):
+    followed = 0
+    for note, after in itertools.pairwise(seen[1:]):
         if note["kind"] == "SpeechOutputAudioRawFrame":
             assert note["rate"] == RATE and len(base64.b64decode(note["sound"])) == 2 * RATE // 25
-            # Its picture follows, and waits for it.
-            image = next(one for one in seen[number + 1 :] if "size" in one)
-            assert image == {
-                "kind": "OutputImageRawFrame", "size": [80, 96], "bytes": 80 * 96 * 3,
-                "format": "RGB", "sync": True,
-            }  # fmt: skip
+            # Its picture follows, and waits for it. A busy server may leave it out.
+            if after["kind"] == "OutputImageRawFrame":
+                followed += 1
+                assert after == {
+                    "kind": "OutputImageRawFrame", "size": [80, 96], "bytes": 80 * 96 * 3,
+                    "format": "RGB", "sync": True,
+                }  # fmt: skip
+    assert followed
     # The first sentence's end comes after its last sample.
     stopped = names.index("TTSStoppedFrame")
     assert names.count("TTSStoppedFrame") == names.count("TTSStartedFrame") == 2
@@ -192,7 +196,8 @@ def test_an_interruption_of_the_last_speech(server):
 
 
 def test_a_server_from_which_nothing_comes(server):
-    """As if the network were gone: the connection stays."""
+    """As if the network were gone: the connection stays. Another session is opened, and does not
+    take speech without end before it is open."""
     process = start("silent", server.port)
     assert process.stdout is not None
     lines = []
@@ -204,8 +209,19 @@ def test_a_server_from_which_nothing_comes(server):
     out, _ = process.communicate(timeout=SECONDS)
     seen = finished("".join(f"{line.rstrip()}\n" for line in lines) + out, server)
     errors = [note["line"] for note in seen if note["kind"] == "ErrorFrame"]
-    assert errors == [f"Viseme at 127.0.0.1:{server.port}: Silent: nothing came for 10 s"]
+    assert errors == [
+        f"Viseme at 127.0.0.1:{server.port}: {line}"
+        for line in (
+            "Silent: nothing came for 10 s",
+            "300 s of speech wait to be sent; more is lost",
+        )
+    ]
     assert kinds(seen)[-1] == "EndFrame"
+    # What was said after that, while the server was stopped, came all the same.
+    begin, new, fade = kinds(seen).index("InterruptionFrame"), tone(0.5, 3), RATE // 100
+    np.testing.assert_array_equal(
+        np.trim_zeros(sound(seen[begin:]))[-len(new) :][fade:], new[fade:]
+    )
 
 
 def test_an_avatar_that_is_not_there(server):
@@ -237,33 +253,19 @@ def test_a_server_that_is_replaced(tmp_path):
 
 
 def test_the_documentation(server):
-    page = ROOT / "docs" / "integrations.md"
-    (code,) = (code for code in blocks(page, "python") if "pipecat_viseme" in code)
-    assert len(code.splitlines()) <= 25
-    np.testing.assert_array_equal(np.trim_zeros(sound(run("docs", server, code))), tone(0.5, 3))
-
-
-def test_the_messages_are_those_of_the_server():
-    """Pipecat's protobuf is older, so that the package has a module of its own."""
+    """And Pipecat's protobuf is older, so that the package has a module of its own, with the server's
+    messages."""
     from google.protobuf import descriptor_pb2
 
     from serve.rpc.protos import viseme_pb2
 
-    code = (
-        "import sys, pipecat_viseme.viseme_pb2 as pb; "
-        "sys.stdout.buffer.write(pb.DESCRIPTOR.serialized_pb)"
+    page = ROOT / "docs" / "integrations.md"
+    (code,) = (code for code in blocks(page, "python") if "pipecat_viseme" in code)
+    assert len(code.splitlines()) <= 25
+    seen = run("docs", server, code)
+    np.testing.assert_array_equal(np.trim_zeros(sound(seen)), tone(0.5, 3))
+    found, server_s = (
+        descriptor_pb2.FileDescriptorProto.FromString(data)
+        for data in (base64.b64decode(seen[-1]["messages"]), viseme_pb2.DESCRIPTOR.serialized_pb)
     )
-    found = subprocess.run(
-        [str(PYTHON), "-c", code], env={**os.environ, "PYTHONPATH": str(PACKAGE)},
-        capture_output=True, check=True,
-    ).stdout  # fmt: skip
-    parsed = descriptor_pb2.FileDescriptorProto.FromString(found[found.index(b"\n") :])
-    assert parsed == descriptor_pb2.FileDescriptorProto.FromString(
-        viseme_pb2.DESCRIPTOR.serialized_pb
-    )
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    assert found == server_s

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from serve.rpc.protos import viseme_pb2 as pb
 from serve.rpc.protos import viseme_pb2_grpc
 from tests.conftest import ROOT
 from tests.engine.tiny import write_avatar
+from tests.ports import free_port
 
 SECONDS = 60  # for whatever should happen soon
 TOKEN = "correct-horse-battery-staple"
@@ -27,9 +27,10 @@ HEADERS = {"Authorization": f"Bearer {TOKEN}"}
 class Cluster:
     """A cluster that runs."""
 
-    def __init__(self, process: subprocess.Popen, port: int, http_port: int, log: Path):
-        self.process, self.port, self.http_port, self.log = process, port, http_port, log
-        self.url = f"http://127.0.0.1:{http_port}"
+    def __init__(self, process: subprocess.Popen, ports: list[int], log: Path):
+        self.process, self.log = process, log
+        self.port, self.http_port, self.metrics_port = ports
+        self.url = f"http://127.0.0.1:{self.http_port}"
 
     def channel(self):
         return grpc.aio.insecure_channel(f"127.0.0.1:{self.port}")
@@ -57,13 +58,13 @@ def running(folder: Path):
         path = write_avatar(folder / name) / "avatar.json"
         # at 2 frames a second, any machine has time for all of the tests' sessions
         path.write_text(json.dumps(json.loads(path.read_text()) | {"fps": 2}))
-    port, http_port = _free_port(), _free_port()
+    ports = port, http_port, metrics_port = [free_port() for _ in range(3)]
     config = {
         "server": {
             "port": port, "http_port": http_port, "drain_seconds": 1, "tokens": [TOKEN],
             "max_message_size_mb": 1,
         },
-        "cluster": {"replicas": 2, "cpus": 0.1},
+        "cluster": {"replicas": 2, "cpus": 0.1, "metrics_port": metrics_port},
         "limits": {"max_sessions": 12},
         "models": {
             "anna": {"avatar": "anna", "preload": True},
@@ -78,13 +79,14 @@ def running(folder: Path):
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "VISEME_TEST_PORT": str(port),
+        "RAY_SERVE_MAX_PER_REPLICA_RETRY_COUNT": "1",  # not three tries of what cannot start
     }
     log = folder / "log"
     with log.open("w") as file:
         process = subprocess.Popen(
             command, env=environment, stdout=file, stderr=subprocess.STDOUT, cwd=ROOT
         )
-    cluster = Cluster(process, port, http_port, log)
+    cluster = Cluster(process, ports, log)
     try:
         until(lambda: "page at" in log.read_text() or process.poll() is not None, 180)
         assert process.poll() is None, log.read_text()
@@ -148,9 +150,3 @@ class Session:
         finally:
             self._sent.set()
             self.began.set()
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]

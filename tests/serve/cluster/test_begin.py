@@ -23,6 +23,7 @@ def test_how_many_replicas(monkeypatch, section, gpus, cpu, expected):
     begun = []
     monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"GPU": gpus})
     monkeypatch.setattr(cluster.serve, "start", lambda **_: None)
+    monkeypatch.setattr(cluster, "deployed", lambda: None)
     monkeypatch.setattr(cluster.serve, "run", lambda *_, **__: None)
     monkeypatch.setattr(
         cluster, "deployment", lambda config, replicas, **options: begun.append(replicas)
@@ -31,4 +32,7 @@ def test_how_many_replicas(monkeypatch, section, gpus, cpu, expected):
         Config.model_validate({"cluster": section, "gpus": {"count": 0 if cpu else gpus}}),
         "cpu" if cpu else None,
     )
-    assert begun == [expected] and line.startswith(f"{expected} replicas on ")
+    count = f"{expected} replica{'s' * (expected > 1)}"
+    assert (
+        begun == [expected] and line == f"{count} on {'the CPU' if cpu or not gpus else 'GPUs'}: "
+    )

@@ -11,6 +11,13 @@ from hypothesis import strategies as st
 
 pytest.importorskip("ray", reason="Ray Serve is not installed")
 
+from ray.serve._private.common import (
+    RequestMetadata,
+    RequestProtocol,
+    StreamingHTTPRequest,
+    gRPCRequest,
+)
+
 from serve.cluster import router
 from serve.cluster.router import SessionRouter, session_number, tag_of
 
@@ -25,14 +32,22 @@ def replica(name: str, *, tag=0, apart=0, running=0, models=(), most=100):
     )
 
 
-def request(id: str, *, session="", model="", path=None):
-    """Return a request as Ray Serve's proxies give it to a router."""
-    scope = SimpleNamespace(_asgi_scope={"path": path})
+def request(id: str, *, session="", model="", path=None, message=b"", scope=None):
+    """Return a request as Ray Serve's proxies give it to a router: over HTTP with a path, or over
+    gRPC with a client's message."""
+    content = gRPCRequest(message)
+    if path is not None:
+        scope = {"type": "http", "path": path, "headers": [(b"host", b"here")]} | (scope or {})
+        content = StreamingHTTPRequest(scope, proxy_actor_name="proxy")
     return SimpleNamespace(
-        metadata=SimpleNamespace(
-            session_id=session, multiplexed_model_id=model, internal_request_id=id
+        metadata=RequestMetadata(
+            request_id=id,
+            internal_request_id=id,
+            session_id=session,
+            multiplexed_model_id=model,
+            _request_protocol=RequestProtocol.GRPC if path is None else RequestProtocol.HTTP,
         ),
-        args=[] if path is None else [pickle.dumps(scope)],
+        args=[pickle.dumps(content)],
         future=asyncio.Future(),
         routing_context=SimpleNamespace(should_backoff=False),
     )
@@ -156,10 +171,41 @@ def test_who_goes_where():
         assert await chooser.first(request("a")) == "one"
         assert await chooser.first(request("b", path="/page.js")) == "one"
         assert await chooser.first(request("c", model="ben")) == "two"
-        chooser.replicas[1].max_ongoing_requests = 3
+        chooser.replicas[1].max_ongoing_requests = 4
         assert await chooser.first(request("d", model="ben")) == "one"  # "two" is full
+        # Of those with as many of this proxy's requests, the one with the fewest of the others'.
+        counts = {"one": 5, "two": 2, "three": 9}
+        chooser = Router([replica(name, running=count) for name, count in counts.items()])
+        assert await chooser.first(request("e")) == "two"
 
     asyncio.run(go())
+
+
+class Code:
+    """Runs when it is unpickled."""
+
+    ran = False
+
+    def __reduce__(self):
+        return (setattr, (Code, "ran", True))
+
+
+def test_nothing_that_is_asked_runs():
+    """Neither a client's message, nor an object in what a proxy hands on."""
+
+    async def go():
+        chooser = Router([replica("one")])
+        message = pickle.dumps(Code())
+        assert await chooser.first(request("a", message=message)) == "one"
+        bare = request("b")
+        bare.args = [message]  # as if a proxy handed on the message itself
+        assert await chooser.first(bare) == "one"
+        for path, scope in (("/whep/1", {"state": Code()}), ("/page.js", {"path": Code()})):
+            with pytest.raises(pickle.UnpicklingError, match="setattr is no part of a request"):
+                await chooser.first(request("c", path=path, scope=scope))
+
+    asyncio.run(go())
+    assert not Code.ran
 
 
 def test_texts_that_are_no_numbers_of_sessions():

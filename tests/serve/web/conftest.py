@@ -1,9 +1,10 @@
 """A small avatar for the routes of `serve.web`."""
 
-import math
 from importlib.util import find_spec
 
 import pytest
+
+from tests.engine.live.patience import however_slow  # noqa: F401
 
 # GPU hosts may have none of the server's packages
 NEEDED = ("grpc", "pydantic", "uvicorn", "websockets", "httpx", "aiortc")
@@ -20,15 +21,6 @@ def live(tmp_path_factory):
     folder = write_avatar(tmp_path_factory.mktemp("web") / "tiny")
     with Live(Avatar.load(folder), precision="fp32") as live:
         yield live
-
-
-@pytest.fixture(autouse=True)
-def however_slow(monkeypatch):
-    """However slow or busy this machine is, sessions are admitted, and frames that are late are made
-    all the same."""
-    monkeypatch.setattr("engine.live.live.Live._admit", lambda self: None)
-    patience = property(lambda state: math.inf, lambda state, seconds: None)
-    monkeypatch.setattr("engine.live.session.SessionState.patience", patience, raising=False)
 
 
 @pytest.fixture
