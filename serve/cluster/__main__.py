@@ -18,11 +18,13 @@ from engine.command import Parser, program, run
 from engine.errors import InputError, one_line, printable
 
 # Before Ray is imported, here and in the processes that it starts. Between proxies and replicas
-# messages go by gRPC: Ray's own transport keeps all that a slow client has not read yet.
+# messages go by gRPC: Ray's own transport keeps all that a slow client has not read yet. A proxy
+# takes seconds to import the services, on busy machines more than the three times 5 it would have.
 ENVIRONMENT = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_SERVE_QUEUE_LENGTH_RESPONSE_DEADLINE_S": "1",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
@@ -30,6 +32,7 @@ for _name, _value in ENVIRONMENT.items():
 try:
     import ray
     from ray import serve
+    from ray.exceptions import RayError
     from ray.serve.config import HTTPOptions, gRPCOptions
 
     from .. import log
@@ -150,16 +153,19 @@ def begin(config: Config, device: str | None) -> list[str]:
         What is served and where, a line each.
 
     Raises:
-        InputError: the replicas do not start, or there are too few GPUs.
+        InputError: proxies or replicas do not start, or there are too few GPUs.
     """
     gpus = gpus_of(config, device, int(ray.cluster_resources().get("GPU", 0)))
     most = config.cluster.max_replicas or gpus
     replicas = config.cluster.replicas or max(min(gpus, most), 1)
     server = config.server
-    serve.start(
-        http_options=HTTPOptions(host=server.host, port=server.http_port),
-        grpc_options=gRPCOptions(port=server.port, grpc_servicer_functions=[SERVICES]),
-    )
+    try:
+        serve.start(
+            http_options=HTTPOptions(host=server.host, port=server.http_port),
+            grpc_options=gRPCOptions(port=server.port, grpc_servicer_functions=[SERVICES]),
+        )
+    except (RayError, TimeoutError) as error:
+        raise InputError(f"Ray Serve's proxies do not start: {one_line(error)}") from None
     before = deployed()
     try:
         app = deployment(config, replicas, gpus=gpus > 0, update=time.time_ns())

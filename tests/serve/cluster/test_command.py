@@ -9,6 +9,8 @@ import pytest
 
 pytest.importorskip("ray", reason="Ray Serve is not installed")
 
+from ray.exceptions import RayActorError
+
 from engine.errors import InputError
 from serve.cluster import __main__ as command
 
@@ -49,6 +51,18 @@ def test_a_ray_cluster_that_cannot_be_used(tmp_path, monkeypatch):
     monkeypatch.setattr(command.ray, "init", other)
     with pytest.raises(InputError, match="cluster.address is 'auto': Version mismatch: Ray 2.1;"):
         serve(tmp_path, cluster={"address": "auto"})
+
+
+def test_proxies_that_do_not_start(tmp_path, monkeypatch):
+    def killed(**_):
+        raise RayActorError(error_msg="The actor was killed\nby ray.kill")
+
+    monkeypatch.setattr(command.ray, "cluster_resources", dict)
+    monkeypatch.setattr(command.serve, "start", killed)
+    (tmp_path / "anna").mkdir()
+    (tmp_path / "config.yaml").write_text(json.dumps({"models": {"anna": {"avatar": "anna"}}}))
+    with pytest.raises(InputError, match="proxies do not start: .*was killed by ray.kill"):
+        command.begin(command.load(tmp_path / "config.yaml"), "cpu")
 
 
 def test_gpus_are_those_of_the_cluster(tmp_path):
