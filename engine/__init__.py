@@ -8,6 +8,9 @@ from itertools import pairwise
 # OpenMP's idle threads spin by default, and occupy cores that the networks need. The variable must
 # be set before PyTorch loads OpenMP.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# MKL's own memory manager can hang: threads that had rendered spun for ever on its lock when they
+# ended, once in some thousand tests. The variable must be set before MKL is used.
+os.environ.setdefault("MKL_DISABLE_FAST_MM", "1")
 # ONNX Runtime sends telemetry to Microsoft and writes a device ID into the cache folder. The
 # variable must be set before it is loaded.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -21,7 +21,7 @@ MISSING = [name for name in NEEDED if not _there(name)]
 collect_ignore_glob = ["test_[!a]*.py"] if MISSING else []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def live(tmp_path_factory):
     """An avatar whose mouth is bright in the frames whose own 40 ms are loud."""
     from engine import Avatar
