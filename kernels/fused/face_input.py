@@ -252,11 +252,14 @@ def tile_rows(n: int) -> int:
 def _registers(device: torch.device) -> int:
     """Return how many registers a thread may use.
 
-    For the newest GPUs the compiler needs more and would spill.
+    For the newest and the oldest GPUs the compiler needs more and would spill.
     """
     if triton.knobs.runtime.interpret:
         return 128  # counts for nothing
-    return 128 if torch.cuda.get_device_capability(device)[0] < 10 else 232
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= (10, 0):
+        return 232
+    return 144 if capability == (8, 0) else 128
 
 
 def face_input(
