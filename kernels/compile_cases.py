@@ -84,7 +84,10 @@ def pipeline_cases() -> Iterator[Case]:
     for mode in RESIZE_MODES:
         # With 181, the sums of "direct" are too large for `resize_linear`.
         face = 181 if mode == "direct" else 182
-        for old, new in (((face, face), (CROP_SIZE, CROP_SIZE)), (SIZES[0], SIZES[2])):
+        sizes = [((face, face), (CROP_SIZE, CROP_SIZE)), (SIZES[0], SIZES[2])]
+        if mode == "bicubic":  # the widest windows
+            sizes.append((SIZES[0], (SIZES[0][0] // 2, SIZES[0][1] // 2)))
+        for old, new in sizes:
             variant = f"{mode} {old[1]}x{old[0]}->{new[1]}x{new[0]}"
             yield Case("resize", variant, partial(_resize, mode, old, new))
     planes: tuple[tuple[ColorFormat, ColorFormat], ...] = (

@@ -30,17 +30,10 @@ def join(low, high, shift):
 @triton.jit
 def dot(weights, word, start, HIGH: tl.constexpr):
     """Return start + two bytes of a word, the lower or the higher ones, times two weights."""
-    if HIGH:
-        total = tl.inline_asm_elementwise(
-            "dp2a.hi.u32.u32 $0, $1, $2, $3;", "=r,r,r,r", [weights, word, start],
-            dtype=tl.uint32, is_pure=True, pack=1,
-        )  # fmt: skip
-    else:
-        total = tl.inline_asm_elementwise(
-            "dp2a.lo.u32.u32 $0, $1, $2, $3;", "=r,r,r,r", [weights, word, start],
-            dtype=tl.uint32, is_pure=True, pack=1,
-        )  # fmt: skip
-    return total
+    return tl.inline_asm_elementwise(
+        "dp2a.hi.u32.u32 $0, $1, $2, $3;" if HIGH else "dp2a.lo.u32.u32 $0, $1, $2, $3;",
+        "=r,r,r,r", [weights, word, start], dtype=tl.uint32, is_pure=True, pack=1,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -59,15 +52,10 @@ def level(value, share, start, MODE: tl.constexpr, ASM: tl.constexpr):
     if not ASM:  # the interpreter would round the product, and its constants are float64
         exact = value.to(tl.float64) * share + start
         bits = (exact if MODE == "direct" else exact.to(tl.float32)).to(tl.int32)
-    elif MODE == "direct":
-        bits = tl.inline_asm_elementwise(
-            "fma.rz.f32 $0, $1, $2, $3;", "=r,r,r,r", [value, share, start],
-            dtype=tl.int32, is_pure=True, pack=1,
-        )  # fmt: skip
     else:
         bits = tl.inline_asm_elementwise(
-            "fma.rn.f32 $0, $1, $2, $3;", "=r,r,r,r", [value, share, start],
-            dtype=tl.int32, is_pure=True, pack=1,
+            "fma.rz.f32 $0, $1, $2, $3;" if MODE == "direct" else "fma.rn.f32 $0, $1, $2, $3;",
+            "=r,r,r,r", [value, share, start], dtype=tl.int32, is_pure=True, pack=1,
         )  # fmt: skip
     return bits
 

@@ -9,7 +9,7 @@ from . import instructions
 from .instructions import store_levels
 from .pixel_formats import access_width
 from .quad_lines import Reach, pixel_line, reaches, spread, window_line
-from .resize_linear import resize_linear, spot
+from .resize_linear import find_items, next_line, resize_linear, spot
 from .resize_plan import LANES, along, linear_plan, reciprocal, tile_rows
 from .sampling import clamp_to_edge, cubic_weight, floor_quotient, half_pixel, to_level
 
@@ -144,7 +144,7 @@ def quad_row(
     part, lines, rows, out, live, MODE: tl.constexpr, CHANNELS: tl.constexpr, ASM: tl.constexpr
 ):  # fmt: skip
     """Make four columns of a row from the lines of its taps."""
-    _, _, parts, share, rest_share, _, magic, shift, white = rows
+    _, parts, share, rest_share, _, magic, shift, white = rows
     bits = ()
     if MODE == "direct":
         for number in tl.static_range(4 * CHANNELS):
@@ -161,7 +161,7 @@ def quad_row(
             value += lines[3][number] * weights[3]
             # Without a fraction, the integer is in the lowest bits of the sum, see `to_level`.
             level = (value + 12582912.0).to(tl.int32, bitcast=True)
-            level = tl.maximum(tl.minimum(level - 0x4B400000, white), 0)
+            level = tl.maximum(tl.minimum(level - 0x4B400000, white), 0)  # one instruction
             bits = bits + (level,)  # noqa: RUF005
     store_levels(out, bits, live, CHANNELS, ASM)
 
@@ -171,22 +171,18 @@ def _quad_rows(
     place, newest, lines, rows, out, live,
     MODE: tl.constexpr, CHANNELS: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Make the rows whose last line is the newest one. Returns the next row's place, and `out`.
+    """Make the rows whose last line is the newest one, see `next_line`.
 
-    A place is how many rows are left, the pixel before the row, and the parts after that.
+    Returns the next row's place, and `out`.
     """
-    AFTER: tl.constexpr = 2 if MODE == "bicubic" else 1
-    whole, rest, parts, _, _, row_words, _, _, _ = rows
-    left, top, part = place
-    while (left > 0) & (top + AFTER <= newest):
+    step, parts, _, _, row_words, _, _, _ = rows
+    left, part = place
+    while (left > 0) & (part < parts):
         quad_row(part, lines, rows, out, live, MODE, CHANNELS, ASM)
         out += row_words
         left -= 1
-        part += rest
-        over = part >= parts
-        top += tl.where(over, whole + 1, whole)
-        part = tl.where(over, part - parts, part)
-    return (left, top, part), out
+        part += step
+    return (left, part), out
 
 
 @triton.jit(
@@ -201,7 +197,7 @@ def _resize_quads(
     whole_x, rest_x, parts_x, begin_x, whole_y, rest_y, parts_y, begin_y, share_y, rest_share_y,
     danger, tile, magic, shift, white,
     CHANNELS: tl.constexpr, MODE: tl.constexpr, FIRST: tl.constexpr, REACH: tl.constexpr,
-    ALIGNED: tl.constexpr, LANES: tl.constexpr, ASM: tl.constexpr,
+    ALIGNED: tl.constexpr, SKIPS: tl.constexpr, LANES: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Resize (n, h, w, c) to (n, height, width, c): `tile` rows of LANES `items`.
 
@@ -213,11 +209,7 @@ def _resize_quads(
     BEHIND: tl.constexpr = 0 if MODE == "direct" else 1
     row_bytes = row_units * (4 if ALIGNED else 1)
     first = tl.program_id(0) * LANES
-    item = first + tl.arange(0, LANES)
-    live = item < items
-    item = tl.minimum(item, items - 1)
-    image = (item.to(tl.uint32) // quads.to(tl.uint32)).to(tl.int32)
-    column = 4 * (item - image * quads)
+    image, column, live = find_items(first, items, quads, LANES)
     images += image.to(tl.int64) * source_height * row_bytes
     picture = (row_bytes, source_height, source_width)
 
@@ -244,10 +236,11 @@ def _resize_quads(
     out = out.to(tl.pointer_type(tl.uint32))
     out += image.to(tl.int64) * height * row_words + row * row_words + column // 4 * CHANNELS
     top, part = spot(row, whole_y, rest_y, parts_y, begin_y)
-    top -= BEHIND
-    place = (end - row, top, part)
-    rows = (whole_y, rest_y, parts_y, share_y, rest_share_y, row_words, magic, shift, white)
-    newest = top - BEFORE - 1
+    rows = (
+        whole_y * parts_y + rest_y, parts_y, share_y, rest_share_y, row_words, magic, shift, white
+    )  # fmt: skip
+    newest = top - BEHIND - BEFORE - 1  # and TAPS lines come before the first row
+    place = (end - row, part + TAPS * parts_y)
     # Windows may reach over the end of a row, which no row follows at the end of the last image.
     # The last lane reaches furthest.
     furthest = tl.minimum(first + LANES, items) - 1 - (items - quads)
@@ -263,8 +256,7 @@ def _resize_quads(
     line3 = line0
     if careful:
         while place[0] > 0:
-            # An image made smaller has rows that no row uses.
-            newest = tl.maximum(newest, place[1] - BEFORE - 1) + 1
+            newest, place = next_line(newest, place, parts_y, TAPS, SKIPS)
             if TAPS == 4:
                 line0, line1, line2 = line1, line2, line3
                 line3 = last_line(newest, picture, columns, MODE, CHANNELS, FIRST, REACH)
@@ -277,18 +269,18 @@ def _resize_quads(
     else:
         while place[0] > 0:
             # Two or four lines each time, so that none has to move.
-            newest = tl.maximum(newest, place[1] - BEFORE - 1) + 1
+            newest, place = next_line(newest, place, parts_y, TAPS, SKIPS)
             line0 = quad_line(newest, picture, columns, MODE, CHANNELS, FIRST, REACH, ALIGNED)
             lines = (line1, line2, line3, line0) if TAPS == 4 else (line1, line0)
             place, out = _quad_rows(place, newest, lines, rows, out, live, MODE, CHANNELS, ASM)
             if place[0] > 0:
-                newest = tl.maximum(newest, place[1] - BEFORE - 1) + 1
+                newest, place = next_line(newest, place, parts_y, TAPS, SKIPS)
                 line1 = quad_line(newest, picture, columns, MODE, CHANNELS, FIRST, REACH, ALIGNED)
                 lines = (line2, line3, line0, line1) if TAPS == 4 else (line0, line1)
                 place, out = _quad_rows(place, newest, lines, rows, out, live, MODE, CHANNELS, ASM)
             if TAPS == 4:
                 if place[0] > 0:
-                    newest = tl.maximum(newest, place[1] - BEFORE - 1) + 1
+                    newest, place = next_line(newest, place, parts_y, TAPS, SKIPS)
                     line2 = quad_line(
                         newest, picture, columns, MODE, CHANNELS, FIRST, REACH, ALIGNED
                     )
@@ -297,7 +289,7 @@ def _resize_quads(
                         place, newest, lines, rows, out, live, MODE, CHANNELS, ASM
                     )
                 if place[0] > 0:
-                    newest = tl.maximum(newest, place[1] - BEFORE - 1) + 1
+                    newest, place = next_line(newest, place, parts_y, TAPS, SKIPS)
                     line3 = quad_line(
                         newest, picture, columns, MODE, CHANNELS, FIRST, REACH, ALIGNED
                     )
@@ -351,8 +343,9 @@ def _resize_fours(images: Tensor, mode: ResizeMode, out: Tensor) -> bool:
         images, out, items, width // 4, images.shape[1], images.shape[2],
         row_bytes // (4 if aligned else 1), height, *columns, *rows, *reciprocal(rows.parts),
         danger, tile, magic - (1 << 32 if magic >= 1 << 31 else 0), max(shift, 0), 255,
-        CHANNELS=channels, MODE=mode, FIRST=first, REACH=reach, ALIGNED=aligned, LANES=LANES,
-        ASM=instructions.INSTRUCTIONS, num_warps=1, maxnreg=168, num_stages=1,
+        CHANNELS=channels, MODE=mode, FIRST=first, REACH=reach, ALIGNED=aligned,
+        SKIPS=rows.whole >= TAPS[mode], LANES=LANES,
+        ASM=instructions.INSTRUCTIONS, num_warps=1, maxnreg=208, num_stages=1,
     )  # fmt: skip
     return True
 

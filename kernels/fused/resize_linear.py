@@ -7,16 +7,19 @@ Their pixels lie in a window of a few, which is loaded as words; instructions of
 bytes for each column and multiply them by its pair of weights. The sums begin at `start`, the bits
 of a float32 of which the last one counts 1, and so they are the bits of that number plus the sum.
 
-In "bilinear" that number is a multiple of the total, and what is between two lines is rounded to a
-whole number, 1 / total of a level, before it is rounded to a level.
+That number is a multiple of the total, 2**23 to 2**24, or one more, see below. So the value between
+two lines is that number plus a sum too, rounded to a whole number: 1 / total of a level. Divided by
+the total it is a whole number and a level, and the whole number goes away in the same instruction.
 
-In "direct" the lines are multiples of the rows' denominator too, and `total` is the product of both
-denominators: what is between two lines is the whole number S of the reference, S // total the
-level. Lines are kept as their numbers + 0.5. A row's weight is off by at most 2**-25 and lines are
-below 2**23, so the value between them is S + 0.5 + e, |e| < 0.25, before it is rounded to a
-multiple of 0.5 from 2**22 on, and of 0.25 from 2**21 on. The reciprocal of the total is off by at
-most 2**-24 of itself, which moves a number below 2**23 by less than 0.5, and one below 2**22 by
-less than 0.25: never over a multiple of the total.
+In "bilinear" it rounds to the next level; a value is off by no more than 1 / total.
+
+In "direct" it truncates, and the level is exact: `total` is the product of the rows' and columns'
+denominators, so what is between two lines is the whole number S of the reference, S // total the
+level. A row's weight is off by less than 2**-24 of itself, and the lines' difference is below
+2**23, so the value is off by less than 0.5 before it is rounded, and exact after that: N + S, where
+N is the number that the sums begin at. The reciprocal of the total is off by d, less than 2**-24 of
+itself, so the quotient is off by (N + S) * d, less than 1, in units of 1 / total. If d is negative,
+N is one more: in either case, the quotient is too large by 0 or more, less than 1.
 """
 
 import triton
@@ -127,21 +130,9 @@ def _byte_line(number, picture, columns, CHANNELS: tl.constexpr):
 
 
 @triton.jit
-def _kept(line, MODE: tl.constexpr):
-    """Return a line as it is kept: of "direct" its sums + 0.5."""
-    if MODE == "direct":
-        sums = ()
-        for number in tl.static_range(len(line)):
-            sums = sums + (line[number] - 8388607.5,)  # noqa: RUF005
-        return sums
-    else:
-        return line
-
-
-@triton.jit
 def linear_line(
-    number, before, picture, columns, MODE: tl.constexpr, PIXELS: tl.constexpr,
-    CHANNELS: tl.constexpr, ALIGNED: tl.constexpr, ASM: tl.constexpr,
+    number, before, picture, columns,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr, ALIGNED: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Resample a row sideways: four columns of the first channel, then of the next one.
 
@@ -166,7 +157,6 @@ def linear_line(
                 )  # fmt: skip
     else:
         line = _byte_line(number, picture, columns, CHANNELS)
-    line = _kept(line, MODE)
     differences = ()
     for place in tl.static_range(4 * CHANNELS):
         differences = differences + (line[place] - before[place],)  # noqa: RUF005
@@ -175,14 +165,12 @@ def linear_line(
 
 @triton.jit
 def linear_row(
-    part, line, differences, rows, levels, out, live,
+    part, line, differences, levels, out, live,
     MODE: tl.constexpr, CHANNELS: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Make four columns of a row that is `part` / `rows[2]` after a line."""
-    _, _, parts, share, rest_share, _ = rows
-    y = part.to(tl.float32)  # and then the quotient, rounded as a division does
-    y = tl.fma(y, share, y * rest_share) if ASM else tl.div_rn(y, parts.to(tl.float32))
-    share, begin = levels
+    """Make four columns of a row that is `part` parts after a line."""
+    share_y, share, begin = levels
+    y = part.to(tl.float32) * share_y
     bits = ()
     for number in tl.static_range(4 * CHANNELS):
         value = multiply_add(differences[number], y, line[number], ASM)
@@ -192,24 +180,47 @@ def linear_row(
 
 @triton.jit
 def _linear_rows(
-    place, newest, line, differences, rows, levels, out, live,
+    place, line, differences, rows, levels, out, live,
     MODE: tl.constexpr, CHANNELS: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """Make the rows after the line before the newest one. Returns the next row's place and `out`.
+    """Make the rows between a line and the newest one. Returns the next row's place and `out`.
 
-    A place is how many rows are left, the line before the row, and how many parts after that it is.
+    A place is how many rows are left, and how many parts after the line the row is.
     """
-    whole, rest, parts, _, _, row_words = rows
-    left, top, part = place
-    while (left > 0) & (top < newest):
-        linear_row(part, line, differences, rows, levels, out, live, MODE, CHANNELS, ASM)
+    step, parts, row_words = rows
+    left, part = place
+    while (left > 0) & (part < parts):
+        linear_row(part, line, differences, levels, out, live, MODE, CHANNELS, ASM)
         out += row_words
         left -= 1
-        part += rest
-        over = part >= parts
-        top += tl.where(over, whole + 1, whole)
-        part = tl.where(over, part - parts, part)
-    return (left, top, part), out
+        part += step
+    return (left, part), out
+
+
+@triton.jit
+def next_line(number, place, parts, TAPS: tl.constexpr, SKIPS: tl.constexpr):
+    """Return the number of the line after line `number`, and the next row's place before it.
+
+    A place is how many rows are left, and how many parts the row is after the first line that it
+    may be made of: TAPS lines, of which the last one is the newest. Lines that no row uses are left
+    out, if there are any: SKIPS.
+    """
+    left, part = place
+    lines = tl.maximum(part // parts - (TAPS - 1), 1) if SKIPS else 1
+    return number + lines, (left, part - lines * parts)
+
+
+@triton.jit
+def find_items(first, items, quads, LANES: tl.constexpr):
+    """Return the image and the first column of LANES items from `first` on, and which there are.
+
+    An item is four columns of an image; an image has `quads`. The last item stands in for others.
+    """
+    item = first + tl.arange(0, LANES)
+    live = item < items
+    item = tl.minimum(item, items - 1)
+    image = (item.to(tl.uint32) // quads.to(tl.uint32)).to(tl.int32)
+    return image, 4 * (item - image * quads), live
 
 
 @triton.jit
@@ -229,10 +240,10 @@ def spot(number, whole, rest, parts, begin):
 )  # fmt: skip
 def _resize_linear(
     images, out, items, quads, source_height, source_width, row_units, height,
-    whole_x, rest_x, parts_x, begin_x, whole_y, rest_y, parts_y, begin_y, share_y, rest_share_y,
+    whole_x, rest_x, parts_x, begin_x, whole_y, rest_y, parts_y, begin_y, share_y,
     scale, total, start, share, begin, tile,
     CHANNELS: tl.constexpr, MODE: tl.constexpr, PIXELS: tl.constexpr, ALIGNED: tl.constexpr,
-    LANES: tl.constexpr, ASM: tl.constexpr,
+    SKIPS: tl.constexpr, LANES: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Resize (n, h, w, c) to (n, height, width, c): `tile` rows of LANES `items`.
 
@@ -241,12 +252,7 @@ def _resize_linear(
     """
     BEHIND: tl.constexpr = 0 if MODE == "direct" else 1
     row_bytes = row_units * (4 if ALIGNED else 1)
-    first = tl.program_id(0) * LANES
-    item = first + tl.arange(0, LANES)
-    live = item < items
-    item = tl.minimum(item, items - 1)
-    image = (item.to(tl.uint32) // quads.to(tl.uint32)).to(tl.int32)
-    column = 4 * (item - image * quads)
+    image, column, live = find_items(tl.program_id(0) * LANES, items, quads, LANES)
 
     left, part = spot(column, whole_x, rest_x, parts_x, begin_x)
     left -= BEHIND
@@ -276,33 +282,31 @@ def _resize_linear(
     out = out.to(tl.pointer_type(tl.uint32))
     out += image.to(tl.int64) * height * row_words + row * row_words + column // 4 * CHANNELS
     top, part = spot(row, whole_y, rest_y, parts_y, begin_y)
-    top -= BEHIND
-    rows = (whole_y, rest_y, parts_y, share_y, rest_share_y, row_words)
-    levels = (share, begin)
-    place = (end - row, top, part)
+    rows = (whole_y * parts_y + rest_y, parts_y, row_words)
+    levels = (share_y, share, begin)
     none = tl.zeros((LANES,), tl.float32)
     line0 = (none,)
     for _ in tl.static_range(4 * CHANNELS - 1):
         line0 = line0 + (none,)  # noqa: RUF005
     line1 = line0
-    newest = top - 1
+    newest = top - BEHIND - 1  # and two lines come before the first row
+    place = (end - row, part + 2 * parts_y)
     while place[0] > 0:
-        # Two lines each time, so that none has to move. An image made smaller has rows that no
-        # row uses.
-        newest = tl.maximum(newest, place[1] - 1) + 1
+        # Two lines each time, so that none has to move.
+        newest, place = next_line(newest, place, parts_y, 2, SKIPS)
         line0, differences = linear_line(
-            newest, line1, picture, columns, MODE, PIXELS, CHANNELS, ALIGNED, ASM
+            newest, line1, picture, columns, PIXELS, CHANNELS, ALIGNED, ASM
         )
         place, out = _linear_rows(
-            place, newest, line1, differences, rows, levels, out, live, MODE, CHANNELS, ASM
+            place, line1, differences, rows, levels, out, live, MODE, CHANNELS, ASM
         )
         if place[0] > 0:
-            newest = tl.maximum(newest, place[1] - 1) + 1
+            newest, place = next_line(newest, place, parts_y, 2, SKIPS)
             line1, differences = linear_line(
-                newest, line0, picture, columns, MODE, PIXELS, CHANNELS, ALIGNED, ASM
+                newest, line0, picture, columns, PIXELS, CHANNELS, ALIGNED, ASM
             )
             place, out = _linear_rows(
-                place, newest, line0, differences, rows, levels, out, live, MODE, CHANNELS, ASM
+                place, line0, differences, rows, levels, out, live, MODE, CHANNELS, ASM
             )
 
 
@@ -315,9 +319,9 @@ def resize_linear(images: Tensor, mode: ResizeMode, out: Tensor, plan: LinearPla
     _resize_linear[(triton.cdiv(items, LANES), triton.cdiv(height, plan.tile))](
         images, out, items, width // 4, images.shape[1], images.shape[2],
         row_bytes // (4 if aligned else 1), height,
-        *plan.columns, *plan.rows, *reciprocal(plan.rows.parts),
-        plan.scale, plan.total, plan.start, 1 / plan.total, plan.begin, plan.tile,
+        *plan.columns, *plan.rows, reciprocal(plan.rows.parts)[0],
+        plan.scale, plan.total, plan.start, plan.share, plan.begin, plan.tile,
         CHANNELS=channels, MODE=mode, PIXELS=plan.pixels, ALIGNED=aligned,
-        LANES=LANES, ASM=instructions.INSTRUCTIONS,
+        SKIPS=plan.rows.whole > 1, LANES=LANES, ASM=instructions.INSTRUCTIONS,
         num_warps=1, maxnreg=128, num_stages=1,
     )  # fmt: skip

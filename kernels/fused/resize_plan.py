@@ -9,6 +9,7 @@ from ..spec import ResizeMode
 
 LANES = 32  # of four columns each, which one program makes
 _LOWEST = 1 << 23  # the smallest float32 of which the last bit counts 1
+_MOST = 1 << 15  # so that weights have 16 bits, and _LOWEST + 256 times the total is 2**24
 
 
 class Along(NamedTuple):
@@ -35,7 +36,8 @@ class LinearPlan(NamedTuple):
     total: int  # of a pair of columns' weights
     scale: int  # what a part changes a pair: its lower half by -total / parts, the higher by + that
     start: int  # the bits at which sums begin
-    begin: float  # 2**23 or 1.5 * 2**23, without what the sums begin at
+    share: float  # 1 / total, as a float32
+    begin: float  # 2**23 or 1.5 * 2**23, without what the sums begin at, over the total
     pixels: int  # of the window that holds all taps of four columns
     tile: int  # rows of a program: fewer where there is little to do
 
@@ -63,20 +65,18 @@ def linear_plan(
 ) -> LinearPlan | None:
     """Plan a resize, from heights and widths. Returns None if numbers would be too large."""
     rows, columns = (along(*sizes, mode) for sizes in zip(old, new, strict=True))
-    if mode == "direct":
-        total = rows.parts * columns.parts
-        start, begin = _LOWEST, float(_LOWEST)
-        if 255 * total >= _LOWEST:
-            return None
-    else:
-        # As fine as 16 bits allow, and as 2**23 + 256 times the total < 2**24 does.
-        total = (1 << 15) // columns.parts * columns.parts
-        whole = -(-_LOWEST // total)
-        start, begin = whole * total, 1.5 * _LOWEST - whole
+    total = rows.parts * columns.parts
+    if mode == "bilinear":  # as fine as possible
+        total = _MOST // columns.parts * columns.parts
+    if total > _MOST:
+        return None
+    whole, (share, lack) = -(-_LOWEST // total), reciprocal(total)
+    start = whole * total + (1 if mode == "direct" and lack > 0 else 0)
+    begin = (1.0 if mode == "direct" else 1.5) * _LOWEST - whole
     pixels = max(3 * columns.whole - (-3 * columns.rest // columns.parts) + 2, 4)
     return LinearPlan(
-        columns, rows, total, total // columns.parts * 0xFFFF, 0x4B000000 + start - _LOWEST, begin,
-        pixels, tile_rows(n, new),
+        columns, rows, total, total // columns.parts * 0xFFFF, 0x4B000000 + start - _LOWEST, share,
+        begin, pixels, tile_rows(n, new),
     )  # fmt: skip
 
 

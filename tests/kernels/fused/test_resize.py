@@ -3,9 +3,15 @@
 The interpreter knows none of them, so they are written down here, as the PTX ISA defines them.
 """
 
+import math
+from collections import Counter
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
 from triton.runtime import interpreter
 from triton.runtime.interpreter import TensorHandle, _get_np_dtype
 
@@ -13,6 +19,7 @@ import kernels
 from kernels import reference
 from kernels.fused import instructions
 from kernels.fused import resize as quads
+from kernels.fused.resize_plan import linear_plan
 
 from .test_images import check_resized
 
@@ -100,10 +107,12 @@ def addresses(monkeypatch) -> list[np.ndarray]:
     return loaded
 
 
-# Windows of 4 to 8 pixels; all channels; rows that are words, and others; more than one program.
+# Windows of 4 to 8 pixels; all channels; rows that are words, and others; more than one program;
+# lines that no row uses, one and more at a time.
 CASES = [
     ((3, 20), (7, 64), 3), ((9, 40), (11, 48), 3), ((9, 51), (4, 44), 3), ((2, 52), (3, 36), 3),
     ((4, 64), (4, 36), 3), ((3, 57), (4, 40), 1), ((3, 60), (2, 44), 2), ((5, 17), (6, 140), 4),
+    ((90, 16), (11, 24), 3), ((40, 48), (9, 24), 1),
 ]  # fmt: skip
 
 
@@ -133,13 +142,39 @@ def test_instructions(addresses, mode, source, target, channels):
     assert loaded.min() >= first and loaded.max() <= last and (loaded % 4 == 0).all()
 
 
-@pytest.mark.parametrize(("source", "target", "channels"), [CASES[0], CASES[3], CASES[7]])
+@pytest.mark.parametrize(
+    ("source", "target", "channels"), [CASES[0], CASES[3], CASES[7], CASES[8], CASES[9]]
+)
 def test_four_taps(addresses, source, target, channels):
     images = pictures(source, channels)
     check(images, target, "bicubic")
     last = (images.data_ptr() + images.numel() - 1) // 4 * 4 + 3
     loaded = np.concatenate(addresses)
     assert loaded.min() >= images.data_ptr() // 4 * 4 and loaded.max() <= last
+
+
+@pytest.mark.parametrize(
+    ("mode", "source", "target"),
+    [
+        ("bilinear", (9, 40), (4, 44)), ("direct", (90, 16), (11, 24)),
+        ("bicubic", (90, 16), (11, 24)), ("bicubic", (40, 16), (9, 24)),
+    ],
+)  # fmt: skip
+def test_rows_that_nothing_uses_are_not_read(addresses, mode, source, target):
+    images = pictures(source, 3)[:1].contiguous()
+    kernels.resize(images, target, mode=mode)
+    step = source[0] / target[0]
+    start, before, after = (0, 0, 1) if mode == "direct" else (step / 2 - 0.5, 0, 1)
+    if mode == "bicubic":
+        before, after = 1, 2
+    tops = [math.floor(start + step * row) for row in range(target[0])]
+    used = {row for top in tops for row in range(top - before, top + after + 1)}
+    used &= set(range(source[0]))
+    words = np.unique(np.concatenate(addresses))
+    counts = Counter((words - images.data_ptr()) // (source[1] * 3))
+    # The last window of a row may reach into the next one, but not over half of it.
+    read = {row for row, count in counts.items() if count > source[1] * 3 // 8}
+    assert read == used and len(used) < source[0]
 
 
 @pytest.mark.parametrize(("source", "target", "channels"), [CASES[1], CASES[4]])
@@ -156,3 +191,21 @@ def test_fine_weights(addresses):
     exact = torch.nn.functional.interpolate(planes, (71, 128), mode="bilinear")
     got = kernels.resize(images, (71, 128)).permute(0, 3, 1, 2)
     assert ((exact - got).abs() < 0.5 + 1e-4).all()
+
+
+@given(*[st.integers(1, 8192)] * 3, st.integers(4, 8192))
+@example(182, 328, 182, 328)  # sums nearly as large as they may be
+@example(1, 181, 1, 181)
+@example(8, 8, 8, 8)
+def test_direct_is_exact(old_height, new_height, old_width, new_width):
+    """A sum times the reciprocal, rounded towards zero, is the level for every sum."""
+    plan = linear_plan(1, (old_height, old_width), (new_height, new_width), "direct")
+    assume(plan is not None)
+    start = plan.start - 0x4B000000 + 2**23
+    share, begin = (Fraction(float(np.float32(number))) for number in (plan.share, plan.begin))
+    assert begin == plan.begin
+    for level in range(256):
+        lowest = level * plan.total
+        highest = lowest + plan.total - 1 if level < 255 else lowest
+        for value in (start + lowest, start + highest):
+            assert value <= 2**24 and math.floor(value * share + begin) == 2**23 + level
