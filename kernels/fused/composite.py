@@ -76,9 +76,9 @@ def _store_chroma(out, width, height, row, column, u, v, mask, FORMAT: tl.conste
 
 
 @triton.jit
-def _pair_sum(value, GROUPS: tl.constexpr, COLUMNS: tl.constexpr):
+def _pair_sum(value):
     """Add the neighbours of each pair of columns."""
-    return tl.sum(tl.reshape(value, (GROUPS, COLUMNS // 2, 2)), axis=2)
+    return tl.sum(tl.reshape(value, (value.shape[0] // 2, 2)), axis=1)
 
 
 @triton.jit
@@ -117,10 +117,10 @@ def paste_tile(
     height, width = shape
     x0, y0, x1, y1 = box
     size = (y1 - y0, x1 - x0)
-    # In the shape of the tile from the beginning: a tensor of groups alone would be laid out anew.
-    none = tl.zeros((GROUPS, COLUMNS), tl.int32)
-    row = tl.minimum(top + tl.arange(0, GROUPS)[:, None] * per_group, end_row - per_group) + none
-    pixel = start + tl.arange(0, COLUMNS)[None, :] + none
+    # One dimension: of two, Triton 3.6 lays out what is loaded anew, through shared memory.
+    lane = tl.arange(0, GROUPS * COLUMNS)
+    row = tl.minimum(top + lane // COLUMNS * per_group, end_row - per_group)
+    pixel = start + lane % COLUMNS
     columns = columns_of(clamp_to_edge(pixel - x0, x1 - x0), x1 - x0, MODE)
     safe_left, safe_right = generated_only(x1 - x0)
     left = clamp_to_edge(start - x0, x1 - x0)
@@ -135,8 +135,8 @@ def paste_tile(
     beside = beside | (LANES > 0)
     step = steps(y1 - y0, MODE)
     whole, part = first_place(row - y0, y1 - y0, MODE)
-    place = (whole, part, none - (1 << 30))
-    lines = first_lines(none, MODE)
+    place = (whole, part, lane * 0 - (1 << 30))
+    lines = first_lines(lane * 0, MODE)
     STEP: tl.constexpr = 2 if YUV else 1
     for number in range(0, per_group, STEP):
         edge = sides | (upper < safe_top) | (lower + (STEP - 1) >= safe_bottom)
@@ -159,11 +159,11 @@ def paste_tile(
             red, green, blue = levels[0] + below[0], levels[1] + below[1], levels[2] + below[2]
             u = chroma(0, red, False) + chroma(1, green, False) + chroma(2, blue, False)
             v = chroma(0, red, True) + chroma(1, green, True) + chroma(2, blue, True)
-            u = chroma_level(_pair_sum(u, GROUPS, COLUMNS))
-            v = chroma_level(_pair_sum(v, GROUPS, COLUMNS))
-            half = top + tl.arange(0, GROUPS)[:, None] * per_group + u * 0
+            u, v = chroma_level(_pair_sum(u)), chroma_level(_pair_sum(v))
+            pair = tl.arange(0, GROUPS * COLUMNS // 2)
+            half = top + pair // (COLUMNS // 2) * per_group
             half = (tl.minimum(half, end_row - per_group) + number) // 2
-            column = (start // 2 + tl.arange(0, COLUMNS // 2))[None, :] + u * 0
+            column = start // 2 + pair % (COLUMNS // 2)
             live = column * 2 < end
             _store_chroma(out, width, height, half, column, u, v, live, FORMAT)
         row += STEP

@@ -113,7 +113,7 @@ def quad_line(
 ):  # fmt: skip
     """Resample a row of an image sideways, four columns from one window."""
     TAPS: tl.constexpr = 4 if MODE == "bicubic" else 2
-    _, window, byte, weights = columns
+    _, _, window, byte, weights = columns
     line = window_line(
         window + _row_start(number, picture), byte, weights, CHANNELS, TAPS, FIRST, REACH, ALIGNED
     )
@@ -132,7 +132,7 @@ def last_line(
 ):
     """Resample a row of an image sideways, and read nothing after it."""
     TAPS: tl.constexpr = 4 if MODE == "bicubic" else 2
-    (image, base), _, _, weights = columns
+    image, base, _, _, weights = columns
     bases = (base, base, base, base)
     start = image + _row_start(number, picture)
     line = pixel_line(start, bases, picture[2] - 1, weights, CHANNELS, TAPS, FIRST, REACH, False)
@@ -228,7 +228,7 @@ def _resize_quads(
         tap += tl.where(over, whole_x + 1, whole_x)
         part = tl.where(over, part - parts_x, part)
     byte = (base * CHANNELS) & 3 if ALIGNED else base * 0
-    columns = ((images, base), images + (base * CHANNELS - byte), byte, weights)
+    columns = (images, base, images + (base * CHANNELS - byte), byte, weights)
 
     row = tl.program_id(1) * tile
     end = tl.minimum(row + tile, height)
