@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m
+OLDEST := $(VENV)-oldest/bin/python -m
 DEMO := examples/demo
 SPEECH := $(DEMO)/speech.wav
 
-.PHONY: demo serve docs test lint pipecat bench bench-kernels bench-pipeline bench-live clean
+.PHONY: demo serve docs test test-oldest lint pipecat oldest bench bench-kernels bench-pipeline bench-live clean
 
 demo: $(VENV)/.ready ## render the demo avatar to out/demo.mp4
 	@mkdir -p out
@@ -23,6 +24,11 @@ test: $(VENV)/.ready ## everything that runs without a GPU; the GPU tests skip
 	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist loadfile --max-worker-restart 0; tests=$$?; \
 	wait $$interpreter; interpreted=$$?; cat $$log; \
 	exit $$((tests ? tests : interpreted))
+
+test-oldest: oldest ## the Triton kernels with the oldest versions that are allowed
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(OLDEST) pytest -q -n 2 tests/kernels/fused
+	OMP_NUM_THREADS=1 $(OLDEST) pytest -q -n 2 tests/kernels/generator
+	OMP_NUM_THREADS=1 $(OLDEST) kernels.compile --arch 90 --part stages
 
 lint: $(VENV)/.ready
 	$(RUN) ruff check .
@@ -51,8 +57,20 @@ $(VENV)-pipecat/.ready: integrations/pipecat/pyproject.toml
 	$(VENV)-pipecat/bin/python -m pip install --quiet --disable-pip-version-check -e integrations/pipecat
 	@touch $@
 
+oldest: $(VENV)-oldest/.ready ## an environment with the oldest PyTorch and Triton, above .venv
+
+# Everything else comes from .venv, NVIDIA's libraries for a newer PyTorch among it: it imports with
+# them, and no GPU is used.
+$(VENV)-oldest/.ready: $(VENV)/.ready
+	$(RUN) venv --clear $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	    'torch==2.11.*' 'triton==3.6.*' 'numpy<2.4'
+	$(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	    > $$(echo $(VENV)-oldest/lib/python*/site-packages)/venv.pth
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-pipecat out build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-pipecat $(VENV)-oldest out build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	rm -f $(DEMO)/*.plan $(DEMO)/generator.json $(DEMO)/audio_encoder.json
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -31,6 +31,7 @@ from .model import Estimate, ModelCase, estimate, generator_cases, generator_tab
 from .model import table as model_table
 from .sass import MachineCode, read_machine_code
 
+MODELLED = 3, 8  # Triton's version; before, code was not told apart by the calls it was inlined in
 # Of the largest GPU of each: multiprocessors, for launchers that size their grids by them, and
 # bytes of shared memory that one block may use.
 ARCHITECTURES = {
@@ -268,6 +269,13 @@ def main(arguments: Sequence[str] | None = None, cases: Sequence[Case] | None = 
         return 2
     if triton.knobs.runtime.interpret:
         print("error: TRITON_INTERPRET is set; unset it to compile", file=sys.stderr)
+        return 2
+    if gpus and tuple(map(int, triton.__version__.split(".")[:2])) < MODELLED:
+        print(
+            f"error: --model needs the source lines that Triton 3.8 writes into machine code; "
+            f"this is Triton {triton.__version__}",
+            file=sys.stderr,
+        )
         return 2
     chosen = [options.part] if options.part else list(parts)
     if cases is None:

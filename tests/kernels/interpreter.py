@@ -23,6 +23,9 @@ def cache_patches() -> None:
         return self.rewrite()(*arguments, **options)
 
     interpreter.InterpretedFunction.__call__ = call
+    # A GPU's maximum of a number and NaN is the number; before Triton 3.8, it was NaN here.
+    interpreter.InterpreterBuilder.create_maxnumf = lambda self, a, b: self.binary_op(a, b, np.fmax)
+    interpreter.InterpreterBuilder.create_minnumf = lambda self, a, b: self.binary_op(a, b, np.fmin)
     _cache_types()
     _check_overflow_in_numpy()
 
