@@ -151,6 +151,11 @@ class Talk:
             session.attach(outbox)
             try:
                 return await self._serve(session, outbox, sound)
+            except (WebSocketDisconnect, Unread):  # a player may go on with it
+                raise
+            except Exception as error:
+                session.end(error.line if isinstance(error, Refused) else INTERNAL)
+                raise
             finally:
                 session.detach(outbox)
                 if self._closed:
