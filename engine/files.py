@@ -20,19 +20,22 @@ def whole(path: Path, *, folder: bool = False) -> Iterator[Path]:
     because libraries choose the format by it.
 
     Raises:
-        OSError: it cannot be created or renamed.
+        OSError: it cannot be created or renamed. An error of the block that names the temporary
+            name names `path` instead.
     """
     partial = _unused_name(path)
     try:
-        try:
-            if folder:
-                partial.mkdir()
-            else:
-                partial.touch(exist_ok=False)
-        except OSError as error:  # the temporary name would say nothing
-            raise OSError(error.errno, error.strerror, str(path)) from error
+        if folder:
+            partial.mkdir()
+        else:
+            partial.touch(exist_ok=False)
         yield partial
         partial.replace(path)
+    except OSError as error:
+        if partial.name not in str(error.filename):
+            raise
+        # the temporary name would say nothing
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         if os.path.isdir(partial):  # unlike Path.is_dir, it takes names that are too long
             shutil.rmtree(partial, ignore_errors=True)
