@@ -350,11 +350,16 @@ class Session:
 def _as_float(sound: np.ndarray | Tensor, channels: int) -> np.ndarray:
     """Return (C, n) float32 samples, copied."""
     samples = sound.detach().cpu().numpy() if isinstance(sound, Tensor) else np.asarray(sound)
+    if samples.ndim == 0:  # bytes, None
+        raise InputError(
+            f"sound is of the type {type(sound).__name__}; expected an array of int16 or float32, "
+            "as numpy.frombuffer(sound, numpy.int16) makes of bytes"
+        )
     if samples.ndim == 1:
         samples = samples[None]
     if samples.ndim != 2 or samples.shape[0] != channels:
         expected = "(S,)" if channels == 1 else f"({channels}, S)"
-        raise InputError(f"sound has the shape {tuple(sound.shape)}; expected {expected}")
+        raise InputError(f"sound has the shape {np.shape(sound)}; expected {expected}")
     if samples.dtype == np.int16:
         return samples.astype(np.float32) / 32768
     if samples.dtype != np.float32:
