@@ -360,6 +360,18 @@ def test_origins(live):
     run(main())
 
 
+def test_another_address(live):
+    async def main():
+        async with serving(live) as site:
+            with pytest.raises(websockets.InvalidStatus) as caught:
+                await site.connect("/v1/live/")
+            return caught.value.response
+
+    told = run(main())
+    assert told.status_code == 404
+    assert told.body == b"there is no WebSocket at '/v1/live/'; expected /v1/live\n"
+
+
 def test_places_are_limited(live):
     async def main():
         async with (
