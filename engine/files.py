@@ -23,6 +23,8 @@ def whole(path: Path, *, folder: bool = False) -> Iterator[Path]:
         OSError: it cannot be created or renamed. An error of the block that names the temporary
             name names `path` instead.
     """
+    with suppress(FileNotFoundError):
+        os.lstat(path)  # a name that is too long is an error now, not at the end
     partial = _unused_name(path)
     try:
         if folder:
@@ -45,8 +47,10 @@ def whole(path: Path, *, folder: bool = False) -> Iterator[Path]:
 
 
 def _unused_name(path: Path) -> Path:
+    # Where `path` is as long as a name can be, this one must not be longer.
+    stem, suffix = path.stem[:40], path.suffix if len(path.suffix) <= 20 else ""
     while True:
-        name = f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}"
+        name = f".{stem}.{secrets.token_hex(4)}.partial{suffix}"
         if not os.path.lexists(partial := path.with_name(name)):
             return partial
 
