@@ -20,19 +20,24 @@ def whole(path: Path, *, folder: bool = False) -> Iterator[Path]:
     because libraries choose the format by it.
 
     Raises:
-        OSError: it cannot be created or renamed.
+        OSError: it cannot be created or renamed. An error of the block that names the temporary
+            name names `path` instead.
     """
+    with suppress(FileNotFoundError):
+        os.lstat(path)  # a name that is too long is an error now, not at the end
     partial = _unused_name(path)
     try:
-        try:
-            if folder:
-                partial.mkdir()
-            else:
-                partial.touch(exist_ok=False)
-        except OSError as error:  # the temporary name would say nothing
-            raise OSError(error.errno, error.strerror, str(path)) from error
+        if folder:
+            partial.mkdir()
+        else:
+            partial.touch(exist_ok=False)
         yield partial
         partial.replace(path)
+    except OSError as error:
+        if partial.name not in str(error.filename):
+            raise
+        # the temporary name would say nothing
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         if os.path.isdir(partial):  # unlike Path.is_dir, it takes names that are too long
             shutil.rmtree(partial, ignore_errors=True)
@@ -42,8 +47,10 @@ def whole(path: Path, *, folder: bool = False) -> Iterator[Path]:
 
 
 def _unused_name(path: Path) -> Path:
+    # Where `path` is as long as a name can be, this one must not be longer.
+    stem, suffix = path.stem[:40], path.suffix if len(path.suffix) <= 20 else ""
     while True:
-        name = f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}"
+        name = f".{stem}.{secrets.token_hex(4)}.partial{suffix}"
         if not os.path.lexists(partial := path.with_name(name)):
             return partial
 

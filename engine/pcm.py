@@ -1,10 +1,12 @@
-"""Take speech from a file or a tensor, check that it can be rendered, and read it in pieces."""
+"""Take speech from a file or an array, check that it can be rendered, and read it in pieces."""
 
+import math
 import os
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ import kernels
 
 from .errors import InputError
 from .forks import keep_in_children
+from .media.limits import MAX_AMPLITUDE
 
 KEPT_SECONDS = 600  # of a file's speech. A longer one is decoded again while it is rendered.
 CHECKED = 1 << 24  # samples whose values are checked at once
@@ -62,7 +65,7 @@ class Pieces(Protocol):
 
 
 def open_speech(
-    speech: str | os.PathLike[str] | Tensor | Speech, *, track: int | None = None
+    speech: str | os.PathLike[str] | Tensor | np.ndarray | Speech, *, track: int | None = None
 ) -> Speech:
     """Read speech, and check that it can be rendered.
 
@@ -70,17 +73,23 @@ def open_speech(
     with it.
 
     Args:
-        speech: an audio or video file, or (S,) float32 at 16 kHz.
+        speech: an audio or video file, or (S,) float32 at 16 kHz, a tensor or a NumPy array.
         track: the audio track of a file, as in `read_speech`.
 
     Raises:
-        InputError: it cannot be read, is shorter than one mel window (3000 samples), or has a
-            sample that is not finite.
+        InputError: it is none of these, cannot be read, is shorter than one mel window (3000
+            samples), or has a sample that is not finite or far beyond full scale.
     """
     if isinstance(speech, Speech):
         return speech
-    if isinstance(speech, Tensor):
-        return Speech(len(check_pcm(speech)), speech)
+    if isinstance(speech, Tensor | np.ndarray):
+        pcm = check_pcm(speech)
+        return Speech(len(pcm), pcm)
+    if not isinstance(speech, str | os.PathLike):
+        raise InputError(
+            f"speech is of the type {type(speech).__name__}; expected a file, or (S,) float32, a "
+            "tensor or a NumPy array"
+        )
     from .media.speech import scan_speech  # late, because PCM needs no FFmpeg
 
     found = scan_speech(speech, track=track, kept_seconds=KEPT_SECONDS)
@@ -88,27 +97,34 @@ def open_speech(
     return Speech(found.count, None if found.pcm is None else torch.from_numpy(found.pcm), found)
 
 
-def check_pcm(pcm: Tensor) -> Tensor:
+def check_pcm(pcm: Tensor | np.ndarray) -> Tensor:
     """Check that speech can be rendered.
 
     Args:
         pcm: (S,) float32 at 16 kHz.
 
     Returns:
-        The speech itself.
+        The speech as a tensor without gradients, which shares the memory of `pcm` if it can.
 
     Raises:
         InputError: it has another shape or dtype, is shorter than one mel window (3000 samples), or
-            has a sample that is not finite.
+            has a sample that is not finite or far beyond full scale.
     """
-    if pcm.ndim != 1 or pcm.dtype != torch.float32:
-        raise InputError(f"speech is {tuple(pcm.shape)} {pcm.dtype}; expected (S,) torch.float32")
+    dtype = np.float32 if isinstance(pcm, np.ndarray) else torch.float32
+    if pcm.ndim != 1 or pcm.dtype != dtype:
+        found = str(pcm.dtype).removeprefix("torch.")
+        raise InputError(f"speech is {tuple(pcm.shape)} {found}; expected (S,) float32")
+    if isinstance(pcm, np.ndarray):  # PyTorch takes no negative strides, and warns of read-only
+        pcm = torch.from_numpy(np.require(pcm, np.float32, ("C", "W")))
+    pcm = pcm.detach()
     _check_length("speech", pcm.numel())
     for number, part in enumerate(pcm.split(CHECKED)):
-        finite = torch.isfinite(part)
-        if not finite.all():
-            sample = number * CHECKED + int((~finite).nonzero()[0])
-            raise InputError(f"speech: sample {sample} is {pcm[sample]}; expected a finite value")
+        right = part.abs() <= MAX_AMPLITUDE  # not true of NaN
+        if not right.all():
+            sample = number * CHECKED + int((~right).nonzero()[0])
+            value = float(pcm[sample])
+            expected = "-1 to 1; scale integers" if math.isfinite(value) else "a finite value"
+            raise InputError(f"speech: sample {sample} is {value:g}; expected {expected}")
     return pcm
 
 

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -135,14 +136,14 @@ class Pipeline:
         most = batch_size or self.batch_size
         return self.buffer_shapes(most) | speech_shapes(most, self.generator.dtype)
 
-    def frame_count(self, speech: Tensor | Speech) -> int:
+    def frame_count(self, speech: Tensor | np.ndarray | Speech) -> int:
         """Return the number of video frames in the render of (S,) samples."""
-        rows = kernels.mel_rows(speech.numel() if isinstance(speech, Tensor) else speech.count)
+        rows = kernels.mel_rows(speech.count if isinstance(speech, Speech) else len(speech))
         return kernels.frame_count(kernels.mel_window_count(rows, float(self.avatar.fps)))
 
     def render(
         self,
-        speech: str | os.PathLike[str] | Tensor | Speech,
+        speech: str | os.PathLike[str] | Tensor | np.ndarray | Speech,
         *,
         loop: Loop = "pingpong",
         start_frame: int | None = None,
@@ -153,9 +154,9 @@ class Pipeline:
         """Render the speech, a batch of frames at a time.
 
         Args:
-            speech: an audio or video file, or (S,) float32 PCM at 16 kHz, at least 3000 samples; or
-                what `engine.pcm.open_speech` made of either. A file of more than ten minutes is
-                read twice, so that its memory does not grow with its length.
+            speech: an audio or video file, or a tensor or NumPy array of (S,) float32 PCM at 16
+                kHz, at least 3000 samples; or what `engine.pcm.open_speech` made. A file of more
+                than ten minutes is read twice, so that its memory does not grow with its length.
             loop: how the avatar's frames repeat, "pingpong" (forth and back) or "wrap".
             start_frame: number of the avatar's frame for the first video frame; by default 1 for
                 "pingpong", 0 for "wrap".

@@ -21,7 +21,7 @@ from .avatar import Avatar
 from .command import Apart, Parser, program, run
 from .device.host_copy import copy_to_host
 from .device.stopwatch import Stopwatch
-from .errors import DeviceError, printable
+from .errors import DeviceError, InputError, printable
 from .files import Outputs, check_output
 from .loop import LOOPS, Loop
 from .media.images import IMAGE_FORMATS, QUALITY, ImageWriter
@@ -104,6 +104,8 @@ def render(
     """
     begin = time.perf_counter()
     check_output(Path(output), audio, avatar)
+    if images and os.path.realpath(images) == os.path.realpath(output):
+        raise InputError(f"{output} is the video and the folder of the images; give two names")
     with ExitStack() as outputs:
         # Speech and folders first, so that their errors come before the networks are opened.
         with Apart() as apart:

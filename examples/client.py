@@ -29,6 +29,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parse(arguments)
     path = Path(options.output)
     partial, before = path.with_name(f"{path.name}.part"), _identity(path)
+    if not path.parent.is_dir():
+        print(f"error: {path.parent} is not a folder", file=sys.stderr)
+        return 2
     try:
         with _channel(options) as channel:
             stub = viseme_pb2_grpc.VisemeStub(channel)
@@ -163,7 +166,8 @@ class _Mp4:
         self._video: Any = self._container.add_stream("libx264", rate=self._fps)
         self._video.width, self._video.height = opened.width // 2 * 2, opened.height // 2 * 2
         self._video.pix_fmt = "yuv420p"
-        self._audio: Any = self._container.add_stream("aac", rate=max(rate, 16000), layout="mono")
+        coded = min(max(rate, 16000), 96000)  # what AAC has; PyAV converts
+        self._audio: Any = self._container.add_stream("aac", rate=coded, layout="mono")
         self._last: av.VideoFrame | None = None
 
     def write(self, picture: bytes, sound: np.ndarray) -> None:

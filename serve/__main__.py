@@ -15,6 +15,10 @@ from pathlib import Path
 from engine.command import Parser, program, run
 from engine.errors import printable
 
+# Children of the server run other programs, and need no gRPC. Its handlers of fork would write a
+# line of their own to the log for each child.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
 try:
     from . import log
     from .config import Config, load

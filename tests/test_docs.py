@@ -420,7 +420,8 @@ def test_the_kernels_python(person, speech):
 
 
 def test_the_native_avatar_is_the_demos():
-    avatar, boxes = (json.loads(block) for block in blocks(DOCS / "avatars.md", "json"))
+    trained, avatar, boxes = map(json.loads, blocks(DOCS / "avatars.md", "json"))
+    assert trained.keys() == avatar.keys()
     assert avatar == json.loads((DEMO / "avatar.json").read_text())
     assert all(box in json.loads((DEMO / "boxes.json").read_text()) for box in boxes)
 

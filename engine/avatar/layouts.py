@@ -205,9 +205,11 @@ def choose_networks(
         saved = [parts.checkpoints / name for name in names if Path(name).suffix == ".pth"]
         found = newest(tuple(saved)) if saved else None
     if not any((parts.checkpoints, found, parts.audio_encoder, generator, audio_encoder)):
+        named = ", or name them in its avatar.json" * (folder.root / "avatar.json").exists()
         raise InputError(
             f"{folder.root} has no networks; train them (python -m train --avatar DIR -o "
             "person.pth), and give them with --generator person.pth --audio-encoder person.pth"
+            f"{named}"
         )
     return {
         "generator": _network(folder, found, generator, "generator"),

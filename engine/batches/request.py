@@ -9,6 +9,7 @@ import numpy as np
 import kernels
 
 from ..errors import InputError, shortened
+from ..media.limits import MAX_AMPLITUDE
 
 Layout = Literal["auto", "interleaved", "planar"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -89,6 +90,9 @@ def check_request(request: BatchRequest) -> None:
         )
     if request.speech is not None:
         _check_array("speech", request.speech, (None,))
+        peak = float(np.abs(request.speech).max(initial=0))
+        if peak > MAX_AMPLITUDE:
+            raise InputError(f"speech has a sample of {peak:g}; expected -1 to 1; scale integers")
     elif request.audio is not None:
         _check_array("audio", request.audio, AUDIO_SHAPE)
     else:

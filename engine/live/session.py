@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import DeviceError, InputError
 from ..forks import check_fork
+from ..media.limits import MAX_AMPLITUDE
 from .features import FeatureStream, first_sample
 from .job import Renderer
 from .piece import Counts, Piece
@@ -234,8 +235,8 @@ class Session:
             sound: (S,) or (C, S), int16 or float32 in [-1, 1], at the session's rate.
 
         Raises:
-            InputError: another shape or dtype, a sample that is not finite, more than ten minutes
-                that wait, or a closed session.
+            InputError: another shape or dtype, a sample that is not finite or far beyond full
+                scale, more than ten minutes that wait, or a closed session.
         """
         check_fork()  # before the lock, which a thread of the parent may have held
         samples, state = _as_float(sound, self.channels), self._state
@@ -349,15 +350,26 @@ class Session:
 def _as_float(sound: np.ndarray | Tensor, channels: int) -> np.ndarray:
     """Return (C, n) float32 samples, copied."""
     samples = sound.detach().cpu().numpy() if isinstance(sound, Tensor) else np.asarray(sound)
+    if samples.ndim == 0:  # bytes, None
+        raise InputError(
+            f"sound is of the type {type(sound).__name__}; expected an array of int16 or float32, "
+            "as numpy.frombuffer(sound, numpy.int16) makes of bytes"
+        )
     if samples.ndim == 1:
         samples = samples[None]
     if samples.ndim != 2 or samples.shape[0] != channels:
         expected = "(S,)" if channels == 1 else f"({channels}, S)"
-        raise InputError(f"sound has the shape {tuple(sound.shape)}; expected {expected}")
+        raise InputError(f"sound has the shape {np.shape(sound)}; expected {expected}")
     if samples.dtype == np.int16:
         return samples.astype(np.float32) / 32768
     if samples.dtype != np.float32:
         raise InputError(f"sound is {samples.dtype}; expected int16 or float32")
-    if not np.isfinite(samples).all():
-        raise InputError("sound has a sample that is not finite")
+    wrong = ~(np.abs(samples) <= MAX_AMPLITUDE)  # not true of NaN
+    if wrong.any():
+        value = samples[wrong][0]
+        raise InputError(
+            f"sound has a sample of {value:g}; expected -1 to 1; scale integers"
+            if np.isfinite(value)
+            else "sound has a sample that is not finite"
+        )
     return samples.copy()

@@ -54,7 +54,17 @@ class ImageWriter:
 
     def write(self, frames: Tensor, pixels: np.ndarray) -> None:
         """Append frames, (n, H, W, 3) uint8 RGB on any device; `pixels` are the same frames on the
-        host."""
+        host.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        try:
+            self._write(frames, pixels)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.folder)) from error
+
+    def _write(self, frames: Tensor, pixels: np.ndarray) -> None:
         if self._kind == "jpg" and frames.is_cuda and on_gpu(frames.device):
             if self._encoder is None:
                 self._encoder = GpuJpegEncoder(self._options["quality"], frames.device, "4:4:4")

@@ -1,5 +1,6 @@
 """Mix the channels of a sound down to mono, for the networks, and to stereo, for the video."""
 
+import warnings
 from functools import cache
 
 import numpy as np
@@ -9,6 +10,10 @@ THREE_DB = 2**-0.5
 # two channels keeps 1/4; a voice in both, in phase, keeps more. Opposite phases keep almost
 # nothing, and so does one of many channels without names.
 LEAST_KEPT = 0.1
+# Energy of a channel, for 1 Hz, before a sound that comes in pieces is judged: that of 50 ms at -40
+# dB. Of less, a few samples may cancel by chance.
+LEAST_ENERGY = 0.05 * 1e-4
+AT_ONCE = 1 << 16  # samples, so that long pieces need little memory
 
 # Weights of a channel in left, right and mono, by FFmpeg's name of the channel. They follow ITU-R
 # BS.775, also for the speakers above and below the listener.
@@ -103,3 +108,49 @@ class Meter:
         if not energy[loudest] or self._mix >= LEAST_KEPT * energy[loudest]:
             return None
         return loudest, self._mix / energy[loudest]
+
+
+class Mixer:
+    """Mixes a sound of one or two channels down to mono while it comes, whatever its pieces are.
+
+    From where on the mix keeps less than `LEAST_KEPT` of the loudest channel's energy so far, that
+    channel is taken alone, until it keeps more, and a warning says so. So a microphone whose
+    balanced cable makes the right channel the negative of the left one is heard.
+
+    Args:
+        sample_rate: Hz.
+    """
+
+    def __init__(self, sample_rate: int):
+        self._least = LEAST_ENERGY * sample_rate
+        self._sums: np.ndarray | None = None  # of squares, of each channel and of the mix
+        self._alone: int | None = None
+
+    def __call__(self, sound: np.ndarray) -> np.ndarray:
+        """Take (C, n) float32 samples, return the (n,) samples of their mix."""
+        if len(sound) == 1 or not sound.shape[1]:
+            return sound.mean(axis=0, dtype=np.float32)
+        pieces = np.split(sound, range(AT_ONCE, sound.shape[1], AT_ONCE), axis=1)
+        return np.concatenate([self._mix(piece) for piece in pieces])
+
+    def _mix(self, sound: np.ndarray) -> np.ndarray:
+        mono = sound.mean(axis=0, dtype=np.float32)
+        if self._sums is None:
+            self._sums = np.zeros((len(sound) + 1, 1))
+        squares = np.square(np.vstack([sound, mono]), dtype=np.float64)
+        sums = np.hstack([self._sums, squares]).cumsum(axis=1)[:, 1:]  # one after another
+        self._sums = sums[:, -1:].copy()
+        channels, kept = sums[:-1], sums[-1]
+        loudest = channels.max(axis=0)
+        lost = (loudest > self._least) & (kept < LEAST_KEPT * loudest)
+        if not lost.any():
+            return mono
+        if self._alone is None:
+            first = int(lost.argmax())
+            self._alone = int(channels[:, first].argmax())
+            warnings.warn(
+                f"the mono mix of a sound keeps little of channel {self._alone}, the loudest; "
+                f"channel {self._alone} is used alone",
+                stacklevel=2,
+            )
+        return np.where(lost, sound[self._alone], mono)

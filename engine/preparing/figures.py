@@ -25,7 +25,7 @@ CLIPPED = 0.001  # fraction of samples
 LEAST_SPEECH = 0.3  # fraction of the frames
 SHORT = 60  # seconds
 OUT = 2  # pixels of the face box that may be out of the frame
-ENDS_EARLY = 0.4  # seconds without sound at the end
+ENDS_APART = 0.4  # seconds between the ends of the sound and the picture
 LAG, SURE, UNSURE = 2, 0.3, 0.15  # frames; correlations of lips and sound
 SHOWN = 5  # places that a message names
 
@@ -202,6 +202,7 @@ def warnings_of(
     sound: SoundFigures | None,
     *,
     frames: int,
+    whole: int,
     doubled: int,
     fps: Fraction,
 ) -> Iterator[str]:
@@ -209,6 +210,7 @@ def warnings_of(
 
     Args:
         frames: number of frames that are kept.
+        whole: number of all frames, kept or not.
         doubled: how many of the film's frames were repeated to get the rate.
     """
     seconds = float(frames / fps)
@@ -263,7 +265,7 @@ def warnings_of(
             f"shows{rate}; expected at most {DOUBLED:.0%}"
         )
     if sound is not None:
-        yield from _warnings_of_sound(sound, seconds, fps)
+        yield from _warnings_of_sound(sound, float(whole / fps), fps)
 
 
 def _warnings_of_sound(sound: SoundFigures, seconds: float, fps: Fraction) -> Iterator[str]:
@@ -274,8 +276,10 @@ def _warnings_of_sound(sound: SoundFigures, seconds: float, fps: Fraction) -> It
         )
     if sound.speech < LEAST_SPEECH:
         yield f"there is speech in {sound.speech:.0%} of the film; expected {LEAST_SPEECH:.0%}"
-    if sound.seconds < seconds - ENDS_EARLY:
+    if sound.seconds < seconds - ENDS_APART:
         yield f"the sound ends {seconds - sound.seconds:.1f} s before the picture"
+    if sound.seconds > seconds + ENDS_APART:
+        yield f"the last {sound.seconds - seconds:.1f} s of the sound have no picture; left out"
     if sound.compared < FEWEST:
         yield (
             f"the lips and the sound cannot be compared in {sound.compared} frames with a face; "

@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 def routes(sessions: WebSessions, gate: Gate) -> list[BaseRoute]:
-    """Return the route `/v1/live`."""
+    """Return the route `/v1/live`, and one for all others."""
     waiting = Waiting()
 
     async def live(socket: WebSocket) -> None:
@@ -48,7 +48,11 @@ def routes(sessions: WebSessions, gate: Gate) -> list[BaseRoute]:
             await socket.accept()
             await Talk(socket, sessions, gate, left).run()
 
-    return [WebSocketRoute("/v1/live", live)]
+    async def nowhere(socket: WebSocket) -> None:  # else it would be 403, as without a token
+        line = f"there is no WebSocket at {shortened(socket.url.path)}; expected /v1/live"
+        await socket.send_denial_response(refusal(Refused(404, line)))
+
+    return [WebSocketRoute("/v1/live", live), WebSocketRoute("/{other:path}", nowhere)]
 
 
 class Waiting:
@@ -151,6 +155,11 @@ class Talk:
             session.attach(outbox)
             try:
                 return await self._serve(session, outbox, sound)
+            except (WebSocketDisconnect, Unread):  # a player may go on with it
+                raise
+            except Exception as error:
+                session.end(error.line if isinstance(error, Refused) else INTERNAL)
+                raise
             finally:
                 session.detach(outbox)
                 if self._closed:

@@ -50,6 +50,19 @@ def test_a_folder_that_cannot_be_written(tmp_path):
         write_whole(tmp_path / "no" / "a.txt", lambda partial: partial.write_text("a"))
 
 
+def test_names_of_any_length(tmp_path):
+    """The temporary name is not too long where the name is not, and the other way round."""
+    longest = os.pathconf(tmp_path, "PC_NAME_MAX")
+    for name in ("x" * (longest - 4), "\u5b57" * ((longest - 4) // 3)):
+        write_whole(tmp_path / f"{name}.txt", lambda partial: partial.write_text("a"))
+        with (
+            pytest.raises(OSError, match="File name too long"),
+            whole(tmp_path / f"{name}1234.txt"),
+        ):
+            pytest.fail("this is too late")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_full_disk(tmp_path):
     path = tmp_path / "a.bin"
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

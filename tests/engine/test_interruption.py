@@ -95,6 +95,17 @@ def test_a_signal_while_modules_are_imported(avatar, audio, tmp_path, kind):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="other systems have no /proc")
+@pytest.mark.parametrize("module", ["train", "export", "serve.cluster"])
+def test_ctrl_c_while_other_commands_are_imported(module):
+    with start([sys.executable, "-m", module, "--help"], cwd=ROOT) as process:
+        maps = Path(f"/proc/{process.pid}/maps")
+        wait_for(process, lambda: "libtorch" in maps.read_text())
+        os.kill(process.pid, signal.SIGINT)
+        out, error = process.communicate(timeout=100)
+    assert (process.returncode, out, error) == (-signal.SIGINT, "", "")
+
+
 # It sends a signal when the process begins to import a module.
 SITE = """
 import os, sys

@@ -153,6 +153,18 @@ def test_files_and_tensors_are_the_same(pipeline):
     assert torch.equal(first, next(pipeline.render(read_speech(DEMO / "speech.wav"))))
 
 
+def test_arrays_and_tensors_are_the_same(pipeline, short, rendered, recwarn):
+    """As librosa and soundfile return them, read-only and reversed ones, and with gradients."""
+    array = short.numpy().copy()
+    array.setflags(write=False)
+    assert pipeline.frame_count(array) == len(rendered)
+    for same in (array, array[::-1].copy()[::-1], short.clone().requires_grad_()):
+        batches = pipeline.render(same)
+        assert torch.equal(next(batches), rendered[: pipeline.batch_size])
+        batches.close()
+    assert not recwarn.list
+
+
 def test_torch_runtime(native, avatar, checkpoints, short, rendered):
     same = Avatar.load(native, **checkpoints)
     frames = finished(Pipeline(same, runtime="torch"), short[:4800])
@@ -233,8 +245,16 @@ def test_loop_and_start(pipeline, folders, short):
             r"2999 samples at 16 kHz \(0.187 s\); expected at least 3000",
         ),
         (lambda p, s: p.render(s[:0]), "0 samples"),
-        (lambda p, s: p.render(s.double()), "torch.float64"),
+        (
+            lambda p, s: p.render(s.double()),
+            r"speech is \(12000,\) float64; expected \(S,\) float32",
+        ),
+        (lambda p, s: p.render(s.double().numpy()), r"speech is \(12000,\) float64; expected"),
         (lambda p, s: p.render(s[None]), r"\(1, 12000\)"),
+        (lambda p, s: p.render(s.tolist()), "speech is of the type list; expected a file, or"),
+        (lambda p, s: p.render(b"speech.wav"), "speech is of the type bytes; expected a file, or"),
+        (lambda p, s: p.render((32768 * s).numpy()), r"is -?\d+(\.\d+)?; expected -1 to 1; scale"),
+        (lambda p, s: p.render(s, start_frame=1.5), "start frame is 1.5; expected an integer"),
         (
             lambda p, s: p.render(s.clone().index_fill_(0, torch.tensor(77), float("nan"))),
             "sample 77 is nan",

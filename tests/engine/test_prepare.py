@@ -324,6 +324,13 @@ def test_sound_that_ends_early(prepared, tmp_path):
     assert "the sound ends 1.0 s before the picture" in said
 
 
+def test_sound_that_ends_late(prepared, tmp_path):
+    """What has no picture is left out, and a warning says so."""
+    film = write_film(tmp_path / "film.mp4", seconds=4, times=[i / 25 for i in range(75)])
+    _, said = prepared(film)
+    assert "the last 1.0 s of the sound have no picture; left out" in said
+
+
 @pytest.mark.parametrize("frames", [-8, -4, 0, 1, 4, 8])
 def test_lips_and_sound(prepared, tmp_path, frames):
     film = write_film(tmp_path / "film.mp4", seconds=8, sound=lambda t: voice(t - frames / 25))
@@ -375,6 +382,7 @@ def test_gaps(prepared, blinking, monkeypatch, first, count, gaps, kept):
     assert f"no face was found in {frames} at 0:{first / 25:05.2f}" in said
     if not kept:
         return
+    assert "have no picture" not in said  # the sound is compared with the whole film
     record = record_of(folder)
     assert record["frames"]["count"] == kept and record["frames"]["cut_out"] == 100 - kept
     assert record["face"]["gaps"] == [[first, first + count, kept == 100]]

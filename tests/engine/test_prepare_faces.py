@@ -175,7 +175,8 @@ def test_an_avatar_without_networks(talk, tmp_path, capsys):
     """A render says what is missing, and how to get it."""
     avatar = Avatar.load(talk, networks=False)
     assert (avatar.generator, avatar.audio_encoder) == (None, None) and len(avatar) == 100
-    with pytest.raises(InputError, match=r"has no networks; train them \(python -m train --avatar"):
+    line = r"has no networks; train them \(python -m train .*, or name them in its avatar.json$"
+    with pytest.raises(InputError, match=line):
         Avatar.load(talk)
     with pytest.raises(InputError, match="loaded without its networks"):
         Pipeline(avatar)

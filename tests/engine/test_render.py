@@ -274,6 +274,10 @@ def test_inputs_are_not_overwritten(own, audio, tmp_path, capsys):
         before = out.read_bytes()
         assert render("--avatar", root, "--audio", spoken, "-o", out) == 2
         assert message in capsys.readouterr().err and out.read_bytes() == before
+    out = tmp_path / "o.mp4"
+    assert render("--avatar", root, "--audio", spoken, "-o", out, "--frames", out) == 2
+    assert "is the video and the folder of the images" in capsys.readouterr().err
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("target", ["empty", "nowhere"])

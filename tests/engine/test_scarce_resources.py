@@ -56,8 +56,8 @@ def test_a_limit_on_file_sizes(avatar, audio, tmp_path):
     small = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # noqa: E731
     done = run(tiny.command(avatar, audio, tmp_path / "o.mp4"), preexec_fn=small)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: ")
-    assert "File too large" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1] == f"error: {tmp_path / 'o.mp4'}: File too large"
+    assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -93,7 +93,8 @@ def test_a_disk_that_cannot_be_written(avatar, audio, namespace, tmp_path, image
     done = run([*namespace, f"{script}; exit $code"])
     assert done.returncode == 2, done.stderr
     *_, line = done.stderr.splitlines()
-    assert line.startswith("error: ") and line.endswith(reason) and "Traceback" not in done.stderr
+    named = f"error: {tmp_path / 'frames'}", f"error: {tmp_path / 'o.mp4'}"
+    assert line.startswith(named) and line.endswith(reason) and "Traceback" not in done.stderr
     assert done.stdout == ""  # nothing is left in the folder
 
 

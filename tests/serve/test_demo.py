@@ -149,3 +149,6 @@ def test_the_demo(tmp_path):
     said = log.read_text()
     assert "draining for 2 s at most" in said and said.endswith(" serve: ended\n"), said
     assert "Traceback" not in said and " ERROR " not in said, said
+    assert all(line.startswith(("20", "exporting")) for line in said.splitlines()), (
+        said
+    )  # not gRPC's

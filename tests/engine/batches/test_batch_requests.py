@@ -67,6 +67,10 @@ FACES = np.zeros((2, 6, 320, 320), np.float32)
         ({"speech": NAN}, "speech has a value that is not finite"),
         ({"speech": -np.float32([np.inf])}, "speech has a value that is not finite"),
         (
+            {"speech": -np.float32([20000])},
+            "speech has a sample of 20000; expected -1 to 1; scale integers",
+        ),
+        (
             {"speech": None, "audio": NONE},
             r"audio is \(0,\); expected \(32, 16, 16\)",
         ),

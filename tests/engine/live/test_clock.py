@@ -258,8 +258,11 @@ def test_frames_that_are_due_together_fill_batches():
     ("sound", "message"),
     [
         (np.zeros((3, 10), np.float32), r"the shape \(3, 10\); expected \(2, S\)"),
+        (bytes(80), r"sound is of the type bytes; expected an array .*numpy.frombuffer\(sound"),
+        ([[0, 0, 0]], r"the shape \(1, 3\); expected \(2, S\)"),
         (np.zeros((2, 10), np.float64), "sound is float64; expected int16 or float32"),
         (np.full((2, 10), np.nan, np.float32), "not finite"),
+        (np.full((2, 10), -20000, np.float32), "a sample of -20000; expected -1 to 1; scale"),
     ],
 )
 def test_sound_of_no_use(sound, message):

@@ -12,7 +12,8 @@ import pytest
 from scipy.io import wavfile
 from scipy.signal import resample_poly
 
-from engine.media.mixdown import to_mono, to_stereo
+from engine.live.convert import SpeechConverter
+from engine.media.mixdown import LEAST_KEPT, Mixer, to_mono, to_stereo
 from engine.media.speech import audio_blocks, read_speech
 from engine.media.video import VideoWriter
 from tests.conftest import DEMO, ROOT
@@ -395,3 +396,55 @@ def test_loud_stereo_stays_as_it_is(tmp_path):
     samples = np.random.default_rng(0).uniform(-1.5, 1.5, (RATE, 2)).astype(np.float32)
     wavfile.write(tmp_path / "a.wav", RATE, samples)
     assert np.array_equal(played(tmp_path / "a.wav"), samples.T)
+
+
+# --- sound that comes in pieces ------------------------------------------------------------------
+
+
+def mixed_in_pieces(sound: np.ndarray, seed: int, rate: int = RATE) -> np.ndarray:
+    mixer, random = Mixer(rate), np.random.default_rng(seed)
+    ends = np.sort(random.integers(0, sound.shape[1], 40))
+    return np.concatenate([mixer(piece) for piece in np.split(sound, ends, axis=1)])
+
+
+@pytest.mark.parametrize("quiet", [1, -0.97])
+def test_opposite_phases_in_pieces(voice, quiet):
+    """The mix is of no use after a few words at the latest; the pieces make no difference."""
+    left, right = (voice, -voice) if quiet == 1 else (voice * -quiet, -voice)
+    stereo = np.stack([left, right])
+    with pytest.warns(UserWarning, match="keeps little of channel") as told:
+        mono = mixed_in_pieces(stereo, seed=1)
+    loudest = left if quiet == 1 else right
+    assert len(told) == 1
+    energy = np.cumsum(np.square(loudest, dtype=np.float64))
+    begin = int(np.argmax(energy > 0.05 * 1e-4 * RATE))
+    assert begin < RATE // 2 and np.array_equal(mono[begin:], loudest[begin:])
+    assert np.abs(mono[:begin]).max() < 0.05
+    with pytest.warns(UserWarning):
+        assert np.array_equal(mixed_in_pieces(stereo, seed=2), mono)
+    with pytest.warns(UserWarning):
+        assert np.array_equal(SpeechConverter(RATE)(stereo), mono)
+
+
+def test_what_does_not_cancel_is_a_mean_from_the_first_sample_on(voice, recwarn):
+    noise = np.random.default_rng(3).standard_normal((2, len(voice))).astype(np.float32)
+    for stereo in (
+        np.stack([voice, voice]),
+        np.stack([voice, 0 * voice]),
+        np.stack([voice, np.roll(voice, 9)]),
+        0.1 * noise,
+        np.round(noise * 0.5) / 32768,  # the last bit
+    ):
+        assert np.array_equal(mixed_in_pieces(stereo, seed=4), stereo.mean(axis=0))
+    assert not recwarn.list
+
+
+def test_a_mix_that_keeps_enough_again_is_used_again(voice):
+    """A channel that comes in late, and louder."""
+    both = np.concatenate([np.stack([voice, -voice]), 2 * np.stack([voice, voice])], axis=1)
+    with pytest.warns(UserWarning):
+        mono = mixed_in_pieces(both, seed=5)
+    sums = [np.cumsum(np.square(x, dtype=np.float64)) for x in (both[0], both.mean(axis=0))]
+    right = np.where(sums[1] < LEAST_KEPT * sums[0], both[0], both.mean(axis=0))
+    assert np.array_equal(mono[RATE:], right[RATE:])
+    assert np.array_equal(mono[-RATE:], both[0, -RATE:])

@@ -49,9 +49,10 @@ def test_a_file(live, tmp_path, options):
 
 
 def test_stdin(live, tmp_path):
-    done = client(live, "-", "-o", tmp_path / "out.mp4", "--sample-rate", 24000, stdin=bytes(24001))
+    out = tmp_path / "out.mp4"
+    done = client(live, "-", "-o", out, "--sample-rate", 192000, stdin=bytes(192001))
     assert done.returncode == 0, done.stderr
-    assert durations(tmp_path / "out.mp4")[1] >= 0.5
+    assert durations(out)[1] >= 0.5
 
 
 def test_an_error_is_one_line(live, tmp_path):
@@ -60,6 +61,9 @@ def test_an_error_is_one_line(live, tmp_path):
     assert done.returncode == 2
     assert done.stderr == b"error: NOT_FOUND: model 'nobody' not configured\n"
     assert not (tmp_path / "out.mp4").exists()
+    done = client(live, speech, "-o", tmp_path / "missing" / "out.mp4")
+    assert done.returncode == 2
+    assert done.stderr.decode() == f"error: {tmp_path / 'missing'} is not a folder\n"
 
 
 def test_the_python_of_the_page(live, tmp_path, monkeypatch, capsys):

@@ -3,7 +3,7 @@
 import asyncio
 import io
 import json
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import pairwise
 
 import av
@@ -264,14 +264,21 @@ MESSAGES = [
 
 
 def test_messages_that_are_refused(live):
+    """The session ends at once, also if somebody watches it."""
+
     async def main():
         async with serving(live) as site:
             for message, code, line in MESSAGES:
                 async with client(site, **TAKEN) as talk:
-                    with suppress(websockets.ConnectionClosed):  # before all is sent
-                        await talk.socket.send(message)
-                    got = await talk.refusal()
-                    assert got[0] == code and got[1].startswith(line), (message[:50], got)
+                    with (
+                        site.sessions.get(talk.opened["session"]).hold() if line else nullcontext()
+                    ):
+                        with suppress(websockets.ConnectionClosed):  # before all is sent
+                            await talk.socket.send(message)
+                        got = await talk.refusal()
+                        assert got[0] == code and got[1].startswith(line), (message[:50], got)
+                        if line:
+                            await site.until_free()
             async with client(site, sample_rate=16000, sample_format="f32") as talk:
                 await talk.push(np.array([0.1, np.nan], np.float32))
                 assert await talk.refusal() == (1008, "pcm has a sample of nan; expected -1 to 1")
@@ -351,6 +358,18 @@ def test_origins(live):
                         assert b"is not one of web.origins" in error.response.body
 
     run(main())
+
+
+def test_another_address(live):
+    async def main():
+        async with serving(live) as site:
+            with pytest.raises(websockets.InvalidStatus) as caught:
+                await site.connect("/v1/live/")
+            return caught.value.response
+
+    told = run(main())
+    assert told.status_code == 404
+    assert told.body == b"there is no WebSocket at '/v1/live/'; expected /v1/live\n"
 
 
 def test_places_are_limited(live):
