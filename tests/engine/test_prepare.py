@@ -133,6 +133,7 @@ def test_constant_rates(prepared, tmp_path, rate, doubled, left_out):
     assert (record["count"], record["fps"]) == (100, "25")
     assert (record["doubled"], record["left_out"]) == (doubled, left_out)
     assert record["copied"] is (rate == 25)
+    assert ("4 of them to get 25 a second (--fps source keeps the rate)" in said) is (rate == 24)
     check_together(folder)
 
 
@@ -142,7 +143,7 @@ def test_variable_rates(prepared, tmp_path):
     folder, said = prepared(film)
     assert record_of(folder)["frames"]["count"] == 100
     check_together(folder)
-    assert "show what the one before shows" in said
+    assert "show what the one before shows, " in said and "--fps source" not in said
 
 
 @pytest.mark.parametrize("rate", [24, Fraction(30000, 1001), 50])
