@@ -294,6 +294,9 @@ def test_no_sound(prepared, tmp_path):
     assert "has no sound; if that is meant, add --no-audio" in said
     folder, _ = prepared(film, "--no-audio")
     assert not (folder / "aud.wav").exists() and record_of(folder)["sound"] is None
+    assert record_of(folder)["options"] == {
+        "fps": "25", "gaps": "interpolate", "person": "largest", "audio": False,
+    }  # fmt: skip
 
 
 def test_silence(prepared, tmp_path):
@@ -308,6 +311,15 @@ def test_clipped_sound(prepared, tmp_path, gain, clipped):
     folder, said = prepared(write_film(tmp_path / "film.mp4", gain=gain))
     assert ("of the sound is clipped" in said) is clipped
     assert (record_of(folder)["sound"]["clipped"] > 0.01) is clipped
+
+
+def test_channels_that_cancel_each_other(prepared, tmp_path):
+    """It is said, and the avatar's speech is one of them."""
+    film = write_film(tmp_path / "film.mp4", seconds=2, gains=(1, -1))
+    folder, said = prepared(film)
+    assert "is used alone" in said
+    assert any("is used alone" in line for line in record_of(folder)["warnings"])
+    assert np.abs(read_samples(folder / "aud.wav")).max() > 0.2
 
 
 def test_little_speech(prepared, plain, tmp_path):

@@ -37,9 +37,7 @@ SOUND = SoundFigures(
 
 
 def said(face=FACE, sound=SOUND, frames=3000, doubled=0, own=FPS, fps=FPS) -> list[str]:
-    return list(
-        warnings_of(face, sound, frames=frames, doubled=doubled, own_rate=own, fps=fps)
-    )
+    return list(warnings_of(face, sound, frames=frames, doubled=doubled, own_rate=own, fps=fps))
 
 
 def test_nothing_to_say():

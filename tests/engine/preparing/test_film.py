@@ -63,7 +63,9 @@ def test_frames_that_are_too_large(plain, monkeypatch, limit, value):
 def test_a_rate_that_no_avatar_has(tmp_path, frames):
     path = encode(tmp_path / "film.mkv", frames, rate=300, time_base=Fraction(1, 1000),
                   times=[round(1000 * n / 300) for n in range(COUNT)])  # fmt: skip
-    with pytest.raises(InputError, match="the frame rate is 300; --fps source takes constant rates"):
+    with pytest.raises(
+        InputError, match="the frame rate is 300; --fps source takes constant rates"
+    ):
         Film(path, None)
     assert len(Film(path, FPS)) == 3
 

@@ -127,7 +127,12 @@ def test_nothing_in_common():
     lips, sound = speaking(1500)
     assert compare_lips(lips, speaking(1500, seed=9)[1], 25).correlation < 0.15
     assert compare_lips(lips[: FEWEST - 1], sound[: FEWEST - 1], 25) is None
-    assert compare_lips(lips[:3], sound[:3], 25) is None
+    assert compare_lips(lips[:10], sound[:10], 25) is None
+    seen = np.full(1500, np.nan)
+    seen[700:750] = lips[700:750]
+    assert compare_lips(seen, sound, 25).lag == 0
+    seen[749] = np.nan
+    assert compare_lips(seen, sound, 25) is None
     assert compare_lips(np.full(400, 0.2), sound[:400], 25) is None
     assert compare_lips(np.full(400, np.nan), sound[:400], 25) is None
     assert compare_lips(lips, np.full(1500, -60.0), 25) is None
