@@ -585,6 +585,18 @@ def test_edit_lists(prepared, tmp_path):
     assert np.abs(flashes_in(folder) - (np.array(TIMES) - 0.32)).max() < 0.001
 
 
+def test_first_frames_that_are_lost(prepared, tmp_path):
+    """They are in the container, so the sound begins with them."""
+    film = write_film(
+        tmp_path / "film.webm", codec="libvpx-vp9", voice_codec="libopus", **BLINKING,
+        options={"g": "4", "deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0"},
+    )  # fmt: skip
+    change_packet(film, 0, lambda packet: bytes(len(packet)))
+    folder, said = prepared(film)
+    assert "damaged" in said and record_of(folder)["frames"]["count"] == 100
+    check_together(folder)
+
+
 def broken(packet: bytearray) -> bytearray:
     for i in range(40, len(packet) - 4, 3):
         packet[i] ^= 0x55

@@ -87,6 +87,15 @@ def test_sound_of_hours(tmp_path, capsys, monkeypatch):
     assert "has sound of more than 2 s" in said
 
 
+def test_a_picture_that_is_repeated_is_looked_at_once(tmp_path, capsys, monkeypatch):
+    """That takes most of the time."""
+    tracker = HeadTracker()
+    monkeypatch.setattr(engine.prepare, "open_tracker", lambda *_: (lambda: tracker, {}))
+    film = write_film(tmp_path / "film.mp4", seconds=1, rate=10)
+    assert main([str(film), "-o", str(tmp_path / "a")]) == 0
+    assert record_of(tmp_path / "a")["frames"]["doubled"] == 15 and tracker.calls == 10
+
+
 def test_a_film_too_short_to_compare_lips(film, tmp_path, capsys):
     """It is not said that the person does not speak."""
     assert main([str(film), "-o", str(tmp_path / "a")]) == 0
