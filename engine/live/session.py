@@ -15,7 +15,7 @@ from ..forks import check_fork
 from .features import FeatureStream, first_sample
 from .job import Renderer
 from .piece import Counts, Piece
-from .stream import SpeechStream
+from .stream import MOST_UTTERANCES, SpeechStream
 
 CLOCKS = ("wall", "taken")
 
@@ -235,7 +235,7 @@ class Session:
 
         Raises:
             InputError: another shape or dtype, a sample that is not finite, more than ten minutes
-                that wait, or a closed session.
+                or 1000 utterances that wait, or a closed session.
         """
         check_fork()  # before the lock, which a thread of the parent may have held
         samples, state = _as_float(sound, self.channels), self._state
@@ -246,10 +246,10 @@ class Session:
                     return
                 utterance = state.stream.utterance(samples.shape[1])
                 if utterance is None:
-                    waiting = state.stream.waiting_samples / self.sample_rate
-                    raise InputError(
-                        f"{waiting:.0f} s of speech wait to be shown; push more when some are taken"
-                    )
+                    waiting = f"{state.stream.waiting_samples / self.sample_rate:.0f} s of speech"
+                    if state.stream.waiting_utterances >= MOST_UTTERANCES:
+                        waiting = f"{MOST_UTTERANCES} utterances"
+                    raise InputError(f"{waiting} wait to be shown; push more when some are taken")
             for first in range(0, samples.shape[1], self.sample_rate):
                 part = samples[:, first : first + self.sample_rate]
                 pcm = utterance.convert(part)  # without the lock, for which all sessions may wait

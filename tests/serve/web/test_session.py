@@ -338,6 +338,48 @@ def test_refusals(live, monkeypatch):
     run(main())
 
 
+def test_utterances_that_wait(live, monkeypatch):
+    """Not more than so many, in the session and on their way to it; one that goes on has room."""
+    monkeypatch.setattr("serve.speech.MOST_UTTERANCES", 3)
+    one = np.full(1, 9, np.int16)
+
+    def fill(session):
+        for _ in range(3):
+            session.push(one)
+            session.push(one)
+            session.flush()
+        with pytest.raises(Refused, match="in at most 3 utterances") as caught:
+            session.push(one)
+        assert caught.value.status == 429
+
+    async def main():
+        async with Opened(live, Voice()) as web:
+            session = await web.open("tiny", **S16)
+            kept, go = Kept(), session.voice.go
+            fill(session)
+            waiting = asyncio.create_task(session.push_waiting(one))
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            session.attach(kept)
+            await waiting
+            session.flush()
+            await until_ends(kept, 4)
+            go.clear()
+            session.say("a")  # what follows waits for it
+            fill(session)
+            for _ in range(100):
+                session.flush()
+            assert len(session._feed._said) <= 10
+            session.interrupt()
+            session.say("a")
+            fill(session)
+            go.set()
+            await until_ends(kept, 8)
+            fill(session)
+
+    run(main())
+
+
 # --- ends ----------------------------------------------------------------------------------------
 
 

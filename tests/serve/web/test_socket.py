@@ -3,7 +3,7 @@
 import asyncio
 import io
 import json
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 
 import av
@@ -13,6 +13,7 @@ import torch
 import websockets
 from PIL import Image
 
+from serve.refused import Refused
 from serve.web import outbox as outbox_module
 from serve.web import socket as socket_module
 from tests.engine.live.stage import until_end, voice
@@ -364,6 +365,23 @@ def test_places_are_limited(live):
             return await Client(socket).refusal()
 
     assert run(main()) == (1008, "1 sessions are open; expected fewer than 1")
+
+
+def test_sockets_without_a_session_are_limited():
+    """Those of one address, and all. Who is refused is told which."""
+    waiting, there = socket_module.Waiting(), ExitStack()
+    for address in "abcde":
+        leave, *_ = [there.enter_context(waiting.place(address)) for _ in range(20)]
+    for address, whose in (("a", "20 connections of a"), ("f", "100 connections")):
+        with pytest.raises(Refused, match=f"^{whose} wait to be opened; expected fewer") as caught:
+            waiting.place(address)
+        assert caught.value.status == 503
+    leave()
+    leave()  # a second time it does nothing
+    with waiting.place("f"), pytest.raises(Refused):
+        waiting.place("f")
+    there.close()
+    assert waiting._of.total() == 0
 
 
 # --- ends ----------------------------------------------------------------------------------------
