@@ -44,7 +44,7 @@ def test_an_utterance_waits_for_its_prebuffer():
     assert pieces[0].speaking and pieces[0].sound[0, 0] == voice(1, 1)[0]
 
 
-@pytest.mark.parametrize("count", [1, 100, 5000])
+@pytest.mark.parametrize("count", [1, 100, 640, 5000, 5120])
 def test_a_flush_places_what_is_there(count):
     stage = Stage()
     session = stage.open(clock="wall")

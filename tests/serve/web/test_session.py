@@ -1,6 +1,7 @@
 """Sessions of HTTP clients, from what is said to what their sinks get."""
 
 import asyncio
+import gc
 import weakref
 from collections import deque
 from fractions import Fraction
@@ -403,6 +404,22 @@ def test_a_session_that_nobody_holds_ends(live, monkeypatch):
             session = await web.open("tiny")
             session.held()(1001.0)
             await session.ended.wait()
+
+    run(main())
+
+
+def test_nothing_refers_to_a_session_that_has_ended(live):
+    """No timer either: a session may last for hours."""
+
+    async def main():
+        async with Opened(live) as web:
+            session = await web.open("tiny")  # which would end in 5 s
+            ended, there = session.ended, weakref.ref(session)
+            await session.close()
+            del session
+            await asyncio.sleep(0)  # its task ends
+            gc.collect()
+            assert ended.is_set() and there() is None
 
     run(main())
 
