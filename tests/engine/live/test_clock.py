@@ -12,7 +12,7 @@ import pytest
 from engine.errors import DeviceError, InputError
 from engine.live.session import Session
 from engine.live.timing import first_feature_of, first_row, rows_needed, samples_needed
-from tests.engine.live.stage import Stage, until_end, voice
+from tests.engine.live.stage import FakeRenderer, Stage, until_end, voice
 
 
 def test_a_frame_depends_on_this_much_speech():
@@ -212,6 +212,18 @@ def test_who_never_takes_is_closed():
             call()
 
 
+def test_who_has_nothing_to_take_is_not_closed():
+    """A pause of any length is none of the client's fault."""
+    stage = Stage(abandoned=5.0)
+    session = stage.open(clock="taken")
+    stage.advance(20.0, step=0.1)
+    assert len(stage.scheduler) == 1
+    session.push(voice(1, 640))
+    session.flush()
+    stage.advance(20.0, step=0.1)  # now there are pieces
+    assert len(stage.scheduler) == 0
+
+
 def test_the_first_due_come_first():
     """With room for one frame at a time, no session waits behind another."""
     stage = Stage(batch_size=1, seconds=0.008)
@@ -240,6 +252,22 @@ def test_frames_of_many_sessions_share_batches():
     sizes = stage.renderer.batches
     assert sum(sizes) >= 40 * 49 and 9 <= np.median(sizes) <= 16
     assert all(s.counts.late == s.counts.skipped == 0 for s in sessions)
+
+
+def test_frames_of_two_avatars_that_are_due_together():
+    """A batch is of one avatar: the other one's frames come right after it."""
+    stage, sessions = Stage(batch_size=8), []
+    renderers = [FakeRenderer(8, 0.0, stage.clock) for _ in range(2)]
+    for number in range(6):
+        stage.renderer = renderers[number % 2]
+        sessions.append(stage.open(clock="wall"))
+    for _ in range(50):
+        stage.advance(0.04)
+        for session in sessions:
+            stage.take(session, 100)
+    assert all(s.counts.late == s.counts.skipped == 0 for s in sessions)
+    assert all(s.counts.frames >= 49 for s in sessions)
+    assert all(np.median(renderer.batches) == 3 for renderer in renderers)
 
 
 def test_frames_that_are_due_together_fill_batches():

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import weakref
 from collections import deque
+from contextlib import asynccontextmanager
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -162,6 +163,33 @@ def test_a_sink_that_fails_is_left_out(live, caplog):
 
     run(main())
     assert caplog.text.count("RuntimeError: of a sink") == 1
+
+
+def test_sinks_do_not_disturb_each_other(live, caplog):
+    """One that another one detaches gets nothing more, and one that fails at the end is one."""
+
+    class Jealous(Kept):
+        def put(self, piece):
+            super().put(piece)
+            session.detach(detached)
+
+        def end(self, reason):
+            raise RuntimeError("of a sink")
+
+    async def main():
+        nonlocal session
+        async with Opened(live) as web:
+            session = await web.open("tiny")
+            for sink in (Jealous("h264"), detached, last):
+                session.attach(sink)
+            await last.until(5)
+            await session.close("enough")
+
+    session, detached, last = None, Kept("h264"), Kept("h264")
+    run(main())
+    assert (detached.pieces, detached.ended, last.ended) == ([], [], ["enough"])
+    assert caplog.text.count("RuntimeError: of a sink") == 1
+    assert "a client of a session failed" in caplog.text
 
 
 def test_a_session_as_taken_waits_for_its_slowest_sink(live):
@@ -456,6 +484,44 @@ def test_other_ends(live, monkeypatch):
 
 
 # --- sound in the long run -----------------------------------------------------------------------
+
+
+def test_ends_while_an_avatar_is_loaded(live, caplog):
+    """Of the client, whose place is free at once, and of the server."""
+
+    async def main():
+        async with Opened(live) as web:
+            loaded, use = asyncio.Event(), web.registry.use
+
+            @asynccontextmanager
+            async def loading(name, timeout=None):
+                async with use(name) as used:
+                    await loaded.wait()
+                    yield used
+
+            async def opening():
+                task = asyncio.create_task(web.open("tiny"))
+                await until(lambda: web.registry.in_use["tiny"] == 1)
+                return task
+
+            web.registry.use = loading
+            left = await opening()
+            left.cancel()
+            await until(lambda: not len(web) and not web.places.sessions())
+            late = await opening()
+            web.ending = True
+            loaded.set()
+            with pytest.raises(Refused, match="the server is ending"):
+                await late
+            web.ending = False
+            loaded.clear()
+            waiting = await opening()
+            await web.close()
+            with pytest.raises(Refused, match="the server is ending"):
+                await waiting
+
+    run(main())
+    assert caplog.text == ""
 
 
 def test_a_session_that_does_not_end_keeps_no_server(live, monkeypatch, caplog):
