@@ -163,6 +163,27 @@ def test_what_was_being_made_during_an_interruption_does_not_come():
     assert [piece.speaking for piece in pieces].count(True) == 3
 
 
+def test_frames_of_before_an_interruption_make_room_when_they_are_there():
+    """A GPU was at work on them. The session does not wait for a look at all sessions."""
+    stage = Stage()
+    stage.renderer.wait = lambda: None  # handed out later
+    session = stage.open(clock="taken")
+    session.push(voice(1, 32000))
+    stage.settle()
+    made = len(stage.renderer.jobs)
+    session.interrupt()
+    session.push(voice(2, 32000))
+    stage.settle()
+    assert len(stage.renderer.jobs) == made > 0
+    stage.scheduler._hand_out.take_all()
+    stage.settle()
+    stage.scheduler._hand_out.take_all()
+    first = stage.take(session, 1)[0]
+    assert first.number == 0 and np.array_equal(
+        first.sound[0, 160:], voice(2, 640)[160:]
+    )  # the fade
+
+
 def test_a_device_that_is_too_slow_skips_pictures_and_never_sound():
     stage = Stage(batch_size=1, seconds=0.1)
     session = stage.open(clock="wall")
