@@ -279,6 +279,30 @@ def test_interrupt_stops_sound_and_texts(live):
     assert set(run(main())) == {9}
 
 
+def test_speech_after_an_interruption_comes_in_order(live):
+    """Large parts are on their way for a while. Whoever pushed them may write to their memory."""
+
+    async def main():
+        async with Opened(live) as web:
+            session = await web.open("tiny", **S16)
+            kept, large = Kept(), np.full(160_000, 3, np.int16)
+            session.push(large)
+            await asyncio.sleep(0)
+            session.interrupt()
+            large[:] = 5
+            session.push(large)
+            large[:] = 9
+            await asyncio.sleep(0)  # the one that was interrupted ends
+            session.push(np.full(100, 7, np.int16))
+            session.flush()
+            session.attach(kept)
+            await until_ends(kept)
+            return sound_of(kept)
+
+    heard = run(main())
+    assert np.array_equal(heard[heard != 3], np.repeat([5, 7], [160_000, 100]))
+
+
 def test_a_voice_that_fails(live):
     """The next text is spoken all the same."""
 

@@ -499,6 +499,27 @@ def test_who_reads_slowly_can_decode_what_comes(live, monkeypatch):
     assert len(frames) == len(sent) and not any(frame.is_corrupt for frame in frames)
 
 
+def test_a_socket_that_is_closed_in_words_ends_its_session(live, monkeypatch):
+    """At once, whoever else holds it; one that just goes is forgotten only."""
+    monkeypatch.setattr("serve.web.session.LEFT_SECONDS", 1000.0)
+    monkeypatch.setattr(socket_module, "MOST_OF_ADDRESS", 1)  # that wait: none does
+
+    async def main():
+        async with serving(live) as site, client(site) as talk, client(site) as other:
+            session, left = (site.sessions.get(c.opened["session"]) for c in (talk, other))
+            with session.hold(), left.hold():
+                await talk.tell(type="close")
+                other.socket.transport.abort()
+                await asyncio.wait_for(session.ended.wait(), 30)
+                async with asyncio.timeout(30):
+                    while left._sinks:
+                        await asyncio.sleep(0.01)
+                assert not left.ended.is_set()
+                await left.close()
+
+    run(main())
+
+
 def test_sessions_end_when_their_sockets_go(live):
     async def main():
         async with serving(live) as site:
