@@ -590,6 +590,13 @@ def test_opus_has_the_sound_s_time_for_long(rate, fps):
     assert abs(onset - origin - click * 48000 / rate) < 100  # 2 ms
 
 
+def test_opus_of_sound_beyond_full_scale():
+    """It is clipped: not all decoders can take it (libopus, `opus_encode_float`)."""
+    loud = 3 * voice(1, 9600)[None]
+    made, expected = (OpusStream(48000, 1).encode(x, 0) for x in (loud, loud.clip(-1, 1)))
+    assert np.abs(loud).max() > 1 and made == expected and len(made) > 5
+
+
 def test_an_hour_of_pieces():
     """Sound and picture that sinks get do not drift apart, and nothing is kept: a session of 24 kHz
     and 29.97 frames a second, of which the pieces are made by nothing."""
