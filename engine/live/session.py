@@ -62,6 +62,7 @@ class SessionState:
         self.queue: deque[Piece] = deque()
         self.waiting_since = begin  # when a piece was taken, or the first one came
         self.taken = 0  # the first frame that nobody got
+        self.speaks_to = 0  # the end of the frames with speech that are bound
         # without a picture, and therefore there before those that are still being made
         self._early: deque[Piece] = deque()
         self._next = 0  # number of the next piece in the queue
@@ -144,8 +145,9 @@ class SessionState:
         self._waiters = others
 
     def interrupt(self) -> None:
-        if self.stream.waiting or any(piece.speaking for piece in self.queue):
+        if self.stream.waiting or self.speaks_to > self.taken:
             self.counts.interruptions += 1
+        self.speaks_to = 0
         self.generation += 1
         self.queue.clear()
         self._early.clear()

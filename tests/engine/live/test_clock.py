@@ -163,6 +163,31 @@ def test_what_was_being_made_during_an_interruption_does_not_come():
     assert [piece.speaking for piece in pieces].count(True) == 3
 
 
+@pytest.mark.parametrize("wait", [None, lambda: None])
+def test_interruptions_are_counted_until_all_speech_was_taken(wait):
+    """Also while a GPU is at work on its last frames."""
+    stage = Stage()
+    stage.renderer.wait = wait
+    session = stage.open(clock="taken")
+    for taken, count in ((0, 1), (1, 2), (2, 2)):
+        session.push(voice(1, 1280))
+        session.flush()
+        stage.settle()
+        stage.scheduler._hand_out.take_all()
+        pieces = stage.take(session, taken)
+        assert [piece.speaking for piece in pieces] == [True] * taken
+        session.interrupt()
+        session.interrupt()
+        assert session.counts.interruptions == count
+        stage.settle()
+        stage.scheduler._hand_out.take_all()
+    session.push(voice(1, 640))
+    session.flush()
+    stage.settle()  # handed out later
+    session.interrupt()
+    assert session.counts.interruptions == 3
+
+
 def test_frames_of_before_an_interruption_make_room_when_they_are_there():
     """A GPU was at work on them. The session does not wait for a look at all sessions."""
     stage = Stage()
