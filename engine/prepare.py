@@ -132,7 +132,13 @@ def prepare(
             sound = sound_figures(survey, found.measures.openness, loudness, kept, source.fps)
         count = int(kept.sum())
         for line in warnings_of(
-            face, sound, frames=count, whole=len(kept), doubled=source.doubled, fps=source.fps
+            face,
+            sound,
+            frames=count,
+            whole=len(kept),
+            doubled=source.doubled,
+            own_rate=source.video.fps,
+            fps=source.fps,
         ):
             warnings.warn(f"{film}: {line}", stacklevel=2)
         summary = Summary(

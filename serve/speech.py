@@ -1,6 +1,7 @@
 """What was pushed to a live session and not shown yet."""
 
 from engine.live import Piece
+from engine.live.stream import MOST_UTTERANCES
 
 MESSAGE_SECONDS = 60.0  # of sound in a message, at most
 INLINE_SECONDS = 0.1  # of sound whose conversion takes less than a millisecond
@@ -24,8 +25,14 @@ class Backlog:
         self.most = int(max(most, MESSAGE_SECONDS * sample_rate))
         self.open, self.utterances, self.waiting = False, 0, 0
 
-    def has_room(self, count: int) -> bool:
-        return self.waiting + count <= self.most
+    def has_room(self, count: int, ends: int = 0) -> bool:
+        """Return whether there is room for so many samples.
+
+        Args:
+            ends: of utterances, that are on their way to the session.
+        """
+        ended = self.utterances - self.open + ends
+        return self.waiting + count <= self.most and ended < MOST_UTTERANCES
 
     @property
     def full(self) -> str:
@@ -33,7 +40,7 @@ class Backlog:
         waiting, most = (n / self._rate for n in (self.waiting, self.most))
         return (
             f"{waiting:.0f} s of speech wait to be shown; expected at most {most:.0f} s with what "
-            "comes now"
+            f"comes now, in at most {MOST_UTTERANCES} utterances"
         )
 
     def begin(self) -> None:

@@ -354,6 +354,8 @@ class Scheduler:
         """Fix the next frame of a session. One that is much too late has sound only."""
         late = self.now() - state.due(state.stream.frame)
         bound = state.stream.bind()
+        if bound.speaking:
+            state.speaks_to = bound.number + 1
         changed = state.stream.changed()
         if changed is not None:
             state.features.invalidate(changed)

@@ -16,7 +16,7 @@ from ..media.limits import MAX_AMPLITUDE
 from .features import FeatureStream, first_sample
 from .job import Renderer
 from .piece import Counts, Piece
-from .stream import SpeechStream
+from .stream import MOST_UTTERANCES, SpeechStream
 
 CLOCKS = ("wall", "taken")
 
@@ -63,6 +63,7 @@ class SessionState:
         self.queue: deque[Piece] = deque()
         self.waiting_since = begin  # when a piece was taken, or the first one came
         self.taken = 0  # the first frame that nobody got
+        self.speaks_to = 0  # the end of the frames with speech that are bound
         # without a picture, and therefore there before those that are still being made
         self._early: deque[Piece] = deque()
         self._next = 0  # number of the next piece in the queue
@@ -145,8 +146,9 @@ class SessionState:
         self._waiters = others
 
     def interrupt(self) -> None:
-        if self.stream.waiting or any(piece.speaking for piece in self.queue):
+        if self.stream.waiting or self.speaks_to > self.taken:
             self.counts.interruptions += 1
+        self.speaks_to = 0
         self.generation += 1
         self.queue.clear()
         self._early.clear()
@@ -236,7 +238,7 @@ class Session:
 
         Raises:
             InputError: another shape or dtype, a sample that is not finite or far beyond full
-                scale, more than ten minutes that wait, or a closed session.
+                scale, more than ten minutes or 1000 utterances that wait, or a closed session.
         """
         check_fork()  # before the lock, which a thread of the parent may have held
         samples, state = _as_float(sound, self.channels), self._state
@@ -247,10 +249,10 @@ class Session:
                     return
                 utterance = state.stream.utterance(samples.shape[1])
                 if utterance is None:
-                    waiting = state.stream.waiting_samples / self.sample_rate
-                    raise InputError(
-                        f"{waiting:.0f} s of speech wait to be shown; push more when some are taken"
-                    )
+                    waiting = f"{state.stream.waiting_samples / self.sample_rate:.0f} s of speech"
+                    if state.stream.waiting_utterances >= MOST_UTTERANCES:
+                        waiting = f"{MOST_UTTERANCES} utterances"
+                    raise InputError(f"{waiting} wait to be shown; push more when some are taken")
             for first in range(0, samples.shape[1], self.sample_rate):
                 part = samples[:, first : first + self.sample_rate]
                 pcm = utterance.convert(part)  # without the lock, for which all sessions may wait

@@ -13,6 +13,7 @@ from .rolling import Rolling
 from .timing import frame_start, samples_needed
 
 FADE = Fraction(1, 100)  # seconds in which sound fades out after an interruption
+MOST_UTTERANCES = 1000  # that may wait: each takes a frame at least, however few its samples
 
 
 class Converter(Protocol):
@@ -82,12 +83,13 @@ class Utterance:
     """
 
     def __init__(self, converter: Converter):
-        self._converter = converter
+        self._converter: Converter | None = converter
         self.sound, self.pcm, self.ended = _Queue(), _Queue(), False
         self.sound_end = self.pcm_end = 0
 
     def convert(self, sound: np.ndarray) -> np.ndarray:
         """Return what (C, n) samples that come next make ready at 16 kHz, to be appended."""
+        assert self._converter is not None
         return self._converter(sound)
 
     def append(self, sound: np.ndarray, pcm: np.ndarray) -> None:
@@ -95,8 +97,9 @@ class Utterance:
         self.pcm.append(pcm)
 
     def end(self) -> None:
+        assert self._converter is not None
         self.pcm.append(self._converter.flush())
-        self.ended = True
+        self.ended, self._converter = True, None  # a resampler holds 150 kB
 
 
 class SpeechStream:
@@ -152,18 +155,24 @@ class SpeechStream:
         """Samples that were pushed and not bound yet, at the session's own rate."""
         return sum(utterance.sound.count for utterance in (*self._placed, *self._waiting))
 
+    @property
+    def waiting_utterances(self) -> int:
+        return len(self._placed) + len(self._waiting)
+
     def utterance(self, count: int) -> Utterance | None:
         """Return the utterance that has not ended, or begin one, to append `count` samples to.
 
         What is appended to it after an interruption is not heard.
 
         Returns:
-            None if there is no room for these samples.
+            None if there is no room for these samples, or for another utterance.
         """
         if self.waiting_samples + count > self._most:
             return None
         utterance = self._last()
         if utterance is None or utterance.ended:
+            if self.waiting_utterances >= MOST_UTTERANCES:
+                return None
             utterance = Utterance(self._converter())
             self._waiting.append(utterance)
         return utterance

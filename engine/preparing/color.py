@@ -18,8 +18,9 @@ GRID = 65  # values of each component in the lookup table
 WHITE = 100.0  # cd/m2 that become 1.0 before the tone mapping
 PEAK = 1000.0  # cd/m2 that become white
 KNEE = 0.3  # smaller values stay as they are
-# CIE xy of red, green, blue; the white of all is D65.
-PRIMARIES = {
+Primaries = tuple[tuple[float, float], ...]  # CIE xy of red, green, blue
+# The white of all is D65.
+PRIMARIES: dict[int, Primaries] = {
     1: ((0.640, 0.330), (0.300, 0.600), (0.150, 0.060)),  # BT.709
     9: ((0.708, 0.292), (0.170, 0.797), (0.131, 0.046)),  # BT.2020
     11: ((0.680, 0.320), (0.265, 0.690), (0.150, 0.060)),  # DCI-P3
@@ -42,21 +43,22 @@ def to_sdr(rgb: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
 
     Args:
         rgb: (..., 3) float64, 0 to 1.
-        transfer, primaries: code points of ITU-T H.273.
+        transfer, primaries: code points of ITU-T H.273. Without primaries, HDR is BT.2020, as of
+            BT.2100, and SDR is BT.709.
 
     Returns:
         (..., 3) float64, 0 to 1.
     """
+    wide = PRIMARIES.get(primaries, PRIMARIES[9 if transfer in (PQ, HLG) else 1])
     if transfer == PQ:
         light = _pq(rgb) / WHITE
     elif transfer == HLG:
-        light = _hlg(rgb, primaries) / WHITE
+        light = _hlg(rgb, wide) / WHITE
     else:
         light = np.where(rgb < 0.081, rgb / 4.5, ((rgb + 0.099) / 1.099).clip(0) ** (1 / 0.45))
     if transfer in (PQ, HLG):
         largest = light.max(axis=-1, keepdims=True)
         light = light * (_moebius(largest) / np.maximum(largest, 1e-9))
-    wide = PRIMARIES.get(primaries, PRIMARIES[1])
     light = (light @ (np.linalg.inv(_to_xyz(PRIMARIES[1])) @ _to_xyz(wide)).T).clip(0, 1)
     return np.where(light < 0.018, 4.5 * light, 1.099 * light**0.45 - 0.099)
 
@@ -112,11 +114,11 @@ def _pq(code: np.ndarray) -> np.ndarray:
     return 10000 * (np.maximum(power - c1, 0) / (c2 - c3 * power)) ** (1 / m1)
 
 
-def _hlg(code: np.ndarray, primaries: int) -> np.ndarray:
+def _hlg(code: np.ndarray, primaries: Primaries) -> np.ndarray:
     """Return the light of HLG in cd/m2, on a display of 1000 cd/m2, whose gamma is 1.2."""
     a, b, c = 0.17883277, 0.28466892, 0.55991073
     scene = np.where(code <= 0.5, code**2 / 3, (np.exp((code - c) / a) + b) / 12)
-    luminance = scene @ _to_xyz(PRIMARIES.get(primaries, PRIMARIES[9]))[1]
+    luminance = scene @ _to_xyz(primaries)[1]
     return PEAK * scene * np.maximum(luminance, 1e-9)[..., None] ** 0.2
 
 
@@ -129,7 +131,7 @@ def _moebius(light: np.ndarray) -> np.ndarray:
     return np.where(light <= KNEE, light, bent)
 
 
-def _to_xyz(primaries: tuple[tuple[float, float], ...]) -> np.ndarray:
+def _to_xyz(primaries: Primaries) -> np.ndarray:
     """Return the (3, 3) matrix from linear RGB to XYZ; its second row are the weights of
     luminance."""
     columns = np.array([(x / y, 1, (1 - x - y) / y) for x, y in primaries]).T

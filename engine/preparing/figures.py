@@ -37,7 +37,7 @@ class FaceFigures:
     frames_without: int
     """Frames of the film without a face."""
     frames_missing: int
-    """Those among them at whose times the film has no picture."""
+    """Those among them that are left out, and at whose times the film has no picture."""
     gaps: list[tuple[int, int, bool]]
     """Successive frames without a face: the first one, the end (exclusive), whether their boxes
     are interpolated. Others are left out. Numbers are those of the film at the avatar's rate."""
@@ -101,7 +101,7 @@ def face_figures(
     luma = luma[~np.isnan(luma)]
     return FaceFigures(
         frames_without=int((~found).sum()),
-        frames_missing=int(measures.missing.sum()),
+        frames_missing=int((measures.missing & ~kept).sum()),
         gaps=[(gap.start, gap.stop, gap.filled) for gap in boxes.gaps],
         cuts=list(boxes.cuts),
         box_min=int(sides.min()),
@@ -204,6 +204,7 @@ def warnings_of(
     frames: int,
     whole: int,
     doubled: int,
+    own_rate: Fraction | None,
     fps: Fraction,
 ) -> Iterator[str]:
     """Yield what makes an avatar of the film worse than it could be, one line each.
@@ -212,6 +213,7 @@ def warnings_of(
         frames: number of frames that are kept.
         whole: number of all frames, kept or not.
         doubled: how many of the film's frames were repeated to get the rate.
+        own_rate: the film's; None if it is variable.
     """
     seconds = float(frames / fps)
     if seconds < SHORT:
@@ -256,10 +258,9 @@ def warnings_of(
         )
     if face.repeated > DOUBLED * frames:
         rate = ""
-        if doubled:
-            rate = (
-                f", {doubled} of them to get {float(fps):g} a second (--fps source keeps the rate)"
-            )
+        if doubled and own_rate != fps:  # else they are in the place of damaged ones
+            rate = f", {doubled} of them to get {float(fps):g} a second"
+            rate += " (--fps source keeps the rate)" if own_rate else ""
         yield (
             f"{face.repeated} frames ({face.repeated / frames:.1%}) show what the one before "
             f"shows{rate}; expected at most {DOUBLED:.0%}"
@@ -326,8 +327,8 @@ def _places(ranges: list[tuple[int, int]], fps: Fraction) -> str:
 
 
 def _time(frame: int, fps: Fraction) -> str:
-    seconds = float(frame / fps)
-    return f"{int(seconds // 60)}:{seconds % 60:05.2f}"
+    minutes, hundredths = divmod(round(100 * frame / fps), 6000)
+    return f"{minutes}:{hundredths / 100:05.2f}"
 
 
 def _more(count: int) -> str:

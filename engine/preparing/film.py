@@ -107,7 +107,6 @@ class Film:
             and not stream.left_out
             and not stream.interlaced
             and not self.damaged
-            and len(self) == len(video)
             and max(b - a for a, b in pairwise(ends)) <= LONGEST_GROUP
         )
         return COPIED.get(video.container) if right else None

@@ -64,6 +64,7 @@ class Feed:
         self.fault: str | None = None
         self._session, self._voice, self._woken = session, voice, woken
         self._said: deque[Said] = deque()  # what is not in the session yet
+        self._ends = 0  # of utterances, among it
         self._feeding: asyncio.Task[None] | None = None
         self._room = asyncio.Event()
         self._closed: str | None = None  # why
@@ -71,14 +72,14 @@ class Feed:
     def push(self, samples: np.ndarray) -> None:
         """As `WebSession.push`."""
         samples = self._checked(samples)
-        if not self.backlog.has_room(samples.shape[1]):
+        if not self.backlog.has_room(samples.shape[1], self._ends):
             raise Refused(429, self.backlog.full)
         self._append(samples)
 
     async def push_waiting(self, samples: np.ndarray) -> None:
         """As `WebSession.push_waiting`."""
         samples = self._checked(samples)
-        await self._wait_for_room(samples.shape[1])
+        await self._wait_for_room(samples.shape[1], pushed=True)
         self._append(samples)
 
     def flush(self) -> None:
@@ -86,7 +87,8 @@ class Feed:
         self.check_open()
         if self._feeding is None:
             self._flush()
-        else:
+        elif not (self._said and self._said[-1] is FLUSH):
+            self._ends += 1
             self._say(FLUSH)
 
     def say(self, text: str) -> None:
@@ -174,6 +176,7 @@ class Feed:
             while self._said:
                 said = self._said.popleft()
                 if said is FLUSH:
+                    self._ends -= 1
                     self._flush()
                 elif isinstance(said, str):
                     await self._speak(said)
@@ -215,8 +218,9 @@ class Feed:
             _log.exception("a text was not spoken")
         self._flush()
 
-    async def _wait_for_room(self, count: int) -> None:
-        while not self.backlog.has_room(count):
+    async def _wait_for_room(self, count: int, *, pushed: bool = False) -> None:
+        """Wait for room in the session; for what is pushed, behind all that is on its way to it."""
+        while not self.backlog.has_room(count, self._ends if pushed else 0):
             if count > self.backlog.most:
                 raise Refused(413, self.backlog.full)
             self._room.clear()
@@ -239,6 +243,7 @@ class Feed:
     def _stop(self) -> None:
         """Forget what is not in the session yet."""
         self._said.clear()
+        self._ends = 0
         if self._feeding is not None:
             self._feeding.cancel()
             self._feeding = None

@@ -73,8 +73,12 @@ class Waiting:
             if not self._told:
                 _log.warning("WebSockets are refused: %d wait to be opened", total)
                 self._told = True
-            line = f"{own} connections of {address} wait to be opened; expected fewer"
-            raise Refused(503, line)
+            whose = (
+                f"{own} connections of {address}"
+                if own >= MOST_OF_ADDRESS
+                else f"{total} connections"
+            )
+            raise Refused(503, f"{whose} wait to be opened; expected fewer")
         return self._one(address)
 
     @contextmanager

@@ -133,6 +133,7 @@ def test_constant_rates(prepared, tmp_path, rate, doubled, left_out):
     assert (record["count"], record["fps"]) == (100, "25")
     assert (record["doubled"], record["left_out"]) == (doubled, left_out)
     assert record["copied"] is (rate == 25)
+    assert ("4 of them to get 25 a second (--fps source keeps the rate)" in said) is (rate == 24)
     check_together(folder)
 
 
@@ -142,7 +143,7 @@ def test_variable_rates(prepared, tmp_path):
     folder, said = prepared(film)
     assert record_of(folder)["frames"]["count"] == 100
     check_together(folder)
-    assert "show what the one before shows" in said
+    assert "show what the one before shows, " in said and "--fps source" not in said
 
 
 @pytest.mark.parametrize("rate", [24, Fraction(30000, 1001), 50])
@@ -293,6 +294,9 @@ def test_no_sound(prepared, tmp_path):
     assert "has no sound; if that is meant, add --no-audio" in said
     folder, _ = prepared(film, "--no-audio")
     assert not (folder / "aud.wav").exists() and record_of(folder)["sound"] is None
+    assert record_of(folder)["options"] == {
+        "fps": "25", "gaps": "interpolate", "person": "largest", "audio": False,
+    }  # fmt: skip
 
 
 def test_silence(prepared, tmp_path):
@@ -307,6 +311,15 @@ def test_clipped_sound(prepared, tmp_path, gain, clipped):
     folder, said = prepared(write_film(tmp_path / "film.mp4", gain=gain))
     assert ("of the sound is clipped" in said) is clipped
     assert (record_of(folder)["sound"]["clipped"] > 0.01) is clipped
+
+
+def test_channels_that_cancel_each_other(prepared, tmp_path):
+    """It is said, and the avatar's speech is one of them."""
+    film = write_film(tmp_path / "film.mp4", seconds=2, gains=(1, -1))
+    folder, said = prepared(film)
+    assert "is used alone" in said
+    assert any("is used alone" in line for line in record_of(folder)["warnings"])
+    assert np.abs(read_samples(folder / "aud.wav")).max() > 0.2
 
 
 def test_little_speech(prepared, plain, tmp_path):
@@ -578,6 +591,18 @@ def test_edit_lists(prepared, tmp_path):
     folder, _ = prepared(film)
     assert record_of(folder)["frames"]["count"] == 92
     assert np.abs(flashes_in(folder) - (np.array(TIMES) - 0.32)).max() < 0.001
+
+
+def test_first_frames_that_are_lost(prepared, tmp_path):
+    """They are in the container, so the sound begins with them."""
+    film = write_film(
+        tmp_path / "film.webm", codec="libvpx-vp9", voice_codec="libopus", **BLINKING,
+        options={"g": "4", "deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0"},
+    )  # fmt: skip
+    change_packet(film, 0, lambda packet: bytes(len(packet)))
+    folder, said = prepared(film)
+    assert "damaged" in said and record_of(folder)["frames"]["count"] == 100
+    check_together(folder)
 
 
 def broken(packet: bytearray) -> bytearray:

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 import engine.prepare
+from engine.avatar import Avatar
 from engine.media import limits
 from engine.media.mixdown import Meter
 from engine.media.speech import mixed
 from engine.media.track import Block
 from engine.prepare import main
+from engine.preparing.film import Damaged, Film
 from tests.engine.preparing.films import HeadTracker, record_of, sees, write_film
 
 
@@ -85,6 +87,15 @@ def test_sound_of_hours(tmp_path, capsys, monkeypatch):
     assert "has sound of more than 2 s" in said
 
 
+def test_a_picture_that_is_repeated_is_looked_at_once(tmp_path, capsys, monkeypatch):
+    """That takes most of the time."""
+    tracker = HeadTracker()
+    monkeypatch.setattr(engine.prepare, "open_tracker", lambda *_: (lambda: tracker, {}))
+    film = write_film(tmp_path / "film.mp4", seconds=1, rate=10)
+    assert main([str(film), "-o", str(tmp_path / "a")]) == 0
+    assert record_of(tmp_path / "a")["frames"]["doubled"] == 15 and tracker.calls == 10
+
+
 def test_a_film_too_short_to_compare_lips(film, tmp_path, capsys):
     """It is not said that the person does not speak."""
     assert main([str(film), "-o", str(tmp_path / "a")]) == 0
@@ -101,6 +112,28 @@ def test_a_person_who_is_not_there(film, tmp_path, capsys, monkeypatch):
     said = refused([film, "-o", tmp_path / "a", "--person", "3"], capsys)
     assert "--person is 3, but no frame has more than 2 faces" in said
     assert "no face was found" in refused([film, "-o", tmp_path / "a"], capsys)
+    sees(monkeypatch, hidden=range(25))
+    monkeypatch.setattr(HeadTracker, "follow", inner)  # nobody at all
+    said = refused([film, "-o", tmp_path / "a", "--person", "3"], capsys)
+    assert "no face was found in its 25 frames" in said
+
+
+def test_a_film_that_is_damaged_meanwhile(film, tmp_path, capsys, monkeypatch):
+    """Its frames are read a second time, to leave some out."""
+    sees(monkeypatch, hidden=range(10, 16))
+    pictures, calls = Film.pictures, []
+
+    def damaged(self):
+        calls.append(self)
+        for number, picture in enumerate(pictures(self)):
+            if len(calls) == 2 and number == 20:
+                raise Damaged
+            yield picture
+
+    monkeypatch.setattr(Film, "pictures", damaged)
+    said = refused([film, "-o", tmp_path / "a", "--gaps", "cut"], capsys)
+    assert "film.mp4 changed while it was in use" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]
 
 
 def test_a_channel_that_is_used_alone_and_ends():
@@ -185,6 +218,18 @@ def test_the_current_folder(film, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path / "here")
     for name in (".", "", tmp_path / "here"):
         assert "is the current folder" in refused([film, "-o", name], capsys)
+
+
+def test_folders_that_would_be_replaced_in_vain(film, capsys):
+    """A mount point cannot be renamed."""
+    assert "/proc is a mount point; expected a new name" in refused([film, "-o", "/proc"], capsys)
+
+
+def test_a_long_name(film, tmp_path):
+    """That of the avatar is cut."""
+    folder = tmp_path / ("x" * 230)
+    assert main([str(film), "-o", str(folder), "--no-progress"]) == 0
+    assert Avatar.load(folder, networks=False).name == "x" * 200
 
 
 def test_a_name_that_is_too_long(film, tmp_path, capsys):

@@ -135,6 +135,22 @@ def test_a_jump_of_more_than_a_tenth_is_a_cut(change, cut):
     assert smooth(boxes).cuts == ([10] if cut else [])
 
 
+@pytest.mark.parametrize(("x", "filled"), [(59, True), (61, False)])
+def test_a_face_that_is_elsewhere_after_a_gap(x, filled):
+    """A jump by more than 30% of its size is a cut, however many frames there are for it."""
+    boxes = np.tile([100.0, 100, 300, 300], (20, 1))
+    boxes[15:] += [x, 0, x, 0]
+    boxes[10:15] = np.nan
+    made = smooth(boxes)
+    assert made.gaps == [Gap(10, 15, filled)] and made.cuts == ([] if filled else [15])
+
+
+def test_a_face_that_is_inside_out():
+    """Seen from behind, its right edge may be left of the left one. A box has a pixel at least."""
+    made = smooth(np.tile([100.0, 100, 60, 60], (5, 1)))
+    assert (made.boxes == [80, 100, 81, 101]).all()
+
+
 @pytest.mark.parametrize("flag", [None, 10, 11, 12])
 def test_a_cut_in_a_gap(flag):
     """No boxes are made up between two shots."""

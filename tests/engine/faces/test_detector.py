@@ -106,9 +106,16 @@ def test_several_faces_the_largest_first(detector, person):
 def test_no_face(detector, person):
     noise = np.random.default_rng(0).integers(0, 256, (720, 1280, 3), np.uint8)
     body = person[0].numpy()[760:]
-    for picture in (noise, body, np.zeros_like(noise), np.full((1, 1, 3), 9, np.uint8)):
+    thin = np.full((1, 1, 3), 9, np.uint8), noise[:1], noise[:, :1]
+    for picture in (noise, body, np.zeros_like(noise), *thin):
         assert detector.detect(picture) == []
     assert detector.quarter_turns(body) is None
+
+
+@pytest.mark.parametrize("turned", [1, 2, 3])
+def test_only_upright_faces_are_found(detector, person, turned):
+    """The network sees others too: the mesh would be fitted where it is not."""
+    assert detector.detect(np.rot90(person[5].numpy(), turned), small=False) == []
 
 
 @pytest.mark.parametrize("turned", range(4))

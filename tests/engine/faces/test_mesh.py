@@ -131,6 +131,7 @@ def test_a_second_pass_comes_closer(detector, mesh, person):
                 points = mesh.fit(frame, moved, passes).points[:, :2]
                 found.append(np.abs(points - best).mean())
     assert np.mean(errors[2]) < 0.6 * np.mean(errors[1])
+    assert np.array_equal(mesh.fit(frame, moved).points, mesh.fit(frame, moved, 2).points)
 
 
 def test_regions(first):

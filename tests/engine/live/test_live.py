@@ -5,6 +5,7 @@ import threading
 import time
 import weakref
 from contextlib import closing
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from engine import Avatar
 from engine.errors import DeviceError, InputError
 from engine.live import Live, Scheduler, renderer
 from engine.live.job import Rendered
+from engine.live.stream import SpeechStream
 from tests.engine.files import Folders
 from tests.engine.live.stage import Clock, voice
 from tests.engine.live.test_renderers import NETWORKS, tiny  # noqa: F401 (a fixture)
@@ -29,6 +31,49 @@ def live(avatar):
     """No thread makes frames, and no time passes."""
     with Live(avatar, precision="fp32", now=Clock(), start=False) as live:
         yield live
+
+
+def test_utterances_that_wait_are_bounded(live):
+    """Each takes a frame at least, so samples alone are no bound."""
+    one = np.full(1, 0.1, np.float32)
+    with live.open(sample_rate=48000, clock="taken") as session:
+        for _ in range(1000):
+            session.push(one)
+            session.flush()
+        with pytest.raises(InputError, match="^1000 utterances wait to be shown"):
+            session.push(one)
+        live.scheduler.step()
+        assert session.take(0).end
+        session.push(one)
+        session.push(one)  # to the one that was begun
+        session.flush()
+        with pytest.raises(InputError, match="1000 utterances wait"):
+            for _ in range(60):  # some are in frames that are made already
+                session.push(one)
+                session.flush()
+
+
+def test_an_utterance_that_has_ended_keeps_no_converter():
+    """A resampler holds 150 kB, and a thousand utterances may wait."""
+    made = []
+
+    class Converter:
+        def __init__(self):
+            made.append(weakref.ref(self))
+
+        def __call__(self, sound):
+            return sound[0]
+
+        def flush(self):
+            return np.zeros(3, np.float32)
+
+    stream = SpeechStream(Fraction(25), 16000, 1, prebuffer=0, converter=Converter)
+    for _ in range(2):
+        utterance = stream.utterance(5)
+        sound = np.ones((1, 5), np.float32)
+        utterance.append(sound, utterance.convert(sound))
+        stream.flush()
+    assert [ref() for ref in made] == [None, None] and stream.waiting_utterances == 2
 
 
 def costs(live: Live, seconds: float) -> None:

@@ -6,7 +6,7 @@ lips can be found in the finished avatar without any network.
 
 import json
 import signal
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -111,6 +111,7 @@ def write_film(
     sound: Sound | None = voice,
     sound_at: float = 0,
     gain: float = 1,
+    gains: Sequence[float] = (1,),
     codec: str = "libx264",
     voice_codec: str = "aac",
     pix_fmt: str = "yuv420p",
@@ -123,6 +124,7 @@ def write_film(
     Args:
         times: of the frames in seconds; by default those of a constant `rate`.
         sound_at: when the sound begins. What it says there is what `sound` says at that time.
+        gains: of one or two channels.
     """
     if times is None:
         times = [float(i / Fraction(rate)) for i in range(round(seconds * rate))]
@@ -146,7 +148,7 @@ def write_film(
         audio = None
         if sound is not None:
             audio = output.add_stream(voice_codec, rate=RATE)
-            audio.layout = "mono"
+            audio.layout = layout = ("mono", "stereo")[len(gains) - 1]
         for time, rgb in frames:
             frame = (
                 rgb
@@ -160,10 +162,10 @@ def write_film(
         output.mux(video.encode(None))
         if audio is not None:
             t = np.arange(round(sound_at * RATE), round(seconds * RATE)) / RATE
-            samples = np.clip(gain * sound(t), -1, 1).astype(np.float32)
-            for first in range(0, len(samples), 1024):
+            samples = np.clip(np.outer(gains, gain * sound(t)), -1, 1).astype(np.float32)
+            for first in range(0, samples.shape[1], 1024):
                 block = av.AudioFrame.from_ndarray(
-                    samples[None, first : first + 1024], "fltp", "mono"
+                    np.ascontiguousarray(samples[:, first : first + 1024]), "fltp", layout
                 )
                 block.sample_rate, block.time_base = RATE, Fraction(1, RATE)
                 block.pts = first + round(sound_at * RATE)

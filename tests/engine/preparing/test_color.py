@@ -130,6 +130,27 @@ def test_a_wide_gamut():
     assert to_sdr(np.array([0.0, 1.0, 0.0]), 1, 12).min() == 0  # outside: clipped
 
 
+@pytest.mark.parametrize("transfer", [16, 18, 1])
+def test_films_that_do_not_say_their_primaries(transfer):
+    """HDR has those of BT.2020, whose colors would be pale otherwise; SDR those of BT.709."""
+    code = np.random.default_rng(0).uniform(0.2, 0.6, (50, 3))
+    said = to_sdr(code, transfer, 9 if transfer > 1 else 1)
+    assert np.array_equal(to_sdr(code, transfer, 2), said)
+
+
+def test_a_film_with_a_wide_gamut(tmp_path):
+    """It is not copied: as BT.709, its colors would be pale."""
+    code = np.array([0.7, 0.5, 0.3])
+    film = write_film(
+        tmp_path / "film.mp4", scene=lambda t: np.full((64, 64, 3), 255 * code).astype(np.uint8),
+        seconds=0.2, sound=None, tags={"color_primaries": 12},
+    )  # fmt: skip
+    opened = Film(film, Fraction(25))
+    assert opened.suffix_to_copy is None
+    shown = next(opened.pictures()).rgb[32, 32] / 255
+    assert np.abs(linear(shown) - P3_TO_709 @ linear(code)).max() < 0.015
+
+
 @pytest.mark.parametrize(("tags", "encode"), [(PQ, pq_code), (HLG, hlg_code)], ids=["pq", "hlg"])
 def test_the_table_is_fine_enough(tmp_path, tags, encode):
     """Pixels of colors such as skin equal the formula, within three levels."""

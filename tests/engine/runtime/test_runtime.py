@@ -235,6 +235,32 @@ def test_onnx_runtime_sends_no_telemetry(tmp_path, room):
     assert list(tmp_path.iterdir()) == []
 
 
+# What PyTorch would find, and no more: loading it takes a second.
+LIBRARIES = """
+import os, sys
+
+def hear(event, arguments):
+    if event == "import" and arguments[0] == "torch":
+        print(*(os.environ[name] for name in sys.argv[1:]), flush=True)
+        os._exit(0)
+
+sys.addaudithook(hear)
+import engine
+"""
+
+
+@pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "ACTIVE", "MKL_DISABLE_FAST_MM": "0"}])
+def test_what_libraries_are_told_before_they_are_loaded(own):
+    """Unless the user has told them something else."""
+    told = {"OMP_WAIT_POLICY": "PASSIVE", "MKL_DISABLE_FAST_MM": "1"}
+    environment = {name: value for name, value in os.environ.items() if name not in told}
+    done = subprocess.run(
+        [sys.executable, "-c", LIBRARIES, *told], env=environment | {"PYTHONPATH": str(ROOT)} | own,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.split() == list((told | own).values()), done.stderr
+
+
 def test_networks_share_a_session(networks):
     one, two = (open_network(GENERATOR, networks["generator"], device=CPU) for _ in range(2))
     assert one._session is two._session

@@ -1,4 +1,4 @@
-"""The faster interpreter still refuses integers that a GPU would let overflow."""
+"""The faster interpreter still promotes types, and refuses integers that a GPU would let overflow."""
 
 import pytest
 import torch
@@ -37,3 +37,31 @@ def test_overflow(dtype, how):
     assert run((x, y))[3] == {"add": x + y, "sub": x - y, "mul": x * y}[how]
     with pytest.raises(Exception, match=f"overflow in {how}"):
         run(over)
+
+
+@triton.jit
+def add_as(a, b, out, WANTED: tl.constexpr):
+    lane = tl.arange(0, 4)
+    total = tl.load(a + lane) + tl.load(b + lane)
+    tl.static_assert(total.dtype == WANTED)
+    tl.store(out + lane, total)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "wanted"),
+    [
+        (torch.uint8, torch.int32, tl.int32),
+        (torch.float16, torch.float32, tl.float32),
+        (torch.int32, torch.float16, tl.float16),
+        (torch.int32, torch.int64, tl.int64),
+    ],
+    ids=str,
+)
+def test_operands_of_two_types_get_one(one, other, wanted):
+    """The same as in PyTorch, whichever comes first."""
+    a = torch.tensor([200, 3, 100, 255], dtype=one)
+    b = torch.tensor([1.3, 300.7, 100, 1], dtype=other)
+    for left, right in ((a, b), (b, a)):
+        out = torch.zeros(4, dtype=torch.result_type(a, b))
+        add_as[(1,)](left, right, out, WANTED=wanted)
+        assert torch.equal(out, a + b)

@@ -8,13 +8,21 @@ from kernels.generator.network import FusedGenerator, kernels_of
 from kernels.generator.plan import layers
 
 triton = pytest.importorskip("triton")
+from kernels.generator.wide import Wide  # noqa: E402
+
 CUDA = torch.device("cuda")
 
 
 def test_each_layer_has_kernels(demo_weights):
-    """Packing checks what the kernels support, on the CPU too."""
-    for layer in layers(demo_weights):
-        kernels_of(layer, torch.device("cpu"))
+    """Packing checks what the kernels support, on the CPU too. Those that write to memory between
+    their parts are the ones for which the plan has such memory."""
+    made = layers(demo_weights)
+    packed = {layer.name: kernels_of(layer, torch.device("cpu"))._packed for layer in made}
+    wide = {name: one for name, one in packed.items() if isinstance(one, Wide)}
+    assert wide.keys() == {layer.name for layer in made if layer.expanded}
+    separate = {name for name, one in wide.items() if one.separate}
+    assert separate == {layer.name for layer in made if layer.convolved}
+    assert 0 < len(separate) < len(wide) < len(packed)
 
 
 @pytest.fixture(scope="module")

@@ -357,6 +357,7 @@ def test_an_update_that_cannot_be_changes_nothing(cluster):
             path.write_text(text)
             cluster.process.send_signal(signal.SIGHUP)
             until(lambda line=line: re.search(line, cluster.log.read_text()), 2 * SECONDS)
+            assert there <= cluster.replicas()  # and of the last one, those that do not start
     finally:
         path.write_text(good)
     until(lambda: cluster.replicas() == there)

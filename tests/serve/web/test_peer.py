@@ -2,13 +2,17 @@
 
 import asyncio
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from engine import Avatar
 from engine.live import Live
-from serve.web.peer import connect
+from serve.web.peer import Peer, connect
+from serve.web.sender import Timeline
+from serve.web.session import EncodedPiece
+from serve.web.tracks import PacketTrack
 from tests.serve.web.player import Player
 from tests.serve.web.stage import Kept, run, serving, until, write_flashing
 
@@ -37,6 +41,34 @@ async def watching(server, session) -> Player:
 
 def noise(seconds: float, rate: int = RATE) -> np.ndarray:
     return np.random.default_rng(5).uniform(-0.5, 0.5, int(seconds * rate)).astype(np.float32)
+
+
+def test_after_a_network_that_is_gone_pictures_begin_with_a_keyframe():
+    """The player could not decode those between what was dropped and the keyframe."""
+
+    def piece(number: int, keyframe: bool = False) -> EncodedPiece:
+        silence = np.zeros((1, 640), np.float32)
+        return EncodedPiece(
+            number, Fraction(number, 25), bytes([number]), keyframe, None, silence, False, False
+        )
+
+    async def main():
+        asked = []
+        session = SimpleNamespace(fps=Fraction(25), request_keyframe=lambda: asked.append(1))
+        peer, track = Peer.__new__(Peer), PacketTrack("video", 90000)
+        peer._session, peer._cut, peer._timeline = session, False, Timeline(lambda: 0.0)
+        peer._tracks = {"video": track}
+        waiting = []
+        for number in range(12):
+            peer.put(piece(number, keyframe=number in (0, 9)))
+            waiting.append(track.waiting)
+        first = await track.recv()
+        track.stop()
+        return waiting, len(asked), bytes(first), first.pts
+
+    waiting, asked, first, pts = run(main())
+    assert waiting == [1, 2, 3, 4, 5, 0, 0, 0, 0, 1, 2, 3]
+    assert (asked, first, pts) == (1, b"\x09", 9 * 3600)
 
 
 # --- lip sync ------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """Sessions of HTTP clients, from what is said to what their sinks get."""
 
 import asyncio
+import gc
 import weakref
 from collections import deque
+from contextlib import asynccontextmanager
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -163,6 +165,33 @@ def test_a_sink_that_fails_is_left_out(live, caplog):
     assert caplog.text.count("RuntimeError: of a sink") == 1
 
 
+def test_sinks_do_not_disturb_each_other(live, caplog):
+    """One that another one detaches gets nothing more, and one that fails at the end is one."""
+
+    class Jealous(Kept):
+        def put(self, piece):
+            super().put(piece)
+            session.detach(detached)
+
+        def end(self, reason):
+            raise RuntimeError("of a sink")
+
+    async def main():
+        nonlocal session
+        async with Opened(live) as web:
+            session = await web.open("tiny")
+            for sink in (Jealous("h264"), detached, last):
+                session.attach(sink)
+            await last.until(5)
+            await session.close("enough")
+
+    session, detached, last = None, Kept("h264"), Kept("h264")
+    run(main())
+    assert (detached.pieces, detached.ended, last.ended) == ([], [], ["enough"])
+    assert caplog.text.count("RuntimeError: of a sink") == 1
+    assert "a client of a session failed" in caplog.text
+
+
 def test_a_session_as_taken_waits_for_its_slowest_sink(live):
     """Nothing is made without an utterance or a sink, and nothing is lost."""
 
@@ -248,6 +277,30 @@ def test_interrupt_stops_sound_and_texts(live):
             return sound_of(kept)
 
     assert set(run(main())) == {9}
+
+
+def test_speech_after_an_interruption_comes_in_order(live):
+    """Large parts are on their way for a while. Whoever pushed them may write to their memory."""
+
+    async def main():
+        async with Opened(live) as web:
+            session = await web.open("tiny", **S16)
+            kept, large = Kept(), np.full(160_000, 3, np.int16)
+            session.push(large)
+            await asyncio.sleep(0)
+            session.interrupt()
+            large[:] = 5
+            session.push(large)
+            large[:] = 9
+            await asyncio.sleep(0)  # the one that was interrupted ends
+            session.push(np.full(100, 7, np.int16))
+            session.flush()
+            session.attach(kept)
+            await until_ends(kept)
+            return sound_of(kept)
+
+    heard = run(main())
+    assert np.array_equal(heard[heard != 3], np.repeat([5, 7], [160_000, 100]))
 
 
 def test_a_voice_that_fails(live):
@@ -338,6 +391,48 @@ def test_refusals(live, monkeypatch):
     run(main())
 
 
+def test_utterances_that_wait(live, monkeypatch):
+    """Not more than so many, in the session and on their way to it; one that goes on has room."""
+    monkeypatch.setattr("serve.speech.MOST_UTTERANCES", 3)
+    one = np.full(1, 9, np.int16)
+
+    def fill(session):
+        for _ in range(3):
+            session.push(one)
+            session.push(one)
+            session.flush()
+        with pytest.raises(Refused, match="in at most 3 utterances") as caught:
+            session.push(one)
+        assert caught.value.status == 429
+
+    async def main():
+        async with Opened(live, Voice()) as web:
+            session = await web.open("tiny", **S16)
+            kept, go = Kept(), session.voice.go
+            fill(session)
+            waiting = asyncio.create_task(session.push_waiting(one))
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            session.attach(kept)
+            await waiting
+            session.flush()
+            await until_ends(kept, 4)
+            go.clear()
+            session.say("a")  # what follows waits for it
+            fill(session)
+            for _ in range(100):
+                session.flush()
+            assert len(session._feed._said) <= 10
+            session.interrupt()
+            session.say("a")
+            fill(session)
+            go.set()
+            await until_ends(kept, 8)
+            fill(session)
+
+    run(main())
+
+
 # --- ends ----------------------------------------------------------------------------------------
 
 
@@ -361,6 +456,22 @@ def test_a_session_that_nobody_holds_ends(live, monkeypatch):
             session = await web.open("tiny")
             session.held()(1001.0)
             await session.ended.wait()
+
+    run(main())
+
+
+def test_nothing_refers_to_a_session_that_has_ended(live):
+    """No timer either: a session may last for hours."""
+
+    async def main():
+        async with Opened(live) as web:
+            session = await web.open("tiny")  # which would end in 5 s
+            ended, there = session.ended, weakref.ref(session)
+            await session.close()
+            del session
+            await asyncio.sleep(0)  # its task ends
+            gc.collect()
+            assert ended.is_set() and there() is None
 
     run(main())
 
@@ -397,6 +508,44 @@ def test_other_ends(live, monkeypatch):
 
 
 # --- sound in the long run -----------------------------------------------------------------------
+
+
+def test_ends_while_an_avatar_is_loaded(live, caplog):
+    """Of the client, whose place is free at once, and of the server."""
+
+    async def main():
+        async with Opened(live) as web:
+            loaded, use = asyncio.Event(), web.registry.use
+
+            @asynccontextmanager
+            async def loading(name, timeout=None):
+                async with use(name) as used:
+                    await loaded.wait()
+                    yield used
+
+            async def opening():
+                task = asyncio.create_task(web.open("tiny"))
+                await until(lambda: web.registry.in_use["tiny"] == 1)
+                return task
+
+            web.registry.use = loading
+            left = await opening()
+            left.cancel()
+            await until(lambda: not len(web) and not web.places.sessions())
+            late = await opening()
+            web.ending = True
+            loaded.set()
+            with pytest.raises(Refused, match="the server is ending"):
+                await late
+            web.ending = False
+            loaded.clear()
+            waiting = await opening()
+            await web.close()
+            with pytest.raises(Refused, match="the server is ending"):
+                await waiting
+
+    run(main())
+    assert caplog.text == ""
 
 
 def test_a_session_that_does_not_end_keeps_no_server(live, monkeypatch, caplog):
@@ -439,6 +588,13 @@ def test_opus_has_the_sound_s_time_for_long(rate, fps):
     samples = np.abs(np.concatenate(heard).astype(float))
     onset = times[-60] + int(np.flatnonzero(samples > samples.max() / 2)[0])
     assert abs(onset - origin - click * 48000 / rate) < 100  # 2 ms
+
+
+def test_opus_of_sound_beyond_full_scale():
+    """It is clipped: not all decoders can take it (libopus, `opus_encode_float`)."""
+    loud = 3 * voice(1, 9600)[None]
+    made, expected = (OpusStream(48000, 1).encode(x, 0) for x in (loud, loud.clip(-1, 1)))
+    assert np.abs(loud).max() > 1 and made == expected and len(made) > 5
 
 
 def test_an_hour_of_pieces():

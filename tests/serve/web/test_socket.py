@@ -3,7 +3,7 @@
 import asyncio
 import io
 import json
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from itertools import pairwise
 
 import av
@@ -13,6 +13,7 @@ import torch
 import websockets
 from PIL import Image
 
+from serve.refused import Refused
 from serve.web import outbox as outbox_module
 from serve.web import socket as socket_module
 from tests.engine.live.stage import until_end, voice
@@ -385,6 +386,23 @@ def test_places_are_limited(live):
     assert run(main()) == (1008, "1 sessions are open; expected fewer than 1")
 
 
+def test_sockets_without_a_session_are_limited():
+    """Those of one address, and all. Who is refused is told which."""
+    waiting, there = socket_module.Waiting(), ExitStack()
+    for address in "abcde":
+        leave, *_ = [there.enter_context(waiting.place(address)) for _ in range(20)]
+    for address, whose in (("a", "20 connections of a"), ("f", "100 connections")):
+        with pytest.raises(Refused, match=f"^{whose} wait to be opened; expected fewer") as caught:
+            waiting.place(address)
+        assert caught.value.status == 503
+    leave()
+    leave()  # a second time it does nothing
+    with waiting.place("f"), pytest.raises(Refused):
+        waiting.place("f")
+    there.close()
+    assert waiting._of.total() == 0
+
+
 # --- ends ----------------------------------------------------------------------------------------
 
 
@@ -498,6 +516,27 @@ def test_who_reads_slowly_can_decode_what_comes(live, monkeypatch):
     frames = [f for piece in sent for f in decoder.decode(av.Packet(piece.picture))]
     frames += decoder.decode(None)
     assert len(frames) == len(sent) and not any(frame.is_corrupt for frame in frames)
+
+
+def test_a_socket_that_is_closed_in_words_ends_its_session(live, monkeypatch):
+    """At once, whoever else holds it; one that just goes is forgotten only."""
+    monkeypatch.setattr("serve.web.session.LEFT_SECONDS", 1000.0)
+    monkeypatch.setattr(socket_module, "MOST_OF_ADDRESS", 1)  # that wait: none does
+
+    async def main():
+        async with serving(live) as site, client(site) as talk, client(site) as other:
+            session, left = (site.sessions.get(c.opened["session"]) for c in (talk, other))
+            with session.hold(), left.hold():
+                await talk.tell(type="close")
+                other.socket.transport.abort()
+                await asyncio.wait_for(session.ended.wait(), 30)
+                async with asyncio.timeout(30):
+                    while left._sinks:
+                        await asyncio.sleep(0.01)
+                assert not left.ended.is_set()
+                await left.close()
+
+    run(main())
 
 
 def test_sessions_end_when_their_sockets_go(live):

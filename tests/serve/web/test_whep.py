@@ -143,9 +143,10 @@ def _without(offer: str, start: str) -> str:
     return "".join(line for line in offer.splitlines(True) if not line.startswith(start))
 
 
+@pytest.mark.usefixtures("left_late")
 @pytest.mark.parametrize("kinds", [("video",), ("audio",)])
 def test_players_of_one_kind_with_a_session_of_their_own(live, kinds):
-    """It ends with the player."""
+    """It ends with the player, at once."""
 
     async def main():
         async with serving(live) as server:
