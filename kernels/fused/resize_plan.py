@@ -63,12 +63,20 @@ def tile_rows(n: int, new: tuple[int, int]) -> int:
 def linear_plan(
     n: int, old: tuple[int, int], new: tuple[int, int], mode: ResizeMode
 ) -> LinearPlan | None:
-    """Plan a resize, from heights and widths. Returns None if numbers would be too large."""
+    """Plan a resize, from heights and widths.
+
+    Returns None if numbers would be too large, or rows' weights not exact enough.
+    """
     rows, columns = (along(*sizes, mode) for sizes in zip(old, new, strict=True))
     total = rows.parts * columns.parts
     if mode == "bilinear":  # as fine as possible
         total = _MOST // columns.parts * columns.parts
     if total > _MOST:
+        return None
+    # A row's weight, as a product: its parts times what the reciprocal lacks, and 2**-25 at most
+    # when that is rounded. Lines differ by 255 * total at most.
+    error = (rows.parts - 1) * abs(reciprocal(rows.parts)[1]) + 2**-25
+    if mode == "direct" and 255 * total * error >= 0.5:
         return None
     whole, (share, lack) = -(-_LOWEST // total), reciprocal(total)
     start = whole * total + (1 if mode == "direct" and lack > 0 else 0)
