@@ -204,7 +204,7 @@ def next_line(number, place, parts, TAPS: tl.constexpr, SKIPS: tl.constexpr):
 
     A place is how many rows are left, and how many parts the row is after the first line that it
     may be made of: TAPS lines, of which the last one is the newest. Lines that no row uses are left
-    out, if there are any: SKIPS.
+    out, if there are any: SKIPS. The line after them is the first one that the row is made of.
     """
     left, part = place
     lines = tl.maximum(part // parts - (TAPS - 1), 1) if SKIPS else 1

@@ -9,7 +9,7 @@ from ..spec import ResizeMode
 
 LANES = 32  # of four columns each, which one program makes
 _LOWEST = 1 << 23  # the smallest float32 of which the last bit counts 1
-_MOST = 1 << 15  # so that weights have 16 bits, and _LOWEST + 256 times the total is 2**24
+_MOST = 1 << 15  # so that weights have 16 bits, and _LOWEST + 256 times it is 2**24
 
 
 class Along(NamedTuple):
