@@ -62,7 +62,8 @@ oldest: $(VENV)-oldest/.ready ## an environment with the oldest PyTorch and Trit
 # Everything else comes from .venv, NVIDIA's libraries for a newer PyTorch among it: it imports with
 # them, and no GPU is used.
 $(VENV)-oldest/.ready: $(VENV)/.ready
-	$(RUN) venv --clear $(VENV)-oldest
+	@rm -rf $(VENV)-oldest # not --clear, which would empty what a link leads to
+	$(RUN) venv $(VENV)-oldest
 	$(VENV)-oldest/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	    'torch==2.11.*' 'triton==3.6.*' 'numpy<2.4'
 	$(VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \

@@ -179,15 +179,15 @@ def first_place(row, height, MODE: tl.constexpr):
 
     The second is a numerator (int32); its denominator is the second result of `steps`.
     """
+    # Also for the row above the box, hence a whole box further: on a GPU `//` truncates towards 0.
     if MODE == "crop":
-        # Also for rows just outside of the box, hence shifted: on a GPU `//` truncates towards 0.
-        shifted = (2 * row + 1) * _CROP_SIZE + (2 * 64 - 1) * height
+        shifted = (2 * (row + height) + 1) * _CROP_SIZE - height
         whole = shifted // (2 * height)
-        return whole - 64, shifted - whole * 2 * height
+        return whole - _CROP_SIZE, shifted - whole * 2 * height
     else:
-        shifted = row * _ROI_SIZE + 64 * height
+        shifted = (row + height) * _ROI_SIZE
         whole = shifted // height
-        return whole - 64, shifted - whole * height
+        return whole - _ROI_SIZE, shifted - whole * height
 
 
 @triton.jit

@@ -168,7 +168,7 @@ def quad_row(
 
 @triton.jit
 def _quad_rows(
-    place, newest, lines, rows, out, live,
+    place, lines, rows, out, live,
     MODE: tl.constexpr, CHANNELS: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
     """Make the rows whose last line is the newest one, see `next_line`.
@@ -265,19 +265,19 @@ def _resize_quads(
                 line0 = line1
                 line1 = last_line(newest, picture, columns, MODE, CHANNELS, FIRST, REACH)
                 lines = (line0, line1)
-            place, out = _quad_rows(place, newest, lines, rows, out, live, MODE, CHANNELS, ASM)
+            place, out = _quad_rows(place, lines, rows, out, live, MODE, CHANNELS, ASM)
     else:
         while place[0] > 0:
             # Two or four lines each time, so that none has to move.
             newest, place = next_line(newest, place, parts_y, TAPS, SKIPS)
             line0 = quad_line(newest, picture, columns, MODE, CHANNELS, FIRST, REACH, ALIGNED)
             lines = (line1, line2, line3, line0) if TAPS == 4 else (line1, line0)
-            place, out = _quad_rows(place, newest, lines, rows, out, live, MODE, CHANNELS, ASM)
+            place, out = _quad_rows(place, lines, rows, out, live, MODE, CHANNELS, ASM)
             if place[0] > 0:
                 newest, place = next_line(newest, place, parts_y, TAPS, SKIPS)
                 line1 = quad_line(newest, picture, columns, MODE, CHANNELS, FIRST, REACH, ALIGNED)
                 lines = (line2, line3, line0, line1) if TAPS == 4 else (line0, line1)
-                place, out = _quad_rows(place, newest, lines, rows, out, live, MODE, CHANNELS, ASM)
+                place, out = _quad_rows(place, lines, rows, out, live, MODE, CHANNELS, ASM)
             if TAPS == 4:
                 if place[0] > 0:
                     newest, place = next_line(newest, place, parts_y, TAPS, SKIPS)
@@ -285,18 +285,14 @@ def _resize_quads(
                         newest, picture, columns, MODE, CHANNELS, FIRST, REACH, ALIGNED
                     )
                     lines = (line3, line0, line1, line2)
-                    place, out = _quad_rows(
-                        place, newest, lines, rows, out, live, MODE, CHANNELS, ASM
-                    )
+                    place, out = _quad_rows(place, lines, rows, out, live, MODE, CHANNELS, ASM)
                 if place[0] > 0:
                     newest, place = next_line(newest, place, parts_y, TAPS, SKIPS)
                     line3 = quad_line(
                         newest, picture, columns, MODE, CHANNELS, FIRST, REACH, ALIGNED
                     )
                     lines = (line0, line1, line2, line3)
-                    place, out = _quad_rows(
-                        place, newest, lines, rows, out, live, MODE, CHANNELS, ASM
-                    )
+                    place, out = _quad_rows(place, lines, rows, out, live, MODE, CHANNELS, ASM)
 
 
 def _fits_quads(images: Tensor, out: Tensor) -> bool:

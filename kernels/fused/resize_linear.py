@@ -11,15 +11,16 @@ That number is a multiple of the total, 2**23 to 2**24, or one more, see below. 
 two lines is that number plus a sum too, rounded to a whole number: 1 / total of a level. Divided by
 the total it is a whole number and a level, and the whole number goes away in the same instruction.
 
-In "bilinear" it rounds to the next level; a value is off by no more than 1 / total.
+In "bilinear" it rounds to the next level; a value is off by less than 10**-4 of a level.
 
 In "direct" it truncates, and the level is exact: `total` is the product of the rows' and columns'
 denominators, so what is between two lines is the whole number S of the reference, S // total the
-level. A row's weight is off by less than 2**-24 of itself, and the lines' difference is below
-2**23, so the value is off by less than 0.5 before it is rounded, and exact after that: N + S, where
-N is the number that the sums begin at. The reciprocal of the total is off by d, less than 2**-24 of
-itself, so the quotient is off by (N + S) * d, less than 1, in units of 1 / total. If d is negative,
-N is one more: in either case, the quotient is too large by 0 or more, less than 1.
+level. A row's weight is rounded twice, as a product of a reciprocal; `linear_plan` leaves out the
+few sizes for which the value would be off by 0.5 or more before it is rounded. So it is exact after
+that: N + S, where N is the number that the sums begin at. The reciprocal of the total is off by d,
+less than 2**-24 of itself, so the quotient is off by (N + S) * d, less than 1, in units of
+1 / total. If d is negative, N is one more: in either case, the quotient is too large by 0 or more,
+less than 1.
 """
 
 import triton
@@ -203,7 +204,7 @@ def next_line(number, place, parts, TAPS: tl.constexpr, SKIPS: tl.constexpr):
 
     A place is how many rows are left, and how many parts the row is after the first line that it
     may be made of: TAPS lines, of which the last one is the newest. Lines that no row uses are left
-    out, if there are any: SKIPS.
+    out, if there are any: SKIPS. The line after them is the first one that the row is made of.
     """
     left, part = place
     lines = tl.maximum(part // parts - (TAPS - 1), 1) if SKIPS else 1

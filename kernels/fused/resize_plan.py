@@ -9,7 +9,7 @@ from ..spec import ResizeMode
 
 LANES = 32  # of four columns each, which one program makes
 _LOWEST = 1 << 23  # the smallest float32 of which the last bit counts 1
-_MOST = 1 << 15  # so that weights have 16 bits, and _LOWEST + 256 times the total is 2**24
+_MOST = 1 << 15  # so that weights have 16 bits, and _LOWEST + 256 times it is 2**24
 
 
 class Along(NamedTuple):
@@ -63,12 +63,20 @@ def tile_rows(n: int, new: tuple[int, int]) -> int:
 def linear_plan(
     n: int, old: tuple[int, int], new: tuple[int, int], mode: ResizeMode
 ) -> LinearPlan | None:
-    """Plan a resize, from heights and widths. Returns None if numbers would be too large."""
+    """Plan a resize, from heights and widths.
+
+    Returns None if numbers would be too large, or rows' weights not exact enough.
+    """
     rows, columns = (along(*sizes, mode) for sizes in zip(old, new, strict=True))
     total = rows.parts * columns.parts
     if mode == "bilinear":  # as fine as possible
         total = _MOST // columns.parts * columns.parts
     if total > _MOST:
+        return None
+    # A row's weight, as a product: its parts times what the reciprocal lacks, and 2**-25 at most
+    # when that is rounded. Lines differ by 255 * total at most.
+    error = (rows.parts - 1) * abs(reciprocal(rows.parts)[1]) + 2**-25
+    if mode == "direct" and 255 * total * error >= 0.5:
         return None
     whole, (share, lack) = -(-_LOWEST // total), reciprocal(total)
     start = whole * total + (1 if mode == "direct" and lack > 0 else 0)

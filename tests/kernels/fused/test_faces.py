@@ -88,6 +88,13 @@ def test_sizes(device, poisoned, person, size):
     check(device, poisoned, person, [[30, 15, 30 + size, 15 + size]], [0])
 
 
+def test_low_boxes_of_odd_rows(device, poisoned, person):
+    """In YUV, the row above such a box is made too: a crop's worth of rows before its first one."""
+    boxes = [[30, 15, 57, 15 + height] for height in (1, 2, 3)]
+    part = {"height": 24, "width": 64}
+    check(device, poisoned, person, boxes, [0, 1, 2], part=part, formats=("nv12",))
+
+
 # 328 is the crop's size (a copy), 320 the ROI's; 656 is twice the crop (ties); 700 has more than two
 # rows for each row of the crop, as the box far larger than its frame below, which stands for it in
 # the interpreter. The frame shows only a part of these boxes.

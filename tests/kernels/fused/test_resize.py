@@ -19,7 +19,7 @@ import kernels
 from kernels import reference
 from kernels.fused import instructions
 from kernels.fused import resize as quads
-from kernels.fused.resize_plan import linear_plan
+from kernels.fused.resize_plan import linear_plan, reciprocal
 
 from .test_images import check_resized
 
@@ -209,3 +209,30 @@ def test_direct_is_exact(old_height, new_height, old_width, new_width):
         highest = lowest + plan.total - 1 if level < 255 else lowest
         for value in (start + lowest, start + highest):
             assert value <= 2**24 and math.floor(value * share + begin) == 2**23 + level
+
+
+def test_row_weights_are_exact_enough(addresses):
+    """Of 15 rows with sums as large as these, a weight that is rounded twice costs a level."""
+    images = torch.full((1, 14, 1025, 1), 232, dtype=torch.uint8)
+    images[:, 3] = 2
+    check(images, (15, 2048), "direct")
+    assert (kernels.resize(images, (15, 2048), mode="direct")[:, 3] == 48).all()  # 232 - 230 * 0.8
+    assert linear_plan(1, (14, 1025), (15, 1024), "direct") is not None  # sums half as large
+
+
+@given(st.integers(1, kernels.MAX_SIDE))
+@example(15)
+@example(8163)
+def test_values_between_lines_are_exact(new_height):
+    """A weight moves no value by half, as float32 has it, between the lines that differ most."""
+    most = 2**15 // new_height  # parts of a column, so that numbers are small enough
+    plans = [
+        linear_plan(1, (1, 4), (new_height, 4 * parts), "direct") for parts in (most, most // 2)
+    ]
+    assert plans[1] is not None
+    parts = np.arange(new_height)
+    weights = parts.astype(np.float32) * np.float32(reciprocal(new_height)[0])
+    for plan in filter(None, plans):
+        # A sum is a multiple of the parts: this is exact in float64.
+        errors = (weights.astype(np.float64) * new_height - parts) * 255 * plan.columns.parts
+        assert np.abs(errors).max() < 0.5
