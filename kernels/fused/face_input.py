@@ -136,17 +136,17 @@ def make_rows(row, end, place, newest, lines, box_height, table, stores):
     return row, (top, part)
 
 
-@triton.jit(do_not_specialize=["height", "width"])
+# Compiled once for all frames and batches, which takes seconds.
+@triton.jit(do_not_specialize=["frame_units", "row_units", "height", "width", "rows"])
 def _face_input(
-    frames, frame_units, row_units, boxes, index, inputs, crops, height, width, table,
-    ALIGNED: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr,
+    frames, frame_units, row_units, boxes, index, inputs, crops, height, width, table, rows,
+    ALIGNED: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Make ROWS rows of 4 LANES columns of one face crop, and of the six planes made of them."""
+    """Make `rows` rows of 4 LANES columns of one face crop, and of the six planes made of them."""
     SIZE: tl.constexpr = 4 if ALIGNED else 1
     across: tl.constexpr = (_CROP_SIZE + 4 * LANES - 1) // (4 * LANES)
-    tiles: tl.constexpr = (_CROP_SIZE + ROWS - 1) // ROWS * across
-    program = tl.program_id(0)
-    item = (program // tiles).to(tl.int64)
+    program = tl.program_id(1)
+    item = tl.program_id(0).to(tl.int64)
     number = tl.load(index + item).to(tl.int64)
     x0, y0, x1, y1 = load_box(boxes, number)
     crops += item * _CROP_SIZE * _CROP_SIZE * 3
@@ -183,8 +183,8 @@ def _face_input(
     )  # fmt: skip
 
     # A line is a row of the box, resampled sideways; `newest` is the box row of the last one.
-    row = program % tiles // across * ROWS
-    end = tl.minimum(row + ROWS, _CROP_SIZE)
+    row = program // across * rows
+    end = tl.minimum(row + rows, _CROP_SIZE)
     place = _place(row, box_height)
     newest = place[0] - 2
     none = tl.zeros((LANES,), tl.float32)
@@ -272,11 +272,11 @@ def face_input(
     aligned = all(part % 4 == 0 for part in (*strides, frames.data_ptr()))
     size = 4 if aligned else 1
     rows = tile_rows(n)
-    programs = n * triton.cdiv(CROP_SIZE, rows) * triton.cdiv(CROP_SIZE, 4 * LANES)
-    _face_input[(programs,)](
+    tiles = triton.cdiv(CROP_SIZE, rows) * triton.cdiv(CROP_SIZE, 4 * LANES)
+    _face_input[(n, tiles)](
         frames, strides[0] // size, strides[1] // size, boxes.contiguous(), index.contiguous(),
         inputs, crops, frames.shape[1], width,
-        _weight_table(frames.device), ALIGNED=aligned, ROWS=rows, LANES=LANES,
+        _weight_table(frames.device), rows, ALIGNED=aligned, LANES=LANES,
         num_warps=1, maxnreg=_registers(frames.device), num_stages=1,
     )  # fmt: skip
     return inputs, crops
